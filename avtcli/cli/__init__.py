@@ -1,0 +1,1 @@
+"""Words: parse, explain, print, exit code; torch is imported inside the commands only."""

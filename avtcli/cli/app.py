@@ -1,0 +1,69 @@
+"""The front door: the commands by name, and errors turned into one message and an exit code."""
+
+import os
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from avtcli.cli import demo, export, homographies, plugins, pretrain, probe, recipes
+from avtcli.errors import AvtError
+
+
+class AvtGroup(TyperGroup):
+    """Prints a user's mistake as one message; a bug keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command.
+
+        Raises:
+            typer.Exit: with the error's exit code.
+        """
+        try:
+            return super().invoke(ctx)
+        except AvtError as error:
+            rank = os.environ.get("RANK", "0")
+            if rank == "0" or error.exit_code <= 128:  # a signal reaches all processes: one speaks
+                typer.echo(f"{'' if rank == '0' else f'process {rank}: '}error: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+
+
+app = typer.Typer(
+    name="avt",
+    cls=AvtGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"avt {version('avtcli')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _avt(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Pretrain a vision backbone without labels by autoencoding transformations, measure it, take the weights away."""
+
+
+app.command("pretrain", cls=pretrain.OptionalValue)(pretrain.pretrain)
+app.command("probe")(probe.probe)
+app.command("export")(export.export)
+app.command("gen-homographies")(homographies.gen_homographies)
+app.command("demo")(demo.demo)
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(plugins.app, name="plugins")
+
+
+def main() -> None:
+    """Run `avt`."""
+    app()

@@ -1,0 +1,74 @@
+"""The options that several commands take, said once."""
+
+import importlib.metadata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def _complete(kind: str) -> "typer.models.OptionInfo | object":
+    def complete(incomplete: str) -> Iterator[str]:
+        found = {entry.name for entry in importlib.metadata.entry_points(group=f"avtcli.{kind}s")}
+        return (name for name in sorted(found) if name.startswith(incomplete))
+
+    return complete
+
+
+Run = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="RUN", help="A run folder, a checkpoint or an exported file. Left out: the newest run under ./runs."
+    ),
+]
+Dataset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[:PATH]",
+        help="The images; see `avt plugins list`.",
+        autocompletion=_complete("dataset"),
+        rich_help_panel="Data",
+    ),
+]
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[:VARIANT]", help="The network to pretrain.", autocompletion=_complete("backbone"), rich_help_panel="Model"
+    ),
+]
+Transform = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="The family of transformations.", autocompletion=_complete("transform"), rich_help_panel="Model"
+    ),
+]
+Objective = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="What is minimised.", autocompletion=_complete("objective"), rich_help_panel="Model"),
+]
+DataDir = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Where the data lies. Left out: $AVT_DATA, else ./data.", rich_help_panel="Data"),
+]
+LimitTrain = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Use a draw of so many training images, the same in every command.", rich_help_panel="Data"),
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o",
+        metavar="KIND.KEY=VALUE",
+        help="An option of a part; KIND is backbone, dataset, transform, objective, optimizer, schedule or augment.",
+        rich_help_panel="Model",
+    ),
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"] | None,
+    typer.Option(help="Where the arithmetic happens.", rich_help_panel="Hardware"),
+]
+Seed = Annotated[
+    int | None, typer.Option(metavar="N", help="Every random draw follows from it.", rich_help_panel="Optimisation")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel="Output")]

@@ -1,0 +1,53 @@
+"""`avt recipes`: the published experiments, and our own, by name."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from avtcli.cli.console import say, say_json, say_table
+from avtcli.cli.options import Json
+
+app = typer.Typer(help="List, show and copy recipes.", no_args_is_help=True, rich_markup_mode="markdown")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A recipe; see `avt recipes list`.")]
+
+
+@app.command("list")
+def list_recipes(as_json: Json = False) -> None:
+    """List the recipes that come with avt."""
+    from avtcli import recipes
+
+    abouts = {name: recipes.parse(name, recipes.text(name))["about"] for name in recipes.names()}
+    if as_json:
+        say_json([{"name": name, **about} for name, about in abouts.items()])
+    else:
+        say_table(("recipe", "for", "what"), [(name, f"avt {a['kind']}", a["title"]) for name, a in abouts.items()])
+
+
+@app.command("show")
+def show(name: Name) -> None:
+    """Print a recipe as it is written, every value with its source."""
+    from avtcli import recipes
+
+    say(recipes.text(name).rstrip())
+
+
+@app.command("copy")
+def copy(
+    name: Name, to: Annotated[Path | None, typer.Argument(metavar="FILE.toml", help="Left out: NAME.toml here.")] = None
+) -> None:
+    """Copy a recipe to a file of your own, to change it and run it with `--recipe FILE.toml`."""
+    from avtcli import recipes
+    from avtcli.errors import AvtError
+
+    to = to or Path(f"{Path(name).stem}.toml")
+    text = recipes.text(name)
+    try:
+        with to.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise AvtError(f"{to} exists already and is not overwritten. Name another file.") from None
+    except OSError as error:
+        raise AvtError(f"{to} cannot be written: {error.strerror}.") from None
+    say(f"copied to {to}", f"run it: avt pretrain --recipe {to}")

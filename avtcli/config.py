@@ -1,0 +1,336 @@
+"""What a run is told: frozen models, every field documented, and the layers that are merged into them.
+
+A run's settings are a recipe overlaid with the command line. Published values stand in `recipes/`, never here.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from avtcli import recipes
+from avtcli.errors import AvtError, nearest
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class Frozen(BaseModel):
+    """A value: every field documented, nothing unknown, no NaN."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
+
+
+class Plugin(BaseModel):
+    """A plugin by name; what stands beside the name are its options, and the plugin checks them."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    name: str
+    """NAME or NAME:VARIANT."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options beside the name."""
+        return dict(self.model_extra or {})
+
+
+class Augment(Frozen):
+    """What happens to an image before it is transformed; both views share it."""
+
+    resize: int | None = Field(default=None, gt=0)
+    """The shorter side, in pixels, after resizing; none keeps the images as they are."""
+    crop: int | None = Field(default=None, gt=0)
+    """The side of the random crop, in pixels; none means the images' own size."""
+    padding: int = Field(default=0, ge=0)
+    """Black pixels added on each side before the crop."""
+    flip: bool = True
+    """Whether half of the images are mirrored."""
+
+
+class Optimizer(Frozen):
+    """The optimiser; its rates come from the schedule."""
+
+    name: Literal["sgd", "adamw"] = "adamw"
+    """sgd or adamw."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """SGD's momentum."""
+    nesterov: bool = True
+    """Whether SGD's momentum is Nesterov's."""
+    weight_decay: float = Field(default=0.05, ge=0)
+    """Applied to every parameter, as in the release."""
+
+
+class Piece(Frozen):
+    """From one epoch on: a rate, and how it changes each epoch."""
+
+    start: float = Field(ge=0)
+    """The epoch, counted from 0, at which the piece begins."""
+    rate: float = Field(ge=0)
+    """The learning rate at its start."""
+    slope: float = 0.0
+    """Added to the rate for each epoch since the start."""
+
+
+class Schedule(Frozen):
+    """The learning rate as a pure function of the epoch."""
+
+    epochs: int = Field(default=100, gt=0)
+    """The length it was written for; running more or fewer epochs stretches or shrinks it in proportion."""
+    rate: float = Field(default=2e-3, gt=0)
+    """The peak of the cosine; not used where there are pieces."""
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """The share of the cosine's length over which the rate rises to its peak."""
+    pieces: tuple[Piece, ...] = ()
+    """A rate that is constant or linear in pieces; none means a cosine that falls to 0 after a linear warm-up."""
+    log_var_pieces: tuple[Piece, ...] = ()
+    """The rates of the decoder's log-variance layer, where it has its own; none means as the rest."""
+
+    @model_validator(mode="after")
+    def _pieces_in_order(self) -> "Schedule":
+        for name in ("pieces", "log_var_pieces"):
+            starts = [piece.start for piece in getattr(self, name)]
+            if starts and (starts[0] != 0 or starts != sorted(set(starts))):
+                raise ValueError(f"schedule.{name} must begin at epoch 0 and go on in order, found starts {starts}")
+        return self
+
+    @property
+    def peak(self) -> float:
+        """The highest rate of the backbone."""
+        return max((piece.rate for piece in self.pieces), default=self.rate)
+
+    def with_peak(self, peak: float) -> "Schedule":
+        """The same schedule with another peak; all rates keep their ratio to it."""
+        by = peak / self.peak
+
+        def scaled(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+            return tuple(Piece(start=p.start, rate=p.rate * by, slope=p.slope * by) for p in pieces)
+
+        update = {"rate": peak, "pieces": scaled(self.pieces), "log_var_pieces": scaled(self.log_var_pieces)}
+        return self.model_copy(update=update)
+
+
+class ModelSpec(Frozen):
+    """What it takes to build a model again before its weights are loaded; stored with every checkpoint and export."""
+
+    backbone: Plugin
+    """The network."""
+    channels: int = Field(gt=0)
+    """Of the images."""
+    size: tuple[int, int]
+    """(height, width) of the images that it was trained on."""
+    mean: tuple[float, ...]
+    """Per channel, of images in [0, 1]."""
+    std: tuple[float, ...]
+    """Per channel."""
+    noise_scale: float = 0.0
+    """Of the encoder; 0 means no log-variance branch."""
+    outputs: int = Field(default=0, ge=0)
+    """How many numbers the decoder predicts; 0 means that there is no decoder."""
+    has_log_var: bool = False
+    """Whether the decoder predicts a log-variance."""
+    log_var_scale: float = 1.0
+    """Factor on the log-variance layer's output."""
+    layer: str | None = None
+    """The tap that calling the encoder returns; none means the mean of the code."""
+
+
+class PretrainConfig(Frozen):
+    """Everything that a pretraining run depends on."""
+
+    recipe: str = "default"
+    """The recipe that the settings started from."""
+    seed: int = 0
+    """Every random draw is a function of it and of what the draw belongs to."""
+    epochs: int | None = Field(default=None, gt=0)
+    """Passes over the images; none means the schedule's own length."""
+    max_steps: int | None = Field(default=None, gt=0)
+    """Stop after so many steps; the schedule is left alone."""
+    batch_size: int = Field(default=128, ge=2)
+    """Images a step, over all processes."""
+    limit_train: int | None = Field(default=None, ge=2)
+    """Train on a draw of so many images; the same draw in every command and for every seed."""
+    data_dir: str | None = None
+    """Where the data lies; none means $AVT_DATA, else ./data."""
+    homographies: str | None = None
+    """A bank of transformations to draw from, made by `avt gen-homographies`."""
+    bank_count: int | None = Field(default=None, gt=0)
+    """Make a bank of so many at the start and draw from it, where none is given."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the arithmetic happens; auto takes CUDA, then MPS, then the CPU."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 on a CUDA device that has it, else fp32."""
+    compile: bool = False
+    """Whether the training step is compiled."""
+    save_every: float = Field(default=10.0, gt=0, le=10)
+    """Minutes between checkpoints, at most."""
+    dataset: Plugin = Plugin(name="fashion-mini")
+    """The images."""
+    backbone: Plugin = Plugin(name="nin")
+    """The network."""
+    transform: Plugin = Plugin(name="projective")
+    """The family of transformations."""
+    objective: Plugin = Plugin(name="avt")
+    """What is minimised."""
+    augment: Augment = Augment()
+    """What happens to an image first."""
+    optimizer: Optimizer = Optimizer()
+    """How the weights move."""
+    schedule: Schedule = Schedule()
+    """How fast they move."""
+
+    @property
+    def total_epochs(self) -> int:
+        """The epochs to run."""
+        return self.epochs or self.schedule.epochs
+
+
+class ProbeConfig(Frozen):
+    """Everything that a probe's numbers depend on beside the weights."""
+
+    layers: tuple[str, ...] = ()
+    """The taps to probe; none means the code, and `all` every tap."""
+    pool: Literal["max", "avg", "none"] = "max"
+    """How maps are reduced."""
+    pool_size: int = Field(default=4, gt=0)
+    """The side of a map after pooling, in cells; smaller maps stay as they are."""
+    head: Literal["linear"] = "linear"
+    """The classifier."""
+    samples: int = Field(default=0, ge=0)
+    """Samples of the code to average; 0 takes its mean."""
+    epochs: int = Field(default=100, gt=0)
+    """Passes over the features."""
+    batch_size: int = Field(default=128, ge=2)
+    """Features a step."""
+    rates: tuple[float, ...] = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+    """Learning rates to choose from on the held-out part."""
+    weight_decay: float = Field(default=5e-4, ge=0)
+    """Of the head."""
+    held_out: float = Field(default=0.1, gt=0, lt=1)
+    """The share of the training images that decides what we choose."""
+    limit_train: int | None = Field(default=None, ge=20)
+    """Train on a draw of so many images; the same draw in every command and for every seed."""
+    seed: int = 0
+    """Of the heads' weights, the order of the features and the random baseline."""
+    baseline: bool = True
+    """Whether a randomly initialised backbone is probed beside."""
+    dataset: Plugin | None = None
+    """The labelled images; none means those of the run."""
+    data_dir: str | None = None
+    """Where the data lies; none means $AVT_DATA, else ./data."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the arithmetic happens."""
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Overlay settings; None means not given. A plugin of another name leaves the options of the one it replaces behind."""
+    out = dict(base)
+    for key, value in over.items():
+        if value is None:
+            continue
+        if isinstance(value, Mapping):
+            below = out.get(key, {})
+            replaced = "name" in value and value["name"] != below.get("name")
+            out[key] = merge({} if replaced else below, value)
+        else:
+            out[key] = value
+    return out
+
+
+def resolve(over: Mapping[str, Any], *, recipe: str | None) -> PretrainConfig:
+    """Overlay a recipe with the command line.
+
+    Args:
+        over: settings by section, None where not given; `lr` is the backbone's peak rate.
+        recipe: a recipe's name or a TOML file; where left out, data set and backbone choose the published one, else our own.
+
+    Raises:
+        AvtError: for an unknown recipe, or with every bad setting at once.
+    """
+    over = dict(over)
+    peak = over.pop("lr", None)
+    name = recipe or recipes.choose(over)
+    content = recipes.load(name, kind="pretrain")
+    config = validate(PretrainConfig, merge({**content, "recipe": content.get("recipe", name)}, over), where=f"recipe {name}")
+    if peak is not None:
+        config = config.model_copy(update={"schedule": config.schedule.with_peak(peak)})
+    return config
+
+
+def validate(model: type[T], settings: Mapping[str, Any], *, where: str) -> T:
+    """Check settings, all at once.
+
+    Raises:
+        AvtError: naming each bad setting, what was found and what was expected.
+    """
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        problems = [_problem(model, detail) for detail in error.errors()]
+        raise AvtError(f"These settings ({where}) are not right:\n" + "\n".join(f"  {p}" for p in problems)) from None
+
+
+def _problem(model: type[BaseModel], detail: Any) -> str:
+    path = [str(part) for part in detail["loc"]]
+    where = ".".join(path)
+    if detail["type"] == "extra_forbidden":
+        known = _fields_at(model, path[:-1])
+        return f"{where}: there is no such setting. {nearest(path[-1], known)}Known here: {', '.join(known)}."
+    return f"{where or 'the whole'}: {detail['msg']}, found {detail['input']!r}"
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(part)
+        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+    return list(model.model_fields)
+
+
+def options_from_texts(texts: list[str]) -> dict[str, dict[str, Any]]:
+    """Read `KIND.KEY=VALUE` from the command line into settings by section.
+
+    A key with a point of its own, as in `transform.projective.shift=0.1`, goes a level deeper.
+
+    Raises:
+        AvtError: for a text of another form or an unknown kind.
+    """
+    from avtcli.registry import parse_value
+
+    kinds = ("backbone", "dataset", "transform", "objective", "optimizer", "schedule", "augment")
+    out: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        kind, *path = key.strip().split(".")
+        if not equals or not path or not all(path):
+            raise AvtError(f"-o takes KIND.KEY=VALUE, as in `-o backbone.width=0.25`, found {text!r}.")
+        if kind not in kinds:
+            raise AvtError(f"-o knows no kind '{kind}'. {nearest(kind, kinds)}Kinds: {', '.join(kinds)}.")
+        place = out
+        for part in (kind, *path[:-1]):
+            place = place.setdefault(part, {})
+        place[path[-1]] = parse_value(value.strip())
+    return out
+
+
+def to_toml(config: PretrainConfig) -> str:
+    """Write settings as TOML that `resolve` reads back to an equal model, each with its description above it."""
+    import tomli_w
+
+    lines: list[str] = []
+    fields = PretrainConfig.model_fields
+    for line in tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)).splitlines():
+        if line.startswith("["):
+            field = PretrainConfig.model_fields.get(line.strip("[]"))
+            section: Any = field.annotation if field else None
+            plain = isinstance(section, type) and issubclass(section, Frozen)
+            fields = section.model_fields if plain else {}  # a plugin's options are described by the plugin
+            described = field.description if field else None
+        else:
+            found = fields.get(line.split(" = ")[0])
+            described = found.description if found else None
+        if described:
+            lines.append(f"# {described}")
+        lines.append(line)
+    return "\n".join(lines) + "\n"

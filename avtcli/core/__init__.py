@@ -1,0 +1,1 @@
+"""Maths: tensors in, tensors out; no disk, no print, no config."""

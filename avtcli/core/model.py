@@ -1,0 +1,53 @@
+"""The autoencoder of transformations: one Siamese encoder and a Gaussian decoder on the two codes."""
+
+import torch
+from torch import Tensor, nn
+
+from avtcli.core.encoder import Encoder
+
+
+class AVTModel(nn.Module):
+    """q(t | z~, z): mean and log-variance are two linear layers on [vector(original), vector(moved)] (AVT, section 3.3).
+
+    The encoder is called once a view, original first: each view is normalised by its own batch statistics and the running
+    averages move twice, as published. Concatenating the views into one batch is not the same.
+
+    Args:
+        encoder: the Siamese encoder.
+        outputs: how many numbers are predicted.
+        has_log_var: whether a log-variance is predicted too.
+        log_var_scale: factor on the log-variance layer's output (the release: 1 / 1000).
+    """
+
+    def __init__(self, encoder: Encoder, outputs: int, *, has_log_var: bool, log_var_scale: float = 1.0) -> None:
+        super().__init__()
+        self.encoder = encoder
+        width = 2 * encoder.backbone.vector_dim
+        self.mean_head = nn.Linear(width, outputs)
+        self.log_var_head = nn.Linear(width, outputs) if has_log_var else None
+        self.log_var_scale = log_var_scale
+        for head in (self.mean_head, self.log_var_head):
+            if head is not None:
+                nn.init.zeros_(head.bias)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn images, float in [0, 1] or uint8, (B, C, H, W), into what the network takes."""
+        return self.encoder.normalise(images)
+
+    def forward(
+        self, x: Tensor, y: Tensor, noise_x: Tensor | None = None, noise_y: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Predict the transformation between two images.
+
+        Args:
+            x: the originals, normalised, (B, C, H, W).
+            y: the moved images, likewise.
+            noise_x: eps of the originals' codes; drawn where left out in training, none in eval mode.
+            noise_y: eps of the moved images' codes.
+
+        Returns:
+            The mean of the normalised target, (B, outputs), and the log-variance that the likelihood uses, likewise, or none.
+        """
+        both = torch.cat([self.encoder.encode(x, noise_x)[0], self.encoder.encode(y, noise_y)[0]], dim=1)
+        log_var = None if self.log_var_head is None else self.log_var_head(both) * self.log_var_scale
+        return self.mean_head(both), log_var

@@ -1,0 +1,48 @@
+"""Resampling a batch of images under a batch of homographies."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from avtcli.errors import ShapeError
+
+GREY = 128 / 255
+"""The fill of the authors' release: grey level 128, as its Pillow 5 drew it."""
+
+
+def warp(images: Tensor, in_from_out: Tensor, *, fill: float = GREY, truncate: bool = False) -> Tensor:
+    """Resample a batch of images under a batch of homographies, bilinearly, as Pillow's PERSPECTIVE does.
+
+    Convention:
+        - images (B, C, H, W), float in [0, 1]; the result has the same shape, type and device
+        - in_from_out (B, 3, 3) maps an *output* pixel (x, y, 1) to an *input* pixel: Pillow's direction
+        - pixel i covers [i, i + 1); its centre is i + 0.5
+        - outside the image: `fill`, with a hard edge
+
+    Args:
+        images: the batch.
+        in_from_out: one matrix an image.
+        fill: the value outside, in [0, 1].
+        truncate: round down to one of the 256 grey levels, as Pillow does for uint8 images.
+
+    Raises:
+        ShapeError: if the two batches differ in length.
+    """
+    if in_from_out.shape != (len(images), 3, 3):
+        raise ShapeError(
+            f"{len(images)} images need in_from_out of shape ({len(images)}, 3, 3), found {tuple(in_from_out.shape)}."
+        )
+    height, width = images.shape[-2:]
+    work = torch.promote_types(images.dtype, torch.float32)  # coordinates never in reduced precision
+    m = in_from_out.to(images.device, work).flatten(1)[:, :, None, None].unbind(1)
+    x = torch.arange(width, device=images.device, dtype=work)[None, None, :] + 0.5
+    y = torch.arange(height, device=images.device, dtype=work)[None, :, None] + 0.5
+    w = m[6] * x + m[7] * y + m[8]
+    u, v = (m[0] * x + m[1] * y + m[2]) / w, (m[3] * x + m[4] * y + m[5]) / w
+    inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    grid = torch.stack([2 * u / width - 1, 2 * v / height - 1], -1)
+    out = functional.grid_sample(images.to(work), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    if truncate:
+        # a grey level that float32 puts a hair below itself must not fall by one
+        out = (out * 255 + 1e-5).floor() / 255
+    return torch.where(inside[:, None], out, fill).to(images.dtype)

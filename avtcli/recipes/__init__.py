@@ -1,0 +1,73 @@
+"""Recipes by name: one TOML file for each published experiment and for our own, every value with its source."""
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from avtcli.errors import AvtError, nearest
+
+PUBLISHED = {("cifar10", "nin"): "cifar10-nin"}
+"""The published pretraining recipe of a data set and a backbone."""
+
+
+def names() -> list[str]:
+    """The recipes that come with avt, sorted."""
+    return sorted(
+        path.name.removesuffix(".toml") for path in resources.files(__name__).iterdir() if path.name.endswith(".toml")
+    )
+
+
+def text(name: str) -> str:
+    """A recipe as it is written, comments included.
+
+    Args:
+        name: one of `names()`, or a path to a TOML file of the same form, such as a run's config.toml.
+
+    Raises:
+        AvtError: if there is no such recipe or file.
+    """
+    if name.endswith(".toml") or "/" in name:
+        path = Path(name)
+        if not path.is_file():
+            raise AvtError(f"There is no recipe file {path}. Write one with `avt recipes copy default {path.name}`.")
+        return path.read_text(encoding="utf-8")
+    if name not in names():
+        raise AvtError(f"No recipe is called '{name}'. {nearest(name, names())}Recipes: {', '.join(names())}.")
+    return (resources.files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def parse(name: str, content: str) -> dict[str, Any]:
+    """Read TOML.
+
+    Raises:
+        AvtError: if it is none, with the place.
+    """
+    try:
+        return tomllib.loads(content)
+    except tomllib.TOMLDecodeError as error:
+        raise AvtError(f"{name} is no TOML: {error}.") from None
+
+
+def load(name: str, *, kind: str) -> dict[str, Any]:
+    """Read a recipe for one command.
+
+    Args:
+        name: as `text` takes it.
+        kind: pretrain or probe; a recipe says which it is for, a run's config.toml need not.
+
+    Raises:
+        AvtError: if there is no such recipe, or it is for another command.
+    """
+    content = parse(name, text(name))
+    about = content.pop("about", {"kind": kind})
+    if about["kind"] != kind:
+        raise AvtError(f"The recipe '{name}' is for `avt {about['kind']}`, not for `avt {kind}`.")
+    return content
+
+
+def choose(settings: Mapping[str, Any]) -> str:
+    """The published recipe of a data set and a backbone, else our own default."""
+    dataset, backbone = ((settings.get(part) or {}).get("name") or "" for part in ("dataset", "backbone"))
+    return PUBLISHED.get((dataset.partition(":")[0], backbone.partition(":")[0]), "default")

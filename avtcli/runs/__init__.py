@@ -1,0 +1,1 @@
+"""Deeds: one file per command, and what they share; nothing here prints."""

@@ -1,0 +1,37 @@
+"""The whole way on the embedded images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from avtcli.config import ProbeConfig, resolve
+from avtcli.runs.events import OnEvent
+from avtcli.runs.export import ExportResult, export
+from avtcli.runs.loading import open_source
+from avtcli.runs.pretrain import PretrainResult, pretrain
+from avtcli.runs.probe import ProbeResult, probe
+from avtcli.runs.rundir import default_folder
+
+RECIPE = "fashion-mini-demo"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What `avt demo` reports: its three parts."""
+
+    pretrain: PretrainResult
+    probe: ProbeResult
+    export: ExportResult
+
+
+def demo(out: Path | None, *, on_event: OnEvent) -> DemoResult:
+    """Pretrain, probe against random, and export.
+
+    Raises:
+        AvtError: if the folder exists.
+    """
+    config = resolve({}, recipe=RECIPE)
+    run = out or default_folder(config.dataset.name, config.backbone.name, config.objective.name)
+    pretrained = pretrain(config, run=run, resume=False, on_event=on_event)
+    source = open_source(run)
+    probed = probe(source, ProbeConfig(layers=("conv2",), pool="max"), out=None, on_event=on_event)
+    return DemoResult(pretrained, probed, export(source, out=None, layer=None, on_event=on_event))

@@ -1,0 +1,101 @@
+"""Devices, precision and signals: what a run stands on."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
+
+from avtcli.errors import AvtError
+
+
+def choose_device(name: str) -> str:
+    """Resolve auto, cpu, cuda or mps.
+
+    Raises:
+        AvtError: if the device is not there.
+    """
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(device for device, present in has.items() if present)
+    if not has[name]:
+        here = ", ".join(device for device, present in has.items() if present)
+        raise AvtError(f"There is no {name} device here, or this torch cannot use it. Devices: {here}.")
+    return name
+
+
+def choose_precision(name: str, device: str) -> str:
+    """Resolve auto, fp32, bf16 or fp16 for a device.
+
+    Raises:
+        AvtError: if the device cannot.
+    """
+    if name == "auto":
+        return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if name == "fp16" and device == "cpu":
+        raise AvtError("fp16 training needs a GPU, the device is cpu. Choose --precision fp32.")
+    if name == "bf16" and device == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+        raise AvtError("This CPU has no bf16 arithmetic, so bf16 would be many times slower. Choose --precision fp32.")
+    return name
+
+
+def build_accelerator(device: str, precision: str) -> Accelerator:
+    """Make the accelerator of this process, alone or one of those that torchrun started.
+
+    Raises:
+        AvtError: if it does not see the processes that were started.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        AcceleratorState._reset_state(True)  # it is global: an earlier run of this process must not decide for this one
+    accelerator = Accelerator(
+        cpu=device == "cpu",
+        mixed_precision="no" if precision == "fp32" else precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=5))],
+    )
+    if accelerator.num_processes != world:
+        raise AvtError(
+            f"{world} processes were started and {accelerator.num_processes} found each other. Give --device for all of them."
+        )
+    return accelerator
+
+
+def device_in_words(accelerator: Accelerator) -> str:
+    """The device as a person would name it."""
+    if accelerator.device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(accelerator.device)})"
+    threads = torch.get_num_threads()
+    return f"{accelerator.device.type} ({threads} thread{'s' * (threads > 1)})" if accelerator.device.type == "cpu" else "mps"
+
+
+class Stop:
+    """Remembers the first signal that asked the run to stop; 0 while there is none."""
+
+    number = 0
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Turn SIGINT, SIGTERM and SIGUSR1 into a request to finish the step; a second one leaves at once."""
+    stop = Stop()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if stop.number:
+            os._exit(128 + number)
+        stop.number = number
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    try:
+        before = {number: signal.signal(number, note) for number in numbers}
+    except ValueError:  # signals reach the main thread only: elsewhere the caller minds them
+        before = {}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,126 @@
+"""Banks of homographies: drawn once, written as safetensors, read with every check."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from avtcli import registry
+from avtcli.config import Plugin
+from avtcli.contracts import Size, TransformFamily
+from avtcli.core.bank import BankFamily
+from avtcli.core.homography import coefficients_from_matrix, is_proper, matrix_from_coefficients
+from avtcli.core.keyed import keyed_generator
+from avtcli.errors import AvtError
+from avtcli.runs.events import OnEvent, Saved
+from avtcli.runs.files import disk_errors_explained, refuse_existing, write_synced
+from avtcli.runs.loading import METADATA_KEY
+
+
+@dataclass(frozen=True)
+class BankResult:
+    """What `avt gen-homographies` reports."""
+
+    file: str
+    count: int
+    size: int
+    mean: list[float]
+    std: list[float]
+    seconds: float
+
+
+def draw_bank(plugin: Plugin, *, size: Size, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw a bank: coefficients (count, 8) float32 in Pillow's order, and their mean and std (8,) float64.
+
+    Raises:
+        AvtError: for a family that is not made of homographies, or one that folds images.
+    """
+    family: TransformFamily = registry.build("transform", plugin.name, plugin.options)
+    if family.kind != "geometric" or family.dof != 8:
+        raise AvtError(f"A bank holds homographies of 8 coefficients; the family '{plugin.name}' has {family.dof} numbers.")
+    parameters = family.draw(count, size, keyed_generator(seed, "bank"))
+    matrices = family.in_from_out(parameters, size)
+    improper = int((~is_proper(matrices, size)).sum())
+    if improper:
+        raise AvtError(f"{improper} of {count} draws of '{plugin.name}' fold the image: choose a smaller transform.shift.")
+    coefficients = coefficients_from_matrix(matrices)
+    return coefficients.float(), coefficients.mean(0), coefficients.std(0)
+
+
+def generate(out: Path, *, plugin: Plugin, size: int, count: int, seed: int, on_event: OnEvent) -> BankResult:
+    """Write a bank file.
+
+    Raises:
+        AvtError: if the file exists, or the family is none of homographies.
+    """
+    from avtcli import __version__
+
+    refuse_existing(out, flag="name")
+    began = time.monotonic()
+    coefficients, mean, std = draw_bank(plugin, size=(size, size), count=count, seed=seed)
+    about = {
+        "family": plugin.name,
+        "options": plugin.options,
+        "size": size,
+        "seed": seed,
+        "count": count,
+        "version": __version__,
+    }
+    blob = save({"coeffs": coefficients, "mean": mean, "std": std}, metadata={METADATA_KEY: json.dumps(about, sort_keys=True)})
+    with disk_errors_explained(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_synced(out, blob)
+    on_event(Saved(out))
+    return BankResult(str(out), count, size, mean.tolist(), std.tolist(), round(time.monotonic() - began, 2))
+
+
+def load_bank(path: Path, *, plugin: Plugin, size: Size) -> TransformFamily:
+    """Read a bank as a family that draws from it, normalised by the bank's own statistics unless the options state some.
+
+    Args:
+        path: a file that `avt gen-homographies` wrote.
+        plugin: the family that the run asks for.
+        size: (height, width) of the run's images.
+
+    Raises:
+        AvtError: if it is no bank, of another family or size, or holds what is no homography.
+    """
+    tensors, about = _read(path)
+    if about.get("family") != plugin.name:
+        raise AvtError(f"{path} was made for the family '{about.get('family')}', this run asks for '{plugin.name}'.")
+    if (about.get("size"), about.get("size")) != size:
+        found = f"{about.get('size')}x{about.get('size')}"
+        raise AvtError(
+            f"{path} was made for images of {found} px, this run's are {size[1]}x{size[0]} px. "
+            f"Make one with `avt gen-homographies --size {size[0]}`."
+        )
+    coefficients, mean, std = tensors["coeffs"], tensors["mean"], tensors["std"]
+    if coefficients.ndim != 2 or coefficients.shape[1] != 8 or not len(coefficients) or mean.shape != (8,) or std.shape != (8,):
+        raise AvtError(f"{path} has coeffs of shape {tuple(coefficients.shape)}, expected (N, 8) with mean and std (8,).")
+    bad = int((~is_proper(matrix_from_coefficients(coefficients.double()), size)).sum())
+    if bad or not (std > 0).all() or not mean.isfinite().all():
+        raise AvtError(f"{path} holds {bad} rows that are not finite or fold the image, or statistics that are not numbers.")
+    options = {"mean": mean.tolist(), "std": std.tolist(), **plugin.options}
+    return BankFamily(registry.build("transform", plugin.name, options), coefficients)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        blob = path.read_bytes()
+        tensors = load(blob)
+        metadata = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])["__metadata__"]
+        about: dict[str, Any] = json.loads(metadata[METADATA_KEY])
+        shapes = {name: tensors[name] for name in ("coeffs", "mean", "std")}
+    except OSError as error:
+        raise AvtError(f"The bank {path} cannot be read: {error.strerror}. Make one with `avt gen-homographies`.") from error
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise AvtError(f"{path} is no bank of homographies ({error}). Make one with `avt gen-homographies`.") from error
+    if not all(torch.is_floating_point(tensor) for tensor in shapes.values()):
+        raise AvtError(f"{path} is no bank of homographies: its tensors are not of floating point.")
+    return shapes, about

@@ -1,0 +1,108 @@
+"""Fashion-MNIST, whole from its IDX files, or the small part of it that is embedded here."""
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from avtcli.contracts import ImageData, MemorySplit
+from avtcli.errors import AvtError
+from avtplugins.datasets._files import download, fingerprint, missing_data, require_whole
+
+CLASSES: Final = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+FILES: Final = tuple(f"{part}-{what}-ubyte.gz" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
+LAYOUT: Final = f"the four files {', '.join(FILES)}"
+DEBIAN: Final = Path("/usr/share/datasets/fashion-mnist")  # the package dataset-fashion-mnist
+PADDING: Final = 2  # 28 px -> 32 px
+
+# Of the 60 000 training images in [0, 1], padded to 32 px.
+MEAN: Final = (0.2190,)
+STD: Final = (0.3318,)
+
+
+def read_idx(path: Path, *, dimensions: int) -> Tensor:
+    """Read a gzipped IDX file of bytes.
+
+    Args:
+        path: the file.
+        dimensions: how many it must have.
+
+    Returns:
+        uint8, of the shape that its header states.
+
+    Raises:
+        AvtError: if it is no such file or is cut short.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise AvtError(f"{path} is no whole gzip file: {error}. Copy it anew.") from error
+    header = 4 + 4 * dimensions
+    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < header:
+        raise AvtError(f"{path} is no IDX file of bytes with {dimensions} dimensions. Copy it anew.")
+    shape = [int(n) for n in np.frombuffer(content, ">i4", dimensions, offset=4)]
+    if len(content) - header != int(np.prod(shape)):
+        raise AvtError(f"{path} holds {len(content) - header} bytes, its header promises {shape}. Copy it anew.")
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())
+
+
+def _read(folder: Path) -> ImageData:
+    splits = []
+    for part in ("train", "t10k"):
+        images = read_idx(folder / f"{part}-images-idx3-ubyte.gz", dimensions=3)
+        labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz", dimensions=1).long()
+        if len(images) != len(labels) or images.shape[1:] != (28, 28):
+            raise AvtError(f"{folder} has {part} images {tuple(images.shape)} and {len(labels)} labels, expected (n, 28, 28).")
+        padded = functional.pad(images, [PADDING] * 4)[:, None]
+        splits.append(MemorySplit(padded, labels, prefix="train" if part == "train" else "test"))
+    train, test = splits
+    assert train.labels is not None
+    assert test.labels is not None
+    return ImageData(
+        train=train,
+        test=test,
+        channels=1,
+        size=(32, 32),
+        mean=MEAN,
+        std=STD,
+        classes=CLASSES,
+        fingerprint=fingerprint([train.images, train.labels, test.images, test.labels]),
+    )
+
+
+def fashion_mini() -> ImageData:
+    """2 000 + 1 000 real images of Fashion-MNIST, balanced over its ten classes, padded to 32 px; comes with avt."""
+    return _read(Path(__file__).parent / "fashion_mini")
+
+
+def fashion_mnist(path: str | None = None, /, *, data_dir: Path) -> ImageData:
+    """Fashion-MNIST: 60 000 + 10 000 grey images of 28 px, padded to 32, in ten classes; downloaded where it is missing.
+
+    Args:
+        path: a folder with the four IDX .gz files, such as Debian's /usr/share/datasets/fashion-mnist.
+        data_dir: where it is looked for, and downloaded to, without a path.
+    """
+    downloaded = data_dir / "FashionMNIST" / "raw"
+    candidates = [Path(path).expanduser()] if path else [downloaded, data_dir / "fashion-mnist", data_dir, DEBIAN]
+    for folder in candidates:
+        if any((folder / file).is_file() for file in FILES):
+            require_whole("fashion-mnist", folder, FILES)
+            return _read(folder)
+    if path:
+        raise missing_data("fashion-mnist", where=candidates[0], layout=LAYOUT)
+
+    def fetch() -> None:
+        from torchvision.datasets import FashionMNIST
+
+        FashionMNIST(str(data_dir), download=True)
+
+    download("fashion-mnist", fetch, where=data_dir, layout=LAYOUT)
+    return _read(downloaded)

@@ -1,0 +1,1 @@
+"""What pretraining minimises: one objective, one file, one paper."""
