@@ -25,9 +25,8 @@ def demo(
         say_json(asdict(result))
         return
     trained, random = result.probe.results[0], result.probe.baseline[0]
-    say(
-        f"Pretrained on 2 000 images of Fashion-MNIST without their labels in {result.pretrain.seconds:.0f} s: {result.pretrain.run}"
-    )
+    pretrained = result.pretrain
+    say(f"Pretrained on 2 000 images of Fashion-MNIST without labels in {pretrained.seconds:.0f} s: {pretrained.run}")
     say(f"It tells where an image's corners went to within {pretrained.mace_px:.1f} px.", "")
     rows = [("pretrained", f"{trained.top1:.1f}"), ("random weights", f"{random.top1:.1f}")]
     say_table((f"linear probe at {trained.layer}, {trained.pool} pooling", "top-1 %"), rows)
