@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from avtcli import recipes
 from avtcli.errors import AvtError, nearest
+from avtcli.registry import KINDS, parse_value
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -153,6 +154,8 @@ class PretrainConfig(Frozen):
     """Train on a draw of so many images; the same draw in every command and for every seed."""
     data_dir: str | None = None
     """Where the data lies; none means $AVT_DATA, else ./data."""
+    workers: int | None = Field(default=None, ge=0)
+    """Processes that read images which do not fit in memory; none means one less than the CPUs, at most 8."""
     homographies: str | None = None
     """A bank of transformations to draw from, made by `avt gen-homographies`."""
     bank_count: int | None = Field(default=None, gt=0)
@@ -219,6 +222,8 @@ class ProbeConfig(Frozen):
     """The labelled images; none means those of the run."""
     data_dir: str | None = None
     """Where the data lies; none means $AVT_DATA, else ./data."""
+    workers: int | None = Field(default=None, ge=0)
+    """Processes that read images which do not fit in memory; none means one less than the CPUs, at most 8."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the arithmetic happens."""
 
@@ -252,7 +257,9 @@ def resolve(over: Mapping[str, Any], *, recipe: str | None) -> PretrainConfig:
     peak = over.pop("lr", None)
     name = recipe or recipes.choose(over)
     content = recipes.load(name, kind="pretrain")
-    config = validate(PretrainConfig, merge({**content, "recipe": content.get("recipe", name)}, over), where=f"recipe {name}")
+    named = {kind: {"name": PretrainConfig.model_fields[kind].default.name} for kind in KINDS}
+    settings = merge(merge({"recipe": name, **named}, content), over)
+    config = validate(PretrainConfig, settings, where=f"recipe {name}")
     if peak is not None:
         config = config.model_copy(update={"schedule": config.schedule.with_peak(peak)})
     return config
@@ -296,9 +303,7 @@ def options_from_texts(texts: list[str]) -> dict[str, dict[str, Any]]:
     Raises:
         AvtError: for a text of another form or an unknown kind.
     """
-    from avtcli.registry import parse_value
-
-    kinds = ("backbone", "dataset", "transform", "objective", "optimizer", "schedule", "augment")
+    kinds = (*KINDS, "optimizer", "schedule", "augment")
     out: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")

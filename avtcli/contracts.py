@@ -200,6 +200,8 @@ class Objective(ABC):
     """Whether the decoder predicts a log-variance beside the mean."""
     log_var_scale: float = 1.0
     """What the log-variance head's output is multiplied by to give the log-variance of the likelihood."""
+    views: Literal["both", "moved"] = "both"
+    """Which images the decoder sees the vectors of: the original and the moved one, or the moved one alone."""
 
     @abstractmethod
     def outputs(self, family: TransformFamily) -> int:

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from avtcli.cli import demo, export, homographies, plugins, pretrain, probe, recipes
-from avtcli.errors import AvtError
+from avtcli.cli import demo, export, homographies, import_, plugins, pretrain, probe, recipes
+from avtcli.errors import AvtError, InterruptedRunError
 
 
 class AvtGroup(TyperGroup):
@@ -22,9 +22,11 @@ class AvtGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except AvtError as error:
-            rank = os.environ.get("RANK", "0")
-            if rank == "0" or error.exit_code <= 128:  # a signal reaches all processes: one speaks
-                typer.echo(f"{'' if rank == '0' else f'process {rank}: '}error: {error}", err=True)
+            stopped, rank = isinstance(error, InterruptedRunError), os.environ.get("RANK", "0")
+            if rank == "0":
+                typer.echo(str(error) if stopped else f"error: {error}", err=True)
+            elif not stopped:  # all processes stop together, and one says so
+                typer.echo(f"error in process {rank}: {error}", err=True)
             raise typer.Exit(error.exit_code) from None
 
 
@@ -58,6 +60,7 @@ def _avt(
 app.command("pretrain", cls=pretrain.OptionalValue)(pretrain.pretrain)
 app.command("probe")(probe.probe)
 app.command("export")(export.export)
+app.command("import")(import_.import_)
 app.command("gen-homographies")(homographies.gen_homographies)
 app.command("demo")(demo.demo)
 app.add_typer(recipes.app, name="recipes")

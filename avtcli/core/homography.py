@@ -60,6 +60,54 @@ def matrix_from_coefficients(coefficients: Tensor) -> Tensor:
     return torch.cat([coefficients, one], -1).reshape(*coefficients.shape[:-1], 3, 3)
 
 
+def determinant(matrix: Tensor) -> Tensor:
+    """(n, 3, 3) -> (n,); element-wise, as `product`."""
+    first, second, third = matrix.unbind(-2)
+    det: Tensor = (first * torch.linalg.cross(second, third)).sum(-1)
+    return det
+
+
+def inverse(matrix: Tensor) -> Tensor:
+    """(n, 3, 3) -> (n, 3, 3), the adjugate over the determinant; infinities or NaN for a singular matrix."""
+    first, second, third = matrix.unbind(-2)
+    crosses = [torch.linalg.cross(second, third), torch.linalg.cross(third, first), torch.linalg.cross(first, second)]
+    return torch.stack(crosses, -1) / determinant(matrix)[..., None, None]
+
+
+def product(a_from_b: Tensor, b_from_c: Tensor) -> Tensor:
+    """a_from_c, (n, 3, 3): the matrix product, element by element, for the reason that `map_points` gives."""
+    return (a_from_b[..., :, :, None] * b_from_c[..., None, :, :]).sum(-2)
+
+
+def unit_last_entry(matrix: Tensor) -> Tensor:
+    """The same homographies, (n, 3, 3), with a last entry of 1."""
+    return matrix / matrix[..., 2:, 2:]
+
+
+def affine_in_from_out_from_corners(moved: Tensor, size: tuple[int, int]) -> Tensor:
+    """The affine maps nearest, in least squares, to those that move the corners of the image so, inverted.
+
+    The four corners are a rectangle about its centre, so that the normal equations are diagonal: the columns of
+    out_from_in are mean differences of opposite sides.
+
+    Args:
+        moved: where the four corners lie in the output, (n, 4, 2), pixels.
+        size: (height, width).
+
+    Returns:
+        in_from_out, (n, 3, 3), with a bottom row of (0, 0, 1).
+    """
+    height, width = size
+    top_left, top_right, bottom_right, bottom_left = moved.unbind(-2)
+    x_column = (top_right + bottom_right - top_left - bottom_left) / (2 * width)
+    y_column = (bottom_left + bottom_right - top_left - top_right) / (2 * height)
+    origin = moved.mean(-2) - x_column * (width / 2) - y_column * (height / 2)
+    upper = torch.stack([x_column, y_column, origin], -1)
+    bottom = torch.zeros_like(upper[..., :1, :])
+    bottom[..., 2] = 1
+    return unit_last_entry(inverse(torch.cat([upper, bottom], -2)))
+
+
 def map_points(matrix: Tensor, points: Tensor) -> Tensor:
     """Map points by homographies.
 

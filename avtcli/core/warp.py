@@ -1,5 +1,7 @@
 """Resampling a batch of images under a batch of homographies."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -10,19 +12,23 @@ GREY = 128 / 255
 """The fill of the authors' release: grey level 128, as its Pillow 5 drew it."""
 
 
-def warp(images: Tensor, in_from_out: Tensor, *, fill: float = GREY, truncate: bool = False) -> Tensor:
+Outside = float | Literal["border", "reflect"]
+"""What lies outside an image: one value in [0, 1], its nearest pixel, or its mirror image."""
+
+
+def warp(images: Tensor, in_from_out: Tensor, *, fill: Outside = GREY, truncate: bool = False) -> Tensor:
     """Resample a batch of images under a batch of homographies, bilinearly, as Pillow's PERSPECTIVE does.
 
     Convention:
         - images (B, C, H, W), float in [0, 1]; the result has the same shape, type and device
         - in_from_out (B, 3, 3) maps an *output* pixel (x, y, 1) to an *input* pixel: Pillow's direction
         - pixel i covers [i, i + 1); its centre is i + 0.5
-        - outside the image: `fill`, with a hard edge
+        - outside the image: a constant `fill` with a hard edge, or the image continued beyond its edge (not its last centre)
 
     Args:
         images: the batch.
         in_from_out: one matrix an image.
-        fill: the value outside, in [0, 1].
+        fill: the value outside, in [0, 1]; "border" repeats the nearest pixel, "reflect" mirrors the image at its edges.
         truncate: round down to one of the 256 grey levels, as Pillow does for uint8 images.
 
     Raises:
@@ -39,10 +45,13 @@ def warp(images: Tensor, in_from_out: Tensor, *, fill: float = GREY, truncate: b
     y = torch.arange(height, device=images.device, dtype=work)[None, :, None] + 0.5
     w = m[6] * x + m[7] * y + m[8]
     u, v = (m[0] * x + m[1] * y + m[2]) / w, (m[3] * x + m[4] * y + m[5]) / w
-    inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
     grid = torch.stack([2 * u / width - 1, 2 * v / height - 1], -1)
-    out = functional.grid_sample(images.to(work), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    padding = "reflection" if fill == "reflect" else "border"
+    out = functional.grid_sample(images.to(work), grid, mode="bilinear", padding_mode=padding, align_corners=False)
     if truncate:
         # a grey level that float32 puts a hair below itself must not fall by one
         out = (out * 255 + 1e-5).floor() / 255
-    return torch.where(inside[:, None], out, fill).to(images.dtype)
+    if not isinstance(fill, str):
+        inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
+        out = torch.where(inside[:, None], out, fill)
+    return out.to(images.dtype)

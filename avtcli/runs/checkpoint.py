@@ -18,7 +18,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 import safetensors
-from safetensors.torch import load, save
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from avtcli.errors import AvtError
@@ -80,18 +80,14 @@ def save_checkpoint(
     final = root / f"step-{step:010d}"
     if final.exists():
         return final
-    blobs = {
-        "model.safetensors": save({name: tensor.detach().cpu().contiguous() for name, tensor in model.items()}),
-        "state.safetensors": save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}),
-        "state.json": to_json({"format": FORMAT, "step": step, **about}),
-    }
-    manifest = {name: {"size": len(blob), "sha256": hashlib.sha256(blob).hexdigest()} for name, blob in blobs.items()}
     beside = root / f".tmp-{step:010d}-{uuid4().hex[:8]}"
     with disk_errors_explained(final):
         try:
             beside.mkdir()
-            for name, blob in {**blobs, "manifest.json": to_json(manifest)}.items():
-                write_synced(beside / name, blob)
+            write_synced(beside / "state.json", to_json({"format": FORMAT, "step": step, **about}))
+            for name, tensors in (("model.safetensors", model), ("state.safetensors", state)):
+                _write_tensors(beside / name, tensors, mode=(beside / "state.json").stat().st_mode)
+            write_synced(beside / "manifest.json", to_json({name: _stated(beside / name) for name in _FILES}))
             fsync_folder(beside)
             os.rename(beside, final)
             fsync_folder(root)
@@ -100,6 +96,22 @@ def save_checkpoint(
     for old in list_checkpoints(root)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)  # a folder that cannot be deleted must not stop the training
     return final
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor], *, mode: int) -> None:
+    """Write without a copy in memory, which a large model would double, and wait until it is on disk."""
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except safetensors.SafetensorError as error:  # a full disk, told in its own way
+        raise OSError(str(error)) from error
+    path.chmod(mode)  # safetensors leaves 0600 whatever the umask
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _stated(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def clear_leftovers(root: Path) -> None:

@@ -10,7 +10,8 @@ from avtcli.core.encoder import Encoder
 from avtcli.core.heads import pool_features
 from avtcli.core.keyed import keyed_generator
 from avtcli.runs.events import OnEvent, Progress
-from avtcli.runs.loaders import ResidentImages, plain_images
+from avtcli.runs.images import Images
+from avtcli.runs.loaders import plain_batches
 
 BATCH = 250
 
@@ -27,7 +28,7 @@ class Feature:
 @torch.no_grad()
 def extract(
     encoder: Encoder,
-    images: ResidentImages,
+    images: Images,
     wanted: list[Feature],
     *,
     size: Size,
@@ -53,10 +54,10 @@ def extract(
     """
     layers = list(dict.fromkeys(feature.layer for feature in wanted))
     out: dict[Feature, Tensor] = {}
-    for first in range(0, len(images), BATCH):
-        rows = torch.arange(first, min(first + BATCH, len(images)))
-        x = encoder.normalise(plain_images(images, rows, size))
-        taps = sampled_features(encoder, x, layers, samples=samples, seed=seed, batch=first)
+    batches = list(torch.split(torch.arange(len(images)), BATCH))
+    for rows, batch in zip(batches, plain_batches(images, batches, size), strict=True):
+        x = encoder.normalise(batch)
+        taps = sampled_features(encoder, x, layers, samples=samples, seed=seed, batch=int(rows[0]))
         for feature in wanted:
             tap = taps[feature.layer]
             side = feature.pool_size if tap.ndim == 2 else min(feature.pool_size, *tap.shape[2:])

@@ -35,22 +35,42 @@ class BankResult:
     seconds: float
 
 
-def draw_bank(plugin: Plugin, *, size: Size, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a bank: coefficients (count, 8) float32 in Pillow's order, and their mean and std (8,) float64.
+@dataclass(frozen=True)
+class Bank:
+    """Homographies that were drawn once.
+
+    Attributes:
+        coeffs: (N, 8) float32, in Pillow's order.
+        mean: of the coefficients, (8,) float64.
+        std: of the coefficients, (8,) float64.
+    """
+
+    coeffs: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def family(self, plugin: Plugin) -> TransformFamily:
+        """A family that draws from the bank, normalised by the bank's own figures unless the options state some."""
+        options = {"mean": self.mean.tolist(), "std": self.std.tolist(), **plugin.options}
+        return BankFamily(registry.build("transform", plugin.name, options), self.coeffs)
+
+
+def draw_bank(plugin: Plugin, *, size: Size, count: int, seed: int) -> Bank:
+    """Draw a bank.
 
     Raises:
         AvtError: for a family that is not made of homographies, or one that folds images.
     """
     family: TransformFamily = registry.build("transform", plugin.name, plugin.options)
-    if family.kind != "geometric" or family.dof != 8:
-        raise AvtError(f"A bank holds homographies of 8 coefficients; the family '{plugin.name}' has {family.dof} numbers.")
     parameters = family.draw(count, size, keyed_generator(seed, "bank"))
+    if family.kind != "geometric" or parameters.shape[1] != 8:
+        raise AvtError(f"A bank holds homographies of 8 coefficients each; '{plugin.name}' draws something else.")
     matrices = family.in_from_out(parameters, size)
     improper = int((~is_proper(matrices, size)).sum())
     if improper:
         raise AvtError(f"{improper} of {count} draws of '{plugin.name}' fold the image: choose a smaller transform.shift.")
     coefficients = coefficients_from_matrix(matrices)
-    return coefficients.float(), coefficients.mean(0), coefficients.std(0)
+    return Bank(coefficients.float(), coefficients.mean(0), coefficients.std(0))
 
 
 def generate(out: Path, *, plugin: Plugin, size: int, count: int, seed: int, on_event: OnEvent) -> BankResult:
@@ -63,7 +83,7 @@ def generate(out: Path, *, plugin: Plugin, size: int, count: int, seed: int, on_
 
     refuse_existing(out, flag="name")
     began = time.monotonic()
-    coefficients, mean, std = draw_bank(plugin, size=(size, size), count=count, seed=seed)
+    bank = draw_bank(plugin, size=(size, size), count=count, seed=seed)
     about = {
         "family": plugin.name,
         "options": plugin.options,
@@ -72,16 +92,18 @@ def generate(out: Path, *, plugin: Plugin, size: int, count: int, seed: int, on_
         "count": count,
         "version": __version__,
     }
-    blob = save({"coeffs": coefficients, "mean": mean, "std": std}, metadata={METADATA_KEY: json.dumps(about, sort_keys=True)})
+    blob = save(
+        {"coeffs": bank.coeffs, "mean": bank.mean, "std": bank.std}, metadata={METADATA_KEY: json.dumps(about, sort_keys=True)}
+    )
     with disk_errors_explained(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_synced(out, blob)
     on_event(Saved(out))
-    return BankResult(str(out), count, size, mean.tolist(), std.tolist(), round(time.monotonic() - began, 2))
+    return BankResult(str(out), count, size, bank.mean.tolist(), bank.std.tolist(), round(time.monotonic() - began, 2))
 
 
 def load_bank(path: Path, *, plugin: Plugin, size: Size) -> TransformFamily:
-    """Read a bank as a family that draws from it, normalised by the bank's own statistics unless the options state some.
+    """Read a bank as a family that draws from it.
 
     Args:
         path: a file that `avt gen-homographies` wrote.
@@ -106,8 +128,7 @@ def load_bank(path: Path, *, plugin: Plugin, size: Size) -> TransformFamily:
     bad = int((~is_proper(matrix_from_coefficients(coefficients.double()), size)).sum())
     if bad or not (std > 0).all() or not mean.isfinite().all():
         raise AvtError(f"{path} holds {bad} rows that are not finite or fold the image, or statistics that are not numbers.")
-    options = {"mean": mean.tolist(), "std": std.tolist(), **plugin.options}
-    return BankFamily(registry.build("transform", plugin.name, options), coefficients)
+    return Bank(coefficients, mean, std).family(plugin)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,11 +1,13 @@
 """From a data set to batches: which images, in which order, cropped where, moved how, as one table an epoch."""
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from avtcli import registry
 from avtcli.config import Augment, Plugin
@@ -13,6 +15,8 @@ from avtcli.contracts import ImageData, Size, Split, TransformFamily
 from avtcli.core.augment import centre_crop, crop_and_flip
 from avtcli.core.keyed import keyed_generator, subset
 from avtcli.errors import AvtError
+from avtcli.runs.images import Images, Window, resized_size
+from avtcli.runs.streaming import StreamedImages
 
 
 def data_folder(data_dir: str | None) -> Path:
@@ -49,12 +53,15 @@ def image_size(data: ImageData, augment: Augment) -> Size:
     Raises:
         AvtError: if the images differ in size and no crop says otherwise, or are smaller than the crop.
     """
+    size = None if data.size is None else resized_size(data.size, augment.resize)
     if augment.crop is None:
-        if data.size is None:
+        if size is None:
             raise AvtError("The images differ in size: give `-o augment.resize=256 -o augment.crop=224`.")
-        return data.size
-    if data.size is not None and augment.resize is None and min(data.size) + 2 * augment.padding < augment.crop:
-        raise AvtError(f"The images are {data.size[0]}x{data.size[1]} px, too small for augment.crop = {augment.crop}.")
+        return size
+    shorter = augment.resize if size is None else min(size)
+    if shorter is not None and shorter + 2 * augment.padding < augment.crop:
+        found = f"{augment.resize} px on their shorter side" if size is None else f"{size[0]}x{size[1]} px"
+        raise AvtError(f"The images are {found}, too small for augment.crop = {augment.crop}.")
     return (augment.crop, augment.crop)
 
 
@@ -94,37 +101,94 @@ def draw_epoch(seed: int, epoch: int, count: int, family: TransformFamily, size:
     )
 
 
-class ResidentImages:
-    """Images that live on the device as uint8.
+class ResidentImages(Images):
+    """Images that live on the device as uint8, resized once.
+
+    Resizing is torch's bilinear with antialiasing, within one grey level of Pillow's, which streamed images get.
 
     Args:
         split: one with all its images in one tensor.
         numbers: which of them, (n,) int64.
         device: where they are to live.
+        shorter: the shorter side after resizing, or none.
     """
 
-    def __init__(self, split: Split, numbers: Tensor, *, device: torch.device) -> None:
-        if split.images is None:
-            raise AvtError("This data set does not fit in memory, and streaming it is not supported yet.")
+    def __init__(self, split: Split, numbers: Tensor, *, device: torch.device, shorter: int | None = None) -> None:
+        assert split.images is not None
         everything = len(numbers) == len(split)
-        self.images = (split.images if everything else split.images[numbers]).to(device)
+        images = split.images if everything else split.images[numbers]
+        self.images = _resize_all(images, shorter).to(device)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, rows: Tensor) -> Tensor:
-        """Images by row, uint8 (B, C, H, W), on the device."""
-        return self.images[rows.to(self.images.device)]
+    def read_batches(self, batches: Sequence[Tensor], window: Window, uniforms: Tensor | None = None) -> Iterator[Tensor]:
+        """Cut batches out in their order, each when it is asked for; see `Images`."""
+        for rows in batches:
+            batch = self.images[rows.to(self.images.device)]
+            if uniforms is None:
+                yield centre_crop(batch, crop=window.size)
+            elif not window.flip and not window.padding and tuple(batch.shape[-2:]) == window.size:
+                yield batch
+            else:
+                yield crop_and_flip(batch, uniforms[rows], crop=window.size, padding=window.padding, flip=window.flip)
 
 
-def training_images(images: ResidentImages, rows: Tensor, table: EpochTable, augment: Augment, size: Size) -> Tensor:
-    """Read a batch, cropped and flipped as the table says: uint8 (B, C, *size), on the device."""
-    batch = images.read(rows)
-    if not augment.flip and not augment.padding and tuple(batch.shape[-2:]) == size:
-        return batch
-    return crop_and_flip(batch, table.uniforms[rows], crop=size, padding=augment.padding, flip=augment.flip)
+def _resize_all(images: Tensor, shorter: int | None) -> Tensor:
+    before = (images.shape[-2], images.shape[-1])
+    size = resized_size(before, shorter)
+    if size == before:
+        return images
+    out = images.new_empty(*images.shape[:2], *size)
+    for first in range(0, len(images), 1000):  # a part at a time: no second copy of the whole
+        part = slice(first, first + 1000)
+        out[part] = functional.interpolate(images[part], size, mode="bilinear", antialias=True)
+    return out
 
 
-def plain_images(images: ResidentImages, rows: Tensor, size: Size) -> Tensor:
-    """Read a batch for measuring: the middle of each image, uint8 (B, C, *size), on the device."""
-    return centre_crop(images.read(rows), crop=size)
+def build_images(split: Split, numbers: Tensor, *, device: torch.device, shorter: int | None, workers: int) -> Images:
+    """Images to read in batches: on the device where they fit in memory, else streamed.
+
+    Args:
+        split: the images.
+        numbers: which of them, (n,) int64.
+        device: where the batches go.
+        shorter: `augment.resize`, the shorter side after resizing, or none.
+        workers: processes that read streamed images (see `streaming.choose_workers`).
+    """
+    if split.images is not None:
+        return ResidentImages(split, numbers, device=device, shorter=shorter)
+    return StreamedImages(split, numbers, device=device, shorter=shorter, workers=workers)
+
+
+def training_batches(
+    images: Images, batches: Sequence[Tensor], table: EpochTable, augment: Augment, size: Size
+) -> Iterator[Tensor]:
+    """Read the batches that are left of an epoch, resized, cropped and flipped as the table says.
+
+    Args:
+        images: the images.
+        batches: rows, (B,) int64 each, in the order of training; streamed images are read ahead, so give all at once.
+        table: of the epoch.
+        augment: padding and flip; resizing is the images' affair.
+        size: (height, width) of the crop.
+
+    Yields:
+        uint8 (B, C, *size), on the device.
+    """
+    return images.read_batches(batches, Window(size, padding=augment.padding, flip=augment.flip), table.uniforms)
+
+
+def plain_batches(images: Images, batches: Sequence[Tensor], size: Size) -> Iterator[Tensor]:
+    """Read batches of rows for measuring: the middle of each image after resizing, uint8 (B, C, *size), on the device."""
+    return images.read_batches(batches, Window(size))
+
+
+def training_images(images: Images, rows: Tensor, table: EpochTable, augment: Augment, size: Size) -> Tensor:
+    """Read one batch as `training_batches` does; for streamed images that ends a pass that is under way."""
+    return next(training_batches(images, [rows], table, augment, size))
+
+
+def plain_images(images: Images, rows: Tensor, size: Size) -> Tensor:
+    """Read one batch as `plain_batches` does; for streamed images that ends a pass that is under way."""
+    return next(plain_batches(images, [rows], size))

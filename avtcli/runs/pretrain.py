@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +24,25 @@ from avtcli.runs.checkpoint import clear_leftovers, load_newest, save_checkpoint
 from avtcli.runs.devices import Stop, build_accelerator, choose_device, choose_precision, device_in_words, stop_signals
 from avtcli.runs.events import Notice, OnEvent, Progress, Saved, Started
 from avtcli.runs.files import refuse_existing, replace_file, to_json
+from avtcli.runs.homographies import draw_bank, load_bank
 from avtcli.runs.loaders import (
     EpochTable,
-    ResidentImages,
     batch_bounds,
     build_data,
+    build_images,
     draw_epoch,
     image_size,
     limited,
-    plain_images,
-    training_images,
+    plain_batches,
+    training_batches,
 )
 from avtcli.runs.loading import build_model, load_weights
 from avtcli.runs.rundir import MetricsLog, create_run, describe_environment, environment_changes, lock_run, read_env
+from avtcli.runs.streaming import choose_workers
 
 LOG_EVERY = 20  # steps between readings of the losses from the device
 MACE_COUNT = 1000  # held-out images for the corner error
+MACE_BATCH = 250
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Job:
     net: AVTModel
     numbers: Tensor
     bounds: list[tuple[int, int]]
+    workers: int
     environment: dict[str, Any]
 
     @property
@@ -88,9 +91,9 @@ def prepare(config: PretrainConfig, *, on_event: OnEvent) -> Job:
     device = choose_device(config.device)
     accelerator = build_accelerator(device, choose_precision(config.precision, device))
     data = build_data(config.dataset, config.data_dir)
-    family: TransformFamily = registry.build("transform", config.transform.name, config.transform.options)
-    objective: Objective = registry.build("objective", config.objective.name, config.objective.options)
     size = image_size(data, config.augment)
+    family = build_family(config, size)
+    objective: Objective = registry.build("objective", config.objective.name, config.objective.options)
     spec = ModelSpec(
         backbone=config.backbone,
         channels=data.channels,
@@ -116,6 +119,9 @@ def prepare(config: PretrainConfig, *, on_event: OnEvent) -> Job:
         net=net,
         numbers=numbers,
         bounds=batch_bounds(len(numbers), config.batch_size),
+        workers=choose_workers(
+            config.workers, data.train, batch_bytes=_batch_bytes(config, data, size, accelerator.num_processes)
+        ),
         environment=describe_environment(
             device=device_in_words(accelerator),
             processes=accelerator.num_processes,
@@ -125,6 +131,26 @@ def prepare(config: PretrainConfig, *, on_event: OnEvent) -> Job:
     )
     on_event(Started(_facts(job)))
     return job
+
+
+def build_family(config: PretrainConfig, size: Size) -> TransformFamily:
+    """The family that the run draws from: the plugin's own law, a bank's rows, or those of a bank made here.
+
+    Raises:
+        AvtError: for a bank of another family or size.
+    """
+    plugin = config.transform
+    if config.homographies is not None:
+        return load_bank(Path(config.homographies), plugin=plugin, size=size)
+    if config.bank_count is not None:
+        return draw_bank(plugin, size=size, count=config.bank_count, seed=config.seed).family(plugin)
+    family: TransformFamily = registry.build("transform", plugin.name, plugin.options)
+    return family
+
+
+def _batch_bytes(config: PretrainConfig, data: ImageData, size: Size, processes: int) -> int:
+    """Of one process's largest batch in uint8: of training, where a single image may join the last one, or held out."""
+    return max(config.batch_size // processes + 1, MACE_BATCH) * data.channels * size[0] * size[1]
 
 
 def _facts(job: Job) -> tuple[tuple[str, str], ...]:
@@ -138,6 +164,7 @@ def _facts(job: Job) -> tuple[tuple[str, str], ...]:
         ("device", f"{job.environment['device']}, {job.accelerator.mixed_precision.replace('no', 'fp32')}"),
         ("batch", f"{config.batch_size} over {job.accelerator.num_processes} process(es)"),
         ("steps", f"{job.total_steps} ({len(job.bounds)} an epoch, {config.total_epochs} epochs)"),
+        *([("readers", f"{job.workers} processes")] if job.data.train.images is None else []),
         ("seed", str(config.seed)),
     )
 
@@ -198,7 +225,7 @@ def _train(job: Job, run: Path, *, resume: bool, stop: Stop, on_event: OnEvent) 
     model.train()
 
     # images, and the shape of the noise
-    images = ResidentImages(job.data.train, job.numbers, device=device)
+    images = build_images(job.data.train, job.numbers, device=device, shorter=config.augment.resize, workers=job.workers)
     code_shape = net.encoder.code_shape(job.spec.channels, job.size) if job.spec.noise_scale else None
 
     def save(step: int) -> None:
@@ -246,9 +273,12 @@ def _train(job: Job, run: Path, *, resume: bool, stop: Stop, on_event: OnEvent) 
         asked = time.monotonic()
         if table is None or epoch != table_epoch:
             table, table_epoch = draw_epoch(config.seed, epoch, len(images), job.family, job.size), epoch
+            left = job.bounds[index : index + job.total_steps - step]  # told at once, so that they can be read ahead
+            batches = [table.order[first:last][rank::world] for first, last in left]
+            reading = training_batches(images, batches, table, config.augment, job.size)
         first, last = job.bounds[index]
         rows = table.order[first:last][rank::world]
-        x, y, target = _views(job, images, rows, table)
+        x, y, target = _views(job, next(reading), rows, table)
         waited += time.monotonic() - asked
 
         # one step
@@ -284,9 +314,10 @@ def _train(job: Job, run: Path, *, resume: bool, stop: Stop, on_event: OnEvent) 
     return _finish(job, run, metrics, seconds=seconds_before + time.monotonic() - began)
 
 
-def _views(job: Job, images: ResidentImages, rows: Tensor, table: EpochTable) -> tuple[Tensor, Tensor, Target]:
+def _views(job: Job, images: Tensor, rows: Tensor, table: EpochTable) -> tuple[Tensor, Tensor, Target]:
+    """Both views of a batch of uint8 images, and what tells them apart."""
     device = job.accelerator.device
-    x = to_float(training_images(images, rows, table, job.config.augment, job.size))
+    x = to_float(images)
     parameters = _to(table.parameters[rows], device)
     y = job.family.apply(x, parameters)
     return x, y, Target(_to(table.targets[rows], device).float(), parameters, job.family, job.size)
@@ -384,6 +415,10 @@ def _restore(
     """Load the newest whole checkpoint into net and optimiser; return its step and the seconds spent before."""
     checkpoint = load_newest(run / "checkpoints", on_event=on_event)
     about = checkpoint.about
+    if "imported" in about:
+        raise AvtError(
+            f"{run} was made by `avt import`: it holds weights alone and no optimiser to go on with. Start a new run instead."
+        )
     before = about["environment"]
     if before["data_fingerprint"] != job.data.fingerprint:
         raise AvtError(
@@ -443,12 +478,12 @@ def held_out_mace(job: Job) -> float | None:
     split = job.data.test if job.data.test is not None and len(job.data.test) else job.data.train
     numbers = limited(split, min(MACE_COUNT, len(split)))
     device, net = job.accelerator.device, job.net.eval()
-    images = ResidentImages(split, numbers, device=device)
+    images = build_images(split, numbers, device=device, shorter=job.config.augment.resize, workers=job.workers)
     parameters = job.family.draw(len(images), job.size, keyed_generator(job.config.seed, "held out"))
     errors = []
-    for first, last in pairwise([*range(0, len(images), 250), len(images)]):
-        rows = torch.arange(first, last)
-        x = to_float(plain_images(images, rows, job.size))
+    batches = list(torch.split(torch.arange(len(images)), MACE_BATCH))
+    for rows, batch in zip(batches, plain_batches(images, batches, job.size), strict=True):
+        x = to_float(batch)
         y = job.family.apply(x, _to(parameters[rows], device))
         mean, _ = net(net.normalise(x), net.normalise(y))
         decoded = job.family.decode(mean.cpu().double(), job.size)

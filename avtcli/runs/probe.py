@@ -19,10 +19,11 @@ from avtcli.core.schedule import cosine_rate
 from avtcli.errors import AvtError
 from avtcli.runs.devices import choose_device
 from avtcli.runs.events import OnEvent, Progress, Saved
-from avtcli.runs.features import Feature, extract
+from avtcli.runs.features import BATCH, Feature, extract
 from avtcli.runs.files import disk_errors_explained, refuse_existing, to_json, write_synced
-from avtcli.runs.loaders import ResidentImages, build_data, image_size, limited
+from avtcli.runs.loaders import build_data, build_images, image_size, limited
 from avtcli.runs.loading import Source, build_encoder, encoder_of
+from avtcli.runs.streaming import choose_workers
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def probe(source: Source, config: ProbeConfig, *, out: Path | None, on_event: On
         encoders["random"] = build_encoder(source.spec, seed=config.seed).eval()
     tables: dict[str, list[HeadResult]] = {"trained": [], "random": []}
     for name, encoder in encoders.items():
-        parts = _read_features(encoder.to(device), data, numbers, wanted, config, size, device, name, on_event)
+        parts = _read_features(encoder.to(device), data, numbers, wanted, config, augment, size, device, name, on_event)
         for feature in wanted:
             train, test = (Labelled(features[feature].to(device), labels.to(device)) for features, labels in parts)
             label = f"{name} {feature.layer}"
@@ -143,6 +144,7 @@ def _read_features(
     numbers: Tensor,
     wanted: list[Feature],
     config: ProbeConfig,
+    augment: Augment,
     size: Size,
     device: torch.device,
     name: str,
@@ -157,9 +159,10 @@ def _read_features(
     parts = []
     for part, split, chosen in splits:
         assert split.labels is not None
+        workers = choose_workers(config.workers, split, batch_bytes=BATCH * data.channels * size[0] * size[1])
         features = extract(
             encoder,
-            ResidentImages(split, chosen, device=device),
+            build_images(split, chosen, device=device, shorter=augment.resize, workers=workers),
             wanted,
             size=size,
             samples=config.samples,

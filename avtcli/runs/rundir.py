@@ -20,9 +20,9 @@ from avtcli.runs.files import disk_errors_explained, refuse_existing, replace_fi
 RUNS = Path("runs")
 
 
-def default_folder(dataset: str, backbone: str, objective: str) -> Path:
-    """runs/DATE-DATASET-BACKBONE-OBJECTIVE, with a number behind it where that is taken."""
-    words = [spec.replace(":", "-").replace("/", "-").strip("-") for spec in (dataset.split(":")[0], backbone, objective)]
+def default_folder(dataset: str, *others: str) -> Path:
+    """runs/DATE-DATASET-OTHERS, with a number behind it where that is taken."""
+    words = [spec.replace(":", "-").replace("/", "-").strip("-") for spec in (dataset.split(":")[0], *others)]
     base = RUNS / "-".join([datetime.now().strftime("%Y%m%d-%H%M%S"), *words])
     numbered = (base if n == 1 else base.with_name(f"{base.name}-{n}") for n in range(1, 1000))
     return next(path for path in numbered if not path.exists())

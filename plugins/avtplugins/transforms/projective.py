@@ -1,20 +1,21 @@
 """The projective family of AVT and AET: scaled, rotated and shaken corners."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
 from avtcli.contracts import Size, TransformFamily
+from avtcli.core.geometric import Fill, GeometricFamily, Geometry, check_geometry
 from avtcli.core.homography import (
     coefficients_from_matrix,
     corners_of,
     in_from_out_from_corners,
     matrix_from_coefficients,
+    unit_last_entry,
 )
-from avtcli.core.keyed import keyed_generator
-from avtcli.core.warp import GREY, warp
+from avtcli.core.law import Law
 from avtcli.errors import AvtError
 
 
@@ -37,9 +38,9 @@ def move_corners(size: Size, *, shift: Tensor, scale: Tensor, rotation: Tensor) 
     return scaled.gather(1, turn[:, :, None].expand(-1, -1, 2)) + shift
 
 
-@dataclass(frozen=True)
-class Projective(TransformFamily):
-    """Parameters are the eight coefficients of Pillow's PERSPECTIVE, and so is the target, normalised.
+@dataclass(frozen=True, kw_only=True)
+class ProjectiveLaw(Law):
+    """Parameters are the eight coefficients of Pillow's PERSPECTIVE.
 
     Source: the release's cifar/dataset.py and imagenet/dataset.py.
     """
@@ -48,12 +49,17 @@ class Projective(TransformFamily):
     scale_low: float
     scale_high: float
     rotate: bool
-    truncate: bool
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    kind = "geometric"
-    names = ("a", "b", "c", "d", "e", "f", "g", "h")
-    units = ("", "", "px", "", "", "px", "1/px", "1/px")
+    coefficients = (0, 1, 2, 3, 4, 5, 6, 7)
+    algebra = (0, 1, 2, 3, 4, 5, 6, 7)
+    is_affine = False
+
+    @property
+    def max_turn_deg(self) -> float:
+        """Half a turn, or 30 degrees (27 are the most at the extremes) where nothing is turned and no quadrangle can fold.
+
+        A quadrangle stays convex while no corner can cross the line between its neighbours: shift below scale / 4.
+        """
+        return 30.0 if not self.rotate and self.shift < self.scale_low / 4 else 180.0
 
     def draw(self, n: int, size: Size, generator: Generator) -> Tensor:
         """Coefficients (n, 8), float64."""
@@ -67,35 +73,13 @@ class Projective(TransformFamily):
         moved = move_corners(size, shift=shift, scale=scale, rotation=rotation)
         return coefficients_from_matrix(in_from_out_from_corners(moved, size))
 
-    def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
-        """Warp a batch; outside the image it is grey, with a hard edge."""
-        return warp(images, matrix_from_coefficients(parameters), fill=GREY, truncate=self.truncate)
-
-    def statistics(self, size: Size) -> tuple[Tensor, Tensor]:
-        """The stated figures, or those of 200 000 draws with a seed of their own."""
-        if self.mean is not None and self.std is not None:
-            return torch.tensor(self.mean, dtype=torch.float64), torch.tensor(self.std, dtype=torch.float64)
-        return _sampled_statistics(self, size)
-
-    def target(self, parameters: Tensor, size: Size) -> Tensor:
-        """(coefficients - mean) / std."""
-        mean, std = (s.to(parameters) for s in self.statistics(size))
-        return (parameters - mean) / std
-
-    def decode(self, target: Tensor, size: Size) -> Tensor:
-        """Target * std + mean."""
-        mean, std = (s.to(target) for s in self.statistics(size))
-        return target * std + mean
-
     def in_from_out(self, parameters: Tensor, size: Size) -> Tensor:
         """The matrices (n, 3, 3) of the coefficients."""
         return matrix_from_coefficients(parameters)
 
-
-@lru_cache
-def _sampled_statistics(family: Projective, size: Size) -> tuple[Tensor, Tensor]:
-    sample = family.draw(200_000, size, keyed_generator("projective statistics"))
-    return sample.mean(0), sample.std(0)
+    def parameters_from_matrix(self, in_from_out: Tensor, size: Size) -> Tensor:
+        """The coefficients of any homographies."""
+        return coefficients_from_matrix(unit_last_entry(in_from_out))
 
 
 def projective(
@@ -107,6 +91,9 @@ def projective(
     truncate: bool = True,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    target: Literal["coefficients", "corners", "sl3"] = "coefficients",
+    fill: Fill = "grey",
+    fill_value: float = 0.0,
 ) -> TransformFamily:
     """Homographies: corners scaled, turned by quarters and shifted by whole pixels; the target is eight coefficients.
 
@@ -116,18 +103,17 @@ def projective(
         scale_high: the largest scale.
         rotate: whether the corners are turned by 0 to 3 quarters.
         truncate: round the moved image down to whole grey levels, as Pillow and so the release do.
-        mean: of the target, eight numbers; computed for the image size where left out.
-        std: of the target, eight numbers; computed for the image size where left out.
+        mean: of the target, one number each; computed for the image size where left out.
+        std: of the target, one number each; computed for the image size where left out.
+        target: Pillow's coefficients, the displacements of the four corners, or (without rotate) the Lie algebra.
+        fill: what lies outside the image: grey level 128 as in the release, a constant, the border's pixel, its reflection.
+        fill_value: the constant, from 0 (black) to 1 (white).
     """
-    for name, value in (("mean", mean), ("std", std)):
-        if value is not None and len(value) != 8:
-            raise AvtError(f"transform.{name} needs 8 numbers, one a coefficient, found {len(value)}.")
-    if (mean is None) != (std is None):
-        raise AvtError("transform.mean and transform.std go together: give both or neither.")
-    if std is not None and min(std) <= 0:
-        raise AvtError(f"transform.std needs numbers above 0, found {min(std)}.")
     if not 0 < scale_low <= scale_high:
         raise AvtError(f"transform.scale_low and scale_high need 0 < low <= high, found {scale_low} and {scale_high}.")
     if not 0 <= shift < 0.25:
         raise AvtError(f"transform.shift needs a share of the side from 0 to below 0.25, found {shift}.")
-    return Projective(shift, scale_low, scale_high, rotate, truncate, mean, std)
+    law = ProjectiveLaw(shift=shift, scale_low=scale_low, scale_high=scale_high, rotate=rotate)
+    geometry = Geometry(target=target, fill=fill, fill_value=fill_value, truncate=truncate, mean=mean, std=std)
+    check_geometry(law, geometry, turn_advice="transform.rotate=false and a shift below scale_low / 4")
+    return GeometricFamily(law, geometry)

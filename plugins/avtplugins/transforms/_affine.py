@@ -1,0 +1,165 @@
+"""The affine law of AET, of which similarities, rigid motions and translations are narrower cases."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from avtcli.contracts import Size, TransformFamily
+from avtcli.core.geometric import GeometricFamily, Geometry, check_geometry
+from avtcli.core.homography import inverse, matrix_from_coefficients, unit_last_entry
+from avtcli.core.law import Law
+from avtcli.errors import AvtError
+
+ALL_NAMES = ("cos", "sin", "tx", "ty", "scale", "shear")
+ALL_UNITS = {
+    "cos": "",
+    "sin": "",
+    "tx": "largest shift",
+    "ty": "largest shift",
+    "scale": "half range",
+    "shear": "half range",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AffineLaw(Law):
+    """Parameters are angle (degrees), tx, ty (pixels), scale and shear (degrees), in (n, 5); what is fixed is drawn fixed.
+
+    Forward, output from input, about c = (W/2 + 0.5, H/2 + 0.5): T = translate * centre * RSS * inverse centre, with
+    RSS = s [[cos a, -sin(a + h)], [sin a, cos(a + h)]], the matrix that torchvision 0.2 documents for its affine; the warp
+    takes the inverse. Source: AET's cifar/affine/dataset.py.
+
+    Its own numbers are AET's targets: cos a, sin a, tx / (share * W), ty / (share * H), scale and shear mapped to [-1, 1]
+    over their ranges, of which `names` are stated.
+    """
+
+    names: tuple[str, ...]
+    angle_deg: float
+    shear_deg: float
+    scale_low: float
+    scale_high: float
+    translate: float
+    coefficients: tuple[int, ...]
+    algebra: tuple[int, ...]
+    is_affine = True
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """One a number: AET's targets are shares of what the law reaches."""
+        return tuple(ALL_UNITS[name] for name in self.names)
+
+    @property
+    def max_turn_deg(self) -> float:
+        """The angle, and half of the shear, which turns one axis only."""
+        return self.angle_deg + self.shear_deg / 2
+
+    def draw(self, n: int, size: Size, generator: Generator) -> Tensor:
+        """Uniform within the ranges, translations rounded to whole pixels: (n, 5), float64."""
+        height, width = size
+        mid, half = (self.scale_low + self.scale_high) / 2, (self.scale_high - self.scale_low) / 2
+        centre = torch.tensor([0, 0, 0, mid, 0], dtype=torch.float64)
+        spread = [self.angle_deg, self.translate * width, self.translate * height, half, self.shear_deg]
+        uniform = 2 * torch.rand(n, 5, generator=generator, dtype=torch.float64) - 1
+        drawn = centre + uniform * torch.tensor(spread, dtype=torch.float64)
+        drawn[:, 1:3] = drawn[:, 1:3].round()
+        return drawn
+
+    def in_from_out(self, parameters: Tensor, size: Size) -> Tensor:
+        """Undo the translation, then RSS about the centre: x = RSS^-1 (x' - c - t) + c."""
+        angle, shear = parameters[:, 0].deg2rad(), parameters[:, 4].deg2rad()
+        cos, sin, scale = angle.cos(), angle.sin(), parameters[:, 3] * shear.cos()
+        a, b = (angle + shear).cos() / scale, (angle + shear).sin() / scale
+        d, e = -sin / scale, cos / scale
+        x, y = size[1] / 2 + 0.5, size[0] / 2 + 0.5
+        out_x, out_y = x + parameters[:, 1], y + parameters[:, 2]
+        zero = torch.zeros_like(a)
+        rows = [a, b, x - a * out_x - b * out_y, d, e, y - d * out_x - e * out_y, zero, zero]
+        return matrix_from_coefficients(torch.stack(rows, 1))
+
+    def parameters_from_matrix(self, in_from_out: Tensor, size: Size) -> Tensor:
+        """Exact for the law's maps; for others the turn nearest to theirs, and what the law fixes stays fixed."""
+        matrix = unit_last_entry(inverse(in_from_out))
+        (p, r, _), (q, t, _) = matrix[:, 0].unbind(1), matrix[:, 1].unbind(1)
+        x, y = size[1] / 2 + 0.5, size[0] / 2 + 0.5
+        tx, ty = (row[:, 0] * x + row[:, 1] * y + row[:, 2] for row in (matrix[:, 0], matrix[:, 1]))
+        zero = torch.zeros_like(p)
+        # the columns are s (cos a, sin a) and s (-sin(a + h), cos(a + h)): their bisector stands at a + h / 2
+        shear = torch.atan2(-(p * r + q * t), p * t - q * r) if self.shear_deg else zero
+        angle = torch.atan2(q - r, p + t) - shear / 2 if self.angle_deg else zero
+        angle_deg = torch.remainder(angle.rad2deg() + 180, 360) - 180
+        mid = (self.scale_low + self.scale_high) / 2
+        scale = ((p * p + q * q + r * r + t * t) / 2).sqrt() if self.scale_low < self.scale_high else zero + mid
+        return torch.stack([angle_deg, tx - x, ty - y, scale, shear.rad2deg()], 1)
+
+    def numbers(self, parameters: Tensor, size: Size) -> Tensor:
+        """AET's targets, those that `names` state."""
+        angle, shift = parameters[:, 0].deg2rad(), self._shift(size)
+        mid, half = (self.scale_low + self.scale_high) / 2, (self.scale_high - self.scale_low) / 2
+        found = {
+            "cos": angle.cos(),
+            "sin": angle.sin(),
+            "tx": _share(parameters[:, 1], shift[0]),
+            "ty": _share(parameters[:, 2], shift[1]),
+            "scale": _share(parameters[:, 3] - mid, half),
+            "shear": _share(parameters[:, 4], self.shear_deg),
+        }
+        return torch.stack([found[name] for name in self.names], 1)
+
+    def parameters_from_numbers(self, numbers: Tensor, size: Size) -> Tensor:
+        """The angle of (cos, sin), the others scaled back."""
+        given = dict(zip(self.names, numbers.unbind(1), strict=True))
+        zero, shift = torch.zeros_like(numbers[:, 0]), self._shift(size)
+        mid, half = (self.scale_low + self.scale_high) / 2, (self.scale_high - self.scale_low) / 2
+        angle = torch.atan2(given["sin"], given["cos"]) if "sin" in given else zero
+        columns = [angle.rad2deg(), given["tx"] * shift[0], given["ty"] * shift[1]]
+        columns += [given.get("scale", zero) * half + mid, given.get("shear", zero) * self.shear_deg]
+        return torch.stack(columns, 1)
+
+    def _shift(self, size: Size) -> tuple[float, float]:
+        return self.translate * size[1], self.translate * size[0]
+
+
+def _share(value: Tensor, largest: float) -> Tensor:
+    """The value over the largest that the law reaches; 0 where that is 0."""
+    return value / largest if largest else torch.zeros_like(value)
+
+
+def build_affine(
+    geometry: Geometry,
+    *,
+    names: Sequence[str],
+    angle_deg: float,
+    shear_deg: float = 0.0,
+    scale_low: float = 1.0,
+    scale_high: float = 1.0,
+    translate: float,
+    coefficients: Sequence[int] = (0, 1, 2, 3, 4, 5),
+    algebra: Sequence[int] = (0, 1, 2, 3, 4, 5),
+) -> TransformFamily:
+    """Make a family of a narrowed affine law.
+
+    Raises:
+        AvtError: for a range that the law cannot have, or shared options that do not fit.
+    """
+    if not 0 <= angle_deg <= 180:
+        raise AvtError(f"transform.angle_deg needs a largest angle from 0 to 180 degrees, found {angle_deg}.")
+    if not 0 <= shear_deg <= 60:
+        raise AvtError(f"transform.shear_deg needs a largest shear from 0 to 60 degrees, found {shear_deg}.")
+    if not 0 < scale_low <= scale_high:
+        raise AvtError(f"transform.scale_low and scale_high need 0 < low <= high, found {scale_low} and {scale_high}.")
+    if not 0 <= translate <= 1:
+        raise AvtError(f"transform.translate needs a share of the side from 0 to 1, found {translate}.")
+    law = AffineLaw(
+        names=tuple(names),
+        angle_deg=angle_deg,
+        shear_deg=shear_deg,
+        scale_low=scale_low,
+        scale_high=scale_high,
+        translate=translate,
+        coefficients=tuple(coefficients),
+        algebra=tuple(algebra),
+    )
+    check_geometry(law, geometry, turn_advice="a smaller transform.angle_deg")
+    return GeometricFamily(law, geometry)

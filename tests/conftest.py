@@ -1,0 +1,63 @@
+"""The ground of every test: one thread, a folder of its own, and `avt` in this process or another."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from avtcli.cli.app import app
+from tests.support import Result, run_tiny
+
+torch.set_num_threads(1)  # two threads on two busy cores spin
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TERM"] = "dumb"
+os.environ["COLUMNS"] = "200"
+for name in ("AVT_DATA", "GITHUB_ACTIONS", "FORCE_COLOR"):
+    os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def avt() -> Callable[..., Result]:
+    """Run a command line in this process; a bug raises."""
+
+    def run(line: str) -> Result:
+        result = CliRunner().invoke(app, line.split())
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Result(result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+@pytest.fixture
+def avt_process() -> Callable[..., Result]:
+    """Run a command line as a user does, in a process of its own."""
+
+    def run(line: str, **variables: str) -> Result:
+        ended = subprocess.run(
+            [sys.executable, "-m", "avtcli", *line.split()],
+            capture_output=True,
+            text=True,
+            timeout=200,
+            env={**os.environ, **variables},
+            check=False,
+        )
+        return Result(ended.returncode, ended.stdout, ended.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that tests read and do not change."""
+    return run_tiny(tmp_path_factory.mktemp("runs") / "tiny")

@@ -1,0 +1,56 @@
+"""Our models with the release's filled weights, built as the recipes build them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avtcli import registry
+from avtcli.contracts import Backbone, Objective, Target
+from avtcli.core.encoder import Encoder
+from avtcli.core.model import AVTModel
+from avtcli.runs.import_ import MODULES
+from tests.parity.weights import load_golden, released_state_dict
+
+IMAGE_SIDE = {"nin": 32, "alexnet": 224}
+GIVEN_TO_NIN: dict[str, Any] = {"width": 1.0}
+
+
+def our_name(backbone: str, key: str) -> str:
+    """Our state-dict name for one of the release's."""
+    module, _, leaf = key.rpartition(".")
+    return f"{MODULES[backbone][module]}.{leaf}"
+
+
+def objective() -> Objective:
+    """AVT with the release's constants."""
+    made: Objective = registry.build(
+        "objective", "avt", {"noise_scale": 0.001, "log_var_divisor": 1000, "variance_floor": 1e-4}
+    )
+    return made
+
+
+def build(backbone: str) -> AVTModel:
+    """Encoder and decoder with the golden formula's weights, float32."""
+    side, avt = IMAGE_SIDE[backbone], objective()
+    options = GIVEN_TO_NIN if backbone == "nin" else {}
+    with torch.device("meta"):
+        net: Backbone = registry.build("backbone", backbone, options, in_channels=3, image_size=(side, side))
+        encoder = Encoder(net, noise_scale=avt.noise_scale, pixel_mean=(0.5,) * 3, pixel_std=(0.5,) * 3)
+        model = AVTModel(encoder, 8, has_log_var=avt.has_log_var, log_var_scale=avt.log_var_scale)
+    weights = {our_name(backbone, key): tensor for key, tensor in released_state_dict(backbone).items()}
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def loss_of(mean: Tensor, log_var: Tensor | None, values: Tensor) -> Tensor:
+    """The objective's loss as the release takes it: summed over samples and divided by their number."""
+    family = registry.build("transform", "projective", {})
+    per_sample = objective().loss(mean, log_var, Target(values, values, family, (32, 32))).per_sample
+    return per_sample.sum() / len(per_sample)
+
+
+def golden_of(backbone: str) -> dict[str, Any]:
+    """The golden numbers of a network."""
+    numbers: dict[str, Any] = load_golden("networks.json")[backbone]
+    return numbers

@@ -1,0 +1,53 @@
+"""What tests call: a tiny run, small data in the published layouts, and how a command ended."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avtcli.config import PretrainConfig, resolve
+from avtcli.runs.events import Event
+from avtcli.runs.pretrain import pretrain
+
+TINY: dict[str, Any] = {"backbone": {"width": 0.05}, "limit_train": 40, "batch_size": 16, "epochs": 3}
+"""Three epochs of three steps, the last of each with 8 images."""
+
+
+class Result:
+    """How a command ended."""
+
+    def __init__(self, code: int, stdout: str, stderr: str) -> None:
+        self.code, self.stdout, self.stderr = code, stdout, stderr
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+
+def write_cifar10(folder: Path, *, per_batch: int = 12, seed: int = 0) -> Path:
+    """Write data in CIFAR-10's layout: the pickles of protocol 2 that the published archive holds."""
+    generator = np.random.default_rng(seed)
+    folder = folder / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        content = {
+            "batch_label": name,
+            "labels": [i % 10 for i in range(per_batch)],
+            "data": generator.integers(0, 256, (per_batch, 3072), dtype=np.uint8),
+            "filenames": [f"{name}_{i}.png" for i in range(per_batch)],
+        }
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    return folder
+
+
+def tiny_config(**over: Any) -> PretrainConfig:
+    return resolve({**TINY, **over}, recipe=None)
+
+
+def run_tiny(folder: Path, *, resume: bool = False, on_event: Callable[[Event], None] | None = None, **over: Any) -> Path:
+    """Pretrain a tiny network for nine steps."""
+    pretrain(tiny_config(**over), run=folder, resume=resume, on_event=on_event or (lambda event: None))
+    return folder

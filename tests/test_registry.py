@@ -1,0 +1,175 @@
+"""The bell-board: plugins found, told apart, and broken ones named."""
+
+import importlib.metadata
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from avtcli import registry
+from avtcli.contracts import Backbone
+from avtcli.errors import AvtError
+
+MODULE = """
+from avtcli.contracts import Objective, TransformFamily, Target, Loss
+{head}
+
+class Fixed(Objective):
+    def __init__(self, value: float) -> None:
+        self.noise_scale = value
+    def outputs(self, family: TransformFamily) -> int:
+        return 1
+    def loss(self, mean, log_var, target: Target) -> Loss:
+        return Loss(mean)
+
+def plugin({signature}):
+    return {made}
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """Install a distribution with one objective."""
+    names: list[str] = []
+
+    def make(module: str, text: str, *, distribution: str = "stranger", name: str = "fixed") -> None:
+        (tmp_path / f"{module}.py").write_text(text)
+        info = tmp_path / f"{distribution}-3.1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 3.1\n")
+        (info / "entry_points.txt").write_text(f"[avtcli.objectives]\n{name} = {module}:plugin\n")
+        names.append(module)
+        importlib.invalidate_caches()
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield make
+    for module in names:
+        sys.modules.pop(module, None)
+
+
+def source(signature: str = "*, value: float = 0.5", made: str = "Fixed(value)", head: str = "") -> str:
+    return MODULE.format(signature=signature, made=made, head=head)
+
+
+def test_a_strangers_plugin_is_built_by_name_with_options_from_text(install) -> None:
+    install("stranger_a", source())
+
+    built = registry.build("objective", "fixed", {"value": "0.25"})
+
+    assert built.noise_scale == 0.25
+
+
+def test_the_options_of_a_plugin_are_its_signature() -> None:
+    plugin = registry.info("backbone", "nin")
+
+    assert registry.options(plugin) == [registry.Option("width", "float", 1.0, False)]
+
+
+def test_an_unknown_name_gives_the_nearest_and_the_list() -> None:
+    with pytest.raises(AvtError, match=r"No backbone is called 'nni'\. Did you mean 'nin'\? Installed: .*nin"):
+        registry.build("backbone", "nni", {})
+
+
+def test_an_unknown_option_gives_the_nearest_and_the_list() -> None:
+    with pytest.raises(AvtError, match=r"'nin' has no option 'widht'\. Did you mean 'width'\? Its options: width"):
+        registry.build("backbone", "nin", {"widht": "1"}, in_channels=1)
+
+
+@pytest.mark.parametrize("bad", ["abc", "nan", "[1, 2]"])
+def test_an_ill_typed_option_is_refused_by_name(bad: str) -> None:
+    with pytest.raises(AvtError, match="'nin' does not take these options: option 'width' should be a"):
+        registry.build("backbone", "nin", {"width": registry.parse_value(bad)}, in_channels=1)
+
+
+def test_what_the_house_gives_is_no_option() -> None:
+    with pytest.raises(AvtError, match="has no option 'in_channels'"):
+        registry.build("backbone", "nin", {"in_channels": "3"}, in_channels=1)
+
+
+def test_a_variant_is_refused_where_there_is_none() -> None:
+    with pytest.raises(AvtError, match="takes nothing after a colon, found 'big'"):
+        registry.build("backbone", "nin:big", {}, in_channels=1)
+
+
+def test_a_list_is_read_as_toml_and_other_text_stays_text() -> None:
+    assert registry.parse_value("[1, 2.5]") == [1, 2.5]
+    assert registry.parse_value("123") == "123"
+    with pytest.raises(AvtError, match="starts like a list or table and is no TOML"):
+        registry.parse_value("[1, ")
+
+
+@pytest.mark.parametrize(
+    ("head", "cause"),
+    [
+        ("import not_there_at_all", "ModuleNotFoundError: No module named 'not_there_at_all'"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("def broken(:", "SyntaxError"),
+    ],
+)
+def test_a_broken_plugin_hurts_only_who_asks_for_it(install, head: str, cause: str) -> None:
+    install("stranger_b", source(head=head))
+
+    assert "fixed" in registry.names("objective")
+    assert registry.build("objective", "avt", {}).noise_scale == 0.001
+    with pytest.raises(AvtError, match=rf"'fixed' of stranger 3\.1 cannot be imported from stranger_b:plugin: {cause}"):
+        registry.build("objective", "fixed", {})
+
+
+def test_a_plugin_of_another_contract_version_is_refused_with_both(install) -> None:
+    install("stranger_c", source(head="CONTRACT_VERSION = 99"))
+
+    with pytest.raises(AvtError, match="written for version 99 of the plugin contracts; this avt speaks version 1"):
+        registry.build("objective", "fixed", {})
+
+
+def test_a_plugin_that_returns_another_kind_is_refused(install) -> None:
+    install("stranger_d", source(made="'nothing'"))
+
+    with pytest.raises(AvtError, match="returned a str, expected a Objective"):
+        registry.build("objective", "fixed", {})
+
+
+def test_a_plugin_that_hides_its_options_is_refused(install) -> None:
+    install("stranger_e", source(signature="**options", made="Fixed(1.0)"))
+
+    with pytest.raises(AvtError, match=r"takes \*\*options: a plugin names each of its options"):
+        registry.build("objective", "fixed", {})
+
+
+def test_an_annotation_under_type_checking_is_explained(install) -> None:
+    head = "from __future__ import annotations"
+    install("stranger_f", head + "\n" + source(signature="*, value: NotImported = 1.0"))
+
+    with pytest.raises(AvtError, match="Import what its signature names for real, not under TYPE_CHECKING"):
+        registry.build("objective", "fixed", {})
+
+
+def test_two_distributions_with_one_name_are_an_error_that_names_both(install) -> None:
+    install("stranger_g", source())
+    install("stranger_h", source(), distribution="other")
+
+    with pytest.raises(AvtError, match=r"Two distributions install .*other 3\.1 .* and stranger 3\.1"):
+        registry.info("objective", "fixed")
+
+
+def test_a_plugin_that_prints_at_import_leaves_stdout_clean(install, capsys: pytest.CaptureFixture[str]) -> None:
+    install("stranger_i", source(head="print('hello')"))
+    registry.build("objective", "fixed", {})
+
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "hello\n")
+
+
+def test_a_plugins_own_validation_error_is_not_taken_for_bad_options(install) -> None:
+    head = "from pydantic import BaseModel, ValidationError\nclass Inner(BaseModel):\n    x: int"
+    install("stranger_j", source(head=head, made="Inner(x='no')"))
+
+    with pytest.raises(Exception, match="validation error for Inner"):
+        registry.build("objective", "fixed", {})
+
+
+def test_our_backbones_come_over_the_same_bell_board() -> None:
+    assert registry.info("backbone", "nin").distribution == "avtcli"
+    assert isinstance(registry.build("backbone", "nin", {}, in_channels=1), Backbone)
