@@ -4,7 +4,7 @@ A run's settings are a recipe overlaid with the command line. Published values s
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -133,6 +133,8 @@ class ModelSpec(Frozen):
     """Whether the decoder predicts a log-variance."""
     log_var_scale: float = 1.0
     """Factor on the log-variance layer's output."""
+    views: Literal["both", "moved"] = "both"
+    """Whose codes the decoder sees: the pair's, or the moved image's alone."""
     layer: str | None = None
     """The tap that calling the encoder returns; none means the mean of the code."""
 
@@ -192,30 +194,46 @@ class PretrainConfig(Frozen):
 class ProbeConfig(Frozen):
     """Everything that a probe's numbers depend on beside the weights."""
 
+    recipe: str | None = None
+    """The recipe that the settings started from; none means our own protocol."""
     layers: tuple[str, ...] = ()
     """The taps to probe; none means the code, and `all` every tap."""
-    pool: Literal["max", "avg", "none"] = "max"
-    """How maps are reduced."""
-    pool_size: int = Field(default=4, gt=0)
-    """The side of a map after pooling, in cells; smaller maps stay as they are."""
-    head: Literal["linear"] = "linear"
+    head: Literal["linear", "mlp1", "mlp2", "mlp3", "conv", "nonlinear"] = "linear"
     """The classifier."""
+    conv_first: tuple[str, ...] = ()
+    """The layers whose nonlinear head begins with a convolution."""
+    pool: Literal["max", "avg", "none"] | None = None
+    """How maps are reduced; left out, max for the linear head, while the other heads read the map whole."""
+    pool_size: int | None = Field(default=None, gt=0)
+    """The side of a map after pooling, in cells, for every layer; smaller maps stay as they are."""
+    pool_sizes: dict[str, int] = {}
+    """The same by layer, where no one side is given; 4 for a layer without."""
     samples: int = Field(default=0, ge=0)
-    """Samples of the code to average; 0 takes its mean."""
-    epochs: int = Field(default=100, gt=0)
-    """Passes over the features."""
+    """Samples of the code to average; 0 takes its mean. Layers after the code see one of them."""
+    augmented: bool = False
+    """Whether the training images are cropped and flipped anew each epoch; if not, features are read once, of their middle."""
+    augment: Augment | None = None
+    """Resizing, crop and flip of the images; none means as the run had them."""
+    schedule: Schedule | None = None
+    """The heads' rates; none means that a peak is chosen from `rates` on a held-out part and falls to 0 along a cosine."""
+    optimizer: Optimizer = Optimizer(name="sgd", weight_decay=5e-4)
+    """How the heads' weights move."""
+    epochs: int | None = Field(default=None, gt=0)
+    """Passes over the training images; none means the schedule's own length, or 100 where there is none."""
     batch_size: int = Field(default=128, ge=2)
-    """Features a step."""
+    """Images a step."""
     rates: tuple[float, ...] = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-    """Learning rates to choose from on the held-out part."""
-    weight_decay: float = Field(default=5e-4, ge=0)
-    """Of the head."""
+    """Learning rates to choose from on the held-out part, where there is no schedule."""
     held_out: float = Field(default=0.1, gt=0, lt=1)
     """The share of the training images that decides what we choose."""
     limit_train: int | None = Field(default=None, ge=20)
     """Train on a draw of so many images; the same draw in every command and for every seed."""
+    shots: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    """Train on so many images of each class, one head a number; each seed draws its own, the fewer among the more."""
     seed: int = 0
-    """Of the heads' weights, the order of the features and the random baseline."""
+    """Of the heads' weights, the order, crops and flips of the images, the noise of the samples and the random baseline."""
+    seeds: int = Field(default=1, gt=0)
+    """How many seeds to train the heads with, this one and those after it."""
     baseline: bool = True
     """Whether a randomly initialised backbone is probed beside."""
     dataset: Plugin | None = None
@@ -226,6 +244,26 @@ class ProbeConfig(Frozen):
     """Processes that read images which do not fit in memory; none means one less than the CPUs, at most 8."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the arithmetic happens."""
+
+    @model_validator(mode="after")
+    def _no_log_var_rates(self) -> "ProbeConfig":
+        if self.schedule is not None and self.schedule.log_var_pieces:
+            raise ValueError("schedule.log_var_pieces belongs to pretraining: a probe's heads have no log-variance layer")
+        return self
+
+    @property
+    def total_epochs(self) -> int:
+        """The epochs to run."""
+        return self.epochs or (self.schedule.epochs if self.schedule else 100)
+
+    @property
+    def pooling(self) -> Literal["max", "avg", "none"]:
+        """How maps are reduced, the default resolved."""
+        return self.pool or ("max" if self.head == "linear" else "none")
+
+    def side_of(self, layer: str) -> int:
+        """The side of a layer's map after pooling, in cells."""
+        return self.pool_size or self.pool_sizes.get(layer, 4)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,6 +301,18 @@ def resolve(over: Mapping[str, Any], *, recipe: str | None) -> PretrainConfig:
     if peak is not None:
         config = config.model_copy(update={"schedule": config.schedule.with_peak(peak)})
     return config
+
+
+def resolve_probe(over: Mapping[str, Any], *, recipe: str | None) -> ProbeConfig:
+    """Overlay an evaluation recipe, or our own protocol where left out, with the command line.
+
+    Raises:
+        AvtError: for an unknown recipe, or with every bad setting at once.
+    """
+    content = recipes.load(recipe, kind="probe") if recipe is not None else {}
+    ours = {"recipe": recipe, "optimizer": ProbeConfig.model_fields["optimizer"].default.model_dump()}
+    where = "the command line" if recipe is None else f"recipe {recipe}"
+    return validate(ProbeConfig, merge(merge(ours, content), over), where=where)
 
 
 def validate(model: type[T], settings: Mapping[str, Any], *, where: str) -> T:

@@ -202,6 +202,8 @@ class Objective(ABC):
     """What the log-variance head's output is multiplied by to give the log-variance of the likelihood."""
     views: Literal["both", "moved"] = "both"
     """Which images the decoder sees the vectors of: the original and the moved one, or the moved one alone."""
+    predicts_classes: bool = False
+    """Whether the mean holds the logits of the family's classes, which `decode` cannot read, and not a normalised target."""
 
     @abstractmethod
     def outputs(self, family: TransformFamily) -> int:

@@ -6,19 +6,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+# Before torch is imported: two threads on two busy cores spin, and a library that woke up with two keeps other bits.
+os.environ |= {"OMP_NUM_THREADS": "1", "TERM": "dumb", "COLUMNS": "200"}
+for name in ("AVT_DATA", "GITHUB_ACTIONS", "FORCE_COLOR"):
+    os.environ.pop(name, None)
+
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from avtcli.cli.app import app
 from tests.support import Result, run_tiny
-
-torch.set_num_threads(1)  # two threads on two busy cores spin
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["TERM"] = "dumb"
-os.environ["COLUMNS"] = "200"
-for name in ("AVT_DATA", "GITHUB_ACTIONS", "FORCE_COLOR"):
-    os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True)

@@ -145,7 +145,7 @@ def pretrain(
         raise typer.Exit(_launch(processes, [*_without_place(sys.argv[1:]), *place]))
     with reporting() as on_event:
         if dry_run:
-            from avtcli.runs.pretrain import prepare
+            from avtcli.runs.job import prepare
 
             job = prepare(config, on_event=on_event)
         else:

@@ -16,14 +16,14 @@ from avtcli.errors import AvtError
 Fill = Literal["grey", "constant", "border", "reflect"]
 """What lies outside the image: the release's grey 128, one value, its nearest pixel, or its mirror image."""
 
-SAMPLES = 200_000
+SAMPLES = 100_000
 MAX_TURN_DEG = 135.0
 """The largest turn of which a logarithm is taken: beyond it, small changes come near to where it jumps."""
 
 
 @lru_cache
 def sampled_statistics(law: Law, kind: TargetKind, size: Size) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of a target under its law, (dof,) each, from 200 000 draws with a seed of their own.
+    """Mean and standard deviation of a target under its law, (dof,) each, from 100 000 draws with a seed of their own.
 
     A number that the law keeps constant has the deviation 1, so that it can be divided by.
     """

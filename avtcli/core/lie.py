@@ -17,6 +17,8 @@ ROOT_STEPS = 7
 """Newton steps a root; they double the correct digits, and seven do for eigenvalues up to 135 degrees from 1."""
 POWERS = (3, 5, 7, 9, 11, 13)
 """Of the series, after the first: at 8.5 degrees the next would be 1e-18 of the sum."""
+CHUNK = 8192
+"""Matrices at a time: the many intermediate results of an epoch's table stay in the processor's cache."""
 
 
 def unit_from_pixel(size: tuple[int, int], like: Tensor) -> Tensor:
@@ -69,6 +71,10 @@ def matrix_log(matrix: Tensor) -> Tensor:
     Returns:
         (n, 3, 3). A matrix with negative eigenvalues has no real logarithm: the result then means nothing.
     """
+    return torch.cat([_log_of_chunk(chunk) for chunk in matrix.split(CHUNK)])  # type: ignore[no-untyped-call]
+
+
+def _log_of_chunk(matrix: Tensor) -> Tensor:
     root = matrix
     for _ in range(ROOTS):
         root = _square_root(root)

@@ -1,5 +1,7 @@
 """The autoencoder of transformations: one Siamese encoder and a Gaussian decoder on the two codes."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -17,12 +19,22 @@ class AVTModel(nn.Module):
         outputs: how many numbers are predicted.
         has_log_var: whether a log-variance is predicted too.
         log_var_scale: factor on the log-variance layer's output (the release: 1 / 1000).
+        views: whose codes the decoder sees: the pair's, or the moved image's alone (RotNet).
     """
 
-    def __init__(self, encoder: Encoder, outputs: int, *, has_log_var: bool, log_var_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        outputs: int,
+        *,
+        has_log_var: bool,
+        log_var_scale: float = 1.0,
+        views: Literal["both", "moved"] = "both",
+    ) -> None:
         super().__init__()
         self.encoder = encoder
-        width = 2 * encoder.backbone.vector_dim
+        self.views = views
+        width = encoder.backbone.vector_dim * (2 if views == "both" else 1)
         self.mean_head = nn.Linear(width, outputs)
         self.log_var_head = nn.Linear(width, outputs) if has_log_var else None
         self.log_var_scale = log_var_scale
@@ -48,6 +60,7 @@ class AVTModel(nn.Module):
         Returns:
             The mean of the normalised target, (B, outputs), and the log-variance that the likelihood uses, likewise, or none.
         """
-        both = torch.cat([self.encoder.encode(x, noise_x)[0], self.encoder.encode(y, noise_y)[0]], dim=1)
-        log_var = None if self.log_var_head is None else self.log_var_head(both) * self.log_var_scale
-        return self.mean_head(both), log_var
+        seen = [(x, noise_x), (y, noise_y)] if self.views == "both" else [(y, noise_y)]
+        vectors = torch.cat([self.encoder.encode(view, noise)[0] for view, noise in seen], dim=1)
+        log_var = None if self.log_var_head is None else self.log_var_head(vectors) * self.log_var_scale
+        return self.mean_head(vectors), log_var

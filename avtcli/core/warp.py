@@ -45,13 +45,27 @@ def warp(images: Tensor, in_from_out: Tensor, *, fill: Outside = GREY, truncate:
     y = torch.arange(height, device=images.device, dtype=work)[None, :, None] + 0.5
     w = m[6] * x + m[7] * y + m[8]
     u, v = (m[0] * x + m[1] * y + m[2]) / w, (m[3] * x + m[4] * y + m[5]) / w
-    grid = torch.stack([2 * u / width - 1, 2 * v / height - 1], -1)
-    padding = "reflection" if fill == "reflect" else "border"
-    out = functional.grid_sample(images.to(work), grid, mode="bilinear", padding_mode=padding, align_corners=False)
+    inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    if fill == "reflect":
+        u, v = _reflect(u, width), _reflect(v, height)
+    # grid_sample takes coordinates as shares of a side: exact in float32 where the side is a power of two
+    wide, high = _power_of_two(width), _power_of_two(height)
+    source = functional.pad(images.to(work), (0, wide - width, 0, high - height), mode="replicate")
+    grid = torch.stack([2 * u / wide - 1, 2 * v / high - 1], -1)
+    out = functional.grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=False)
     if truncate:
         # a grey level that float32 puts a hair below itself must not fall by one
         out = (out * 255 + 1e-5).floor() / 255
     if not isinstance(fill, str):
-        inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
         out = torch.where(inside[:, None], out, fill)
     return out.to(images.dtype)
+
+
+def _power_of_two(side: int) -> int:
+    """The smallest power of two that is no less than a side."""
+    return 1 << (side - 1).bit_length()
+
+
+def _reflect(coordinate: Tensor, side: int) -> Tensor:
+    """The place in [0, side] where a mirror at each edge shows a coordinate."""
+    return side - (torch.remainder(coordinate, 2 * side) - side).abs()

@@ -8,8 +8,14 @@ from typing import Any
 
 from avtcli.errors import AvtError, nearest
 
-PUBLISHED = {("cifar10", "nin"): "cifar10-nin"}
-"""The published pretraining recipe of a data set and a backbone."""
+PUBLISHED = {
+    ("cifar10", "nin"): "cifar10-nin",
+    ("cifar10", "nin", "aet", "projective"): "cifar10-nin-aet",
+    ("cifar10", "nin", "aet", "affine"): "cifar10-nin-aet-affine",
+    ("imagenet", "alexnet"): "imagenet-alexnet",
+    ("imagenet", "alexnet", "aet", "projective"): "imagenet-alexnet-aet",
+}
+"""The published pretraining recipe of a data set and a backbone, and where it differs, of an objective and a family too."""
 
 
 def names() -> list[str]:
@@ -69,5 +75,8 @@ def load(name: str, *, kind: str) -> dict[str, Any]:
 
 def choose(settings: Mapping[str, Any]) -> str:
     """The published recipe of a data set and a backbone, else our own default."""
-    dataset, backbone = ((settings.get(part) or {}).get("name") or "" for part in ("dataset", "backbone"))
-    return PUBLISHED.get((dataset.partition(":")[0], backbone.partition(":")[0]), "default")
+    given = {kind: (settings.get(kind) or {}).get("name") for kind in ("dataset", "backbone", "objective", "transform")}
+    names = {kind: (name or "").partition(":")[0] for kind, name in given.items()}
+    pair = (names["dataset"], names["backbone"])
+    whole = (*pair, names["objective"], names["transform"] or "projective")
+    return PUBLISHED.get(whole) or PUBLISHED.get(pair, "default")

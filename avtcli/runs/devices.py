@@ -10,6 +10,7 @@ from types import FrameType
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
+from torch import Tensor
 
 from avtcli.errors import AvtError
 
@@ -71,6 +72,11 @@ def device_in_words(accelerator: Accelerator) -> str:
         return f"cuda ({torch.cuda.get_device_name(accelerator.device)})"
     threads = torch.get_num_threads()
     return f"{accelerator.device.type} ({threads} thread{'s' * (threads > 1)})" if accelerator.device.type == "cpu" else "mps"
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Send a float64 table's rows to a device, in float32 where it has no float64."""
+    return tensor.to(device, torch.float32 if device.type == "mps" else tensor.dtype)
 
 
 class Stop:

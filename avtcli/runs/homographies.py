@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from avtcli import registry
 from avtcli.config import Plugin
 from avtcli.contracts import Size, TransformFamily
 from avtcli.core.bank import BankFamily
@@ -19,6 +18,7 @@ from avtcli.core.homography import coefficients_from_matrix, is_proper, matrix_f
 from avtcli.core.keyed import keyed_generator
 from avtcli.errors import AvtError
 from avtcli.runs.events import OnEvent, Saved
+from avtcli.runs.families import build_family
 from avtcli.runs.files import disk_errors_explained, refuse_existing, write_synced
 from avtcli.runs.loading import METADATA_KEY
 
@@ -50,9 +50,11 @@ class Bank:
     std: Tensor
 
     def family(self, plugin: Plugin) -> TransformFamily:
-        """A family that draws from the bank, normalised by the bank's own figures unless the options state some."""
-        options = {"mean": self.mean.tolist(), "std": self.std.tolist(), **plugin.options}
-        return BankFamily(registry.build("transform", plugin.name, options), self.coeffs)
+        """A family that draws from the bank; targets that are coefficients are normalised by the bank's own figures."""
+        options = plugin.options
+        if options.get("target", "coefficients") == "coefficients":
+            options = {"mean": self.mean.tolist(), "std": self.std.tolist(), **options}
+        return BankFamily(build_family(Plugin.model_validate({"name": plugin.name, **options})), self.coeffs)
 
 
 def draw_bank(plugin: Plugin, *, size: Size, count: int, seed: int) -> Bank:
@@ -61,7 +63,7 @@ def draw_bank(plugin: Plugin, *, size: Size, count: int, seed: int) -> Bank:
     Raises:
         AvtError: for a family that is not made of homographies, or one that folds images.
     """
-    family: TransformFamily = registry.build("transform", plugin.name, plugin.options)
+    family = build_family(plugin)
     parameters = family.draw(count, size, keyed_generator(seed, "bank"))
     if family.kind != "geometric" or parameters.shape[1] != 8:
         raise AvtError(f"A bank holds homographies of 8 coefficients each; '{plugin.name}' draws something else.")

@@ -115,7 +115,7 @@ def build_model(spec: ModelSpec, *, seed: int = 0) -> AVTModel:
     encoder = build_encoder(spec, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(seed, "decoder weights"))
-        return AVTModel(encoder, spec.outputs, has_log_var=spec.has_log_var, log_var_scale=spec.log_var_scale)
+        return AVTModel(encoder, spec.outputs, has_log_var=spec.has_log_var, log_var_scale=spec.log_var_scale, views=spec.views)
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], *, path: Path) -> None:

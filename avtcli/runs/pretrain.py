@@ -11,38 +11,23 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from avtcli import registry
-from avtcli.config import ModelSpec, PretrainConfig, to_toml
-from avtcli.contracts import ImageData, Objective, Size, Target, TransformFamily
+from avtcli.config import PretrainConfig, to_toml
+from avtcli.contracts import Target
 from avtcli.core.augment import to_float
 from avtcli.core.keyed import keyed_generator, seed_of
-from avtcli.core.metrics import corner_error
-from avtcli.core.model import AVTModel
-from avtcli.core.schedule import cosine_rate, piecewise_rate
 from avtcli.errors import AvtError, InterruptedRunError, RunFailedError
 from avtcli.runs.checkpoint import clear_leftovers, load_newest, save_checkpoint
-from avtcli.runs.devices import Stop, build_accelerator, choose_device, choose_precision, device_in_words, stop_signals
-from avtcli.runs.events import Notice, OnEvent, Progress, Saved, Started
+from avtcli.runs.devices import Stop, stop_signals, to_device
+from avtcli.runs.events import Notice, OnEvent, Progress, Saved
 from avtcli.runs.files import refuse_existing, replace_file, to_json
-from avtcli.runs.homographies import draw_bank, load_bank
-from avtcli.runs.loaders import (
-    EpochTable,
-    batch_bounds,
-    build_data,
-    build_images,
-    draw_epoch,
-    image_size,
-    limited,
-    plain_batches,
-    training_batches,
-)
-from avtcli.runs.loading import build_model, load_weights
-from avtcli.runs.rundir import MetricsLog, create_run, describe_environment, environment_changes, lock_run, read_env
-from avtcli.runs.streaming import choose_workers
+from avtcli.runs.held_out import held_out_mace
+from avtcli.runs.job import Job, prepare
+from avtcli.runs.loaders import EpochTable, build_images, draw_epoch, training_batches
+from avtcli.runs.loading import load_weights
+from avtcli.runs.optimizing import build_optimizer, load_optimizer, optimizer_tensors, set_rates
+from avtcli.runs.rundir import MetricsLog, create_run, environment_changes, lock_run, read_env
 
 LOG_EVERY = 20  # steps between readings of the losses from the device
-MACE_COUNT = 1000  # held-out images for the corner error
-MACE_BATCH = 250
 
 
 @dataclass(frozen=True)
@@ -56,117 +41,6 @@ class PretrainResult:
     loss: float | None
     mace_px: float | None
     recipe: str
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything a run is made of, built and checked before the first step."""
-
-    config: PretrainConfig
-    accelerator: Accelerator
-    data: ImageData
-    family: TransformFamily
-    objective: Objective
-    size: Size
-    spec: ModelSpec
-    net: AVTModel
-    numbers: Tensor
-    bounds: list[tuple[int, int]]
-    workers: int
-    environment: dict[str, Any]
-
-    @property
-    def total_steps(self) -> int:
-        """The steps to run."""
-        whole = len(self.bounds) * self.config.total_epochs
-        return min(whole, self.config.max_steps or whole)
-
-
-def prepare(config: PretrainConfig, *, on_event: OnEvent) -> Job:
-    """Build all that a run needs; nothing is written.
-
-    Raises:
-        AvtError: for the first thing that is not right.
-    """
-    device = choose_device(config.device)
-    accelerator = build_accelerator(device, choose_precision(config.precision, device))
-    data = build_data(config.dataset, config.data_dir)
-    size = image_size(data, config.augment)
-    family = build_family(config, size)
-    objective: Objective = registry.build("objective", config.objective.name, config.objective.options)
-    spec = ModelSpec(
-        backbone=config.backbone,
-        channels=data.channels,
-        size=size,
-        mean=data.mean,
-        std=data.std,
-        noise_scale=objective.noise_scale,
-        outputs=objective.outputs(family),
-        has_log_var=objective.has_log_var,
-        log_var_scale=objective.log_var_scale,
-    )
-    net = build_model(spec, seed=config.seed).to(accelerator.device)
-    numbers = limited(data.train, config.limit_train)
-    plugins = [(kind, getattr(config, kind).name) for kind in registry.KINDS]
-    job = Job(
-        config=config,
-        accelerator=accelerator,
-        data=data,
-        family=family,
-        objective=objective,
-        size=size,
-        spec=spec,
-        net=net,
-        numbers=numbers,
-        bounds=batch_bounds(len(numbers), config.batch_size),
-        workers=choose_workers(
-            config.workers, data.train, batch_bytes=_batch_bytes(config, data, size, accelerator.num_processes)
-        ),
-        environment=describe_environment(
-            device=device_in_words(accelerator),
-            processes=accelerator.num_processes,
-            plugins=plugins,
-            data_fingerprint=data.fingerprint,
-        ),
-    )
-    on_event(Started(_facts(job)))
-    return job
-
-
-def build_family(config: PretrainConfig, size: Size) -> TransformFamily:
-    """The family that the run draws from: the plugin's own law, a bank's rows, or those of a bank made here.
-
-    Raises:
-        AvtError: for a bank of another family or size.
-    """
-    plugin = config.transform
-    if config.homographies is not None:
-        return load_bank(Path(config.homographies), plugin=plugin, size=size)
-    if config.bank_count is not None:
-        return draw_bank(plugin, size=size, count=config.bank_count, seed=config.seed).family(plugin)
-    family: TransformFamily = registry.build("transform", plugin.name, plugin.options)
-    return family
-
-
-def _batch_bytes(config: PretrainConfig, data: ImageData, size: Size, processes: int) -> int:
-    """Of one process's largest batch in uint8: of training, where a single image may join the last one, or held out."""
-    return max(config.batch_size // processes + 1, MACE_BATCH) * data.channels * size[0] * size[1]
-
-
-def _facts(job: Job) -> tuple[tuple[str, str], ...]:
-    config, parameters = job.config, sum(p.numel() for p in job.net.parameters())
-    channels, (height, width) = job.data.channels, job.size
-    return (
-        ("recipe", config.recipe),
-        ("data", f"{config.dataset.name}: {len(job.numbers)} images, {channels}x{height}x{width}"),
-        ("backbone", f"{config.backbone.name}, {parameters / 1e6:.2f} M parameters with the decoder"),
-        ("task", f"{config.objective.name} on {config.transform.name}"),
-        ("device", f"{job.environment['device']}, {job.accelerator.mixed_precision.replace('no', 'fp32')}"),
-        ("batch", f"{config.batch_size} over {job.accelerator.num_processes} process(es)"),
-        ("steps", f"{job.total_steps} ({len(job.bounds)} an epoch, {config.total_epochs} epochs)"),
-        *([("readers", f"{job.workers} processes")] if job.data.train.images is None else []),
-        ("seed", str(config.seed)),
-    )
 
 
 def pretrain(config: PretrainConfig, *, run: Path, resume: bool, on_event: OnEvent) -> PretrainResult:
@@ -216,7 +90,7 @@ def _train(job: Job, run: Path, *, resume: bool, stop: Stop, on_event: OnEvent) 
     metrics, began = MetricsLog(run / "metrics.jsonl"), time.monotonic()
 
     # weights, optimiser, and the step to begin at
-    optimizer = _build_optimizer(job)
+    optimizer = build_optimizer(job.config, job.net)
     start, seconds_before = _restore(job, run, optimizer, metrics, on_event=on_event) if resume else (0, 0.0)
     model = accelerator.prepare(net)
     if accelerator.scaler is not None:
@@ -282,7 +156,7 @@ def _train(job: Job, run: Path, *, resume: bool, stop: Stop, on_event: OnEvent) 
         waited += time.monotonic() - asked
 
         # one step
-        rates = set_rates(optimizer, job, step)
+        rates = set_rates(optimizer, config, step, len(job.bounds))
         torch.default_generator.manual_seed(seed_of(config.seed, step, "model", rank))  # dropout and drop path
         noise = [_noise(job, step, view, last - first, code_shape, rank, world) for view in ("original", "moved")]
         whole = last - first == config.batch_size
@@ -318,13 +192,9 @@ def _views(job: Job, images: Tensor, rows: Tensor, table: EpochTable) -> tuple[T
     """Both views of a batch of uint8 images, and what tells them apart."""
     device = job.accelerator.device
     x = to_float(images)
-    parameters = _to(table.parameters[rows], device)
+    parameters = to_device(table.parameters[rows], device)
     y = job.family.apply(x, parameters)
-    return x, y, Target(_to(table.targets[rows], device).float(), parameters, job.family, job.size)
-
-
-def _to(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.to(device, torch.float32 if device.type == "mps" else tensor.dtype)  # MPS has no float64
+    return x, y, Target(to_device(table.targets[rows], device).float(), parameters, job.family, job.size)
 
 
 def _noise(
@@ -347,48 +217,8 @@ def _agree(accelerator: Accelerator, signalled: int, due: bool) -> tuple[int, bo
     return int(flags[0]), bool(flags[1])
 
 
-def _build_optimizer(job: Job) -> torch.optim.Optimizer:
-    """Two groups: everything, and the decoder's log-variance layer where the schedule gives it rates of its own."""
-    config, net = job.config.optimizer, job.net
-    own = net.log_var_head if job.config.schedule.log_var_pieces else None
-    apart = set() if own is None else {id(p) for p in own.parameters()}
-    groups = [{"params": [p for p in net.parameters() if id(p) not in apart]}]
-    if own is not None:
-        groups.append({"params": list(own.parameters())})
-    if config.name == "sgd":
-        return torch.optim.SGD(
-            groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
-        )
-    return torch.optim.AdamW(groups, lr=0.0, weight_decay=config.weight_decay)
-
-
-def rates_at(config: PretrainConfig, step: int, steps_per_epoch: int) -> tuple[float, float]:
-    """The learning rates of a step: of the network, and of the decoder's log-variance layer.
-
-    Pieces are constant within an epoch, as published; a cosine moves each step.
-    """
-    schedule = config.schedule
-    epoch = (step // steps_per_epoch) * schedule.epochs / config.total_epochs
-    if schedule.pieces:
-        rate = piecewise_rate(epoch, [(p.start, p.rate, p.slope) for p in schedule.pieces])
-    else:
-        progress = (step + 0.5) / (steps_per_epoch * config.total_epochs)
-        rate = cosine_rate(progress, peak=schedule.rate, warmup=schedule.warmup)
-    own = schedule.log_var_pieces
-    return rate, piecewise_rate(epoch, [(p.start, p.rate, p.slope) for p in own]) if own else rate
-
-
-def set_rates(optimizer: torch.optim.Optimizer, job: Job, step: int) -> tuple[float, float]:
-    """Give each parameter group the rate of this step, and return them."""
-    rates = rates_at(job.config, step, len(job.bounds))
-    for group, rate in zip(optimizer.param_groups, rates, strict=False):
-        group["lr"] = rate
-    return rates
-
-
 def _save(job: Job, run: Path, step: int, optimizer: torch.optim.Optimizer, *, seconds: float) -> Path:
-    state = optimizer.state_dict()
-    tensors = {f"{index}.{name}": value for index, slots in state["state"].items() for name, value in slots.items()}
+    tensors, groups = optimizer_tensors(optimizer)
     model = job.net.state_dict()
     broken = next((name for name, t in model.items() if t.is_floating_point() and not t.isfinite().all()), None)
     if broken is not None:
@@ -396,17 +226,12 @@ def _save(job: Job, run: Path, step: int, optimizer: torch.optim.Optimizer, *, s
     about = {
         "config": job.config.model_dump(mode="json", exclude_none=True),
         "model": job.spec.model_dump(mode="json", exclude_none=True),
-        "param_groups": state["param_groups"],
+        "param_groups": groups,
         "scaler": job.accelerator.scaler.state_dict() if job.accelerator.scaler is not None else None,
         "environment": job.environment,
         "seconds": seconds,
     }
-    return save_checkpoint(run / "checkpoints", step, model=model, state=_only_tensors(tensors), about=about)
-
-
-def _only_tensors(slots: dict[str, Any]) -> dict[str, Tensor]:
-    """SGD's momentum buffer is none until the first step: such a slot is left out and comes back as none."""
-    return {name: value for name, value in slots.items() if isinstance(value, Tensor)}
+    return save_checkpoint(run / "checkpoints", step, model=model, state=tensors, about=about)
 
 
 def _restore(
@@ -426,11 +251,7 @@ def _restore(
             f"{before['data_fingerprint']}, found {job.data.fingerprint}. Point --data-dir to the same images."
         )
     load_weights(job.net, checkpoint.model, path=checkpoint.folder)
-    slots: dict[int, dict[str, Tensor]] = {}
-    for key, value in checkpoint.state.items():
-        index, name = key.split(".", 1)
-        slots.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": slots, "param_groups": about["param_groups"]})
+    load_optimizer(optimizer, checkpoint.state, about["param_groups"])
     if about["scaler"] is not None and job.accelerator.scaler is not None:
         job.accelerator.scaler.load_state_dict(about["scaler"])
     step = int(about["step"])
@@ -448,7 +269,10 @@ def _restore(
 
 def _finish(job: Job, run: Path, metrics: MetricsLog, *, seconds: float) -> PretrainResult:
     accelerator = job.accelerator
-    mace_px = held_out_mace(job) if accelerator.is_main_process else None
+    mace_px = None
+    if accelerator.is_main_process and not job.objective.predicts_classes:
+        shorter, seed = job.config.augment.resize, job.config.seed
+        mace_px = held_out_mace(job.net.eval(), job.family, job.data, job.size, shorter=shorter, workers=job.workers, seed=seed)
     lines = metrics.read()
     losses = [line["loss"] for line in lines if line["epoch"] == lines[-1]["epoch"]]
     steps = job.total_steps
@@ -465,28 +289,3 @@ def _finish(job: Job, run: Path, metrics: MetricsLog, *, seconds: float) -> Pret
         replace_file(run / "result.json", to_json(asdict(result)))
     accelerator.wait_for_everyone()
     return result
-
-
-@torch.no_grad()
-def held_out_mace(job: Job) -> float | None:
-    """The mean average corner error in pixels on held-out images with fresh transformations; none for photometric families.
-
-    The images are the first 1 000 of a keyed draw from the test split, or from the training split where there is none.
-    """
-    if job.family.kind == "photometric" or job.spec.outputs != job.family.dof:
-        return None
-    split = job.data.test if job.data.test is not None and len(job.data.test) else job.data.train
-    numbers = limited(split, min(MACE_COUNT, len(split)))
-    device, net = job.accelerator.device, job.net.eval()
-    images = build_images(split, numbers, device=device, shorter=job.config.augment.resize, workers=job.workers)
-    parameters = job.family.draw(len(images), job.size, keyed_generator(job.config.seed, "held out"))
-    errors = []
-    batches = list(torch.split(torch.arange(len(images)), MACE_BATCH))
-    for rows, batch in zip(batches, plain_batches(images, batches, job.size), strict=True):
-        x = to_float(batch)
-        y = job.family.apply(x, _to(parameters[rows], device))
-        mean, _ = net(net.normalise(x), net.normalise(y))
-        decoded = job.family.decode(mean.cpu().double(), job.size)
-        true = job.family.in_from_out(parameters[rows], job.size)
-        errors.append(corner_error(true, job.family.in_from_out(decoded, job.size), job.size))
-    return float(torch.cat(errors).mean())

@@ -1,29 +1,31 @@
 """Probing: what a simple classifier can read off frozen features, beside a random backbone."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from avtcli.config import Augment, Plugin, ProbeConfig
 from avtcli.contracts import ImageData, Size, Split
 from avtcli.core.encoder import Encoder
-from avtcli.core.heads import LinearHead
-from avtcli.core.keyed import keyed_generator, seed_of
-from avtcli.core.metrics import topk_percent
-from avtcli.core.schedule import cosine_rate
+from avtcli.core.keyed import keyed_generator
 from avtcli.errors import AvtError
 from avtcli.runs.devices import choose_device
-from avtcli.runs.events import OnEvent, Progress, Saved
-from avtcli.runs.features import BATCH, Feature, extract
+from avtcli.runs.events import OnEvent, Saved, Started
+from avtcli.runs.features import BATCH, Feature, FeatureReader, ForwardedImages, KeptFeatures, extract, stored_bytes
 from avtcli.runs.files import disk_errors_explained, refuse_existing, to_json, write_synced
+from avtcli.runs.heads_training import Part, Plan, train_heads
+from avtcli.runs.images import Images
 from avtcli.runs.loaders import build_data, build_images, image_size, limited
 from avtcli.runs.loading import Source, build_encoder, encoder_of
+from avtcli.runs.probe_protocol import describe_probe, describe_start
 from avtcli.runs.streaming import choose_workers
+
+KEPT_BYTES = 2 * 2**30  # test features up to here are kept on the device rather than computed again each epoch
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,9 @@ class HeadResult:
     """One head's figures, in percent.
 
     Attributes:
+        shots: labelled images of each class; none for all that there are.
         top1: on the test split, last epoch.
-        val_top1: on the held-out part of train, which chose the rate.
+        val_top1: on the held-out part of train, which chose the rate; none where nothing was chosen.
         top1_best_test_epoch: the best over epochs on the test split: optimistic, and it chooses nothing.
     """
 
@@ -58,16 +61,18 @@ class ProbeResult:
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Features with their labels, on the device of the heads."""
+class Job:
+    """Everything a probe is made of beside the encoders."""
 
-    features: Tensor
-    labels: Tensor
-
-    def rows(self, numbers: Tensor) -> "Labelled":
-        """Some of them."""
-        numbers = numbers.to(self.labels.device)
-        return Labelled(self.features[numbers], self.labels[numbers])
+    config: ProbeConfig
+    images: dict[str, Images]
+    labels: dict[str, Tensor]
+    wanted: list[Feature]
+    augment: Augment
+    size: Size
+    device: torch.device
+    classes: int
+    on_event: OnEvent
 
 
 def probe(source: Source, config: ProbeConfig, *, out: Path | None, on_event: OnEvent) -> ProbeResult:
@@ -80,35 +85,23 @@ def probe(source: Source, config: ProbeConfig, *, out: Path | None, on_event: On
         on_event: told what happens.
 
     Raises:
-        AvtError: for data without labels or of other channels, or a layer that does not exist.
+        AvtError: for data without labels or of other channels, a layer that does not exist, or a head that does not fit it.
     """
     if out is not None:
         refuse_existing(out)
-    run_config = source.config
-    dataset = config.dataset or (run_config.dataset if run_config else None)
+    dataset = config.dataset or (source.config.dataset if source.config else None)
     if dataset is None:
         raise AvtError(f"{source.path} does not say what it was trained on: give --dataset.")
-    data_dir = config.data_dir or (run_config.data_dir if run_config else None)
-    augment = run_config.augment if run_config else Augment()
-    device = torch.device(choose_device(config.device))
     trained = encoder_of(source)
     layers = _layers(trained, config)
-    data = build_data(dataset, data_dir)
-    size = _check(data, dataset, source, augment)
-    numbers = limited(data.train, config.limit_train)
-    wanted = [Feature(layer, config.pool, config.pool_size) for layer in layers]
+    job = _prepare(source, config, dataset, layers, on_event=on_event)
+    protocol = describe_probe(config, job.augment, dataset, source, layers=layers, counts=_counts(job))
+    on_event(Started(describe_start(protocol, device=job.device.type)))
     encoders = {"trained": trained}
     if config.baseline:
         encoders["random"] = build_encoder(source.spec, seed=config.seed).eval()
-    tables: dict[str, list[HeadResult]] = {"trained": [], "random": []}
-    for name, encoder in encoders.items():
-        parts = _read_features(encoder.to(device), data, numbers, wanted, config, augment, size, device, name, on_event)
-        for feature in wanted:
-            train, test = (Labelled(features[feature].to(device), labels.to(device)) for features, labels in parts)
-            label = f"{name} {feature.layer}"
-            tables[name].append(_probe_one(feature, train, test, config, task=label, on_event=on_event))
-    protocol = _protocol(config, dataset, data, len(numbers), source, layers)
-    result = ProbeResult(str(source.path), protocol, tables["trained"], tables["random"])
+    tables = {name: _probe_encoder(job, encoder.to(job.device), name) for name, encoder in encoders.items()}
+    result = ProbeResult(str(source.path), protocol, tables["trained"], tables.get("random", []))
     for path in _destinations(source, config, layers, out):
         with disk_errors_explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,12 +113,41 @@ def probe(source: Source, config: ProbeConfig, *, out: Path | None, on_event: On
 def _layers(encoder: Encoder, config: ProbeConfig) -> list[str]:
     if config.layers == ("all",):
         return list(encoder.layers)
-    layers = list(config.layers) or [encoder.backbone.code_tap]
+    layers = list(dict.fromkeys(config.layers)) or [encoder.backbone.code_tap]
     encoder.check_layers(layers)
     return layers
 
 
-def _check(data: ImageData, dataset: Plugin, source: Source, augment: Augment) -> Size:
+def _prepare(source: Source, config: ProbeConfig, dataset: Plugin, layers: list[str], *, on_event: OnEvent) -> Job:
+    run_config = source.config
+    data = build_data(dataset, config.data_dir or (run_config.data_dir if run_config else None))
+    test = _check(data, dataset, source)
+    augment = config.augment or (run_config.augment if run_config else Augment())
+    size = image_size(data, augment)
+    device = torch.device(choose_device(config.device))
+    chosen = {"train": (data.train, limited(data.train, config.limit_train)), "test": (test, torch.arange(len(test)))}
+    images, labels = {}, {}
+    for part, (split, numbers) in chosen.items():
+        largest = max(config.batch_size + 1, BATCH) * data.channels * size[0] * size[1]
+        workers = choose_workers(config.workers, split, batch_bytes=largest)
+        images[part] = build_images(split, numbers, device=device, shorter=augment.resize, workers=workers)
+        assert split.labels is not None
+        labels[part] = split.labels[numbers].to(device)
+    return Job(
+        config=config,
+        images=images,
+        labels=labels,
+        wanted=[Feature(layer, config.pooling, config.side_of(layer)) for layer in layers],
+        augment=augment,
+        size=size,
+        device=device,
+        classes=max(len(data.classes or ()), 1 + int(torch.cat([*labels.values()]).max())),
+        on_event=on_event,
+    )
+
+
+def _check(data: ImageData, dataset: Plugin, source: Source) -> Split:
+    """The test split of labelled images that the backbone takes."""
     if data.test is None or not len(data.test):
         raise AvtError(f"The data set '{dataset.name}' has no test images to report on.")
     if data.train.labels is None or data.test.labels is None:
@@ -135,167 +157,141 @@ def _check(data: ImageData, dataset: Plugin, source: Source, augment: Augment) -
             f"The backbone of {source.path} takes images of {source.spec.channels} channel(s), those of '{dataset.name}' have "
             f"{data.channels}."
         )
-    return image_size(data, augment)
+    return data.test
 
 
-def _read_features(
-    encoder: Encoder,
-    data: ImageData,
-    numbers: Tensor,
-    wanted: list[Feature],
-    config: ProbeConfig,
-    augment: Augment,
-    size: Size,
-    device: torch.device,
-    name: str,
-    on_event: OnEvent,
-) -> list[tuple[dict[Feature, Tensor], Tensor]]:
-    """Features and labels of the training and of the test images."""
-    assert data.test is not None
-    splits: list[tuple[str, Split, Tensor]] = [
-        ("train", data.train, numbers),
-        ("test", data.test, torch.arange(len(data.test))),
+def _counts(job: Job) -> dict[str, int]:
+    return {"train_images": len(job.images["train"]), "test_images": len(job.images["test"]), "classes": job.classes}
+
+
+def _probe_encoder(job: Job, encoder: Encoder, name: str) -> list[HeadResult]:
+    """All heads on one encoder, layer by layer, then by the number of shots and the seed."""
+    config = job.config
+    results = [
+        result
+        for train, test in _readers(job, encoder, name)
+        for shots in config.shots or (None,)
+        for seed in range(config.seed, config.seed + config.seeds)
+        for result in _probe_features(job, train, test, shots=shots, seed=seed, name=name)
     ]
-    parts = []
-    for part, split, chosen in splits:
-        assert split.labels is not None
-        workers = choose_workers(config.workers, split, batch_bytes=BATCH * data.channels * size[0] * size[1])
-        features = extract(
+    layers = [feature.layer for feature in job.wanted]
+    return sorted(results, key=lambda result: layers.index(result.layer))
+
+
+def _readers(job: Job, encoder: Encoder, name: str) -> Iterator[tuple[FeatureReader, FeatureReader]]:
+    """Where the training and the test features come from: kept, one layer at a time, or all at once from forwarded images."""
+    forwarded = {
+        part: ForwardedImages(
             encoder,
-            build_images(split, chosen, device=device, shorter=augment.resize, workers=workers),
-            wanted,
-            size=size,
-            samples=config.samples,
-            seed=config.seed,
-            task=f"{name} features, {part}",
-            on_event=on_event,
+            job.images[part],
+            job.labels[part],
+            job.wanted,
+            part=part,
+            augment=job.augment,
+            size=job.size,
+            samples=job.config.samples,
+            seed=job.config.seed,
         )
-        parts.append((features, split.labels[chosen]))
-    return parts
-
-
-def _probe_one(
-    feature: Feature, train: Labelled, test: Labelled, config: ProbeConfig, *, task: str, on_event: OnEvent
-) -> HeadResult:
-    """Choose the rate on the held-out part of train, train on all of it, look at test."""
-    classes = int(torch.cat([train.labels, test.labels]).max()) + 1
-    order = torch.randperm(len(train.labels), generator=keyed_generator(config.seed, "held out"))
-    held = max(1, round(len(order) * config.held_out))
-    fit, held_out = train.rows(order[held:]), train.rows(order[:held])
-    rates = config.rates
-    curves = train_heads(fit, held_out, rates, classes, config, task=f"{task}: rate", on_event=on_event)
-    chosen = max(range(len(rates)), key=lambda i: curves[i][-1][0])  # the first, so the largest, of equal rates
-    (curve,) = train_heads(train, test, rates[chosen : chosen + 1], classes, config, task=f"{task}: head", on_event=on_event)
-    return HeadResult(
-        layer=feature.layer,
-        pool=feature.pool if train.features.ndim > 2 else "none",
-        head=config.head,
-        shots=None,
-        seed=config.seed,
-        top1=curve[-1][0],
-        top5=curve[-1][1],
-        val_top1=curves[chosen][-1][0],
-        top1_best_test_epoch=max(top1 for top1, _ in curve),
-    )
-
-
-def train_heads(
-    train: Labelled,
-    test: Labelled,
-    rates: tuple[float, ...],
-    classes: int,
-    config: ProbeConfig,
-    *,
-    task: str,
-    on_event: OnEvent,
-) -> list[list[tuple[float, float]]]:
-    """Train one head a rate, all on the same batches.
-
-    Args:
-        train: to learn from.
-        test: to measure on after each epoch.
-        rates: peak learning rates; each falls to 0 along half a cosine.
-        classes: the number of classes.
-        config: epochs, batch size, weight decay and seed.
-        task: its name in the progress.
-        on_event: told how far it is.
-
-    Returns:
-        For each rate, (top-1, top-5) in percent after each epoch.
-    """
-    device = train.features.device
-    heads = []
-    for _ in rates:  # all start from the same weights
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed_of(config.seed, "head"))
-            heads.append(LinearHead(tuple(train.features.shape[1:]), classes).to(device))
-    groups = [{"params": list(head.parameters()), "lr": rate} for head, rate in zip(heads, rates, strict=True)]
-    optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
-    count = len(train.labels)
-    batches = [(first, min(first + config.batch_size, count)) for first in range(0, count, config.batch_size)]
-    if len(batches) > 1 and batches[-1][1] - batches[-1][0] == 1:
-        batches.pop()  # BatchNorm needs two
-    curves: list[list[tuple[float, float]]] = [[] for _ in rates]
-    for epoch in range(config.epochs):
-        order = torch.randperm(count, generator=keyed_generator(config.seed, "order", epoch)).to(device)
-        for index, (first, last) in enumerate(batches):
-            progress = (epoch + index / len(batches)) / config.epochs
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = cosine_rate(progress, peak=rate, warmup=0)
-            features, labels = train.features[order[first:last]], train.labels[order[first:last]]
-            torch.stack([functional.cross_entropy(head(features), labels) for head in heads]).sum().backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad()
-        for head, curve in zip(heads, curves, strict=True):
-            curve.append(score(head, test))
-        best = max(curve[-1][0] for curve in curves)
-        on_event(Progress(task, epoch + 1, config.epochs, "epochs", f"{best:.2f} %"))
-    return curves
-
-
-@torch.no_grad()
-def score(head: nn.Module, test: Labelled) -> tuple[float, float]:
-    """Top-1 and top-5 in percent of a head in eval mode."""
-    head.eval()
-    logits = torch.cat([head(part) for part in torch.split(test.features, 2000)])
-    head.train()
-    return topk_percent(logits, test.labels, 1), topk_percent(logits, test.labels, min(5, logits.shape[1]))
-
-
-def _protocol(
-    config: ProbeConfig, dataset: Plugin, data: ImageData, train_count: int, source: Source, layers: list[str]
-) -> dict[str, Any]:
-    """Everything needed to compare the numbers."""
-    assert data.test is not None
-    return {
-        "features": "encoder frozen, eval mode, images as they are (middle crop), read once",
-        "dataset": dataset.name,
-        "train_images": train_count,
-        "test_images": len(data.test),
-        "layers": layers,
-        "pool": config.pool,
-        "pool_size": None if config.pool == "none" else config.pool_size,
-        "samples_of_the_code": config.samples,
-        "augmentation": "none",
-        "head": "BatchNorm without affine, linear",
-        "optimizer": f"SGD, momentum 0.9, Nesterov, weight decay {config.weight_decay:g}",
-        "schedule": "cosine to 0",
-        "rates": list(config.rates),
-        "epochs": config.epochs,
-        "batch_size": config.batch_size,
-        "chosen": f"the rate, on {config.held_out:.0%} of train held out; the head is then trained on all of train",
-        "reported": "test split, last epoch",
-        "top1_best_test_epoch": "the best epoch on test: optimistic, chooses nothing",
-        "baseline": "the same protocol on a randomly initialised backbone" if config.baseline else None,
-        "seed": config.seed,
-        "pretraining_steps": source.about.get("step"),
+        for part in ("train", "test")
     }
+    train, test = forwarded["train"], forwarded["test"]
+
+    def read(reader: ForwardedImages) -> dict[Feature, Tensor]:
+        return extract(reader, task=f"{name} features, {reader.part}", on_event=job.on_event)
+
+    if job.config.augmented:
+        small = stored_bytes(test) <= KEPT_BYTES
+        yield train, KeptFeatures(read(test), test.labels, device=job.device) if small else test
+        return
+    kept_train, kept_test = read(train), read(test)
+    for feature in job.wanted:
+        yield (
+            KeptFeatures({feature: kept_train[feature]}, train.labels, device=job.device),
+            KeptFeatures({feature: kept_test[feature]}, test.labels, device=job.device),
+        )
 
 
-def _destinations(source: Source, config: ProbeConfig, layers: list[str], out: Path | None) -> list[Path]:
+def _probe_features(
+    job: Job, train: FeatureReader, test: FeatureReader, *, shots: int | None, seed: int, name: str
+) -> list[HeadResult]:
+    """One head a feature: choose its rate where there is no schedule, train on all the rows, look at test."""
+    config, features = job.config, list(train.shapes)
+    rows = shot_rows(train.labels.cpu(), shots, seed=seed)
+    about = [name, *(f.layer for f in features), *([f"{shots} shots"] if shots else []), *([f"seed {seed}"] * (seed > 0))]
+    task = " ".join(about)
+    chosen = [Plan(feature, None) for feature in features]
+    val_top1: list[float | None] = [None for _ in features]
+    if config.schedule is None:
+        chosen, val_top1 = _choose_rates(job, Part(train, rows), seed=seed, task=f"{task}: rate")
+    curves = train_heads(
+        Part(train, rows),
+        Part(test, torch.arange(len(test.labels))),
+        chosen,
+        config,
+        classes=job.classes,
+        seed=seed,
+        task=f"{task}: head",
+        on_event=job.on_event,
+    )
+    return [
+        HeadResult(
+            layer=feature.layer,
+            pool=feature.pool if len(train.shapes[feature]) > 1 else "none",
+            head=config.head,
+            shots=shots,
+            seed=seed,
+            top1=curve[-1][0],
+            top5=curve[-1][1],
+            val_top1=val,
+            top1_best_test_epoch=max(top1 for top1, _ in curve),
+        )
+        for feature, curve, val in zip(features, curves, val_top1, strict=True)
+    ]
+
+
+def shot_rows(labels: Tensor, shots: int | None, *, seed: int) -> Tensor:
+    """The rows to train on, sorted: all, or a draw by the seed of so many a class, the fewer among the more.
+
+    Raises:
+        AvtError: if a class has too few images, or there are too few in all.
+    """
+    rows = torch.arange(len(labels))
+    if shots is not None:
+        order = torch.randperm(len(labels), generator=keyed_generator(seed, "shots"))
+        by_class = {label: order[labels[order] == label] for label in set(labels.tolist())}
+        scarce = min(by_class, key=lambda label: len(by_class[label]))
+        if len(by_class[scarce]) < shots:
+            raise AvtError(
+                f"--shots {shots} asks for {shots} training images of each class, class {scarce} has {len(by_class[scarce])}."
+            )
+        rows = torch.cat([mine[:shots] for mine in by_class.values()]).sort().values
+    if len(rows) < 4:
+        raise AvtError(f"{len(rows)} labelled images are too few to train a head on: 4 is the least. Give more --shots.")
+    return rows
+
+
+def _choose_rates(job: Job, whole: Part, *, seed: int, task: str) -> tuple[list[Plan], list[float | None]]:
+    """For each feature the rate that is best on the held-out part after the last epoch, and its top-1 there."""
+    config, features = job.config, list(whole.reader.shapes)
+    order = whole.rows[torch.randperm(len(whole.rows), generator=keyed_generator(seed, "held out"))]
+    held = min(max(1, round(len(order) * config.held_out)), len(order) - 2)
+    plans = [Plan(feature, rate) for feature in features for rate in config.rates]
+    fit, held_out = Part(whole.reader, order[held:]), Part(whole.reader, order[:held])
+    curves = train_heads(fit, held_out, plans, config, classes=job.classes, seed=seed, task=task, on_event=job.on_event)
+    chosen: list[Plan] = []
+    tops: list[float | None] = []
+    for feature in features:
+        mine = [i for i, plan in enumerate(plans) if plan.feature == feature]
+        best = max(mine, key=lambda i: curves[i][-1][0])  # the first, so the largest, of equal rates
+        chosen.append(plans[best])
+        tops.append(curves[best][-1][0])
+    return chosen, tops
+
+
+def _destinations(source: Source, config: ProbeConfig, layers: Sequence[str], out: Path | None) -> list[Path]:
     paths = [] if out is None else [out]
     if source.run is not None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         which = "all" if config.layers == ("all",) else "-".join(layers)
-        paths.append(source.run / "probes" / f"{stamp}-{which}-{config.pool}-{config.head}.json")
+        paths.append(source.run / "probes" / f"{stamp}-{which}-{config.pooling}-{config.head}.json")
     return paths

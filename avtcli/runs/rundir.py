@@ -99,11 +99,11 @@ def describe_environment(
     Args:
         device: where the arithmetic happens, in words.
         processes: how many share it.
-        plugins: (kind, NAME[:VARIANT]) of those in use.
+        plugins: (kind, name) of those in use.
         data_fingerprint: of the data set.
     """
     packages = ("avtcli", "torch", "torchvision", "timm", "accelerate", "safetensors", "numpy")
-    infos = [registry.info(kind, registry.split_name(spec)[0]) for kind, spec in plugins]
+    infos = [registry.info(kind, name) for kind, name in plugins]
     return {
         "command": sys.argv,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -138,11 +138,12 @@ class MetricsLog:
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Add lines with one write."""
         blob = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(descriptor, blob)
-        finally:
-            os.close(descriptor)
+        with disk_errors_explained(self.path):
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                os.write(descriptor, blob)
+            finally:
+                os.close(descriptor)
 
     def read(self) -> list[dict[str, Any]]:
         """All whole lines."""

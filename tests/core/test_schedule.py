@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from avtcli.core.schedule import cosine_rate, piecewise_rate
-from avtcli.runs.pretrain import rates_at
+from avtcli.runs.optimizing import rates_at
 from tests.support import tiny_config
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from avtcli.config import resolve
-from avtcli.runs.pretrain import rates_at
+from avtcli.runs.optimizing import rates_at
 from tests.parity.tolerances import assert_near
 
 STEPS = 98

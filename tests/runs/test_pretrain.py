@@ -14,6 +14,7 @@ from avtcli.errors import AvtError, InterruptedRunError, RunFailedError
 from avtcli.runs import pretrain as module
 from avtcli.runs.checkpoint import load_newest
 from avtcli.runs.events import Event, Notice, Progress, Saved
+from avtcli.runs.job import prepare
 from avtcli.runs.loaders import batch_bounds, draw_epoch
 from tests.support import run_tiny, tiny_config
 
@@ -207,7 +208,7 @@ def test_one_step_is_the_step_of_plain_torch(tmp_path: Path) -> None:
     from avtcli.core.keyed import keyed_generator, subset
 
     config = tiny_config(max_steps=1, optimizer={"name": "sgd"}, schedule={"pieces": [{"start": 0, "rate": 0.01}]})
-    net = module.prepare(config, on_event=lambda event: None).net.train()
+    net = prepare(config, on_event=lambda event: None).net.train()
     data = registry.build("dataset", "fashion-mini", {}, data_dir=Path())
     family = registry.build("transform", "projective", {})
     table = draw_epoch(0, 0, 40, family, (32, 32))

@@ -1,7 +1,7 @@
 """AET: the squared error of the transformation's parameters.
 
 Zhang, Qi, Wang and Luo, "AET vs. AED: Unsupervised Representation Learning by Auto-Encoding Transformations rather than
-Data", CVPR 2019 (arXiv 1901.04596), equation 4.
+Data", CVPR 2019 (arXiv 1901.04596); averaged over the parameters as in its authors' release.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """AETv2: the geodesic distance between the true and the decoded homography.
 
-Qi, "AETv2: AutoEncoding Transformations for Self-Supervised Representation Learning by Minimizing Geodesic Distances in Lie
+"AETv2: AutoEncoding Transformations for Self-Supervised Representation Learning by Minimizing Geodesic Distances in Lie
 Groups", arXiv 1911.07004: theta^-1 theta_hat is projected to the rotations SO(3), where the geodesic has a closed form.
 """
 
@@ -62,7 +62,7 @@ class AETv2(Objective):
 
     theta and theta_hat are the true and the decoded in_from_out in unit coordinates (the image is [-1, 1] x [-1, 1]), with
     determinant 1, so that neither the image's size nor a matrix's scale counts. The distance |M - R| (Frobenius) holds M close
-    to the rotations: the angle alone does not see what is lost in the projection.
+    to the rotations: the angle alone does not see what is lost in the projection. Its form and weight are our choice.
     """
 
     residual_weight: float

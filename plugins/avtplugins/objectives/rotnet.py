@@ -19,6 +19,7 @@ class RotNet(Objective):
     """-log softmax(mean)[class]: no noise in the code, no variance in the decoder."""
 
     views: Literal["both", "moved"]
+    predicts_classes: bool = True
 
     def outputs(self, family: TransformFamily) -> int:
         """One output a class.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from avtcli.contracts import Size, TransformFamily
+from avtcli.contracts import Size
 from avtcli.core.geometric import GeometricFamily, Geometry, check_geometry
 from avtcli.core.homography import inverse, matrix_from_coefficients, unit_last_entry
 from avtcli.core.law import Law
@@ -40,7 +40,7 @@ class AffineLaw(Law):
     shear_deg: float
     scale_low: float
     scale_high: float
-    translate: float
+    shift: float
     coefficients: tuple[int, ...]
     algebra: tuple[int, ...]
     is_affine = True
@@ -58,9 +58,9 @@ class AffineLaw(Law):
     def draw(self, n: int, size: Size, generator: Generator) -> Tensor:
         """Uniform within the ranges, translations rounded to whole pixels: (n, 5), float64."""
         height, width = size
-        mid, half = (self.scale_low + self.scale_high) / 2, (self.scale_high - self.scale_low) / 2
+        mid, half = self._scale_range
         centre = torch.tensor([0, 0, 0, mid, 0], dtype=torch.float64)
-        spread = [self.angle_deg, self.translate * width, self.translate * height, half, self.shear_deg]
+        spread = [self.angle_deg, self.shift * width, self.shift * height, half, self.shear_deg]
         uniform = 2 * torch.rand(n, 5, generator=generator, dtype=torch.float64) - 1
         drawn = centre + uniform * torch.tensor(spread, dtype=torch.float64)
         drawn[:, 1:3] = drawn[:, 1:3].round()
@@ -89,14 +89,14 @@ class AffineLaw(Law):
         shear = torch.atan2(-(p * r + q * t), p * t - q * r) if self.shear_deg else zero
         angle = torch.atan2(q - r, p + t) - shear / 2 if self.angle_deg else zero
         angle_deg = torch.remainder(angle.rad2deg() + 180, 360) - 180
-        mid = (self.scale_low + self.scale_high) / 2
-        scale = ((p * p + q * q + r * r + t * t) / 2).sqrt() if self.scale_low < self.scale_high else zero + mid
+        mid, half = self._scale_range
+        scale = ((p * p + q * q + r * r + t * t) / 2).sqrt() if half else zero + mid
         return torch.stack([angle_deg, tx - x, ty - y, scale, shear.rad2deg()], 1)
 
     def numbers(self, parameters: Tensor, size: Size) -> Tensor:
         """AET's targets, those that `names` state."""
-        angle, shift = parameters[:, 0].deg2rad(), self._shift(size)
-        mid, half = (self.scale_low + self.scale_high) / 2, (self.scale_high - self.scale_low) / 2
+        angle, shift = parameters[:, 0].deg2rad(), self._largest_shift(size)
+        mid, half = self._scale_range
         found = {
             "cos": angle.cos(),
             "sin": angle.sin(),
@@ -110,15 +110,19 @@ class AffineLaw(Law):
     def parameters_from_numbers(self, numbers: Tensor, size: Size) -> Tensor:
         """The angle of (cos, sin), the others scaled back."""
         given = dict(zip(self.names, numbers.unbind(1), strict=True))
-        zero, shift = torch.zeros_like(numbers[:, 0]), self._shift(size)
-        mid, half = (self.scale_low + self.scale_high) / 2, (self.scale_high - self.scale_low) / 2
+        zero, shift = torch.zeros_like(numbers[:, 0]), self._largest_shift(size)
+        mid, half = self._scale_range
         angle = torch.atan2(given["sin"], given["cos"]) if "sin" in given else zero
         columns = [angle.rad2deg(), given["tx"] * shift[0], given["ty"] * shift[1]]
         columns += [given.get("scale", zero) * half + mid, given.get("shear", zero) * self.shear_deg]
         return torch.stack(columns, 1)
 
-    def _shift(self, size: Size) -> tuple[float, float]:
-        return self.translate * size[1], self.translate * size[0]
+    @property
+    def _scale_range(self) -> tuple[float, float]:
+        return (self.scale_low + self.scale_high) / 2, (self.scale_high - self.scale_low) / 2
+
+    def _largest_shift(self, size: Size) -> tuple[float, float]:
+        return self.shift * size[1], self.shift * size[0]
 
 
 def _share(value: Tensor, largest: float) -> Tensor:
@@ -134,10 +138,10 @@ def build_affine(
     shear_deg: float = 0.0,
     scale_low: float = 1.0,
     scale_high: float = 1.0,
-    translate: float,
+    shift: float,
     coefficients: Sequence[int] = (0, 1, 2, 3, 4, 5),
     algebra: Sequence[int] = (0, 1, 2, 3, 4, 5),
-) -> TransformFamily:
+) -> GeometricFamily:
     """Make a family of a narrowed affine law.
 
     Raises:
@@ -149,15 +153,15 @@ def build_affine(
         raise AvtError(f"transform.shear_deg needs a largest shear from 0 to 60 degrees, found {shear_deg}.")
     if not 0 < scale_low <= scale_high:
         raise AvtError(f"transform.scale_low and scale_high need 0 < low <= high, found {scale_low} and {scale_high}.")
-    if not 0 <= translate <= 1:
-        raise AvtError(f"transform.translate needs a share of the side from 0 to 1, found {translate}.")
+    if not 0 <= shift <= 1:
+        raise AvtError(f"transform.shift needs a share of the side from 0 to 1, found {shift}.")
     law = AffineLaw(
         names=tuple(names),
         angle_deg=angle_deg,
         shear_deg=shear_deg,
         scale_low=scale_low,
         scale_high=scale_high,
-        translate=translate,
+        shift=shift,
         coefficients=tuple(coefficients),
         algebra=tuple(algebra),
     )

@@ -2,8 +2,7 @@
 
 from typing import Literal
 
-from avtcli.contracts import TransformFamily
-from avtcli.core.geometric import Fill, Geometry
+from avtcli.core.geometric import Fill, GeometricFamily, Geometry
 from avtplugins.transforms._affine import build_affine
 
 
@@ -13,14 +12,14 @@ def affine(
     shear_deg: float = 30.0,
     scale_low: float = 0.7,
     scale_high: float = 1.3,
-    translate: float = 0.2,
+    shift: float = 0.2,
     target: Literal["parameters", "coefficients", "corners", "sl3"] = "parameters",
     fill: Fill = "grey",
     fill_value: float = 0.0,
     truncate: bool = True,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
-) -> TransformFamily:
+) -> GeometricFamily:
     """Affine maps as AET draws them: turned, sheared, scaled and shifted; the target is AET's six numbers.
 
     Args:
@@ -28,7 +27,7 @@ def affine(
         shear_deg: the largest shear, in degrees.
         scale_low: the smallest scale.
         scale_high: the largest scale.
-        translate: the largest shift, as a share of the side; shifts are whole pixels.
+        shift: the largest shift, as a share of the side; shifts are whole pixels.
         target: AET's numbers (cos, sin, tx, ty, scale, shear), Pillow's six coefficients, the displacements of the
             four corners, or (where the angle stays below 135 degrees) the Lie algebra.
         fill: what lies outside the image: grey level 128, a constant, the border's pixel, its reflection.
@@ -44,5 +43,5 @@ def affine(
         shear_deg=shear_deg,
         scale_low=scale_low,
         scale_high=scale_high,
-        translate=translate,
+        shift=shift,
     )

@@ -2,27 +2,26 @@
 
 from typing import Literal
 
-from avtcli.contracts import TransformFamily
-from avtcli.core.geometric import Fill, Geometry
+from avtcli.core.geometric import Fill, GeometricFamily, Geometry
 from avtplugins.transforms._affine import build_affine
 
 
 def euclidean(
     *,
     angle_deg: float = 180.0,
-    translate: float = 0.2,
+    shift: float = 0.2,
     target: Literal["parameters", "coefficients", "corners", "sl3"] = "parameters",
     fill: Fill = "grey",
     fill_value: float = 0.0,
     truncate: bool = True,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
-) -> TransformFamily:
+) -> GeometricFamily:
     """Rigid motions: turned and shifted; the target is four numbers.
 
     Args:
         angle_deg: the largest angle, in degrees; angles are uniform on both sides of 0.
-        translate: the largest shift, as a share of the side; shifts are whole pixels.
+        shift: the largest shift, as a share of the side; shifts are whole pixels.
         target: its numbers (cos, sin, tx, ty), Pillow's six coefficients, the displacements of the
             four corners, or (where the angle stays below 135 degrees) the Lie algebra.
         fill: what lies outside the image: grey level 128, a constant, the border's pixel, its reflection.
@@ -35,6 +34,6 @@ def euclidean(
         Geometry(target=target, fill=fill, fill_value=fill_value, truncate=truncate, mean=mean, std=std),
         names=("cos", "sin", "tx", "ty"),
         angle_deg=angle_deg,
-        translate=translate,
+        shift=shift,
         algebra=(1, 2, 3, 5),
     )

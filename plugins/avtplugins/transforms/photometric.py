@@ -51,7 +51,7 @@ class Photometric(TransformFamily):
 
     def _blend(self, duller: Tensor, levels: Tensor, factor: Tensor) -> Tensor:
         blended = (duller + factor * (levels - duller)).clamp(0, 255)
-        return (blended + 1e-4).floor() if self.truncate else blended
+        return blended.floor() if self.truncate else blended
 
     def statistics(self, size: Size) -> tuple[Tensor, Tensor]:
         """Of the uniform law: the middle, and the range over sqrt(12); 1 where the factors are fixed."""
@@ -70,7 +70,7 @@ class Photometric(TransformFamily):
 
 
 def grey(levels: Tensor, *, whole: bool) -> Tensor:
-    """The luma of ITU-R 601, 0.299 R + 0.587 G + 0.114 B, (B, 1, H, W); one channel is its own.
+    """The luma of ITU-R 601 in Pillow's fixed point, about 0.299 R + 0.587 G + 0.114 B, (B, 1, H, W); one channel is its own.
 
     Args:
         levels: (B, 1 or 3, H, W), 0 to 255.
@@ -79,7 +79,7 @@ def grey(levels: Tensor, *, whole: bool) -> Tensor:
     if levels.shape[1] == 1:
         return levels
     red, green, blue = levels[:, :1], levels[:, 1:2], levels[:, 2:]
-    return _nearest(0.299 * red + 0.587 * green + 0.114 * blue, whole)
+    return _nearest((19595 * red + 38470 * green + 7471 * blue) / 65536, whole)
 
 
 def smooth(levels: Tensor, *, whole: bool) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from avtcli.contracts import Size, TransformFamily
+from avtcli.contracts import Size
 from avtcli.core.geometric import Fill, GeometricFamily, Geometry, check_geometry
 from avtcli.core.homography import (
     coefficients_from_matrix,
@@ -94,7 +94,7 @@ def projective(
     target: Literal["coefficients", "corners", "sl3"] = "coefficients",
     fill: Fill = "grey",
     fill_value: float = 0.0,
-) -> TransformFamily:
+) -> GeometricFamily:
     """Homographies: corners scaled, turned by quarters and shifted by whole pixels; the target is eight coefficients.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from avtcli.contracts import Size, TransformFamily
+from avtcli.contracts import Size
 from avtcli.core.geometric import Fill, GeometricFamily, Geometry, check_geometry
 from avtcli.core.homography import matrix_from_coefficients
 from avtcli.core.law import Law
@@ -86,7 +86,7 @@ def rotation(
     truncate: bool = True,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
-) -> TransformFamily:
+) -> GeometricFamily:
     """Quarter turns, 0 to 3, counterclockwise and exact; four classes, or cosine and sine as the target.
 
     Args:

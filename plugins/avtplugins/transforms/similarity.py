@@ -2,8 +2,7 @@
 
 from typing import Literal
 
-from avtcli.contracts import TransformFamily
-from avtcli.core.geometric import Fill, Geometry
+from avtcli.core.geometric import Fill, GeometricFamily, Geometry
 from avtplugins.transforms._affine import build_affine
 
 
@@ -12,21 +11,21 @@ def similarity(
     angle_deg: float = 180.0,
     scale_low: float = 0.7,
     scale_high: float = 1.3,
-    translate: float = 0.2,
+    shift: float = 0.2,
     target: Literal["parameters", "coefficients", "corners", "sl3"] = "parameters",
     fill: Fill = "grey",
     fill_value: float = 0.0,
     truncate: bool = True,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
-) -> TransformFamily:
+) -> GeometricFamily:
     """Similarities: turned, scaled and shifted; the target is five numbers.
 
     Args:
         angle_deg: the largest angle, in degrees; angles are uniform on both sides of 0.
         scale_low: the smallest scale.
         scale_high: the largest scale.
-        translate: the largest shift, as a share of the side; shifts are whole pixels.
+        shift: the largest shift, as a share of the side; shifts are whole pixels.
         target: its numbers (cos, sin, tx, ty, scale), Pillow's six coefficients, the displacements of the
             four corners, or (where the angle stays below 135 degrees) the Lie algebra.
         fill: what lies outside the image: grey level 128, a constant, the border's pixel, its reflection.
@@ -41,5 +40,5 @@ def similarity(
         angle_deg=angle_deg,
         scale_low=scale_low,
         scale_high=scale_high,
-        translate=translate,
+        shift=shift,
     )

@@ -2,25 +2,24 @@
 
 from typing import Literal
 
-from avtcli.contracts import TransformFamily
-from avtcli.core.geometric import Fill, Geometry
+from avtcli.core.geometric import Fill, GeometricFamily, Geometry
 from avtplugins.transforms._affine import build_affine
 
 
 def translation(
     *,
-    translate: float = 0.2,
+    shift: float = 0.2,
     target: Literal["parameters", "coefficients", "corners", "sl3"] = "parameters",
     fill: Fill = "grey",
     fill_value: float = 0.0,
     truncate: bool = True,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
-) -> TransformFamily:
+) -> GeometricFamily:
     """Shifts by whole pixels; the target is two numbers.
 
     Args:
-        translate: the largest shift, as a share of the side; shifts are whole pixels.
+        shift: the largest shift, as a share of the side; shifts are whole pixels.
         target: its numbers (tx, ty), Pillow's two coefficients, the displacements of the four corners, or the Lie algebra.
         fill: what lies outside the image: grey level 128, a constant, the border's pixel, its reflection.
         fill_value: the constant, from 0 (black) to 1 (white).
@@ -32,7 +31,7 @@ def translation(
         Geometry(target=target, fill=fill, fill_value=fill_value, truncate=truncate, mean=mean, std=std),
         names=("tx", "ty"),
         angle_deg=0.0,
-        translate=translate,
+        shift=shift,
         coefficients=(2, 5),
         algebra=(2, 5),
     )

@@ -1,0 +1,155 @@
+"""Training heads on frozen features: all heads of a probe on the same batches, in one pass over the images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from avtcli.config import Optimizer, ProbeConfig
+from avtcli.core.heads import build_head
+from avtcli.core.keyed import keyed_generator, seed_of
+from avtcli.core.metrics import topk_percent
+from avtcli.core.schedule import cosine_rate, piecewise_rate
+from avtcli.runs.events import OnEvent, Progress
+from avtcli.runs.features import Feature, FeatureReader
+from avtcli.runs.loaders import batch_bounds
+
+TELL_EVERY = 20  # steps between tellings of the progress
+
+Curve = list[tuple[float, float]]
+"""(top-1, top-5) in percent after each epoch."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of a reader's images: rows, (n,) int64, on the CPU."""
+
+    reader: FeatureReader
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A head to train: on which feature, and the peak of its cosine; none for the rates of the schedule."""
+
+    feature: Feature
+    peak: float | None
+
+
+def rate_of(config: ProbeConfig, peak: float | None, *, epoch: int, progress: float) -> float:
+    """The learning rate of a step.
+
+    Args:
+        config: the schedule, stretched or shrunk to the epochs to run. Pieces are constant within an epoch, as published; a
+            cosine moves each step.
+        peak: of the head's own cosine, where there is no schedule.
+        epoch: counted from 0.
+        progress: the share of all steps that is done.
+    """
+    schedule = config.schedule
+    if schedule is None:
+        assert peak is not None
+        return cosine_rate(progress, peak=peak, warmup=0)
+    if schedule.pieces:
+        written = epoch * schedule.epochs / config.total_epochs
+        return piecewise_rate(written, [(p.start, p.rate, p.slope) for p in schedule.pieces])
+    return cosine_rate(progress, peak=schedule.rate, warmup=schedule.warmup)
+
+
+def train_heads(
+    train: Part,
+    test: Part,
+    plans: Sequence[Plan],
+    config: ProbeConfig,
+    *,
+    classes: int,
+    seed: int,
+    task: str,
+    on_event: OnEvent,
+) -> list[Curve]:
+    """Train heads side by side, each by its own loss and rate.
+
+    Args:
+        train: to learn from; two images at least.
+        test: to measure on after each epoch.
+        plans: the heads. Those on one feature start from the same weights.
+        config: head, schedule, epochs, batch size and optimiser.
+        classes: the number of classes.
+        seed: of the weights, the order, the crops and flips.
+        task: its name in the progress.
+        on_event: told how far it is.
+
+    Returns:
+        A curve for each plan.
+
+    Raises:
+        AvtError: for a head that does not fit its feature.
+    """
+    heads = [_start(plan, train.reader, config, classes=classes, seed=seed) for plan in plans]
+    optimizer = _build_optimizer(heads, config.optimizer)
+    bounds = batch_bounds(len(train.rows), config.batch_size)
+    steps = config.total_epochs * len(bounds)
+    curves: list[Curve] = [[] for _ in plans]
+    detail = ""
+    for epoch in range(config.total_epochs):
+        order = train.rows[torch.randperm(len(train.rows), generator=keyed_generator(seed, "order", epoch))]
+        batches = [order[first:last] for first, last in bounds]
+        for index, features in enumerate(train.reader.read(batches, drawn=(seed, epoch))):
+            labels = train.reader.labels[batches[index].to(train.reader.labels.device)]
+            step = epoch * len(bounds) + index
+            for group, plan in zip(optimizer.param_groups, plans, strict=True):
+                group["lr"] = rate_of(config, plan.peak, epoch=epoch, progress=step / steps)
+            losses = [
+                functional.cross_entropy(head(features[plan.feature]), labels) for head, plan in zip(heads, plans, strict=True)
+            ]
+            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % TELL_EVERY == 0:
+                on_event(Progress(task, step, steps, "steps", detail))
+        for curve, scores in zip(curves, score(heads, test, plans), strict=True):
+            curve.append(scores)
+        detail = f"{max(curve[-1][0] for curve in curves):.2f} % after epoch {epoch + 1}"
+        on_event(Progress(task, (epoch + 1) * len(bounds), steps, "steps", detail))
+    return curves
+
+
+def _start(plan: Plan, reader: FeatureReader, config: ProbeConfig, *, classes: int, seed: int) -> nn.Module:
+    """A head with the seed's weights, whatever else the process drew."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of(seed, "head"))
+        conv_first = plan.feature.layer in config.conv_first
+        head = build_head(config.head, reader.shapes[plan.feature], classes, conv_first=conv_first)
+    return head.to(reader.labels.device)
+
+
+def _build_optimizer(heads: Sequence[nn.Module], config: Optimizer) -> torch.optim.Optimizer:
+    """One group a head."""
+    groups = [{"params": list(head.parameters())} for head in heads]
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
+        )
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=config.weight_decay)
+
+
+@torch.no_grad()
+def score(heads: Sequence[nn.Module], test: Part, plans: Sequence[Plan]) -> Curve:
+    """Top-1 and top-5 in percent of each head in eval mode; left in train mode."""
+    batches = list(torch.split(test.rows, test.reader.plain_batch))
+    logits: list[list[Tensor]] = [[] for _ in heads]
+    for head in heads:
+        head.eval()
+    for features in test.reader.read(batches, drawn=None):
+        for head, plan, kept in zip(heads, plans, logits, strict=True):
+            kept.append(head(features[plan.feature]))
+    for head in heads:
+        head.train()
+    labels = test.reader.labels[test.rows.to(test.reader.labels.device)]
+    return [_top(torch.cat(kept), labels) for kept in logits]
+
+
+def _top(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    return topk_percent(logits, labels, 1), topk_percent(logits, labels, min(5, logits.shape[1]))

@@ -1,0 +1,133 @@
+"""Everything a pretraining run is made of, built and checked before anything is written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from avtcli import registry
+from avtcli.config import ModelSpec, PretrainConfig
+from avtcli.contracts import ImageData, Objective, Size, TransformFamily
+from avtcli.core.model import AVTModel
+from avtcli.runs.devices import build_accelerator, choose_device, choose_precision, device_in_words
+from avtcli.runs.events import OnEvent, Started
+from avtcli.runs.families import build_family, plugin_names
+from avtcli.runs.held_out import MACE_BATCH
+from avtcli.runs.homographies import draw_bank, load_bank
+from avtcli.runs.loaders import batch_bounds, build_data, image_size, limited
+from avtcli.runs.loading import build_model
+from avtcli.runs.rundir import describe_environment
+from avtcli.runs.streaming import choose_workers
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a run is made of, built and checked before the first step."""
+
+    config: PretrainConfig
+    accelerator: Accelerator
+    data: ImageData
+    family: TransformFamily
+    objective: Objective
+    size: Size
+    spec: ModelSpec
+    net: AVTModel
+    numbers: Tensor
+    bounds: list[tuple[int, int]]
+    workers: int
+    environment: dict[str, Any]
+
+    @property
+    def total_steps(self) -> int:
+        """The steps to run."""
+        whole = len(self.bounds) * self.config.total_epochs
+        return min(whole, self.config.max_steps or whole)
+
+
+def prepare(config: PretrainConfig, *, on_event: OnEvent) -> Job:
+    """Build all that a run needs; nothing is written.
+
+    Raises:
+        AvtError: for the first thing that is not right.
+    """
+    device = choose_device(config.device)
+    accelerator = build_accelerator(device, choose_precision(config.precision, device))
+    data = build_data(config.dataset, config.data_dir)
+    size = image_size(data, config.augment)
+    family = build_law(config, size)
+    objective: Objective = registry.build("objective", config.objective.name, config.objective.options)
+    spec = ModelSpec(
+        backbone=config.backbone,
+        channels=data.channels,
+        size=size,
+        mean=data.mean,
+        std=data.std,
+        noise_scale=objective.noise_scale,
+        outputs=objective.outputs(family),
+        has_log_var=objective.has_log_var,
+        log_var_scale=objective.log_var_scale,
+        views=objective.views,
+    )
+    net = build_model(spec, seed=config.seed).to(accelerator.device)
+    numbers = limited(data.train, config.limit_train)
+    plugins = [(kind, name) for kind in registry.KINDS for name in plugin_names(getattr(config, kind).name)]
+    job = Job(
+        config=config,
+        accelerator=accelerator,
+        data=data,
+        family=family,
+        objective=objective,
+        size=size,
+        spec=spec,
+        net=net,
+        numbers=numbers,
+        bounds=batch_bounds(len(numbers), config.batch_size),
+        workers=choose_workers(
+            config.workers, data.train, batch_bytes=_batch_bytes(config, data, size, accelerator.num_processes)
+        ),
+        environment=describe_environment(
+            device=device_in_words(accelerator),
+            processes=accelerator.num_processes,
+            plugins=plugins,
+            data_fingerprint=data.fingerprint,
+        ),
+    )
+    on_event(Started(_facts(job)))
+    return job
+
+
+def build_law(config: PretrainConfig, size: Size) -> TransformFamily:
+    """The family that the run draws from: the plugin's own law, a bank's rows, or those of a bank made here.
+
+    Raises:
+        AvtError: for a bank of another family or size.
+    """
+    plugin = config.transform
+    if config.homographies is not None:
+        return load_bank(Path(config.homographies), plugin=plugin, size=size)
+    if config.bank_count is not None:
+        return draw_bank(plugin, size=size, count=config.bank_count, seed=config.seed).family(plugin)
+    return build_family(plugin)
+
+
+def _batch_bytes(config: PretrainConfig, data: ImageData, size: Size, processes: int) -> int:
+    """Of one process's largest batch in uint8: of training, where a single image may join the last one, or held out."""
+    return max(config.batch_size // processes + 1, MACE_BATCH) * data.channels * size[0] * size[1]
+
+
+def _facts(job: Job) -> tuple[tuple[str, str], ...]:
+    config, parameters = job.config, sum(p.numel() for p in job.net.parameters())
+    channels, (height, width) = job.data.channels, job.size
+    return (
+        ("recipe", config.recipe),
+        ("data", f"{config.dataset.name}: {len(job.numbers)} images, {channels}x{height}x{width}"),
+        ("backbone", f"{config.backbone.name}, {parameters / 1e6:.2f} M parameters with the decoder"),
+        ("task", f"{config.objective.name} on {config.transform.name}"),
+        ("device", f"{job.environment['device']}, {job.accelerator.mixed_precision.replace('no', 'fp32')}"),
+        ("batch", f"{config.batch_size} over {job.accelerator.num_processes} process(es)"),
+        ("steps", f"{job.total_steps} ({len(job.bounds)} an epoch, {config.total_epochs} epochs)"),
+        *([("readers", f"{job.workers} processes")] if job.data.train.images is None else []),
+        ("seed", str(config.seed)),
+    )

@@ -1,0 +1,69 @@
+"""The optimiser of a run: its parameter groups, its rates, its state as plain tensors."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avtcli.config import PretrainConfig
+from avtcli.core.model import AVTModel
+from avtcli.core.schedule import cosine_rate, piecewise_rate
+
+
+def build_optimizer(config: PretrainConfig, net: AVTModel) -> torch.optim.Optimizer:
+    """Two groups: everything, and the decoder's log-variance layer where the schedule gives it rates of its own."""
+    settings = config.optimizer
+    own = net.log_var_head if config.schedule.log_var_pieces else None
+    apart = set() if own is None else {id(p) for p in own.parameters()}
+    groups = [{"params": [p for p in net.parameters() if id(p) not in apart]}]
+    if own is not None:
+        groups.append({"params": list(own.parameters())})
+    if settings.name == "sgd":
+        return torch.optim.SGD(
+            groups, lr=0.0, momentum=settings.momentum, nesterov=settings.nesterov, weight_decay=settings.weight_decay
+        )
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=settings.weight_decay)
+
+
+def rates_at(config: PretrainConfig, step: int, steps_per_epoch: int) -> tuple[float, float]:
+    """The learning rates of a step: of the network, and of the decoder's log-variance layer.
+
+    Pieces are constant within an epoch, as published; a cosine moves each step.
+    """
+    schedule = config.schedule
+    epoch = (step // steps_per_epoch) * schedule.epochs / config.total_epochs
+    if schedule.pieces:
+        rate = piecewise_rate(epoch, [(p.start, p.rate, p.slope) for p in schedule.pieces])
+    else:
+        progress = (step + 0.5) / (steps_per_epoch * config.total_epochs)
+        rate = cosine_rate(progress, peak=schedule.rate, warmup=schedule.warmup)
+    own = schedule.log_var_pieces
+    return rate, piecewise_rate(epoch, [(p.start, p.rate, p.slope) for p in own]) if own else rate
+
+
+def set_rates(optimizer: torch.optim.Optimizer, config: PretrainConfig, step: int, steps_per_epoch: int) -> tuple[float, float]:
+    """Give each parameter group the rate of this step, and return them."""
+    rates = rates_at(config, step, steps_per_epoch)
+    for group, rate in zip(optimizer.param_groups, rates, strict=False):
+        group["lr"] = rate
+    return rates
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """The state as tensors by `INDEX.NAME`, and the parameter groups as plain JSON.
+
+    SGD's momentum buffer is none until the first step: such a slot is left out and comes back as none.
+    """
+    state = optimizer.state_dict()
+    slots = ((index, name, value) for index, slot in state["state"].items() for name, value in slot.items())
+    tensors = {f"{index}.{name}": value for index, name, value in slots if isinstance(value, Tensor)}
+    return tensors, state["param_groups"]
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        slots.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})

@@ -1,0 +1,200 @@
+"""The commands of the main job, one after the other, and the small ones beside them."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from avtcli import load_encoder, load_model
+from tests.support import write_cifar10
+
+
+def test_the_three_lines_work_as_they_stand_one_after_the_other(avt_process) -> None:
+    write_cifar10(Path("data"), per_batch=20)
+    pretrained = avt_process("pretrain --dataset cifar10 --backbone nin --max-steps 1")
+    probed = avt_process("probe --layer conv2 --pool max")
+    exported = avt_process("export --format safetensors")
+
+    assert [pretrained.code, probed.code, exported.code] == [0, 0, 0], pretrained.stderr + probed.stderr + exported.stderr
+    (run,) = Path("runs").iterdir()
+    assert run.name.endswith("-cifar10-nin-avt")
+    assert "recipe    cifar10-nin" in pretrained.stderr
+    assert f"taking the newest run, {run}" in probed.stderr
+    assert "random top-1 %" in probed.stdout
+    assert f"encoder = load_encoder('{run}/encoder.safetensors')" in exported.stdout
+
+
+def test_an_exported_file_gives_the_runs_own_features(avt, tiny_run: Path) -> None:
+    shutil.copytree(tiny_run, "run")
+    result = avt("export run --json")
+    x = torch.randn(2, 1, 32, 32)
+
+    assert set(result.json) == {"file", "format", "max_abs_diff", "load_with"}
+    assert (result.json["file"], result.json["max_abs_diff"]) == ("run/encoder.safetensors", 0.0)
+    assert torch.equal(load_encoder("run/encoder.safetensors")(x), load_encoder("run")(x))
+    assert torch.equal(load_encoder("run")(x), load_model("run").encoder(x))
+    scope: dict[str, object] = {}
+    exec(result.json["load_with"], scope)
+    assert torch.equal(scope["encoder"](x), load_encoder("run")(x))
+
+
+def test_exporting_twice_gives_the_same_bytes_and_other_weights_are_not_overwritten(avt, tiny_run: Path) -> None:
+    avt(f"export {tiny_run} --out a.safetensors")
+    first = Path("a.safetensors").read_bytes()
+
+    assert avt(f"export {tiny_run} --out a.safetensors").code == 0
+    assert Path("a.safetensors").read_bytes() == first
+    refused = avt(f"export {tiny_run} --out a.safetensors --layer conv3")
+    assert refused.code == 2
+    assert "a.safetensors exists already and is not overwritten" in refused.stderr
+    assert Path("a.safetensors").read_bytes() == first
+
+
+def test_an_export_at_a_layer_returns_that_layer(avt, tiny_run: Path) -> None:
+    avt(f"export {tiny_run} --layer classifier --out vector.safetensors")
+
+    assert load_encoder("vector.safetensors")(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
+
+
+def test_an_exported_file_is_probed_and_exported_again(avt, tiny_run: Path) -> None:
+    avt(f"export {tiny_run} --out a.safetensors")
+
+    assert avt("probe a.safetensors --limit-train 40 --epochs 1 --out p.json").code == 0
+    assert json.loads(Path("p.json").read_text())["run"] == "a.safetensors"
+    assert avt("export a.safetensors --layer conv3 --out b.safetensors").code == 0
+    assert "say with --out where the new one goes" in avt("export a.safetensors").stderr
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_bytes(b""), "does not parse as safetensors"),
+        (lambda path: path.write_bytes(b"\x10\0\0\0\0\0\0\0garbage"), "does not parse as safetensors"),
+        (lambda path: path.mkdir(), "is no run folder (it has no config.toml and checkpoints) and no checkpoint"),
+        (lambda path: None, "There is no run folder, checkpoint or file x.safetensors"),
+    ],
+)
+def test_what_is_no_run_is_refused_with_the_reason(avt, make, message: str) -> None:
+    make(Path("x.safetensors"))
+    result = avt("export x.safetensors --out y.safetensors")
+
+    assert (result.code, result.stdout) == (2, "")
+    assert message in result.stderr
+
+
+def test_a_pickle_is_never_opened(avt) -> None:
+    torch.save({"a": 1}, "x.pth")
+
+    assert "x.pth is no safetensors file, and nothing else is read here" in avt("probe x.pth").stderr
+
+
+def test_foreign_safetensors_are_refused(avt) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(1)}, "x.safetensors")
+
+    assert "was not written by `avt export`" in avt("probe x.safetensors").stderr
+
+
+def test_a_bank_holds_what_the_readme_says(avt) -> None:
+    result = avt("gen-homographies bank.safetensors --size 32 --count 1000 --json")
+    tensors = load_file("bank.safetensors")
+
+    assert set(result.json) == {"file", "count", "size", "mean", "std", "seconds"}
+    assert (tensors["coeffs"].shape, tensors["coeffs"].dtype) == ((1000, 8), torch.float32)
+    torch.testing.assert_close(tensors["mean"], tensors["coeffs"].double().mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(tensors["std"], tensors["coeffs"].double().std(0), rtol=1e-5, atol=1e-6)
+    assert result.json["mean"] == tensors["mean"].tolist()
+
+
+def test_one_seed_gives_one_bank_and_pretraining_draws_from_it(avt) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        avt(f"gen-homographies {name}.safetensors --size 32 --count 50 --seed {seed}")
+    digests = [hashlib.sha256(Path(f"{name}.safetensors").read_bytes()).hexdigest() for name in "abc"]
+
+    assert digests[0] == digests[1] != digests[2]
+    assert (
+        avt("pretrain -o backbone.width=0.05 --limit-train 40 --max-steps 2 --homographies a.safetensors --out run").code == 0
+    )
+
+
+def test_a_bank_of_another_size_or_family_is_refused_naming_both(avt) -> None:
+    avt("gen-homographies bank.safetensors --size 224 --count 50")
+    line = "pretrain -o backbone.width=0.05 --homographies bank.safetensors --out run"
+
+    assert "made for images of 224x224 px, this run's are 32x32 px" in avt(line).stderr
+    assert "made for the family 'projective', this run asks for 'translation'" in avt(f"{line} --transform translation").stderr
+
+
+def test_a_bank_that_is_none_or_holds_no_homographies_is_refused(avt) -> None:
+    from safetensors.torch import save_file
+
+    line = "pretrain -o backbone.width=0.05 --homographies bank.safetensors --out run"
+    Path("bank.safetensors").write_bytes(b"nothing")
+    assert "bank.safetensors is no bank of homographies" in avt(line).stderr
+    about = json.dumps({"family": "projective", "size": 32})
+    broken = {"coeffs": torch.full((5, 8), torch.nan), "mean": torch.zeros(8).double(), "std": torch.ones(8).double()}
+    save_file(broken, "bank.safetensors", {"avt": about})
+    assert "holds 5 rows that are not finite or fold the image" in avt(line).stderr
+    save_file({**broken, "coeffs": torch.zeros(5, 6)}, "bank.safetensors", {"avt": about})
+    assert "has coeffs of shape (5, 6), expected (N, 8)" in avt(line).stderr
+
+
+def test_the_bank_is_not_overwritten(avt) -> None:
+    avt("gen-homographies bank.safetensors --size 32 --count 50")
+
+    assert avt("gen-homographies bank.safetensors --size 32 --count 50").code == 2
+
+
+def test_recipes_are_listed_shown_and_copied(avt) -> None:
+    assert "cifar10-nin" in avt("recipes list").stdout
+    assert "# 5e-3 * 0.2" in avt("recipes show cifar10-nin").stdout
+    assert avt("recipes copy cifar10-nin mine.toml").code == 0
+    assert Path("mine.toml").read_text().strip() == avt("recipes show cifar10-nin").stdout.strip()
+    assert "mine.toml exists already" in avt("recipes copy cifar10-nin mine.toml").stderr
+
+
+def test_plugins_are_listed_with_the_distribution_that_brings_them(avt) -> None:
+    listed = avt("plugins list --json").json
+
+    assert {"kind": "backbone", "name": "nin", "value": "avtplugins.backbones.nin:nin"}.items() <= listed[1].items()
+    assert "projective" in avt("plugins list").stdout
+
+
+def test_no_arguments_give_the_help_and_python_m_is_the_same(avt) -> None:
+    result = avt("")
+    printed = subprocess.run([sys.executable, "-m", "avtcli", "--version"], capture_output=True, text=True, check=True).stdout
+
+    assert "Usage: avt" in result.stdout
+    assert printed == avt("--version").stdout
+
+
+def test_what_a_library_prints_never_reaches_stdout_beside_the_json() -> None:
+    code = (
+        "import os, subprocess\n"
+        "from avtcli.cli.console import results_alone_on_stdout, say_json\n"
+        "with results_alone_on_stdout():\n"
+        "    print('python'); os.write(1, b'c code\\n'); subprocess.run(['echo', 'child'])\n"
+        "say_json({'a': 1})\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert json.loads(ended.stdout) == {"a": 1}
+    assert sorted(ended.stderr.split("\n")) == ["", "c code", "child", "python"]
+
+
+@pytest.mark.slow
+def test_the_demo_goes_the_whole_way_and_pretraining_beats_random_weights(avt_process) -> None:
+    result = avt_process("demo --json")
+
+    assert result.code == 0, result.stderr
+    trained, random = result.json["probe"]["results"][0], result.json["probe"]["baseline"][0]
+    assert trained["top1"] > random["top1"]
+    assert result.json["pretrain"]["mace_px"] < 20  # the constant predictor's is 23.5
+    assert Path(result.json["export"]["file"]).is_file()

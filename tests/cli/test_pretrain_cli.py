@@ -1,0 +1,198 @@
+"""`avt pretrain` as a user meets it: messages, exit codes, JSON, resumption, signals, processes."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support import write_cifar10
+
+TINY = "-o backbone.width=0.05 --limit-train 40 --batch-size 16 --device cpu"
+
+
+def test_json_is_one_document_with_the_promised_fields(avt) -> None:
+    result = avt(f"pretrain {TINY} --max-steps 2 --out run --json")
+
+    assert result.code == 0
+    assert set(result.json) == {"run", "steps", "epochs", "seconds", "loss", "mace_px", "recipe"}
+    assert (result.json["run"], result.json["steps"], result.json["recipe"]) == ("run", 2, "default")
+    assert 10 < result.json["mace_px"] < 60
+
+
+def test_the_start_says_recipe_device_data_batch_and_steps_on_stderr(avt) -> None:
+    result = avt(f"pretrain {TINY} --epochs 2 --out run")
+
+    for said in (
+        "recipe    default",
+        "fashion-mini: 40 images, 1x32x32",
+        "cpu (1 thread), fp32",
+        "batch     16",
+        "steps     6 (3 an epoch, 2 epochs)",
+    ):
+        assert said in result.stderr
+    assert "run      run" in result.stdout
+    assert "next     avt probe run" in result.stdout
+
+
+def test_a_dry_run_checks_all_and_writes_nothing(avt) -> None:
+    result = avt(f"pretrain {TINY} --dry-run --json")
+
+    assert (result.code, result.json["recipe"], result.json["config"]["batch_size"]) == (0, "default", 16)
+    assert list(Path().iterdir()) == []
+
+
+def test_the_runs_own_config_does_the_same_run_again(avt) -> None:
+    avt(f"pretrain {TINY} --max-steps 3 --lr 0.003 --out one")
+    avt("pretrain --recipe one/config.toml --out two")
+
+    weights = [Path(run, "checkpoints/step-0000000003/model.safetensors").read_bytes() for run in ("one", "two")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("last", ["--resume", "--resume last", "--resume run", "--resume=run"])
+def test_resume_goes_on_with_the_newest_or_the_named_run(avt, last: str) -> None:
+    avt(f"pretrain {TINY} --max-steps 2 --out {'run' if 'run' in last else 'runs/run'}")
+    result = avt(f"pretrain {last} --max-steps 3 --json")
+
+    assert (result.code, result.json["steps"]) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--backbone nni", "No backbone is called 'nni'. Did you mean 'nin'?"),
+        ("--dataset cifer10", "No dataset is called 'cifer10'. Did you mean 'cifar10'?"),
+        ("--transform projektive", "No transform is called 'projektive'. Did you mean 'projective'?"),
+        ("--objective avtt", "No objective is called 'avtt'. Did you mean 'avt'?"),
+        ("--recipe cifar10-nim", "No recipe is called 'cifar10-nim'. Did you mean 'cifar10-nin'?"),
+        ("-o backbone.widht=1", "The backbone 'nin' has no option 'widht'. Did you mean 'width'?"),
+        ("-o backbone.width=big", "option 'width' should be a valid number"),
+        ("-o backbone.width=-1", "needs a width above 0, found -1.0"),
+        ("-o optimizer.name=adam", "optimizer.name: Input should be 'sgd' or 'adamw', found 'adam'"),
+        ("-o schedule.rat=1", "schedule.rat: there is no such setting. Did you mean 'rate'?"),
+        ("-o width=1", "-o takes KIND.KEY=VALUE"),
+        ("--dataset cifar10:nowhere", "The data set 'cifar10' is not in nowhere. Expected there: a folder cifar-10-batches-py"),
+        ("--resume nowhere", "There is no run to resume in nowhere"),
+        ("--resume", "There is no run under runs"),
+        ("--epochs 0", "Invalid value for '--epochs'"),
+        ("--epochs many", "Invalid value for '--epochs'"),
+        ("--device tpu", "Invalid value for '--device'"),
+        ("--epoch 3", "No such option: --epoch"),
+        ("--save-every 60", "save_every: Input should be less than or equal to 10"),
+        ("extra", "unexpected extra argument"),
+    ],
+)
+def test_bad_usage_and_bad_input_are_one_message_and_exit_code_2(avt, line: str, message: str) -> None:
+    result = avt(f"pretrain {line}")
+
+    assert result.code == 2
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+    assert (result.stdout, list(Path().iterdir())) == ("", [])
+
+
+def test_an_existing_run_folder_is_not_touched(avt) -> None:
+    Path("run").mkdir()
+    Path("run/precious").write_text("keep")
+    result = avt(f"pretrain {TINY} --out run")
+
+    assert result.code == 2
+    assert "run exists already and is not overwritten. Choose another --out" in result.stderr
+    assert [p.name for p in Path("run").iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize(
+    "flag", ["--lr 0.1", "--batch-size 8", "--seed 3", "--backbone nin", "-o augment.flip=no", "--epochs 9"]
+)
+def test_resume_takes_nothing_that_would_change_the_numbers(avt, flag: str) -> None:
+    avt(f"pretrain {TINY} --max-steps 1 --out run")
+    result = avt(f"pretrain --resume run {flag}")
+
+    assert result.code == 2
+    assert "--resume goes on with the run's own settings: leave out" in result.stderr
+
+
+def test_resume_and_out_exclude_each_other(avt) -> None:
+    assert "leave out --out and --recipe" in avt("pretrain --resume run --out other").stderr
+
+
+def test_a_run_whose_checkpoints_are_all_cut_short_is_refused(avt) -> None:
+    avt(f"pretrain {TINY} --max-steps 1 --out run")
+    for path in Path("run/checkpoints").glob("*/model.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])
+    result = avt("pretrain --resume run")
+
+    assert result.code == 2
+    assert "has no whole checkpoint: each of 2 is damaged, the newest: " in result.stderr
+    assert "it was cut short" in result.stderr
+
+
+def test_data_in_cifar_10s_layout_take_the_published_recipe(avt) -> None:
+    write_cifar10(Path("data"))
+    result = avt("pretrain --dataset cifar10 --backbone nin -o backbone.width=0.05 --max-steps 1 --out run --json")
+
+    assert result.json["recipe"] == "cifar10-nin"
+    assert "batch     512" in result.stderr
+
+
+def start(*args: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "avtcli", "pretrain", *f"{TINY} --out run".split(), *args]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for(path: str) -> None:
+    for _ in range(600):
+        if list(Path().glob(path)):
+            return
+        time.sleep(0.1)
+    raise TimeoutError(path)
+
+
+def weights(run: str, step: int) -> str:
+    folder = Path(run, "checkpoints", f"step-{step:010d}")
+    return hashlib.sha256(b"".join((folder / f"{n}.safetensors").read_bytes() for n in ("model", "state"))).hexdigest()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signalled_process_saves_says_how_to_go_on_and_ends_the_same(avt, number: signal.Signals) -> None:
+    process = start("--epochs", "30")
+    wait_for("run/metrics.jsonl")
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+
+    assert process.returncode == 128 + number
+    assert out == ""
+    assert err.endswith("the state is saved. Go on with:\n  avt pretrain --resume run\n")
+    assert "Traceback" not in err
+    avt("pretrain --resume run")
+    avt(f"pretrain {TINY} --epochs 30 --out whole")
+    assert weights("run", 90) == weights("whole", 90)
+
+
+def test_a_killed_process_loses_nothing_that_was_saved(avt) -> None:
+    process = start("--epochs", "20", "--save-every", "1e-9")
+    wait_for("run/checkpoints/step-000000000[5-9]")
+    process.kill()
+    process.communicate(timeout=60)
+    avt("pretrain --resume run")
+    avt(f"pretrain {TINY} --epochs 20 --out whole")
+
+    assert process.returncode == -signal.SIGKILL
+    assert weights("run", 60) == weights("whole", 60)
+    steps = [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 61))
+
+
+def test_two_processes_share_each_batch_and_report_once(avt_process) -> None:
+    result = avt_process(f"pretrain {TINY} --max-steps 4 --out run --processes 2 --json")
+
+    assert result.code == 0, result.stderr
+    assert result.json["steps"] == 4
+    assert "batch     16 over 2 process(es)" in result.stderr
+    assert [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]

@@ -1,0 +1,73 @@
+"""The README cannot rot: every command block is read against the commands as they are."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from avtcli import recipes
+from avtcli.cli.app import app
+from avtcli.config import options_from_texts
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```bash\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+LINES = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
+AVT = [line for line in LINES if line.startswith("avt ")]
+
+
+def parse(line: str) -> None:
+    """Parse a command line as `avt` does, down to its last command, and run nothing."""
+    command, args = get_command(app), shlex.split(line)[1:]
+    context = command.make_context("avt", args, resilient_parsing=False) if not args else None
+    while hasattr(command, "commands"):
+        name, args = args[0], args[1:]
+        assert name in command.commands, f"{line}: no command {name}"
+        command = command.commands[name]
+    context = command.make_context(command.name, list(args))
+    options_from_texts(list(context.params.get("options") or []))
+
+
+def test_the_readme_has_command_blocks() -> None:
+    assert len(AVT) >= 10
+
+
+@pytest.mark.parametrize("line", AVT)
+def test_every_avt_line_parses(line: str) -> None:
+    parse(line)
+
+
+def test_a_line_that_is_wrong_would_be_seen() -> None:
+    with pytest.raises(BaseException, match="No such option: --dataseet"):
+        parse("avt pretrain --dataseet cifar10")
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if not line.startswith("avt ")])
+def test_every_other_line_runs_what_the_project_installs(line: str) -> None:
+    for part in line.split(" && "):
+        program = shlex.split(part)[0]
+        assert program == "python3" or program in {
+            f".venv/bin/{name}" for name in ("pip", "avt", "pytest", "ruff", "mypy", "pre-commit")
+        }
+
+
+def test_every_command_is_in_the_readme() -> None:
+    for name in get_command(app).commands:
+        assert f"avt {name}" in README, name
+
+
+def test_every_recipe_that_the_readme_names_exists() -> None:
+    named = set(re.findall(r"avt recipes (?:show|copy) ([\w-]+)", README))
+
+    assert named <= set(recipes.names())
+
+
+def test_the_test_command_is_where_ci_looks_for_it() -> None:
+    assert re.search(r"<!-- test command -->\n```bash\n[^\n]*\.venv/bin/pytest\n```", README)
+
+
+def test_the_fields_of_the_run_folder_are_those_that_a_run_writes(tiny_run: Path) -> None:
+    named = re.findall(r"^      ([\w.]+)/? {2,}", README[README.index("runs/NAME/") :], re.MULTILINE)
+
+    assert {path.name for path in tiny_run.iterdir()} - {"lock"} <= set(named)

@@ -1,0 +1,108 @@
+"""The published pretraining recipes, against the papers' and releases' figures typed in here."""
+
+import pytest
+
+from avtcli import registry
+from avtcli.config import PretrainConfig, resolve
+from avtcli.runs.optimizing import rates_at
+
+CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+TABLE = {
+    # recipe: backbone, data set, its figures, batch, epochs, objective, family, crop, padding, resize, bank
+    "cifar10-nin": ("nin", "cifar10", CIFAR, 512, 4500, "avt", "projective", 32, 4, None, None),
+    "cifar10-nin-aet": ("nin", "cifar10", CIFAR, 512, 1500, "aet", "projective", 32, 4, None, None),
+    "cifar10-nin-aet-affine": ("nin", "cifar10", CIFAR, 512, 1500, "aet", "affine", 32, 4, None, None),
+    "imagenet-alexnet": ("alexnet", "imagenet", IMAGENET, 768, 400, "avt", "projective", 224, 0, 256, 500_000),
+    "imagenet-alexnet-aet": ("alexnet", "imagenet", IMAGENET, 768, 200, "aet", "projective", 224, 0, 256, 500_000),
+}
+
+
+def recipe(name: str) -> PretrainConfig:
+    return resolve({}, recipe=name)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_settings_are_the_published_ones(name: str) -> None:
+    config = recipe(name)
+    backbone, dataset, figures, batch, epochs, objective, family, crop, padding, resize, bank = TABLE[name]
+
+    assert (config.backbone.name, config.dataset.name, config.objective.name, config.transform.name) == (
+        *(backbone, dataset, objective, family),
+    )
+    assert {key: tuple(value) for key, value in config.dataset.options.items()} == figures
+    assert (config.batch_size, config.total_epochs, config.bank_count) == (batch, epochs, bank)
+    assert (config.augment.crop, config.augment.padding, config.augment.resize, config.augment.flip) == (
+        crop,
+        padding,
+        resize,
+        True,
+    )
+    assert config.optimizer.model_dump() == {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+
+
+@pytest.mark.parametrize("name", ["cifar10-nin", "imagenet-alexnet"])
+def test_the_objective_has_the_releases_constants(name: str) -> None:
+    objective = registry.build("objective", "avt", recipe(name).objective.options)
+
+    assert (objective.noise_scale, objective.log_var_scale, objective.variance_floor) == (0.001, 1 / 1000, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "mean", "std"),
+    [
+        ("cifar10-nin", 32, [0, 0, 16, 0, 0, 16, 0, 0], [1, 1, 20, 1, 1, 20, 0.015, 0.015]),
+        ("cifar10-nin-aet", 32, [0, 0, 16, 0, 0, 16, 0, 0], [1, 1, 20, 1, 1, 20, 0.015, 0.015]),
+        ("cifar10-nin-aet-affine", 32, [0] * 6, [1] * 6),
+        ("imagenet-alexnet", 224, [0, 0, 112, 0, 0, 112, 6.4e-5, 6.4e-5], [0.75, 0.75, 118, 0.75, 0.75, 118, 7.75e-4, 7.75e-4]),
+        (
+            "imagenet-alexnet-aet",
+            224,
+            [0, 0, 112, 0, 0, 112, 6.4e-5, 6.4e-5],
+            [0.75, 0.75, 118, 0.75, 0.75, 118, 7.75e-4, 7.75e-4],
+        ),
+    ],
+)
+def test_the_target_is_normalised_by_the_releases_figures(name: str, size: int, mean: list[float], std: list[float]) -> None:
+    config = recipe(name)
+    family = registry.build("transform", config.transform.name, config.transform.options)
+
+    assert [figure.tolist() for figure in family.statistics((size, size))] == [mean, std]
+
+
+def aet_cifar(epoch: int) -> float:
+    if epoch >= 1000:
+        return 1.6e-4 - 3e-7 * (epoch - 999)
+    return 0.1 * 0.2 ** sum(epoch >= start for start in (240, 480, 640, 800))
+
+
+def aet_imagenet(epoch: int) -> float:
+    return 0.01 * 0.1 ** sum(epoch >= start for start in (100, 150))
+
+
+@pytest.mark.parametrize(
+    ("name", "law"),
+    [("cifar10-nin-aet", aet_cifar), ("cifar10-nin-aet-affine", aet_cifar), ("imagenet-alexnet-aet", aet_imagenet)],
+)
+def test_the_sister_papers_rates_are_hers_in_every_epoch(name: str, law) -> None:
+    config = recipe(name)
+    rates = [rates_at(config, epoch * 98 + 5, 98) for epoch in range(config.total_epochs)]
+
+    assert [rate for rate, _ in rates] == pytest.approx([law(epoch) for epoch in range(config.total_epochs)], rel=1e-9)
+    assert all(rate == head for rate, head in rates)
+
+
+@pytest.mark.parametrize(
+    ("objective", "family", "chosen"),
+    [
+        (None, None, "cifar10-nin"),
+        ("avt", "projective", "cifar10-nin"),
+        ("aet", None, "cifar10-nin-aet"),
+        ("aet", "affine", "cifar10-nin-aet-affine"),
+        ("gaussian", None, "cifar10-nin"),
+    ],
+)
+def test_an_objective_and_a_family_of_the_sister_paper_choose_her_recipe(objective, family, chosen: str) -> None:
+    named = {"dataset": "cifar10", "backbone": "nin", "objective": objective, "transform": family}
+
+    assert resolve({kind: {"name": name} for kind, name in named.items() if name}, recipe=None).recipe == chosen
