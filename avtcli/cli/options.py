@@ -1,14 +1,16 @@
 """The options that several commands take, said once."""
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from avtcli.errors import AvtError
 
-def _complete(kind: str) -> "typer.models.OptionInfo | object":
+
+def _complete(kind: str) -> Callable[[str], Iterator[str]]:
     def complete(incomplete: str) -> Iterator[str]:
         found = {entry.name for entry in importlib.metadata.entry_points(group=f"avtcli.{kind}s")}
         return (name for name in sorted(found) if name.startswith(incomplete))
@@ -68,7 +70,28 @@ Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"] | None,
     typer.Option(help="Where the arithmetic happens.", rich_help_panel="Hardware"),
 ]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|auto",
+        help="Processes that read images which do not fit in memory. auto: one less than the CPUs, at most 8.",
+        rich_help_panel="Hardware",
+    ),
+]
 Seed = Annotated[
     int | None, typer.Option(metavar="N", help="Every random draw follows from it.", rich_help_panel="Optimisation")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel="Output")]
+
+
+def workers_from_text(text: str | None) -> int | None:
+    """Read `--workers`: a number, or none for auto.
+
+    Raises:
+        AvtError: for anything else.
+    """
+    if text is None or text == "auto":
+        return None
+    if not text.isdecimal():
+        raise AvtError(f"--workers takes a number or auto, found '{text}'.")
+    return int(text)

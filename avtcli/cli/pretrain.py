@@ -10,7 +10,20 @@ import typer
 from typer.core import TyperCommand
 
 from avtcli.cli.console import reporting, say, say_json
-from avtcli.cli.options import Backbone, DataDir, Dataset, Device, Json, LimitTrain, Objective, Options, Seed, Transform
+from avtcli.cli.options import (
+    Backbone,
+    DataDir,
+    Dataset,
+    Device,
+    Json,
+    LimitTrain,
+    Objective,
+    Options,
+    Seed,
+    Transform,
+    Workers,
+    workers_from_text,
+)
 
 if TYPE_CHECKING:
     from avtcli.config import PretrainConfig
@@ -85,6 +98,7 @@ def pretrain(
     processes: Annotated[
         int, typer.Option(min=1, help="Processes on this machine that share each batch.", rich_help_panel="Hardware")
     ] = 1,
+    workers: Workers = None,
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"] | None,
         typer.Option(help="Of the arithmetic.", rich_help_panel="Hardware"),
@@ -127,6 +141,7 @@ def pretrain(
         "data_dir": data_dir,
         "homographies": None if homographies is None else str(homographies),
         "device": device,
+        "workers": workers_from_text(workers),
         "precision": precision,
         "compile": compile_step,
         "save_every": save_every,
@@ -182,7 +197,7 @@ def _resumed(name: str, settings: dict[str, Any]) -> tuple[Path, "PretrainConfig
     run = newest_run() if name == "last" else Path(name)
     if not is_run(run):
         raise AvtError(f"There is no run to resume in {run}: it has no config.toml and checkpoints.")
-    may_change = ("max_steps", "device", "precision", "compile", "save_every", "data_dir")
+    may_change = ("max_steps", "device", "workers", "precision", "compile", "save_every", "data_dir")
     fixed = [key for key, value in settings.items() if value is not None and key not in may_change]
     if fixed:
         raise AvtError(

@@ -123,7 +123,7 @@ def _facts(job: Job) -> tuple[tuple[str, str], ...]:
     return (
         ("recipe", config.recipe),
         ("data", f"{config.dataset.name}: {len(job.numbers)} images, {channels}x{height}x{width}"),
-        ("backbone", f"{config.backbone.name}, {parameters / 1e6:.2f} M parameters with the decoder"),
+        ("backbone", f"{config.backbone.name}, {parameters:,} parameters with the decoder"),
         ("task", f"{config.objective.name} on {config.transform.name}"),
         ("device", f"{job.environment['device']}, {job.accelerator.mixed_precision.replace('no', 'fp32')}"),
         ("batch", f"{config.batch_size} over {job.accelerator.num_processes} process(es)"),

@@ -1,0 +1,448 @@
+"""The probe: where its features come from, how its heads are trained, what decides, and what it reports."""
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from avtcli.config import Augment, Plugin, ProbeConfig, resolve_probe
+from avtcli.contracts import Backbone, Code, ImageData, MemorySplit
+from avtcli.core.augment import crop_and_flip
+from avtcli.core.encoder import Encoder
+from avtcli.core.heads import build_head
+from avtcli.core.keyed import keyed_generator, seed_of
+from avtcli.errors import AvtError
+from avtcli.runs import features as features_module
+from avtcli.runs import probe as module
+from avtcli.runs.features import Feature, ForwardedImages, KeptFeatures, extract
+from avtcli.runs.heads_training import Part, Plan, rate_of, train_heads
+from avtcli.runs.loaders import ResidentImages, draw_uniforms
+from avtcli.runs.loading import Source, encoder_of, open_source
+from avtcli.runs.probe import ProbeResult, probe, shot_rows
+
+CPU = torch.device("cpu")
+FIXED: dict[str, Any] = {
+    "augmented": True,
+    "augment": {"padding": 4},
+    "schedule": {"epochs": 2, "pieces": [{"start": 0, "rate": 0.1}, {"start": 1, "rate": 0.01}]},
+    "limit_train": 60,
+    "batch_size": 16,
+    "baseline": False,
+    "samples": 2,
+    "layers": ("conv2",),
+}
+"""The published kind of protocol, in small."""
+OURS: dict[str, Any] = {"epochs": 2, "limit_train": 60, "baseline": False, "rates": (0.1, 0.01)}
+
+
+def run_probe(source: Source | Path, **settings: Any) -> ProbeResult:
+    opened = source if isinstance(source, Source) else open_source(source)
+    return probe(opened, resolve_probe(settings, recipe=None), out=None, on_event=lambda event: None)
+
+
+@pytest.fixture(scope="module")
+def source(tiny_run: Path) -> Source:
+    """The tiny run as if it were a file: probes leave nothing behind."""
+    return replace(open_source(tiny_run), run=None, tensors=encoder_of(open_source(tiny_run)).state_dict())
+
+
+def pixels(count: int = 12) -> Tensor:
+    return torch.randint(0, 256, (count, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+
+
+def reader_of(source: Source, layers: list[str], *, samples: int = 0, augment: Augment | None = None) -> ForwardedImages:
+    split = MemorySplit(pixels(), torch.arange(12) % 3, prefix="x")
+    return ForwardedImages(
+        encoder_of(source),
+        ResidentImages(split, torch.arange(12), device=CPU),
+        torch.arange(12) % 3,
+        [Feature(layer, "none", 4) for layer in layers],
+        part="train",
+        augment=augment or Augment(padding=4),
+        size=(32, 32),
+        samples=samples,
+        seed=7,
+    )
+
+
+ROWS = torch.tensor([3, 9, 0, 5])
+
+
+# where the features come from
+
+
+def test_drawn_features_are_those_of_the_cropped_and_flipped_images(source: Source) -> None:
+    reader, encoder = reader_of(source, ["conv1", "conv3"]), encoder_of(source)
+    (read,) = reader.read([ROWS], drawn=(4, 2))
+    x = crop_and_flip(pixels()[ROWS], draw_uniforms(4, 2, 12)[ROWS], crop=(32, 32), padding=4)
+    with torch.no_grad():
+        expected = encoder.features(encoder.normalise(x), ["conv1", "conv3"])
+
+    for feature, values in read.items():
+        torch.testing.assert_close(values, expected[feature.layer])
+        assert reader.shapes[feature] == tuple(values.shape[1:])
+
+
+def test_each_epoch_and_seed_draws_other_crops_and_measuring_draws_none(source: Source) -> None:
+    reader = reader_of(source, ["conv2"])
+    read = {drawn: next(iter(next(reader.read([ROWS], drawn=drawn)).values())) for drawn in ((0, 0), (0, 1), (1, 0), None)}
+    (kept,) = extract(reader, task="x", on_event=lambda event: None).values()
+    encoder = encoder_of(source)
+
+    assert len({values.sum().item() for values in read.values()}) == 4
+    torch.testing.assert_close(read[None], kept[ROWS])
+    with torch.no_grad():
+        torch.testing.assert_close(kept, encoder(encoder.normalise(pixels())))
+
+
+def test_the_code_is_the_mean_of_its_samples_and_later_layers_see_the_first(source: Source) -> None:
+    reader, encoder = reader_of(source, ["conv1", "conv2", "conv3"], samples=5), encoder_of(source)
+    encoder.noise_scale = reader.encoder.noise_scale = 0.5
+    read = {feature.layer: values for feature, values in next(reader.read([ROWS], drawn=(4, 2))).items()}
+    generator = keyed_generator(4, 2, "samples", "train", 0)
+    noise = [torch.randn(4, 10, 8, 8, generator=generator) for _ in range(5)]
+    x = encoder.normalise(crop_and_flip(pixels()[ROWS], draw_uniforms(4, 2, 12)[ROWS], crop=(32, 32), padding=4))
+    with torch.no_grad():
+        taps = encoder.features(x, ["conv1", "conv2", "conv2.log_var"])
+        std = 0.5 * (taps["conv2.log_var"] / 2).exp()
+        samples = torch.stack([taps["conv2"] + std * eps for eps in noise])
+        later = encoder.features(x, ["conv3"], noise[0])["conv3"]
+
+    torch.testing.assert_close(read["conv1"], taps["conv1"])
+    torch.testing.assert_close(read["conv2"], samples.mean(0))
+    torch.testing.assert_close(read["conv3"], later)
+    assert not torch.allclose(read["conv2"], taps["conv2"], atol=1e-3)
+
+
+def test_measuring_sees_the_same_samples_every_time_and_training_others_each_epoch(source: Source) -> None:
+    reader = reader_of(source, ["conv2"], samples=2, augment=Augment(flip=False))
+    reader.encoder.noise_scale = 0.5
+    first, again, one, two = (next(iter(next(reader.read([ROWS], drawn=d)).values())) for d in (None, None, (0, 0), (0, 1)))
+
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, one)
+    assert not torch.allclose(one, two)
+
+
+def test_an_encoder_without_noise_has_its_code_for_any_number_of_samples(source: Source) -> None:
+    plain = encoder_of(source)
+    plain.log_var = None
+    split = MemorySplit(pixels(), None, prefix="x")
+    images = ResidentImages(split, torch.arange(12), device=CPU)
+    wanted = [Feature("conv2", "none", 4)]
+    options: dict[str, Any] = {"part": "test", "augment": Augment(), "size": (32, 32), "seed": 0}
+    a, b = (ForwardedImages(plain, images, torch.zeros(12), wanted, samples=n, **options) for n in (0, 5))
+
+    assert torch.equal(*(next(reader.read([ROWS], drawn=None))[wanted[0]] for reader in (a, b)))
+
+
+def test_one_forward_of_the_encoder_a_batch_gives_all_layers(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, calls = reader_of(source, ["conv1", "conv2", "conv3", "conv4"], samples=5), []
+    encode = reader.encoder.encode
+    monkeypatch.setattr(reader.encoder, "encode", lambda *args: (calls.append(1), encode(*args))[1])
+    list(reader.read([ROWS, ROWS], drawn=(0, 0)))
+
+    assert len(calls) == 2
+
+
+def test_features_that_do_not_fit_in_memory_are_refused(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_module, "memory_bytes", lambda: 10_000)
+    with pytest.raises(AvtError, match=r"features of 12 images would take 0 GB, this machine has 0 GB\. Give fewer layers"):
+        extract(reader_of(source, ["conv2"]), task="x", on_event=lambda event: None)
+
+
+class OfOneSize(Backbone):
+    """Takes images of 8x8 px alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full = nn.Linear(64, 5)
+        self.taps, self.code_tap, self.vector_dim = {"map": 1}, "map", 5
+
+    def forward(self, x: Tensor, code: Code, want: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.full(code(x).flatten(1)), {}
+
+
+def test_images_of_a_size_that_the_backbone_cannot_take_are_refused() -> None:
+    encoder = Encoder(OfOneSize(), pixel_mean=(0.5,), pixel_std=(0.5,)).eval()
+    images = ResidentImages(MemorySplit(pixels(), None, prefix="x"), torch.arange(12), device=CPU)
+    with pytest.raises(AvtError, match=r"The backbone does not take images of 32x32 px\. Probe on images of the size"):
+        ForwardedImages(encoder, images, torch.zeros(12), [], part="test", augment=Augment(), size=(32, 32), samples=0, seed=0)
+
+
+# how the heads are trained
+
+
+def kept(count: int = 33) -> KeptFeatures:
+    generator = torch.Generator().manual_seed(1)
+    features = {Feature("a", "none", 4): torch.randn(count, 3, 2, 2, generator=generator)}
+    return KeptFeatures(features, torch.arange(count) % 4, device=CPU)
+
+
+def train(config: ProbeConfig, *, plans: list[Plan] | None = None, seed: int = 3) -> list[list[tuple[float, float]]]:
+    reader = kept()
+    part = Part(reader, torch.arange(33))
+    return train_heads(
+        part,
+        part,
+        plans or [Plan(Feature("a", "none", 4), None)],
+        config,
+        classes=4,
+        seed=seed,
+        task="x",
+        on_event=lambda event: None,
+    )
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_training_is_that_of_plain_torch(name: str) -> None:
+    """Written out: keyed weights and order, batches of 16 and 17 of 33, fixed rates; measured in eval mode."""
+    pieces = [{"start": 0, "rate": 0.1}, {"start": 2, "rate": 0.01}]
+    settings = {"head": "mlp2", "batch_size": 16, "schedule": {"epochs": 3, "pieces": pieces}}
+    config = resolve_probe({**settings, "optimizer": {"name": name, "weight_decay": 5e-4}}, recipe=None)
+    reader = kept()
+    features, labels = next(iter(reader.features.values())), reader.labels
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of(3, "head"))
+        head = build_head("mlp2", (3, 2, 2), 4)
+    optimizer = {
+        "sgd": lambda: torch.optim.SGD(head.parameters(), momentum=0.9, nesterov=True, weight_decay=5e-4),
+        "adamw": lambda: torch.optim.AdamW(head.parameters(), weight_decay=5e-4),
+    }[name]()
+    expected = []
+    for epoch, rate in enumerate([0.1, 0.1, 0.01]):
+        optimizer.param_groups[0]["lr"] = rate
+        order = torch.randperm(33, generator=keyed_generator(3, "order", epoch))
+        for rows in (order[:16], order[16:]):
+            optimizer.zero_grad()
+            functional.cross_entropy(head(features[rows]), labels[rows]).backward()
+            optimizer.step()
+        logits = head.eval()(features)
+        expected.append(100 * (logits.argmax(1) == labels).double().mean().item())
+        head.train()
+
+    (curve,) = train(config)
+    assert [top1 for top1, _ in curve] == pytest.approx(expected)
+    assert [top5 for _, top5 in curve] == [100.0] * 3  # four classes
+
+
+def test_heads_that_are_trained_together_are_those_trained_alone() -> None:
+    config = ProbeConfig(epochs=4, batch_size=16)
+    feature = Feature("a", "none", 4)
+    together = train(config, plans=[Plan(feature, 0.3), Plan(feature, 0.01)])
+    alone = [train(config, plans=[Plan(feature, rate)])[0] for rate in (0.3, 0.01)]
+
+    assert together == alone
+    assert together[0] != together[1]
+
+
+def test_layers_that_are_probed_together_give_what_each_gives_alone(source: Source) -> None:
+    together = run_probe(source, **{**FIXED, "layers": ("conv1", "conv3")})
+    alone = [run_probe(source, **{**FIXED, "layers": (layer,)}).results[0] for layer in ("conv1", "conv3")]
+
+    assert together.results == alone
+
+
+def test_pieces_are_constant_within_an_epoch_and_shrink_with_the_epochs() -> None:
+    config = resolve_probe({"epochs": 20}, recipe="cifar10-mlp2")
+    rates = [rate_of(config, None, epoch=epoch, progress=0.0) for epoch in range(20)]
+
+    assert rates == [0.1] * 10 + [0.01] * 5 + [0.001] * 5
+
+
+def test_a_schedule_without_pieces_and_a_chosen_peak_fall_along_a_cosine() -> None:
+    fixed = resolve_probe({"schedule": {"rate": 0.2, "warmup": 0.5}}, recipe=None)
+
+    assert rate_of(fixed, None, epoch=0, progress=0.25) == pytest.approx(0.1)
+    assert rate_of(fixed, None, epoch=0, progress=0.75) == pytest.approx(0.1)
+    assert rate_of(ProbeConfig(), 0.2, epoch=0, progress=0.0) == 0.2
+    assert rate_of(ProbeConfig(), 0.2, epoch=0, progress=0.5) == pytest.approx(0.1)
+
+
+# what decides, and what is reported
+
+
+class Recorder:
+    """Stands in for `train_heads`: notes what it is asked for and answers with made-up curves."""
+
+    def __init__(self, curves: dict[float | None, list[tuple[float, float]]]) -> None:
+        self.curves = curves
+        self.calls: list[tuple[Part, Part, list[Plan]]] = []
+
+    def __call__(self, train: Part, test: Part, plans: list[Plan], config: ProbeConfig, **about: Any) -> list[Any]:
+        self.calls.append((train, test, plans))
+        return [self.curves[plan.peak] for plan in plans]
+
+
+def test_a_fixed_schedule_trains_once_on_the_whole_split_and_reports_the_last_epoch(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder({None: [(10.0, 20.0), (50.0, 60.0), (30.0, 40.0)]})
+    monkeypatch.setattr(module, "train_heads", recorder)
+    (head,) = run_probe(source, **FIXED).results
+
+    ((train_part, test_part, _),) = recorder.calls
+    assert train_part.rows.tolist() == list(range(60))
+    assert len(test_part.rows) == 1000
+    assert (head.top1, head.top5, head.val_top1, head.top1_best_test_epoch) == (30.0, 40.0, None, 50.0)
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_the_rate_is_chosen_on_held_out_training_images_and_test_is_looked_at_with_it_alone(
+    source: Source, monkeypatch: pytest.MonkeyPatch, augmented: bool
+) -> None:
+    recorder = Recorder({0.1: [(90.0, 90.0), (40.0, 60.0)], 0.01: [(10.0, 20.0), (50.0, 60.0)]})
+    monkeypatch.setattr(module, "train_heads", recorder)
+    (head,) = run_probe(source, **OURS, augmented=augmented).results
+
+    (fit, held, both), (whole, test, chosen) = recorder.calls
+    assert fit.reader is held.reader is whole.reader
+    assert test.reader is not whole.reader
+    assert (len(fit.rows), len(held.rows)) == (54, 6)
+    assert sorted([*fit.rows.tolist(), *held.rows.tolist()]) == whole.rows.tolist() == list(range(60))
+    assert ([plan.peak for plan in both], [plan.peak for plan in chosen]) == ([0.1, 0.01], [0.01])
+    assert (head.val_top1, head.top1) == (50.0, 50.0)
+
+
+def test_test_features_that_are_computed_each_epoch_give_the_same_figures(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = run_probe(source, **FIXED)
+    monkeypatch.setattr(module, "KEPT_BYTES", 0)
+
+    assert run_probe(source, **FIXED).results == held.results
+
+
+def test_probing_again_gives_the_same_figures_and_another_seed_others(source: Source) -> None:
+    first, again = (asdict(run_probe(source, **{**FIXED, "baseline": True})) for _ in range(2))
+    other = run_probe(source, **FIXED, seed=1)
+
+    assert first == again
+    assert [head["layer"] for head in first["baseline"]] == ["conv2"]
+    assert first["baseline"] != first["results"]
+    assert other.results[0].top1 != first["results"][0]["top1"]
+
+
+@pytest.mark.parametrize("protocol", [OURS, FIXED])
+def test_every_layer_number_of_shots_and_seed_has_its_result(source: Source, protocol: dict[str, Any]) -> None:
+    settings = {**protocol, "limit_train": 500, "layers": ("conv1", "conv2"), "shots": (2, 1), "seeds": 2, "seed": 5}
+    result = run_probe(source, **settings, head="mlp1")
+
+    assert [(head.layer, head.shots, head.seed) for head in result.results] == [
+        (layer, shots, seed) for layer in ("conv1", "conv2") for shots in (2, 1) for seed in (5, 6)
+    ]
+    assert all(head.head == "mlp1" and head.pool == "none" for head in result.results)
+
+
+def test_shots_are_so_many_images_of_each_class_the_fewer_among_the_more() -> None:
+    labels = torch.arange(200) % 7
+    few, many, others = (shot_rows(labels, n, seed=seed) for n, seed in ((3, 0), (10, 0), (3, 1)))
+
+    assert torch.bincount(labels[few]).tolist() == [3] * 7
+    assert torch.bincount(labels[many]).tolist() == [10] * 7
+    assert set(few.tolist()) < set(many.tolist())
+    assert few.tolist() != others.tolist()
+    assert shot_rows(labels, None, seed=0).tolist() == list(range(200))
+
+
+def test_too_few_images_of_a_class_or_in_all_are_refused() -> None:
+    with pytest.raises(AvtError, match=r"--shots 3 asks for 3 training images of each class, class 1 has 2\."):
+        shot_rows(torch.tensor([0, 0, 0, 0, 1, 1]), 3, seed=0)
+    with pytest.raises(AvtError, match=r"2 labelled images are too few to train a head on: 4 is the least"):
+        shot_rows(torch.tensor([0, 0, 1, 1]), 1, seed=0)
+
+
+def test_the_linear_head_is_pooled_and_the_others_read_the_map_whole(source: Source) -> None:
+    linear, mlp, vector, asked = (
+        run_probe(source, **{**OURS, **over})
+        for over in ({}, {"head": "mlp2"}, {"layers": ("classifier",)}, {"head": "mlp2", "pool": "avg", "pool_size": 2})
+    )
+
+    assert [r.results[0].pool for r in (linear, mlp, vector, asked)] == ["max", "none", "none", "avg"]
+    assert [r.protocol["pool_size"] for r in (linear, mlp, asked)] == [{"conv2": 4}, None, {"conv2": 2}]
+
+
+def test_the_protocol_says_what_was_done(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "train_heads", Recorder(dict.fromkeys((0.1, 0.01, None), [(1.0, 2.0)])))
+    ours, fixed = (
+        run_probe(source, **OURS).protocol,
+        run_probe(source, **FIXED, head="nonlinear", conv_first=["conv2"]).protocol,
+    )
+
+    assert ours["chosen"] == "the rate, on 10% of train held out; the head is then trained on all of train"
+    assert (ours["schedule"], ours["rates"], ours["augmentation"]) == ("cosine to 0", [0.1, 0.01], "none")
+    assert ours["optimizer"] == "SGD, momentum 0.9, Nesterov, weight decay 0.0005"
+    assert ours["samples_of_the_code"] == 0
+    assert fixed["chosen"] == "nothing: fixed rates, the whole training split, the last epoch"
+    assert (fixed["schedule"], fixed["rates"]) == ("0.1 from epoch 0, 0.01 from epoch 1", None)
+    assert fixed["augmentation"] == "random crop of the images' own size after padding by 4, flip"
+    assert (fixed["conv_first"], fixed["samples_of_the_code"]) == (["conv2"], 2)
+    assert (fixed["train_images"], fixed["test_images"], fixed["classes"], fixed["epochs"]) == (60, 1000, 10, 2)
+
+
+def test_a_probe_of_a_run_is_written_into_it_and_where_asked(tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "figures" / "p.json"
+    before = set(tiny_run.glob("probes/*.json"))
+    result = probe(open_source(tiny_run), ProbeConfig(**OURS), out=out, on_event=lambda event: None)
+
+    (written,) = set(tiny_run.glob("probes/*.json")) - before
+    assert written.name.endswith("-conv2-max-linear.json")
+    assert json.loads(written.read_text()) == json.loads(out.read_text()) == asdict(result)
+    written.unlink()
+
+
+# what is refused
+
+
+def test_a_layer_that_the_backbone_lacks_is_refused_with_the_list(source: Source) -> None:
+    with pytest.raises(AvtError, match=r"no layer 'conv9'\..*Its layers: conv1, conv2, conv2\.log_var, conv3"):
+        run_probe(source, layers=("conv9",))
+
+
+def test_weights_without_a_run_need_a_data_set(source: Source) -> None:
+    bare = replace(source, about={})
+    with pytest.raises(AvtError, match=r"does not say what it was trained on: give --dataset\."):
+        run_probe(bare)
+
+
+def data_of(*, channels: int = 1, labelled: bool = True, tested: bool = True) -> ImageData:
+    images, labels = torch.zeros(20, channels, 32, 32, dtype=torch.uint8), torch.arange(20) % 2 if labelled else None
+    split = MemorySplit(images, labels, prefix="x")
+    return ImageData(
+        train=split,
+        test=split if tested else None,
+        channels=channels,
+        size=(32, 32),
+        mean=(0.5,) * channels,
+        std=(0.5,) * channels,
+        classes=None,
+        fingerprint="x",
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (data_of(tested=False), "The data set 'made-up' has no test images to report on"),
+        (data_of(labelled=False), "The data set 'made-up' has no labels, and a probe learns from labels"),
+        (data_of(channels=3), r"takes images of 1 channel\(s\), those of 'made-up' have 3"),
+    ],
+)
+def test_data_that_cannot_be_probed_on_are_refused(
+    source: Source, monkeypatch: pytest.MonkeyPatch, data: ImageData, message: str
+) -> None:
+    monkeypatch.setattr(module, "build_data", lambda plugin, data_dir: data)
+    with pytest.raises(AvtError, match=message):
+        run_probe(source, dataset=Plugin(name="made-up").model_dump())
+
+
+def test_rates_for_a_log_variance_layer_are_refused() -> None:
+    schedule = {"log_var_pieces": [{"start": 0, "rate": 1e-2}]}
+    with pytest.raises(AvtError, match="log_var_pieces belongs to pretraining: a probe's heads have no log-variance layer"):
+        resolve_probe({"schedule": schedule}, recipe=None)
