@@ -63,6 +63,11 @@ def test_every_recipe_that_the_readme_names_exists() -> None:
     assert named <= set(recipes.names())
 
 
+def test_every_published_recipe_is_in_the_readme() -> None:
+    for name in set(recipes.names()) - {"default", "fashion-mini-demo"}:
+        assert f"`{name}`" in README, name
+
+
 def test_the_test_command_is_where_ci_looks_for_it() -> None:
     assert re.search(r"<!-- test command -->\n```bash\n[^\n]*\.venv/bin/pytest\n```", README)
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from avtcli.cli.console import reporting, say, say_json, say_table
-from avtcli.cli.options import DataDir, Dataset, Device, Json, LimitTrain, Options, Run, Seed
+from avtcli.cli.options import DataDir, Dataset, Device, Json, LimitTrain, Options, Run, Seed, Workers, workers_from_text
 
 if TYPE_CHECKING:
-    from avtcli.runs.probe import HeadResult, ProbeResult
+    from avtcli.runs.probe import ProbeResult
+    from avtcli.runs.probe_heads import HeadResult
 
 Head = Literal["linear", "mlp1", "mlp2", "mlp3", "conv", "nonlinear"]
 
@@ -77,6 +78,7 @@ def probe(
     ] = None,
     options: Options = None,
     device: Device = None,
+    workers: Workers = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Write the result here too.", rich_help_panel="Output")
     ] = None,
@@ -110,6 +112,7 @@ def probe(
         "shots": None if shots is None else _parts(shots),
         "baseline": baseline,
         "device": device,
+        "workers": workers_from_text(workers),
     }
     config = resolve_probe(merge(given, options_from_texts(options or [])), recipe=recipe)
     with reporting() as on_event:

@@ -50,4 +50,5 @@ def copy(
         raise AvtError(f"{to} exists already and is not overwritten. Name another file.") from None
     except OSError as error:
         raise AvtError(f"{to} cannot be written: {error.strerror}.") from None
-    say(f"copied to {to}", f"run it: avt pretrain --recipe {to}")
+    command = recipes.parse(name, text).get("about", {}).get("kind", "pretrain")
+    say(f"copied to {to}", f"run it: avt {command} --recipe {to}")

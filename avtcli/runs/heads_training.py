@@ -31,7 +31,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Plan:
+class HeadPlan:
     """A head to train: on which feature, and the peak of its cosine; none for the rates of the schedule."""
 
     feature: Feature
@@ -61,7 +61,7 @@ def rate_of(config: ProbeConfig, peak: float | None, *, epoch: int, progress: fl
 def train_heads(
     train: Part,
     test: Part,
-    plans: Sequence[Plan],
+    plans: Sequence[HeadPlan],
     config: ProbeConfig,
     *,
     classes: int,
@@ -116,7 +116,7 @@ def train_heads(
     return curves
 
 
-def _start(plan: Plan, reader: FeatureReader, config: ProbeConfig, *, classes: int, seed: int) -> nn.Module:
+def _start(plan: HeadPlan, reader: FeatureReader, config: ProbeConfig, *, classes: int, seed: int) -> nn.Module:
     """A head with the seed's weights, whatever else the process drew."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(seed, "head"))
@@ -136,7 +136,7 @@ def _build_optimizer(heads: Sequence[nn.Module], config: Optimizer) -> torch.opt
 
 
 @torch.no_grad()
-def score(heads: Sequence[nn.Module], test: Part, plans: Sequence[Plan]) -> Curve:
+def score(heads: Sequence[nn.Module], test: Part, plans: Sequence[HeadPlan]) -> Curve:
     """Top-1 and top-5 in percent of each head in eval mode; left in train mode."""
     batches = list(torch.split(test.rows, test.reader.plain_batch))
     logits: list[list[Tensor]] = [[] for _ in heads]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -165,6 +166,19 @@ def test_plugins_are_listed_with_the_distribution_that_brings_them(avt) -> None:
 
     assert {"kind": "backbone", "name": "nin", "value": "avtplugins.backbones.nin:nin"}.items() <= listed[1].items()
     assert "projective" in avt("plugins list").stdout
+
+
+def test_names_are_completed_without_importing_a_plugin() -> None:
+    words = {"_AVT_COMPLETE": "complete_bash", "COMP_WORDS": "avt pretrain --dataset fa", "COMP_CWORD": "3"}
+    code = (
+        "import sys; from avtcli.cli.app import app\n"
+        "try:\n    app(prog_name='avt')\nfinally:\n    assert 'avtplugins' not in sys.modules"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **words}, check=False
+    )
+
+    assert ended.stdout.split() == ["fashion-mini", "fashion-mnist"], ended.stderr
 
 
 def test_no_arguments_give_the_help_and_python_m_is_the_same(avt) -> None:

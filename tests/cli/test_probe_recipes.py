@@ -149,10 +149,8 @@ def test_a_cifar_recipe_runs_on_small_data(avt: Callable[..., Any], cifar_run: P
     for table in (result.json["results"], result.json["baseline"]):
         assert [(head["layer"], head["head"], head["pool"]) for head in table] == [("conv2", PUBLISHED[name]["head"], "none")]
         assert table[0]["val_top1"] is None
-    assert (protocol["recipe"], protocol["dataset"], protocol["train_images"], protocol["test_images"]) == (
-        *(name, "cifar10"),
-        *(60, 12),
-    )
+    assert (protocol["recipe"], protocol["dataset"]) == (name, "cifar10")
+    assert (protocol["train_images"], protocol["test_images"]) == (60, 12)
     assert (protocol["samples_of_the_code"], protocol["epochs"], protocol["batch_size"]) == (5, 1, 128)
     assert protocol["schedule"] == "0.1 from epoch 0, 0.01 from epoch 0.5, 0.001 from epoch 0.75"
     assert f"recipe  {name}" in result.stderr
@@ -165,7 +163,7 @@ def test_the_small_labels_experiment_gives_a_row_a_number_of_shots(avt: Callable
     assert [(head["shots"], head["seed"]) for head in figures["results"]] == [(1, 0), (1, 1), (4, 0), (4, 1)]
     assert figures["protocol"]["shots"] == [1, 4]
     header = next(i for i, text in enumerate(printed) if text.startswith("layer"))
-    assert printed[header].split("  ")[0:1] == ["layer"]
+    assert printed[header].split()[:4] == ["layer", "pool", "head", "shots"]
     assert [text.split()[:4] for text in printed[header + 1 : header + 3]] == [
         ["conv2", "none", "conv", "1"],
         ["conv2", "none", "conv", "4"],
@@ -186,6 +184,14 @@ def test_bad_shots_are_refused_with_what_was_found(avt: Callable[..., Any], cifa
 
     assert result.code == 2
     assert "shots.1: Input should be a valid integer, unable to parse string as an integer, found 'many'" in result.stderr
+
+
+def test_workers_that_are_no_number_are_refused(avt: Callable[..., Any], cifar_run: Path) -> None:
+    result = avt(f"probe {cifar_run} --workers many")
+
+    assert result.code == 2
+    assert "--workers" in result.stderr
+    assert "many" in result.stderr
 
 
 def test_a_recipe_on_a_backbone_without_its_layers_lists_those_that_there_are(avt: Callable[..., Any], tiny_run: Path) -> None:
@@ -266,7 +272,7 @@ def published_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_recipe_for_large_images_runs_on_small_data(
     avt: Callable[..., Any], alexnet: Path, published_data: Path, name: str
 ) -> None:
-    result = avt(f"probe {alexnet} --recipe {name} --data-dir {published_data} --epochs 1 --no-baseline --json")
+    result = avt(f"probe {alexnet} --recipe {name} --data-dir {published_data} --workers 1 --epochs 1 --no-baseline --json")
     table = PUBLISHED[name]
 
     assert result.code == 0, result.stderr

@@ -19,12 +19,14 @@ from avtcli.core.heads import build_head
 from avtcli.core.keyed import keyed_generator, seed_of
 from avtcli.errors import AvtError
 from avtcli.runs import features as features_module
-from avtcli.runs import probe as module
+from avtcli.runs import probe as probe_module
+from avtcli.runs import probe_heads as module
 from avtcli.runs.features import Feature, ForwardedImages, KeptFeatures, extract
-from avtcli.runs.heads_training import Part, Plan, rate_of, train_heads
+from avtcli.runs.heads_training import HeadPlan, Part, rate_of, train_heads
 from avtcli.runs.loaders import ResidentImages, draw_uniforms
 from avtcli.runs.loading import Source, encoder_of, open_source
-from avtcli.runs.probe import ProbeResult, probe, shot_rows
+from avtcli.runs.probe import ProbeResult, probe
+from avtcli.runs.probe_heads import shot_rows
 
 CPU = torch.device("cpu")
 FIXED: dict[str, Any] = {
@@ -185,13 +187,13 @@ def kept(count: int = 33) -> KeptFeatures:
     return KeptFeatures(features, torch.arange(count) % 4, device=CPU)
 
 
-def train(config: ProbeConfig, *, plans: list[Plan] | None = None, seed: int = 3) -> list[list[tuple[float, float]]]:
+def train(config: ProbeConfig, *, plans: list[HeadPlan] | None = None, seed: int = 3) -> list[list[tuple[float, float]]]:
     reader = kept()
     part = Part(reader, torch.arange(33))
     return train_heads(
         part,
         part,
-        plans or [Plan(Feature("a", "none", 4), None)],
+        plans or [HeadPlan(Feature("a", "none", 4), None)],
         config,
         classes=4,
         seed=seed,
@@ -235,8 +237,8 @@ def test_training_is_that_of_plain_torch(name: str) -> None:
 def test_heads_that_are_trained_together_are_those_trained_alone() -> None:
     config = ProbeConfig(epochs=4, batch_size=16)
     feature = Feature("a", "none", 4)
-    together = train(config, plans=[Plan(feature, 0.3), Plan(feature, 0.01)])
-    alone = [train(config, plans=[Plan(feature, rate)])[0] for rate in (0.3, 0.01)]
+    together = train(config, plans=[HeadPlan(feature, 0.3), HeadPlan(feature, 0.01)])
+    alone = [train(config, plans=[HeadPlan(feature, rate)])[0] for rate in (0.3, 0.01)]
 
     assert together == alone
     assert together[0] != together[1]
@@ -273,9 +275,9 @@ class Recorder:
 
     def __init__(self, curves: dict[float | None, list[tuple[float, float]]]) -> None:
         self.curves = curves
-        self.calls: list[tuple[Part, Part, list[Plan]]] = []
+        self.calls: list[tuple[Part, Part, list[HeadPlan]]] = []
 
-    def __call__(self, train: Part, test: Part, plans: list[Plan], config: ProbeConfig, **about: Any) -> list[Any]:
+    def __call__(self, train: Part, test: Part, plans: list[HeadPlan], config: ProbeConfig, **about: Any) -> list[Any]:
         self.calls.append((train, test, plans))
         return [self.curves[plan.peak] for plan in plans]
 
@@ -351,6 +353,16 @@ def test_shots_are_so_many_images_of_each_class_the_fewer_among_the_more() -> No
     assert shot_rows(labels, None, seed=0).tolist() == list(range(200))
 
 
+def test_settings_that_cannot_work_are_refused_before_features_are_read(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "extract", None)  # whoever reads features fails
+    with pytest.raises(AvtError, match="--shots 90 asks for 90 training images of each class"):
+        run_probe(source, **OURS, shots=(1, 90))
+    with pytest.raises(AvtError, match="The head 'conv' needs a map"):
+        run_probe(source, **OURS, head="conv", layers=("conv2", "classifier"))
+
+
 def test_too_few_images_of_a_class_or_in_all_are_refused() -> None:
     with pytest.raises(AvtError, match=r"--shots 3 asks for 3 training images of each class, class 1 has 2\."):
         shot_rows(torch.tensor([0, 0, 0, 0, 1, 1]), 3, seed=0)
@@ -369,7 +381,7 @@ def test_the_linear_head_is_pooled_and_the_others_read_the_map_whole(source: Sou
 
 
 def test_the_protocol_says_what_was_done(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "train_heads", Recorder(dict.fromkeys((0.1, 0.01, None), [(1.0, 2.0)])))
+    monkeypatch.setattr(module, "train_heads", Recorder({peak: [(1.0, 2.0)] for peak in (0.1, 0.01, None)}))
     ours, fixed = (
         run_probe(source, **OURS).protocol,
         run_probe(source, **FIXED, head="nonlinear", conv_first=["conv2"]).protocol,
@@ -437,7 +449,7 @@ def data_of(*, channels: int = 1, labelled: bool = True, tested: bool = True) ->
 def test_data_that_cannot_be_probed_on_are_refused(
     source: Source, monkeypatch: pytest.MonkeyPatch, data: ImageData, message: str
 ) -> None:
-    monkeypatch.setattr(module, "build_data", lambda plugin, data_dir: data)
+    monkeypatch.setattr(probe_module, "build_data", lambda plugin, data_dir: data)
     with pytest.raises(AvtError, match=message):
         run_probe(source, dataset=Plugin(name="made-up").model_dump())
 

@@ -1,6 +1,7 @@
 """What the data sets share: finding their files, downloading them, and saying what is missing."""
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -33,11 +34,12 @@ def require_whole(name: str, folder: Path, files: Sequence[str]) -> None:
 
 
 def download(name: str, fetch: Callable[[], None], *, where: Path, layout: str) -> None:
-    """Download a data set, with progress on stderr.
+    """Download a data set; what and where to is said on stderr, and torchvision shows the progress there.
 
     Raises:
         AvtError: if that fails, as without a network, or the folder cannot be written.
     """
+    print(f"downloading {name} to {where}", file=sys.stderr, flush=True)
     try:
         fetch()
     except (OSError, RuntimeError) as error:
