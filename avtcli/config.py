@@ -158,6 +158,8 @@ class PretrainConfig(Frozen):
     """Where the data lies; none means $AVT_DATA, else ./data."""
     workers: int | None = Field(default=None, ge=0)
     """Processes that read images which do not fit in memory; none means one less than the CPUs, at most 8."""
+    init_from: str | None = None
+    """Weights to begin with: a run, a checkpoint or a safetensors file; what matches by name and shape is taken."""
     homographies: str | None = None
     """A bank of transformations to draw from, made by `avt gen-homographies`."""
     bank_count: int | None = Field(default=None, gt=0)

@@ -100,8 +100,30 @@ def info(kind: str, name: str) -> PluginInfo:
     if not matches:
         known = sorted({entry.name for entry in entries})
         installed = ", ".join(known) or "none"
-        raise AvtError(f"No {kind} is called '{name}'. {nearest(name, known)}Installed: {installed}.")
+        raise AvtError(f"No {kind} is called '{name}'. {nearest(name, [*known, *_variants(kind)])}Installed: {installed}.")
     return matches[0]
+
+
+def _variants(kind: str) -> dict[str, str]:
+    """The variants that plugins list, with the plugin of each; this imports those plugins, and a broken one lists none."""
+    found: dict[str, str] = {}
+    for entry in _entries(f"{kind}_variant"):
+        with contextlib.suppress(AvtError):
+            found |= dict.fromkeys(load(entry)(), entry.name)
+    return found
+
+
+def full_name(kind: str, spec: str) -> str:
+    """Return a spec with its plugin: a bare name that no plugin has becomes `PLUGIN:NAME` where a plugin lists it.
+
+    A plugin with many variants may list them in an entry point of the group `avtcli.KIND_variants`, under its own name: a
+    function without parameters that returns names. It is asked only about names that no plugin has.
+    """
+    name, variant = split_name(spec)
+    if variant is not None or name in names(kind):
+        return spec
+    plugin = _variants(kind).get(name)
+    return spec if plugin is None else f"{plugin}:{name}"
 
 
 @contextlib.contextmanager
@@ -205,7 +227,7 @@ def build(kind: str, spec: str, values: Mapping[str, Any], **given: Any) -> Any:
 
     Args:
         kind: backbone, transform, dataset or objective.
-        spec: `NAME` or `NAME:VARIANT`; the variant becomes the plugin's first argument.
+        spec: `NAME` or `NAME:VARIANT`; the variant becomes the plugin's first argument. See `full_name` for a bare variant.
         values: its options; texts are turned into the types that its signature states.
         **given: what the house fills in; the plugin gets those that it names.
 
@@ -216,7 +238,7 @@ def build(kind: str, spec: str, values: Mapping[str, Any], **given: Any) -> Any:
 
     from avtcli import contracts
 
-    name, variant = split_name(spec)
+    name, variant = split_name(full_name(kind, spec))
     plugin = info(kind, name)
     function = load(plugin)
     parameters = _parameters(plugin, function)

@@ -79,6 +79,10 @@ def test_pretraining_small_data_loads_neither_torchvision_nor_timm() -> None:
     assert not {m for m in modules if m.split(".")[0] in {"torchvision", "timm"}}
 
 
+def test_the_back_doors_wake_no_torch_when_imported() -> None:
+    assert "torch" not in loaded_by("import avtcli, avtcli.testing")
+
+
 def test_no_pickle_but_in_the_two_named_places() -> None:
     allowed = {"plugins/avtplugins/datasets/cifar.py": {"pickle"}, "avtcli/runs/import_.py": {"torch.load", "pickle"}}
     banned = ("pickle", "torch.load", "eval", "exec", "yaml.load")

@@ -69,7 +69,7 @@ def test_every_published_recipe_is_in_the_readme() -> None:
 
 
 def test_the_test_command_is_where_ci_looks_for_it() -> None:
-    assert re.search(r"<!-- test command -->\n```bash\n[^\n]*\.venv/bin/pytest\n```", README)
+    assert re.search(r"<!-- test command -->\n```bash\n[^\n]* && \.venv/bin/pytest\n```", README)
 
 
 def test_the_fields_of_the_run_folder_are_those_that_a_run_writes(tiny_run: Path) -> None:

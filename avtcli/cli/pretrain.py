@@ -93,6 +93,14 @@ def pretrain(
             rich_help_panel="Output",
         ),
     ] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN|FILE",
+            help="Begin with the weights of a run, an export or a safetensors file, as far as names and shapes match.",
+            rich_help_panel="Model",
+        ),
+    ] = None,
     options: Options = None,
     device: Device = None,
     processes: Annotated[
@@ -139,6 +147,7 @@ def pretrain(
         "limit_train": limit_train,
         "seed": seed,
         "data_dir": data_dir,
+        "init_from": None if init_from is None else str(init_from),
         "homographies": None if homographies is None else str(homographies),
         "device": device,
         "workers": workers_from_text(workers),

@@ -8,16 +8,16 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from avtcli import registry
-from avtcli.config import ModelSpec, PretrainConfig
+from avtcli.config import ModelSpec, Plugin, PretrainConfig
 from avtcli.contracts import ImageData, Objective, Size, TransformFamily
 from avtcli.core.model import AVTModel
 from avtcli.runs.devices import build_accelerator, choose_device, choose_precision, device_in_words
-from avtcli.runs.events import OnEvent, Started
+from avtcli.runs.events import Notice, OnEvent, Started
 from avtcli.runs.families import build_family, plugin_names
 from avtcli.runs.held_out import MACE_BATCH
 from avtcli.runs.homographies import draw_bank, load_bank
+from avtcli.runs.init_from import build_initial, stored_backbone
 from avtcli.runs.loaders import batch_bounds, build_data, image_size, limited
-from avtcli.runs.loading import build_model
 from avtcli.runs.rundir import describe_environment
 from avtcli.runs.streaming import choose_workers
 
@@ -46,12 +46,18 @@ class Job:
         return min(whole, self.config.max_steps or whole)
 
 
-def prepare(config: PretrainConfig, *, on_event: OnEvent) -> Job:
+def prepare(config: PretrainConfig, *, resume: bool = False, on_event: OnEvent) -> Job:
     """Build all that a run needs; nothing is written.
+
+    Args:
+        config: the settings.
+        resume: whether the weights will come from a checkpoint, so that none are needed to begin with.
+        on_event: told what the run resolved to.
 
     Raises:
         AvtError: for the first thing that is not right.
     """
+    config = _with_full_name(config, on_event=on_event)
     device = choose_device(config.device)
     accelerator = build_accelerator(device, choose_precision(config.precision, device))
     data = build_data(config.dataset, config.data_dir)
@@ -59,7 +65,7 @@ def prepare(config: PretrainConfig, *, on_event: OnEvent) -> Job:
     family = build_law(config, size)
     objective: Objective = registry.build("objective", config.objective.name, config.objective.options)
     spec = ModelSpec(
-        backbone=config.backbone,
+        backbone=stored_backbone(config.backbone),
         channels=data.channels,
         size=size,
         mean=data.mean,
@@ -70,7 +76,7 @@ def prepare(config: PretrainConfig, *, on_event: OnEvent) -> Job:
         log_var_scale=objective.log_var_scale,
         views=objective.views,
     )
-    net = build_model(spec, seed=config.seed).to(accelerator.device)
+    net = build_initial(config, spec, resume=resume, on_event=on_event).to(accelerator.device)
     numbers = limited(data.train, config.limit_train)
     plugins = [(kind, name) for kind in registry.KINDS for name in plugin_names(getattr(config, kind).name)]
     job = Job(
@@ -96,6 +102,15 @@ def prepare(config: PretrainConfig, *, on_event: OnEvent) -> Job:
     )
     on_event(Started(_facts(job)))
     return job
+
+
+def _with_full_name(config: PretrainConfig, *, on_event: OnEvent) -> PretrainConfig:
+    """Name the plugin where the backbone's name is one of its variants alone, and say so."""
+    given, full = config.backbone.name, registry.full_name("backbone", config.backbone.name)
+    if full == given:
+        return config
+    on_event(Notice(f"no plugin is called '{given}': taking {full}"))
+    return config.model_copy(update={"backbone": Plugin(name=full, **config.backbone.options)})
 
 
 def build_law(config: PretrainConfig, size: Size) -> TransformFamily:

@@ -60,7 +60,7 @@ def pretrain(config: PretrainConfig, *, run: Path, resume: bool, on_event: OnEve
     if not resume:
         refuse_existing(run)
     with stop_signals() as stop:
-        job = prepare(config, on_event=on_event)
+        job = prepare(config, resume=resume, on_event=on_event)
         with _run_folder(job, run, resume=resume):
             return _train(job, run, resume=resume, stop=stop, on_event=on_event)
 

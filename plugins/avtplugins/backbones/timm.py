@@ -1,0 +1,149 @@
+"""Any network of timm that names its features, CNN or transformer."""
+
+import tomllib
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from avtcli.contracts import Backbone, Code, Size
+from avtcli.errors import AvtError, nearest
+from avtplugins.backbones._timm_taps import Place, Trial, default_code_tap, one_line, try_out
+
+VECTOR_TAP = "pre_logits"
+"""The name under which the pooled feature can be read."""
+
+
+class _Call:
+    """One forward pass: what the hooks are to do, and what they have found."""
+
+    def __init__(self, code: Code, want: Collection[str]) -> None:
+        self.code, self.want = code, frozenset(want)
+        self.taps: dict[str, Tensor] = {}
+
+
+class TimmBackbone(Backbone):
+    """A timm model with the code in its middle: the model's own later layers read what the code returns.
+
+    A forward hook on the module at the code tap puts the code in its place, so names of weights stay timm's own, under
+    `model.`. A class token and registers pass by the code. Parameters that the vector does not depend on are frozen, since
+    several processes wait for the gradient of all others.
+
+    Args:
+        model: a timm model without classifier.
+        trial: what one batch showed of it.
+        code_tap: one of the trial's places.
+    """
+
+    def __init__(self, model: nn.Module, trial: Trial, code_tap: str) -> None:
+        super().__init__()
+        self.model = model
+        self.taps = {**{place.name: place.channels for place in trial.places}, VECTOR_TAP: trial.vector_dim}
+        self.code_tap = code_tap
+        self.vector_dim = trial.vector_dim
+        self._call: _Call | None = None  # only while a forward pass runs: no tensor stays behind
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in trial.unused)
+        for place in trial.places:
+            # a bound method, which a deep copy of this backbone binds to the copy
+            model.get_submodule(place.name).register_forward_hook(partial(self._at, place))
+
+    def _at(self, place: Place, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Hand a map out, or put the code in its place."""
+        call = self._call
+        if call is None:
+            return None
+        if place.name == self.code_tap:
+            return place.from_map(call.code(place.to_map(output)), output)
+        if place.name in call.want:
+            call.taps[place.name] = place.to_map(output)
+        return None
+
+    def forward(self, x: Tensor, code: Code, want: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        """Encode images (B, C, H, W) into a vector (B, vector_dim) and the wanted taps."""
+        call = self._call = _Call(code, want)
+        try:
+            vector = self.model(x)
+        finally:
+            self._call = None
+        taps = {**call.taps, VECTOR_TAP: vector}
+        return vector, {name: taps[name] for name in want}
+
+
+def timm_backbone(
+    name: str,
+    /,
+    *,
+    in_channels: int,
+    image_size: Size,
+    code_at: str | None = None,
+    pretrained: bool = False,
+    args: dict[str, Any] | None = None,
+) -> Backbone:
+    """Any model of timm that names its features, as in `timm:resnet18`; taps are timm's feature names and pre_logits.
+
+    Args:
+        name: timm's name of the model, with or without a tag.
+        in_channels: given by the data.
+        image_size: given by the data and the crop.
+        code_at: the tap whose map is the code; left out, the deepest of at least 4x4 cells with layers after it.
+        pretrained: whether to start from timm's published weights, which are downloaded.
+        args: timm's own arguments of the model, as in `-o backbone.args.patch_size=4`.
+    """
+    if not timm.is_model(name):
+        known = timm.list_models()
+        raise AvtError(f"timm {timm.__version__} has no model '{name}'. {nearest(name, known)}It has {len(known)} others.")
+    house = {"in_chans": in_channels, "img_size": image_size}
+    typed = {key: _typed(value) for key, value in (args or {}).items()}
+    model = _create(name, typed, house, pretrained=pretrained)
+    trial = try_out(model, name, in_channels=in_channels, image_size=image_size)
+    able = {place.name: place for place in trial.places if place.reaches}
+    if code_at is None:
+        code_at = default_code_tap(trial.places).name
+    if code_at not in able:
+        is_map = any(place.name == code_at for place in trial.places)
+        why = "the pooled feature does not depend on it" if is_map else "no map of that name"
+        raise AvtError(
+            f"The code of timm's '{name}' cannot stand at '{code_at}': {why}. {nearest(code_at, able)}Taps: {', '.join(able)}."
+        )
+    return TimmBackbone(model, trial, code_at)
+
+
+def variants() -> Collection[str]:
+    """The names that `timm:NAME` takes: of models, and of models with the tag of their published weights."""
+    return {*timm.list_models(), *timm.list_pretrained()}
+
+
+def _typed(value: Any) -> Any:
+    """Read a text that is a number or truth value in TOML as one: only timm knows the types of its arguments."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return value
+
+
+def _create(name: str, args: Mapping[str, Any], house: Mapping[str, Any], *, pretrained: bool) -> nn.Module:
+    """Make a timm model; the house's img_size is left out where the model, being convolutional, takes none.
+
+    Raises:
+        AvtError: if timm refuses the arguments or the size, or the published weights cannot be had.
+    """
+    given = {**house, **args}
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **given)
+    except TypeError as error:
+        if "img_size" in house and "img_size" not in args and "'img_size'" in str(error):
+            return _create(name, args, {key: value for key, value in house.items() if key != "img_size"}, pretrained=pretrained)
+        raise AvtError(f"timm's '{name}' does not take these arguments: {one_line(error)}.") from error
+    except Exception as error:  # anything at all: the arguments are timm's affair, and so is the network
+        if pretrained:
+            raise AvtError(
+                f"The published weights of timm's '{name}' cannot be had: {one_line(error).split('. ')[0]}. Without a network, "
+                "give a safetensors file in timm's names with --init-from, and leave pretrained out."
+            ) from error
+        raise AvtError(f"timm's '{name}' cannot be made with {given}: {one_line(error)}.") from error
+    return model

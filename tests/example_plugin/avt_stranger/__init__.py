@@ -1,0 +1,1 @@
+"""Plugins for avt, from outside of it."""

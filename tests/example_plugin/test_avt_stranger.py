@@ -1,0 +1,31 @@
+"""What a stranger tests: that the plugins keep the contract's promises, and what is their own."""
+
+import pytest
+import torch
+from avt_stranger.laplace import stranger_laplace
+from avt_stranger.residual import stranger_net
+from torch.distributions import Laplace
+
+from avtcli.contracts import Target
+from avtcli.errors import AvtError
+from avtcli.testing import check_plugin
+
+
+@pytest.mark.parametrize("name", ["stranger-net", "stranger-laplace"])
+def test_every_promise_of_the_contract_is_kept(name: str) -> None:
+    assert [check for check in check_plugin(name) if not check.ok] == []
+
+
+def test_the_loss_is_torchs_own_log_density() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean, log_var, values = (torch.randn(5, 8, generator=generator) for _ in range(3))
+    expected = -Laplace(mean, (log_var.exp() / 2).sqrt()).log_prob(values).sum(1)
+
+    loss = stranger_laplace().loss(mean, log_var, Target(values, values, None, (32, 32)))  # type: ignore[arg-type]
+
+    torch.testing.assert_close(loss.per_sample, expected)
+
+
+def test_a_network_of_nothing_is_refused() -> None:
+    with pytest.raises(AvtError, match="needs channels and blocks of 1 or more, found 16 and 0"):
+        stranger_net(in_channels=1, blocks=0)

@@ -1,0 +1,78 @@
+"""Every plugin of ours keeps every promise of its contract, as anyone's must."""
+
+import gzip
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from avtcli import registry
+from avtcli.runs.plugin_facts import FreshImport
+from avtcli.testing import check_plugin
+from tests.support import write_cifar10
+
+torch.set_num_threads(1)
+
+OURS = [info for info in registry.listing() if info.distribution == "avtcli"]
+VARIANTS = {"timm": "resnet18"}
+PLACES = "data/vision/torralba/deeplearning/images256"
+
+
+def write_images(folder: Path, names: list[str]) -> None:
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 36), (number * 40, 7, 200 - number * 30)).save(folder / name, format="JPEG")
+
+
+def small_imagenet(folder: Path) -> Path:
+    write_images(folder, [f"{part}/n0{c}/n0{c}_{i}.JPEG" for part in ("train", "val") for c in (1, 2) for i in (1, 2)])
+    return folder
+
+
+def small_places(folder: Path) -> Path:
+    write_images(folder / PLACES, [f"a/abbey/gsun_{i}.jpg" for i in range(4)])
+    for part, numbers in (("train", (0, 1, 2)), ("val", (3,))):
+        path = folder / "trainvalsplit_places205" / f"{part}_places205.csv"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(f"a/abbey/gsun_{i}.jpg {i}\n" for i in numbers))
+    return folder
+
+
+def small_fashion(folder: Path) -> Path:
+    folder.mkdir()
+    for part, count in (("train", 6), ("t10k", 4)):
+        images, labels = struct.pack(">4i", 2051, count, 28, 28), struct.pack(">2i", 2049, count)
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images + bytes(range(196)) * 4 * count))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels + bytes(range(count))))
+    return folder
+
+
+SMALL = {"cifar10": write_cifar10, "fashion-mnist": small_fashion, "imagenet": small_imagenet, "places205": small_places}
+
+
+@pytest.mark.parametrize("info", OURS, ids=[f"{info.kind}-{info.name}" for info in OURS])
+def test_every_plugin_of_ours_keeps_every_promise(
+    info: registry.PluginInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a fresh process for each would cost minutes: the next test imports all of them in one
+    monkeypatch.setattr("avtcli.runs.plugins.import_afresh", lambda info: FreshImport(info.value, seconds=0.0))
+    spec = f"{info.name}:{VARIANTS[info.name]}" if info.name in VARIANTS else info.name
+    if info.name in SMALL:
+        spec = f"{info.name}:{SMALL[info.name](tmp_path / 'small')}"
+
+    checks = check_plugin(spec, kind=info.kind)
+
+    assert [check for check in checks if not check.ok] == []
+    assert len(checks) >= 8
+
+
+def test_importing_them_prints_nothing_and_none_but_timms_own_wakes_timm_or_torchvision() -> None:
+    modules = sorted({info.entry_point.module for info in OURS if info.name != "timm"})
+    code = f"import sys, {', '.join(modules)}; print([name for name in ('timm', 'torchvision') if name in sys.modules])"
+    ended = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+
+    assert (ended.stdout, ended.stderr) == ("[]\n", "")

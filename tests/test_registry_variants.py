@@ -1,0 +1,61 @@
+"""Bare names: a plugin with many variants lists them, and is asked only about names that no plugin has."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from avtcli import registry
+from avtcli.errors import AvtError
+
+Install = Callable[[str, str], None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Install a distribution with a list of data sets' variants."""
+    modules: list[str] = []
+
+    def make(module: str, text: str) -> None:
+        (tmp_path / f"{module}.py").write_text(text)
+        info = tmp_path / f"{module}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[avtcli.dataset_variants]\nzoo = {module}:variants\n")
+        modules.append(module)
+        importlib.invalidate_caches()
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield make
+    for module in modules:
+        sys.modules.pop(module, None)
+
+
+def test_a_strangers_variants_are_found_by_their_bare_names(install: Install) -> None:
+    install("zoo_a", "def variants():\n    return ['lions', 'tigers']")
+
+    assert registry.full_name("dataset", "lions") == "zoo:lions"
+    assert registry.full_name("dataset", "bears") == "bears"
+
+
+def test_the_list_is_not_imported_for_a_name_that_a_plugin_has(install: Install) -> None:
+    install("zoo_b", "raise SystemExit")
+
+    assert registry.full_name("dataset", "cifar10") == "cifar10"
+    assert registry.full_name("dataset", "zoo:lions") == "zoo:lions"
+    assert "zoo_b" not in sys.modules
+
+
+def test_a_broken_list_lists_none(install: Install) -> None:
+    install("zoo_c", "raise SystemExit")
+
+    assert registry.full_name("dataset", "lions") == "lions"
+
+
+def test_an_unknown_name_is_compared_with_the_variants_too(install: Install) -> None:
+    install("zoo_d", "def variants():\n    return ['lions']")
+
+    with pytest.raises(AvtError, match=r"No dataset is called 'loins'\. Did you mean 'lions'\? Installed: .*cifar10"):
+        registry.build("dataset", "loins", {})
