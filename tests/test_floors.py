@@ -13,12 +13,21 @@ HEAVY = {"torch", "torchvision", "timm", "accelerate", "numpy", "safetensors"}
 
 # (files, what they may never import, at any depth; at their top)
 RULES = {
-    "avtcli/core": ({"avtcli.config", "avtcli.registry", "avtcli.runs", "avtcli.cli", "avtplugins"}, set[str]()),
+    "avtcli/core": (
+        {"avtcli.config", "avtcli.settings", "avtcli.registry", "avtcli.runs", "avtcli.cli", "avtplugins"},
+        set[str](),
+    ),
     "avtcli/runs": ({"avtcli.cli", "avtplugins", "rich", "typer"}, set[str]()),
-    "avtcli/cli": ({"avtplugins"}, {*HEAVY, "pydantic", "avtcli.runs", "avtcli.config", "avtcli.core", "avtcli.contracts"}),
-    "plugins/avtplugins": ({"avtcli.runs", "avtcli.cli", "avtcli.registry", "avtcli.config", "typer", "rich"}, set[str]()),
+    "avtcli/cli": (
+        {"avtplugins"},
+        {*HEAVY, "pydantic", "avtcli.runs", "avtcli.config", "avtcli.settings", "avtcli.core", "avtcli.contracts"},
+    ),
+    "plugins/avtplugins": (
+        {"avtcli.runs", "avtcli.cli", "avtcli.registry", "avtcli.config", "avtcli.settings", "typer", "rich"},
+        set[str](),
+    ),
 }
-GROUND = {"errors.py", "registry.py", "config.py", "contracts.py", "recipes/__init__.py"}
+GROUND = {"errors.py", "registry.py", "config.py", "settings.py", "contracts.py", "recipes/__init__.py"}
 
 
 def imports(path: Path, *, top_only: bool) -> Iterator[str]:

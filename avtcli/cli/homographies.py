@@ -28,9 +28,10 @@ def gen_homographies(
 
     Example: `avt gen-homographies bank.safetensors --size 224`
     """
-    from avtcli.config import Plugin, options_from_texts
+    from avtcli.config import Plugin
     from avtcli.errors import AvtError
     from avtcli.runs.homographies import generate
+    from avtcli.settings import options_from_texts
 
     given = options_from_texts(options or [])
     for kind in given:

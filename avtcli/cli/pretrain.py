@@ -134,9 +134,9 @@ def pretrain(
 
     Example: `avt pretrain --dataset cifar10 --backbone nin`
     """
-    from avtcli.config import merge, options_from_texts, resolve
     from avtcli.errors import AvtError
     from avtcli.runs.rundir import default_folder
+    from avtcli.settings import merge, options_from_texts, resolve
 
     named = {"dataset": dataset, "backbone": backbone, "transform": transform, "objective": objective}
     settings: dict[str, Any] = {
@@ -199,9 +199,10 @@ def pretrain(
 def _resumed(name: str, settings: dict[str, Any]) -> tuple[Path, "PretrainConfig"]:
     """The run to go on with and its settings; only what cannot change the numbers may be given anew."""
     from avtcli import recipes
-    from avtcli.config import PretrainConfig, merge, validate
+    from avtcli.config import PretrainConfig
     from avtcli.errors import AvtError
     from avtcli.runs.rundir import is_run, newest_run
+    from avtcli.settings import merge, validate
 
     run = newest_run() if name == "last" else Path(name)
     if not is_run(run):

@@ -92,9 +92,9 @@ def probe(
 
     Example: `avt probe --recipe cifar10-conv --shots 20,100,400,1000,5000`
     """
-    from avtcli.config import merge, options_from_texts, resolve_probe
     from avtcli.runs.loading import open_source
     from avtcli.runs.probe import probe as run_probe
+    from avtcli.settings import merge, options_from_texts, resolve_probe
 
     given: dict[str, Any] = {
         "layers": None if layer is None else _parts(layer),

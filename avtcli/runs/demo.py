@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from avtcli.config import ProbeConfig, resolve
+from avtcli.config import ProbeConfig
 from avtcli.runs.events import OnEvent
 from avtcli.runs.export import ExportResult, export
 from avtcli.runs.loading import open_source
 from avtcli.runs.pretrain import PretrainResult, pretrain
 from avtcli.runs.probe import ProbeResult, probe
 from avtcli.runs.rundir import default_folder
+from avtcli.settings import resolve
 
 RECIPE = "fashion-mini-demo"
 
@@ -33,5 +34,5 @@ def demo(out: Path | None, *, on_event: OnEvent) -> DemoResult:
     run = out or default_folder(config.dataset.name, config.backbone.name, config.objective.name)
     pretrained = pretrain(config, run=run, resume=False, on_event=on_event)
     source = open_source(run)
-    probed = probe(source, ProbeConfig(layers=("conv2",), pool="max"), out=None, on_event=on_event)
+    probed = probe(source, ProbeConfig(layers=("conv2",), pool="max", epochs=50), out=None, on_event=on_event)
     return DemoResult(pretrained, probed, export(source, out=None, layer=None, on_event=on_event))

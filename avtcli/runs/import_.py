@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from avtcli import registry
-from avtcli.config import ModelSpec, PretrainConfig, resolve, to_toml
+from avtcli.config import ModelSpec, PretrainConfig
 from avtcli.errors import AvtError
 from avtcli.runs.checkpoint import save_checkpoint
 from avtcli.runs.events import OnEvent, Saved
 from avtcli.runs.files import refuse_existing
 from avtcli.runs.loading import build_model
 from avtcli.runs.rundir import create_run, default_folder, describe_environment
+from avtcli.settings import resolve, to_toml
 
 RECIPES: Final = {"nin": "cifar10-nin", "alexnet": "imagenet-alexnet"}
 """The published recipe that each published network came from."""

@@ -11,7 +11,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from avtcli import registry
-from avtcli.config import ModelSpec, PretrainConfig, validate
+from avtcli.config import ModelSpec, PretrainConfig
 from avtcli.core.encoder import Encoder
 from avtcli.core.keyed import seed_of
 from avtcli.core.model import AVTModel
@@ -19,6 +19,7 @@ from avtcli.errors import AvtError
 from avtcli.runs.checkpoint import load_checkpoint, load_newest, step_of
 from avtcli.runs.events import Notice, OnEvent, ignore
 from avtcli.runs.rundir import is_run, newest_run
+from avtcli.settings import validate
 
 METADATA_KEY = "avt"
 """The one key of an exported file's metadata: several would come out in a random order."""

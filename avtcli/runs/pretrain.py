@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from avtcli.config import PretrainConfig, to_toml
+from avtcli.config import PretrainConfig
 from avtcli.contracts import Target
 from avtcli.core.augment import to_float
 from avtcli.core.keyed import keyed_generator, seed_of
@@ -26,6 +26,7 @@ from avtcli.runs.loaders import EpochTable, build_images, draw_epoch, training_b
 from avtcli.runs.loading import load_weights
 from avtcli.runs.optimizing import build_optimizer, load_optimizer, optimizer_tensors, set_rates
 from avtcli.runs.rundir import MetricsLog, create_run, environment_changes, lock_run, read_env
+from avtcli.settings import to_toml
 
 LOG_EVERY = 20  # steps between readings of the losses from the device
 

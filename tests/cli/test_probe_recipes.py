@@ -13,8 +13,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from avtcli import recipes
-from avtcli.config import ModelSpec, resolve_probe
+from avtcli.config import ModelSpec
 from avtcli.runs.loading import METADATA_KEY, build_encoder
+from avtcli.settings import resolve_probe
 from tests.support import run_tiny, write_cifar10
 
 SGD = {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from avtcli.config import resolve
 from avtcli.runs.optimizing import rates_at
+from avtcli.settings import resolve
 from tests.parity.tolerances import assert_near
 
 STEPS = 98

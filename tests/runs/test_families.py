@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from avtcli.config import Plugin, options_from_texts
+from avtcli.config import Plugin
 from avtcli.errors import AvtError
 from avtcli.runs.families import build_family
+from avtcli.settings import options_from_texts
 from tests.support import run_tiny
 
 

@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 
 from avtcli import load_model
 from avtcli.cli.import_ import import_
-from avtcli.config import resolve
 from avtcli.errors import AvtError
 from avtcli.runs.checkpoint import load_newest
 from avtcli.runs.events import Saved, ignore
 from avtcli.runs.import_ import ImportResult, import_checkpoint
+from avtcli.settings import resolve
 from tests.parity.models import golden_of
 from tests.parity.tolerances import assert_near
 from tests.parity.weights import image_pair, released_state_dict

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avtcli.config import Augment, Plugin, ProbeConfig, resolve_probe
+from avtcli.config import Augment, Plugin, ProbeConfig
 from avtcli.contracts import Backbone, Code, ImageData, MemorySplit
 from avtcli.core.augment import crop_and_flip
 from avtcli.core.encoder import Encoder
@@ -27,6 +27,7 @@ from avtcli.runs.loaders import ResidentImages, draw_uniforms
 from avtcli.runs.loading import Source, encoder_of, open_source
 from avtcli.runs.probe import ProbeResult, probe
 from avtcli.runs.probe_heads import shot_rows
+from avtcli.settings import resolve_probe
 
 CPU = torch.device("cpu")
 FIXED: dict[str, Any] = {

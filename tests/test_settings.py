@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from avtcli import recipes
-from avtcli.config import PretrainConfig, merge, options_from_texts, resolve, to_toml, validate
+from avtcli.config import PretrainConfig
 from avtcli.errors import AvtError
+from avtcli.settings import merge, options_from_texts, resolve, to_toml, validate
 
 
 def test_flags_lie_over_the_recipe_and_none_means_not_given() -> None:
