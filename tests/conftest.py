@@ -45,7 +45,7 @@ def avt_process() -> Callable[..., Result]:
             [sys.executable, "-m", "avtcli", *line.split()],
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=600,
             env={**os.environ, **variables},
             check=False,
         )

@@ -204,6 +204,7 @@ def test_what_a_library_prints_never_reaches_stdout_beside_the_json() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(700)
 def test_the_demo_goes_the_whole_way_and_pretraining_beats_random_weights(avt_process) -> None:
     result = avt_process("demo --json")
 
