@@ -139,8 +139,3 @@ def say_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in (header, *rows):
         cells = [f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
         print("  ".join(cells).rstrip())
-
-
-def warn(text: str) -> None:
-    """Say something on stderr."""
-    print(text, file=sys.stderr)

@@ -1,6 +1,5 @@
 """Taking the weights away: written, loaded back in a fresh process, compared, and only then called done."""
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -12,8 +11,8 @@ from safetensors.torch import load_file, save, save_file
 
 from avtcli.errors import AvtError, RunFailedError
 from avtcli.runs.events import OnEvent, Progress, Saved
-from avtcli.runs.files import disk_errors_explained, refuse_existing, write_synced
-from avtcli.runs.loading import METADATA_KEY, Source, encoder_of
+from avtcli.runs.files import disk_errors_explained, refuse_existing, to_metadata, write_synced
+from avtcli.runs.loading import Source, encoder_of
 
 TOLERANCE = 1e-5
 
@@ -69,8 +68,7 @@ def export(source: Source, *, out: Path | None, layer: str | None, on_event: OnE
         "step": source.about.get("step"),
         "config": source.about.get("config"),
     }
-    metadata = {METADATA_KEY: json.dumps(about, sort_keys=True)}
-    blob = save({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, metadata=metadata)
+    blob = save({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, metadata=to_metadata(about))
     if not (out.is_file() and out.read_bytes() == blob):  # the same weights again are welcome, other ones are not
         refuse_existing(out)
         with disk_errors_explained(out):

@@ -9,6 +9,8 @@ from typing import Any
 
 from avtcli.errors import AvtError, RunFailedError
 
+METADATA_KEY = "avt"
+
 
 def fsync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
@@ -45,6 +47,18 @@ def replace_file(path: Path, content: bytes) -> None:
 def to_json(value: Any) -> bytes:
     """Readable JSON with a newline at its end; NaN and infinity, which JSON has not, raise ValueError."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def to_metadata(value: Any) -> dict[str, str]:
+    """What a safetensors file of ours says of itself, under one key: several would come out in a random order."""
+    return {METADATA_KEY: json.dumps(value, sort_keys=True)}
+
+
+def from_metadata(blob: bytes) -> dict[str, Any] | None:
+    """What the bytes of a safetensors file, which have parsed as one, say of themselves; none where we did not write it."""
+    length = int.from_bytes(blob[:8], "little")
+    text = json.loads(blob[8 : 8 + length]).get("__metadata__", {}).get(METADATA_KEY)
+    return None if text is None else json.loads(text)
 
 
 def refuse_existing(path: Path, *, flag: str = "--out") -> None:

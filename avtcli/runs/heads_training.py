@@ -2,19 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avtcli.config import Optimizer, ProbeConfig
+from avtcli.config import ProbeConfig
 from avtcli.core.heads import build_head
 from avtcli.core.keyed import keyed_generator, seed_of
 from avtcli.core.metrics import topk_percent
-from avtcli.core.schedule import cosine_rate, piecewise_rate
+from avtcli.core.schedule import cosine_rate
 from avtcli.runs.events import OnEvent, Progress
 from avtcli.runs.features import Feature, FeatureReader
 from avtcli.runs.loaders import batch_bounds
+from avtcli.runs.optimizing import make_optimizer, rate_of_pieces
 
 TELL_EVERY = 20  # steps between tellings of the progress
 
@@ -53,8 +55,7 @@ def rate_of(config: ProbeConfig, peak: float | None, *, epoch: int, progress: fl
         assert peak is not None
         return cosine_rate(progress, peak=peak, warmup=0)
     if schedule.pieces:
-        written = epoch * schedule.epochs / config.total_epochs
-        return piecewise_rate(written, [(p.start, p.rate, p.slope) for p in schedule.pieces])
+        return rate_of_pieces(schedule.pieces, epoch * schedule.epochs / config.total_epochs)
     return cosine_rate(progress, peak=schedule.rate, warmup=schedule.warmup)
 
 
@@ -88,7 +89,8 @@ def train_heads(
         AvtError: for a head that does not fit its feature.
     """
     heads = [_start(plan, train.reader, config, classes=classes, seed=seed) for plan in plans]
-    optimizer = _build_optimizer(heads, config.optimizer)
+    groups: list[dict[str, Any]] = [{"params": list(head.parameters())} for head in heads]  # one a head
+    optimizer = make_optimizer(groups, config.optimizer)
     bounds = batch_bounds(len(train.rows), config.batch_size)
     steps = config.total_epochs * len(bounds)
     curves: list[Curve] = [[] for _ in plans]
@@ -123,16 +125,6 @@ def _start(plan: HeadPlan, reader: FeatureReader, config: ProbeConfig, *, classe
         conv_first = plan.feature.layer in config.conv_first
         head = build_head(config.head, reader.shapes[plan.feature], classes, conv_first=conv_first)
     return head.to(reader.labels.device)
-
-
-def _build_optimizer(heads: Sequence[nn.Module], config: Optimizer) -> torch.optim.Optimizer:
-    """One group a head."""
-    groups = [{"params": list(head.parameters())} for head in heads]
-    if config.name == "sgd":
-        return torch.optim.SGD(
-            groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
-        )
-    return torch.optim.AdamW(groups, lr=0.0, weight_decay=config.weight_decay)
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """Banks of homographies: drawn once, written as safetensors, read with every check."""
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,7 @@ from avtcli.core.keyed import keyed_generator
 from avtcli.errors import AvtError
 from avtcli.runs.events import OnEvent, Saved
 from avtcli.runs.families import build_family
-from avtcli.runs.files import disk_errors_explained, refuse_existing, write_synced
-from avtcli.runs.loading import METADATA_KEY
+from avtcli.runs.files import METADATA_KEY, disk_errors_explained, from_metadata, refuse_existing, to_metadata, write_synced
 
 
 @dataclass(frozen=True)
@@ -94,9 +92,7 @@ def generate(out: Path, *, plugin: Plugin, size: int, count: int, seed: int, on_
         "count": count,
         "version": __version__,
     }
-    blob = save(
-        {"coeffs": bank.coeffs, "mean": bank.mean, "std": bank.std}, metadata={METADATA_KEY: json.dumps(about, sort_keys=True)}
-    )
+    blob = save({"coeffs": bank.coeffs, "mean": bank.mean, "std": bank.std}, metadata=to_metadata(about))
     with disk_errors_explained(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_synced(out, blob)
@@ -137,8 +133,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         blob = path.read_bytes()
         tensors = load(blob)
-        metadata = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])["__metadata__"]
-        about: dict[str, Any] = json.loads(metadata[METADATA_KEY])
+        about = from_metadata(blob)
+        if about is None:
+            raise KeyError(METADATA_KEY)
         shapes = {name: tensors[name] for name in ("coeffs", "mean", "std")}
     except OSError as error:
         raise AvtError(f"The bank {path} cannot be read: {error.strerror}. Make one with `avt gen-homographies`.") from error

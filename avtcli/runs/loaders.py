@@ -187,13 +187,3 @@ def training_batches(
 def plain_batches(images: Images, batches: Sequence[Tensor], size: Size) -> Iterator[Tensor]:
     """Read batches of rows for measuring: the middle of each image after resizing, uint8 (B, C, *size), on the device."""
     return images.read_batches(batches, Window(size))
-
-
-def training_images(images: Images, rows: Tensor, table: EpochTable, augment: Augment, size: Size) -> Tensor:
-    """Read one batch as `training_batches` does; for streamed images that ends a pass that is under way."""
-    return next(training_batches(images, [rows], table, augment, size))
-
-
-def plain_images(images: Images, rows: Tensor, size: Size) -> Tensor:
-    """Read one batch as `plain_batches` does; for streamed images that ends a pass that is under way."""
-    return next(plain_batches(images, [rows], size))

@@ -1,6 +1,5 @@
 """From a name on the command line to a model with its weights: run folders, checkpoints, exported files."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,9 @@ from avtcli.core.model import AVTModel
 from avtcli.errors import AvtError
 from avtcli.runs.checkpoint import load_checkpoint, load_newest, step_of
 from avtcli.runs.events import Notice, OnEvent, ignore
+from avtcli.runs.files import from_metadata
 from avtcli.runs.rundir import is_run, newest_run
 from avtcli.settings import validate
-
-METADATA_KEY = "avt"
-"""The one key of an exported file's metadata: several would come out in a random order."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +82,9 @@ def _open_file(path: Path) -> Source:
         tensors = load(blob)
     except safetensors.SafetensorError as error:
         raise AvtError(f"{path} does not parse as safetensors: {error}. Was it cut short?") from error
-    length = int.from_bytes(blob[:8], "little")
-    metadata = json.loads(blob[8 : 8 + length]).get("__metadata__", {})
-    if METADATA_KEY not in metadata:
+    about = from_metadata(blob)
+    if about is None:
         raise AvtError(f"{path} was not written by `avt export`: it does not say which backbone its weights are for.")
-    about = json.loads(metadata[METADATA_KEY])
     return Source(path, None, validate(ModelSpec, about["model"], where=str(path)), tensors, about)
 
 

@@ -1,28 +1,38 @@
 """The optimiser of a run: its parameter groups, its rates, its state as plain tensors."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from avtcli.config import PretrainConfig
+from avtcli.config import Optimizer, Piece, PretrainConfig
 from avtcli.core.model import AVTModel
 from avtcli.core.schedule import cosine_rate, piecewise_rate
 
 
 def build_optimizer(config: PretrainConfig, net: AVTModel) -> torch.optim.Optimizer:
     """Two groups: everything, and the decoder's log-variance layer where the schedule gives it rates of its own."""
-    settings = config.optimizer
     own = net.log_var_head if config.schedule.log_var_pieces else None
     apart = set() if own is None else {id(p) for p in own.parameters()}
     groups = [{"params": [p for p in net.parameters() if id(p) not in apart]}]
     if own is not None:
         groups.append({"params": list(own.parameters())})
+    return make_optimizer(groups, config.optimizer)
+
+
+def make_optimizer(groups: list[dict[str, Any]], settings: Optimizer) -> torch.optim.Optimizer:
+    """The optimiser of the settings over parameter groups; their rates are set before each step."""
     if settings.name == "sgd":
         return torch.optim.SGD(
             groups, lr=0.0, momentum=settings.momentum, nesterov=settings.nesterov, weight_decay=settings.weight_decay
         )
     return torch.optim.AdamW(groups, lr=0.0, weight_decay=settings.weight_decay)
+
+
+def rate_of_pieces(pieces: Sequence[Piece], epoch: float) -> float:
+    """The rate of a schedule in pieces at an epoch of the length it was written for."""
+    return piecewise_rate(epoch, [(piece.start, piece.rate, piece.slope) for piece in pieces])
 
 
 def rates_at(config: PretrainConfig, step: int, steps_per_epoch: int) -> tuple[float, float]:
@@ -33,12 +43,12 @@ def rates_at(config: PretrainConfig, step: int, steps_per_epoch: int) -> tuple[f
     schedule = config.schedule
     epoch = (step // steps_per_epoch) * schedule.epochs / config.total_epochs
     if schedule.pieces:
-        rate = piecewise_rate(epoch, [(p.start, p.rate, p.slope) for p in schedule.pieces])
+        rate = rate_of_pieces(schedule.pieces, epoch)
     else:
         progress = (step + 0.5) / (steps_per_epoch * config.total_epochs)
         rate = cosine_rate(progress, peak=schedule.rate, warmup=schedule.warmup)
     own = schedule.log_var_pieces
-    return rate, piecewise_rate(epoch, [(p.start, p.rate, p.slope) for p in own]) if own else rate
+    return rate, rate_of_pieces(own, epoch) if own else rate
 
 
 def set_rates(optimizer: torch.optim.Optimizer, config: PretrainConfig, step: int, steps_per_epoch: int) -> tuple[float, float]:

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from avtcli import recipes
 from avtcli.config import ModelSpec
-from avtcli.runs.loading import METADATA_KEY, build_encoder
+from avtcli.runs.files import METADATA_KEY
+from avtcli.runs.loading import build_encoder
 from avtcli.settings import resolve_probe
 from tests.support import run_tiny, write_cifar10
 

@@ -27,9 +27,7 @@ from avtcli.runs.loaders import (
     image_size,
     limited,
     plain_batches,
-    plain_images,
     training_batches,
-    training_images,
 )
 from avtcli.runs.streaming import StreamedImages, choose_workers
 
@@ -147,7 +145,7 @@ def test_the_middle_of_an_odd_room_is_rounded_up_for_resident_and_streamed_image
     (whole,) = plain_batches(streamed(Streamed([image])), [torch.tensor([0])], (32, 32))
     resident = ResidentImages(MemorySplit(image[None], None, prefix="x"), torch.tensor([0]), device=CPU)
     assert torch.equal(whole[0], image[:, 3:35, 5:37])
-    assert torch.equal(plain_images(resident, torch.tensor([0]), (32, 32)), whole)
+    assert torch.equal(next(plain_batches(resident, [torch.tensor([0])], (32, 32))), whole)
 
 
 # crop and flip
@@ -188,7 +186,7 @@ def test_streamed_and_resident_images_give_the_same_training_batches(augment: Au
 def test_images_that_need_no_crop_and_no_flip_pass_untouched():
     images = torch.stack([photo(i, (32, 32)) for i in range(4)])
     resident = ResidentImages(MemorySplit(images, None, prefix="x"), torch.tensor([1, 3]), device=CPU)
-    batch = training_images(resident, torch.tensor([1, 0]), table_of(uniforms_for(2)), Augment(flip=False), (32, 32))
+    batch = next(training_batches(resident, [torch.tensor([1, 0])], table_of(uniforms_for(2)), Augment(flip=False), (32, 32)))
     assert torch.equal(batch, images[[3, 1]])
 
 
@@ -196,7 +194,8 @@ def test_the_rows_of_streamed_images_count_the_chosen_numbers():
     chosen = StreamedImages(Streamed(VARIED), torch.tensor([4, 1]), device=CPU)
     assert len(chosen) == 2
     assert torch.equal(
-        plain_images(chosen, torch.tensor([1]), (16, 16)), plain_images(streamed(Streamed(VARIED)), torch.tensor([1]), (16, 16))
+        next(plain_batches(chosen, [torch.tensor([1])], (16, 16))),
+        next(plain_batches(streamed(Streamed(VARIED)), [torch.tensor([1])], (16, 16))),
     )
 
 

@@ -12,7 +12,6 @@ from avtcli.core.homography import inverse, matrix_from_coefficients, unit_last_
 from avtcli.core.law import Law
 from avtcli.errors import AvtError
 
-ALL_NAMES = ("cos", "sin", "tx", "ty", "scale", "shear")
 ALL_UNITS = {
     "cos": "",
     "sin": "",
