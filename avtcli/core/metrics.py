@@ -1,9 +1,13 @@
 """Figures of merit, each with its definition."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from avtcli.core.homography import corners_of, map_points
+from avtcli.errors import AvtError
 
 
 def corner_error(true_in_from_out: Tensor, decoded_in_from_out: Tensor, size: tuple[int, int]) -> Tensor:
@@ -35,3 +39,89 @@ def topk_percent(logits: Tensor, labels: Tensor, k: int) -> float:
     """
     ranked = logits.sort(dim=1, descending=True, stable=True).indices[:, :k]
     return 100 * (ranked == labels[:, None]).any(1).to(torch.float64).mean().item()
+
+
+def r2_scores(predicted: Tensor, truth: Tensor) -> tuple[Tensor, float]:
+    """The share of the truth's variance that is predicted, 1 - SSE / SST: 1 is perfect, 0 is what the column means give.
+
+    Args:
+        predicted: (n, d).
+        truth: (n, d).
+
+    Returns:
+        One score a column, (d,) float64 on the CPU, nan for a column of the truth without spread; and the pooled
+        1 - sum SSE / sum SST over the other columns, nan where there is none.
+    """
+    predicted, truth = (values.detach().to("cpu", torch.float64) for values in (predicted, truth))
+    unexplained = (truth - predicted).square().sum(0)
+    total = (truth - truth.mean(0)).square().sum(0)
+    varies = truth.amax(0) > truth.amin(0)  # exact, where the sum of squares about a rounded mean is not
+    scores = torch.where(varies, 1 - unexplained / total, torch.nan)
+    return scores, (1 - unexplained[varies].sum() / total[varies].sum()).item()
+
+
+def retrieval_ranks(decoded: Tensor, true: Tensor) -> Tensor:
+    """The place of each version's own true parameters among those of all versions of its image, nearest first.
+
+    Distances are Euclidean, from what was decoded; equal ones share the mean of their places, so that a decoder that
+    says the same of every version has the mean rank (b + 1) / 2.
+
+    Source: Garrido et al., "Self-supervised learning of split invariant equivariant representations" (2023).
+
+    Args:
+        decoded: (g, b, d), for g images and b versions of each.
+        true: (g, b, d).
+
+    Returns:
+        (g, b), float64, on the CPU, in [1, b].
+
+    Raises:
+        AvtError: if a decoded number is not finite.
+    """
+    decoded, true = (values.detach().to("cpu", torch.float64) for values in (require_finite(decoded), true))
+    distances = torch.cdist(decoded, true, compute_mode="donot_use_mm_for_euclid_dist")
+    own = distances.diagonal(dim1=1, dim2=2)[..., None]
+    nearer, equal = (distances < own).sum(2), (distances == own).sum(2)
+    return nearer + (equal + 1).to(torch.float64) / 2
+
+
+def retrieval_scores(ranks: Tensor, hits: Sequence[int] = (1, 5)) -> tuple[float, list[float]]:
+    """MRR, the mean of 1 / rank, and H@k, the share of ranks that are k or better: all in [0, 1], 1 is perfect."""
+    ranks = ranks.to(torch.float64)
+    return (1 / ranks).mean().item(), [(ranks <= k).to(torch.float64).mean().item() for k in hits]
+
+
+def effective_rank(features: Tensor) -> float:
+    """RankMe: exp(-sum p log p) with p = s / sum(s) + 1e-7 for the singular values s of features that are not centred.
+
+    Source: Garrido et al., "RankMe: assessing the downstream performance of pretrained self-supervised representations by
+    their rank" (2023), equation 1. Features that are all zero count as collapsed too: about 1.
+
+    Args:
+        features: (n, d); computed in float64 on the CPU.
+
+    Returns:
+        About 1 for collapsed features to about min(n, d) for features that use all directions alike.
+
+    Raises:
+        AvtError: if a feature is not finite.
+    """
+    singular = torch.linalg.svdvals(require_finite(features).detach().to("cpu", torch.float64))
+    p = singular / singular.sum().clamp(min=torch.finfo(torch.float64).tiny) + 1e-7
+    return math.exp(-(p * p.log()).sum().item())
+
+
+def spread(features: Tensor) -> float:
+    """The mean over the columns of (n, d) of their standard deviation (over n, not n - 1) over the rows."""
+    return features.to("cpu", torch.float64).std(0, correction=0).mean().item()
+
+
+def require_finite(features: Tensor) -> Tensor:
+    """Return the features, whatever their shape.
+
+    Raises:
+        AvtError: if one is infinite or not a number, which sorts and compares without a word.
+    """
+    if not features.isfinite().all():
+        raise AvtError("The features hold infinities or nan, so nothing can be measured on them. Did the training diverge?")
+    return features

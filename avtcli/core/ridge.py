@@ -1,0 +1,175 @@
+"""Linear regression with a penalty, in closed form: what a linear reader finds in features.
+
+Source: Hoerl and Kennard, "Ridge regression: biased estimation for nonorthogonal problems" (1970), equation 2.1.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from avtcli.core.metrics import require_finite
+from avtcli.errors import AvtError, ShapeError
+
+CHUNK_BYTES = 2**26
+"""How much of x is held in float64 at once."""
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """A fitted line, for x as it came, in float64.
+
+    Attributes:
+        penalty: what it was fitted with.
+        weight: (d, m).
+        bias: (m,).
+    """
+
+    penalty: float
+    weight: Tensor
+    bias: Tensor
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Predict from x (n, d), read in chunks: (n, m) float64, on the device of the weight."""
+        parts = torch.split(x, _chunk(len(self.weight)))
+        return torch.cat([part.to(self.weight) @ self.weight + self.bias for part in parts])
+
+
+def fit_ridges(x: Tensor, y: Tensor, penalties: Sequence[float]) -> list[Ridge]:
+    """Fit one ridge a penalty, all from one eigendecomposition.
+
+    With the columns of x standardised on these rows (a constant one gets the weight 0) and y centred, each minimises
+    sum |y - x w|^2 + penalty n |w|^2. The d by d problem is solved where d <= n, else its n by n dual. x is read in chunks
+    and may be memory-mapped; no copy of it is made. The work is done in float64 on x's device, on the CPU for MPS.
+
+    Args:
+        x: (n, d), float32 or float64.
+        y: (n, m).
+        penalties: above 0.
+
+    Returns:
+        The ridges in the order of the penalties, for x that is not standardised.
+
+    Raises:
+        ShapeError: if x and y differ in their rows, or have none.
+        AvtError: if there is no penalty, if one is not above 0, or if a feature is not finite.
+    """
+    return _fit(x, y, penalties, torch.arange(len(x), device=x.device))
+
+
+def choose_ridge(
+    x: Tensor, y: Tensor, penalties: Sequence[float], *, held_out: Tensor, score: Callable[[Tensor, Tensor], float]
+) -> tuple[Ridge, float]:
+    """Choose the penalty on held-out rows, then fit all rows with it.
+
+    Args:
+        x: (n, d), as `fit_ridges` takes it.
+        y: (n, m).
+        penalties: above 0; the smallest of equally good ones is chosen.
+        held_out: a mask (n,) bool, or the numbers of rows, int64.
+        score: of the predicted and the true (h, m) on the held-out rows, float64; larger is better, nan is worst.
+
+    Returns:
+        The ridge fitted on all rows, and the held-out score of its penalty.
+
+    Raises:
+        AvtError: if all rows or none are held out; and what `fit_ridges` raises.
+    """
+    mask = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    mask[held_out.to(x.device)] = True
+    held, rest = mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]
+    if not len(held) or not len(rest):
+        raise AvtError(f"{len(held)} of {len(x)} rows are held out; at least one must be, and at least one must not.")
+    ridges = _fit(x, y, sorted(penalties), rest)
+    truth = y[held.to(y.device)].to(ridges[0].weight)
+    scores = [score(predicted, truth) for predicted in _predictions(ridges, x, held)]
+    best = max(range(len(scores)), key=lambda i: -math.inf if math.isnan(scores[i]) else scores[i])
+    return fit_ridges(x, y, [ridges[best].penalty])[0], scores[best]
+
+
+def _fit(x: Tensor, y: Tensor, penalties: Sequence[float], rows: Tensor) -> list[Ridge]:
+    _check(x, y, penalties)
+    y = y[rows.to(y.device)].to(_device(x), torch.float64)
+    targets = y - y.mean(0)
+    solve = _primal if x.shape[1] <= len(rows) else _dual
+    mean, std, weights = solve(x, targets, [penalty * len(rows) for penalty in penalties], rows)
+    ridges = []
+    for penalty, weight in zip(penalties, weights, strict=True):
+        weight = weight / std[:, None]
+        ridges.append(Ridge(penalty, weight, y.mean(0) - mean @ weight))
+    return ridges
+
+
+def _primal(x: Tensor, y: Tensor, shrinks: list[float], rows: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Solve with z = (x - mean) / std: w = (z' z + shrink)^-1 z' y, from the sums of x seen from its first row."""
+    origin = x[rows[0]].to(y)  # exact zeros for constant columns, and sums that lose few digits
+    total, gram, cross = torch.zeros_like(origin), y.new_zeros(x.shape[1], x.shape[1]), y.new_zeros(x.shape[1], y.shape[1])
+    chunk = _chunk(x.shape[1])
+    for part, targets in zip(torch.split(rows, chunk), torch.split(y, chunk), strict=True):
+        shifted = x[part].to(y) - origin
+        total += shifted.sum(0)
+        gram.addmm_(shifted.T, shifted)
+        cross.addmm_(shifted.T, targets)
+    mean = require_finite(total) / len(rows)
+    gram.addr_(mean, mean, alpha=-len(rows))
+    std = _std(gram.diagonal() / len(rows))
+    gram.div_(std).div_(std[:, None])
+    return origin + mean, std, _shrunk(gram, cross / std[:, None], shrinks)
+
+
+def _dual(x: Tensor, y: Tensor, shrinks: list[float], rows: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Solve with z = (x - mean) / std: w = z' (z z' + shrink)^-1 y, column by column of x."""
+    kernel = y.new_zeros(len(rows), len(rows))
+    means, stds = [], []
+    for columns in torch.split(x, _chunk(len(rows)), dim=1):
+        z, mean, std = _standardised(columns[rows].to(y))
+        kernel.addmm_(z, z.T)
+        means.append(mean)
+        stds.append(std)
+    duals = torch.cat(_shrunk(kernel, y, shrinks), 1)
+    parts = [_standardised(columns[rows].to(y))[0].T @ duals for columns in torch.split(x, _chunk(len(rows)), dim=1)]
+    return torch.cat(means), torch.cat(stds), list(torch.split(torch.cat(parts), y.shape[1], dim=1))
+
+
+def _standardised(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    shifted = x - x[0]
+    mean = require_finite(shifted.mean(0))
+    centred = shifted - mean
+    std = _std(centred.square().mean(0))
+    return centred / std, x[0] + mean, std
+
+
+def _std(variance: Tensor) -> Tensor:
+    """The square root, but infinity for a column that never changes, which makes its weight exactly 0."""
+    return torch.where(variance > 0, variance, torch.inf).sqrt()
+
+
+def _shrunk(symmetric: Tensor, right: Tensor, shrinks: list[float]) -> list[Tensor]:
+    """(a + shrink)^-1 b for each shrink, from a = v diag(l) v'."""
+    values, vectors = torch.linalg.eigh(symmetric)
+    values, rotated = values.clamp(min=0)[:, None], vectors.T @ right
+    return [vectors @ (rotated / (values + shrink)) for shrink in shrinks]
+
+
+def _predictions(ridges: list[Ridge], x: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+    """The predictions of each ridge on some rows of x, which are read once."""
+    joined = Ridge(0, torch.cat([ridge.weight for ridge in ridges], 1), torch.cat([ridge.bias for ridge in ridges]))
+    predicted = torch.cat([joined.predict(x[part]) for part in torch.split(rows, _chunk(x.shape[1]))])
+    return torch.split(predicted, len(ridges[0].bias), dim=1)
+
+
+def _check(x: Tensor, y: Tensor, penalties: Sequence[float]) -> None:
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or not len(x):
+        raise ShapeError(f"x {tuple(x.shape)} and y {tuple(y.shape)} must be (n, d) and (n, m), with n of 1 or more.")
+    if not penalties or not all(penalty > 0 for penalty in penalties):
+        raise AvtError(f"Penalties must be one or more numbers above 0, not {list(penalties)}.")
+
+
+def _device(x: Tensor) -> torch.device:
+    return torch.device("cpu") if x.device.type == "mps" else x.device  # MPS has no float64
+
+
+def _chunk(width: int) -> int:
+    return max(1, CHUNK_BYTES // (8 * max(1, width)))
