@@ -2,7 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+Pool = Literal["max", "avg", "none"]
+
+CLOSED_HEADS = ("knn", "ridge")
+"""The heads of a probe that are computed rather than trained step by step."""
+HEAD_RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+FINETUNE_RATES = (0.1, 0.03, 0.01)
 
 
 class Frozen(BaseModel):
@@ -162,6 +169,10 @@ class PretrainConfig(Frozen):
     """Whether the training step is compiled."""
     save_every: float = Field(default=10.0, gt=0, le=10)
     """Minutes between checkpoints, at most."""
+    eval_every: int = Field(default=10, ge=0)
+    """Epochs between evaluations on a few fixed images; one comes before the first step, one after the last epoch. 0: none."""
+    stop_on_collapse: bool = False
+    """Whether a run stops when an evaluation shows that it has collapsed."""
     dataset: Plugin = Plugin(name="fashion-mini")
     """The images."""
     backbone: Plugin = Plugin(name="nin")
@@ -177,6 +188,13 @@ class PretrainConfig(Frozen):
     schedule: Schedule = Schedule()
     """How fast they move."""
 
+    @field_validator("stop_on_collapse")
+    @classmethod
+    def _evaluated(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("eval_every") == 0:
+            raise ValueError("a collapse shows in evaluations alone: give eval_every a number of epochs above 0")
+        return value
+
     @property
     def total_epochs(self) -> int:
         """The epochs to run."""
@@ -190,20 +208,26 @@ class ProbeConfig(Frozen):
     """The recipe that the settings started from; none means our own protocol."""
     layers: tuple[str, ...] = ()
     """The taps to probe; none means the code, and `all` every tap."""
-    head: Literal["linear", "mlp1", "mlp2", "mlp3", "conv", "nonlinear"] = "linear"
+    head: Literal["linear", "mlp1", "mlp2", "mlp3", "conv", "nonlinear", "knn", "ridge"] = "linear"
     """The classifier."""
+    finetune: bool = False
+    """Whether the backbone is trained too, from its weights and with the head's rate, up to the layer."""
+    supervised: bool = False
+    """Whether, beside, the backbone is trained with the labels from random weights, under the same head."""
     conv_first: tuple[str, ...] = ()
     """The layers whose nonlinear head begins with a convolution."""
-    pool: Literal["max", "avg", "none"] | None = None
-    """How maps are reduced; left out, max for the linear head, while the other heads read the map whole."""
+    pool: tuple[Pool, ...] = ()
+    """How maps are reduced, one head a way; left out, max for linear, knn and ridge; the other heads read maps whole."""
     pool_size: int | None = Field(default=None, gt=0)
     """The side of a map after pooling, in cells, for every layer; smaller maps stay as they are."""
     pool_sizes: dict[str, int] = {}
     """The same by layer, where no one side is given; 4 for a layer without."""
     samples: int = Field(default=0, ge=0)
     """Samples of the code to average; 0 takes its mean. Layers after the code see one of them."""
-    augmented: bool = False
-    """Whether the training images are cropped and flipped anew each epoch; if not, features are read once, of their middle."""
+    augmented: bool | None = None
+    """Whether training images are cropped and flipped anew; if not, their middle is read. None: to fine-tune alone."""
+    copies: int = Field(default=0, ge=0)
+    """With augmented images: keep the features of so many draws of each and take them in turn; 0 forwards them each epoch."""
     augment: Augment | None = None
     """Resizing, crop and flip of the images; none means as the run had them."""
     schedule: Schedule | None = None
@@ -211,25 +235,35 @@ class ProbeConfig(Frozen):
     optimizer: Optimizer = Optimizer(name="sgd", weight_decay=5e-4)
     """How the heads' weights move."""
     epochs: int | None = Field(default=None, gt=0)
-    """Passes over the training images; none means the schedule's own length, or 100 where there is none."""
+    """Passes over the training images; none means the schedule's own length, where there is none 100, or 20 to fine-tune."""
     batch_size: int = Field(default=128, ge=2)
     """Images a step."""
-    rates: tuple[float, ...] = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-    """Learning rates to choose from on the held-out part, where there is no schedule."""
+    rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Peaks of the learning rate to choose from where there is no schedule; none means `HEAD_RATES`, or `FINETUNE_RATES`."""
+    k: tuple[Annotated[int, Field(gt=0)], ...] = (5, 10, 20, 50, 100)
+    """Of knn: numbers of neighbours to choose from."""
+    temperature: float = Field(default=0.07, ge=0)
+    """Of knn: a neighbour's vote is exp(cosine / temperature); 0 gives each of them one vote."""
+    penalties: tuple[Annotated[float, Field(gt=0)], ...] = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+    """Of ridge: penalties on the squared weights, for each image, to choose from."""
     held_out: float = Field(default=0.1, gt=0, lt=1)
     """The share of the training images that decides what we choose."""
     limit_train: int | None = Field(default=None, ge=20)
     """Train on a draw of so many images; the same draw in every command and for every seed."""
     shots: tuple[Annotated[int, Field(gt=0)], ...] = ()
     """Train on so many images of each class, one head a number; each seed draws its own, the fewer among the more."""
+    fraction: float | None = Field(default=None, gt=0, le=1)
+    """Train on such a share of each class, one image at least; each seed draws its own."""
     seed: int = 0
     """Of the heads' weights, the order, crops and flips of the images, the noise of the samples and the random baseline."""
     seeds: int = Field(default=1, gt=0)
     """How many seeds to train the heads with, this one and those after it."""
     baseline: bool = True
     """Whether a randomly initialised backbone is probed beside."""
+    backbone: Plugin | None = None
+    """A network by name, to probe instead of a run."""
     dataset: Plugin | None = None
-    """The labelled images; none means those of the run."""
+    """The labelled images, or the names of several with commas between them; none means those of the run."""
     data_dir: str | None = None
     """Where the data lies; none means $AVT_DATA, else ./data."""
     workers: int | None = Field(default=None, ge=0)
@@ -237,21 +271,48 @@ class ProbeConfig(Frozen):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the arithmetic happens."""
 
+    @field_validator("pool", mode="before")
+    @classmethod
+    def _pool_by_name(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
     @model_validator(mode="after")
-    def _no_log_var_rates(self) -> "ProbeConfig":
+    def _settings_agree(self) -> "ProbeConfig":
         if self.schedule is not None and self.schedule.log_var_pieces:
             raise ValueError("schedule.log_var_pieces belongs to pretraining: a probe's heads have no log-variance layer")
+        if self.shots and self.fraction is not None:
+            raise ValueError("shots and fraction both say how many images to train on: give one of them")
+        if self.head in CLOSED_HEADS and (self.augmented or self.finetune or self.supervised):
+            raise ValueError(f"{self.head} reads features once: it takes no augmented images and trains no backbone")
+        if self.finetune and self.supervised:
+            raise ValueError("the baseline of finetune is the supervised one already: leave supervised out")
+        if self.copies and (not self.augmented or self.finetune):
+            raise ValueError("copies are of augmented images whose features are kept: give augmented, and no finetune")
         return self
 
     @property
     def total_epochs(self) -> int:
         """The epochs to run."""
-        return self.epochs or (self.schedule.epochs if self.schedule else 100)
+        return self.epochs or (self.schedule.epochs if self.schedule else 20 if self.finetune else 100)
 
     @property
-    def pooling(self) -> Literal["max", "avg", "none"]:
+    def augments(self) -> bool:
+        """Whether training images are cropped and flipped anew, the default resolved."""
+        return self.finetune if self.augmented is None else self.augmented
+
+    @property
+    def poolings(self) -> tuple[Pool, ...]:
         """How maps are reduced, the default resolved."""
-        return self.pool or ("max" if self.head == "linear" else "none")
+        return self.pool or (("max",) if self.head in ("linear", *CLOSED_HEADS) else ("none",))
+
+    @property
+    def peaks(self) -> tuple[float, ...]:
+        """The rates to choose from, the default resolved."""
+        return self.rates or (FINETUNE_RATES if self.finetune else HEAD_RATES)
+
+    def to_finetune(self) -> "ProbeConfig":
+        """The same with the backbone trained too, by its own rates and epochs."""
+        return self.model_copy(update={"finetune": True, "supervised": False, "copies": 0, "rates": (), "schedule": None})
 
     def side_of(self, layer: str) -> int:
         """The side of a layer's map after pooling, in cells."""

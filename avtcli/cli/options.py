@@ -39,6 +39,16 @@ Backbone = Annotated[
         metavar="NAME[:VARIANT]", help="The network to pretrain.", autocompletion=_complete("backbone"), rich_help_panel="Model"
     ),
 ]
+MeasuredBackbone = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone",
+        metavar="NAME[:VARIANT]",
+        help="A network by name instead of a run: random, or published with `-o backbone.pretrained=true`.",
+        autocompletion=_complete("backbone"),
+        rich_help_panel="Model",
+    ),
+]
 Transform = Annotated[
     str | None,
     typer.Option(
@@ -82,6 +92,11 @@ Seed = Annotated[
     int | None, typer.Option(metavar="N", help="Every random draw follows from it.", rich_help_panel="Optimisation")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel="Output")]
+
+
+def parts_of(text: str | None) -> tuple[str, ...] | None:
+    """Read `NAME,NAME`; none where nothing was given."""
+    return None if text is None else tuple(part.strip() for part in text.split(","))
 
 
 def workers_from_text(text: str | None) -> int | None:

@@ -9,24 +9,40 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from avtcli.cli.console import reporting, say, say_json, say_table
-from avtcli.cli.options import DataDir, Dataset, Device, Json, LimitTrain, Options, Run, Seed, Workers, workers_from_text
+from avtcli.cli.options import (
+    DataDir,
+    Device,
+    Json,
+    LimitTrain,
+    MeasuredBackbone,
+    Options,
+    Run,
+    Seed,
+    Workers,
+    parts_of,
+    workers_from_text,
+)
 
 if TYPE_CHECKING:
     from avtcli.runs.probe import ProbeResult
     from avtcli.runs.probe_heads import HeadResult
 
-Head = Literal["linear", "mlp1", "mlp2", "mlp3", "conv", "nonlinear"]
+Head = Literal["linear", "mlp1", "mlp2", "mlp3", "conv", "nonlinear", "knn", "ridge"]
 
 
 def probe(
     run: Run = None,
+    backbone: MeasuredBackbone = None,
     layer: Annotated[
         str | None,
         typer.Option(metavar="NAME[,NAME...]|all", help="The layers to probe. Left out: the recipe's, else the code."),
     ] = None,
     pool: Annotated[
-        Literal["max", "avg", "none"] | None,
-        typer.Option(help="How maps are reduced. Left out: the recipe's, else max for the linear head alone."),
+        str | None,
+        typer.Option(
+            metavar="max|avg|none[,...]",
+            help="How maps are reduced. Left out: the recipe's, else max for linear, knn and ridge and none for the others.",
+        ),
     ] = None,
     pool_size: Annotated[
         int | None,
@@ -41,6 +57,14 @@ def probe(
             metavar="NAME|FILE.toml", help="A published evaluation; see `avt recipes list`. Left out: our own protocol."
         ),
     ] = None,
+    k: Annotated[
+        str | None,
+        typer.Option(metavar="N[,N...]", help="Of knn: neighbours; of several, the best on held-out images is taken."),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="X", min=0, help="Of knn: votes are exp(cosine / X); 0 gives each neighbour one.")
+    ] = None,
+    finetune: Annotated[bool | None, typer.Option("--finetune", help="Train the backbone too, up to the layer.")] = None,
     samples: Annotated[
         int | None,
         typer.Option(metavar="N", min=0, help="Samples of the code to average. Left out: the recipe's, else 0, its mean."),
@@ -49,8 +73,12 @@ def probe(
         bool | None,
         typer.Option(
             "--augment/--no-augment",
-            help="Crop and flip the training images anew each epoch. Left out: as the recipe says, else not.",
+            help="Crop and flip the training images anew each epoch. Left out: as the recipe says, else to fine-tune alone.",
         ),
+    ] = None,
+    copies: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="With --augment: keep the features of N draws of each image, and take turns."),
     ] = None,
     epochs: Annotated[
         int | None,
@@ -61,20 +89,38 @@ def probe(
             rich_help_panel="Optimisation",
         ),
     ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="The peak rate. Left out: chosen on held-out images.", rich_help_panel="Optimisation"),
+    ] = None,
     seed: Seed = None,
     seeds: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Train the heads with so many seeds.", rich_help_panel="Optimisation"),
     ] = None,
-    dataset: Dataset = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:PATH][,...]", help="The labelled images. Left out: those of the run.", rich_help_panel="Data"
+        ),
+    ] = None,
     data_dir: DataDir = None,
     limit_train: LimitTrain = None,
     shots: Annotated[
         str | None,
         typer.Option(metavar="N[,N...]", help="Train on so many images of each class.", rich_help_panel="Data"),
     ] = None,
+    fraction: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", min=0, max=1, help="Train on such a share of each class, as in 0.01.", rich_help_panel="Data"
+        ),
+    ] = None,
     baseline: Annotated[
         bool | None, typer.Option("--baseline/--no-baseline", help="Whether a random backbone is probed beside.")
+    ] = None,
+    supervised: Annotated[
+        bool | None, typer.Option("--supervised", help="Train a random backbone with the labels, under the same head, beside.")
     ] = None,
     options: Options = None,
     device: Device = None,
@@ -86,45 +132,51 @@ def probe(
 ) -> None:
     """Train a classifier on frozen features and report its accuracy beside a random backbone's.
 
-    Without a recipe the learning rate is chosen on a held-out part of the training images, and the test images decide nothing.
+    Without a recipe what is to be chosen, a learning rate or k, is chosen on a held-out part of the training images; the test
+    images decide nothing.
 
     Example: `avt probe --layer conv2 --pool max`
 
+    Example: `avt probe --layer all --head knn --seeds 3`
+
     Example: `avt probe --recipe cifar10-conv --shots 20,100,400,1000,5000`
     """
-    from avtcli.runs.loading import open_source
     from avtcli.runs.probe import probe as run_probe
     from avtcli.settings import merge, options_from_texts, resolve_probe
 
     given: dict[str, Any] = {
-        "layers": None if layer is None else _parts(layer),
-        "pool": pool,
+        "backbone": None if backbone is None else {"name": backbone},
+        "layers": parts_of(layer),
+        "pool": parts_of(pool),
         "pool_size": pool_size,
         "head": head,
+        "k": parts_of(k),
+        "temperature": temperature,
+        "finetune": finetune,
         "samples": samples,
         "augmented": augment,
+        "copies": copies,
         "epochs": epochs,
+        "rates": None if lr is None else (lr,),
         "seed": seed,
         "seeds": seeds,
         "dataset": None if dataset is None else {"name": dataset},
         "data_dir": data_dir,
         "limit_train": limit_train,
-        "shots": None if shots is None else _parts(shots),
+        "shots": parts_of(shots),
+        "fraction": fraction,
         "baseline": baseline,
+        "supervised": supervised,
         "device": device,
         "workers": workers_from_text(workers),
     }
     config = resolve_probe(merge(given, options_from_texts(options or [])), recipe=recipe)
     with reporting() as on_event:
-        result = run_probe(open_source(run, on_event=on_event), config, out=out, on_event=on_event)
+        result = run_probe(run, config, out=out, on_event=on_event)
     if as_json:
         say_json(asdict(result))
     else:
         _print(result)
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))
 
 
 def _print(result: "ProbeResult") -> None:
@@ -139,27 +191,45 @@ def _print(result: "ProbeResult") -> None:
 def _in_words(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {part}" for key, part in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "; ".join(map(_in_words, value)) if isinstance(value, list) else str(value)
+
+
+_COLUMNS = ("dataset", "layer", "pool", "head", "shots")
+"""What tells heads apart; a column that says the same everywhere is left out, the layer, pool and head never."""
 
 
 def _table(result: "ProbeResult") -> tuple[list[str], list[list[str]]]:
-    """A row a layer and number of shots; several seeds give their mean and standard deviation."""
-    groups: dict[tuple[str, int | None], list[HeadResult]] = {}
-    random: dict[tuple[str, int | None], list[HeadResult]] = {}
-    for heads, into in ((result.results, groups), (result.baseline, random)):
-        for head in heads:
-            into.setdefault((head.layer, head.shots), []).append(head)
-    with_shots, sides = any(shots is not None for _, shots in groups), result.protocol["pool_size"]
-    header = ["layer", "pool", "head", *(["shots"] if with_shots else []), "top-1 %", "top-5 %"]
+    """A row a head; several seeds give their mean and standard deviation."""
+    sides = result.protocol["pool_size"] or {}
+    groups, random, labels = (_grouped(heads) for heads in (result.results, result.baseline, result.supervised))
+    shown = [c for c in _COLUMNS if c in ("layer", "pool", "head") or len({getattr(h, c) for h in result.results}) > 1]
+    header = [
+        *shown,
+        "top-1 %",
+        "top-5 %",
+        *(["random top-1 %", "gain"] * bool(random)),
+        *(["supervised top-1 %"] * bool(labels)),
+    ]
     rows = []
-    for (layer, shots), heads in groups.items():
-        pool = heads[0].pool if heads[0].pool == "none" else f"{heads[0].pool} {sides[layer]}"
+    for key, heads in groups.items():
+        about = {c: "all" if getattr(heads[0], c) is None else str(getattr(heads[0], c)) for c in shown}
+        if about["pool"] != "none":
+            about["pool"] += f" {sides[heads[0].layer]}"
         figures = [_mean([head.top1 for head in heads]), _mean([head.top5 for head in heads])]
         if random:
-            against = [head.top1 for head in random[layer, shots]]
+            against = [head.top1 for head in random[key]]
             figures += [_mean(against), f"{mean(head.top1 for head in heads) - mean(against):+.2f}"]
-        rows.append([layer, pool, heads[0].head, *([str(shots)] if with_shots else []), *figures])
-    return [*header, "random top-1 %", "gain"] if random else header, rows
+        if labels:
+            figures.append(_mean([head.top1 for head in labels[key]]))
+        rows.append([*about.values(), *figures])
+    return header, rows
+
+
+def _grouped(heads: "Sequence[HeadResult]") -> "dict[tuple[object, ...], list[HeadResult]]":
+    groups: dict[tuple[object, ...], list[HeadResult]] = {}
+    for head in heads:
+        groups.setdefault(tuple(getattr(head, column) for column in _COLUMNS), []).append(head)
+    return groups
 
 
 def _mean(figures: Sequence[float]) -> str:

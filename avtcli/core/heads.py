@@ -5,13 +5,14 @@ from itertools import pairwise
 from math import prod, sqrt
 from typing import Final
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from avtcli.errors import AvtError
 
 HEADS: Final = ("linear", "mlp1", "mlp2", "mlp3", "conv", "nonlinear")
-"""The kinds of head; linear and mlp1 are the same, the one the ImageNet and the other the CIFAR experiments' name for it."""
+"""The kinds of head that are trained in steps; linear and mlp1 are the same, named by the ImageNet and the CIFAR recipes."""
 
 MLP_WIDTH: Final = 200  # the release's cifar/NonLinearClassifier.py
 NONLINEAR_WIDTH: Final = 4096  # the release's ImageNet/architectures/NonLinearClassifier.py: AlexNet's own
@@ -58,13 +59,30 @@ class LinearHead(nn.Module):
 
     def __init__(self, shape: Sequence[int], classes: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(shape[0], affine=False) if len(shape) == 1 else nn.BatchNorm2d(shape[0], affine=False)
+        self.norm: nn.Module = (
+            nn.BatchNorm1d(shape[0], affine=False) if len(shape) == 1 else nn.BatchNorm2d(shape[0], affine=False)
+        )
         self.linear = init_linear(nn.Linear(prod(shape), classes))
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, *shape) give logits (B, classes)."""
         out: Tensor = self.linear(self.norm(features).flatten(1))
         return out
+
+
+def stacked_logits(heads: Sequence[LinearHead], features: Tensor) -> tuple[Tensor, ...]:
+    """The logits of several linear heads on one feature, by one normalisation, the first's, and one matrix product.
+
+    Args:
+        heads: of one shape and number of classes.
+        features: (B, *shape).
+
+    Returns:
+        (B, classes) for each head.
+    """
+    weight = torch.cat([head.linear.weight for head in heads])
+    bias = torch.cat([head.linear.bias for head in heads])
+    return functional.linear(heads[0].norm(features).flatten(1), weight, bias).chunk(len(heads), 1)
 
 
 def _full_units(*widths: int) -> list[nn.Module]:

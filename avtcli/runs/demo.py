@@ -34,5 +34,5 @@ def demo(out: Path | None, *, on_event: OnEvent) -> DemoResult:
     run = out or default_folder(config.dataset.name, config.backbone.name, config.objective.name)
     pretrained = pretrain(config, run=run, resume=False, on_event=on_event)
     source = open_source(run)
-    probed = probe(source, ProbeConfig(layers=("conv2",), pool="max", epochs=50), out=None, on_event=on_event)
+    probed = probe(source, ProbeConfig(layers=("conv2",), pool=("max",), epochs=50), out=None, on_event=on_event)
     return DemoResult(pretrained, probed, export(source, out=None, layer=None, on_event=on_event))

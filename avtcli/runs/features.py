@@ -1,10 +1,13 @@
 """Features of frozen encoders by image: kept after one reading, or read anew each epoch from images cropped and flipped."""
 
 import os
+import shutil
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,6 +23,8 @@ from avtcli.runs.images import Images, Window
 from avtcli.runs.loaders import draw_uniforms
 
 BATCH = 250  # images that are forwarded at once for measuring
+MEMORY_SHARE = 0.25
+"""Of this machine's memory: features that take more are kept on disk, mapped into memory."""
 
 
 @dataclass(frozen=True)
@@ -56,38 +61,47 @@ class FeatureReader(ABC):
 
 
 class KeptFeatures(FeatureReader):
-    """Features that were read once, on the device of the heads; there is nothing to draw.
+    """Features that were read once, on the device of the heads.
 
     Args:
-        features: (n, *shape) each.
+        features: of the images as they are, (n, *shape) each; those that are not on the device are sent a batch at a time.
         labels: (n,) int64.
         device: where the heads are.
+        copies: the same of images cropped and flipped, for training: an epoch takes the next one, in turn.
     """
 
     plain_batch = 2000
 
-    def __init__(self, features: Mapping[Feature, Tensor], labels: Tensor, *, device: torch.device) -> None:
-        self.features = {feature: tensor.to(device) for feature, tensor in features.items()}
+    def __init__(
+        self,
+        features: Mapping[Feature, Tensor],
+        labels: Tensor,
+        *,
+        device: torch.device,
+        copies: Sequence[Mapping[Feature, Tensor]] = (),
+    ) -> None:
+        self.features, self.copies, self.device = features, copies, device
         self.labels = labels.to(device)
         self.shapes = {feature: tuple(tensor.shape[1:]) for feature, tensor in features.items()}
 
     def read(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[dict[Feature, Tensor]]:
         """Pick rows; see `FeatureReader`."""
+        features = self.copies[drawn[1] % len(self.copies)] if drawn and self.copies else self.features
         for rows in batches:
-            picked = rows.to(self.labels.device)
-            yield {feature: tensor[picked] for feature, tensor in self.features.items()}
+            yield {feature: tensor[rows.to(tensor.device)].to(self.device) for feature, tensor in features.items()}
 
 
 class ForwardedImages(FeatureReader):
-    """Features that are computed when they are needed: one forward of the frozen encoder a batch gives all of them.
+    """Features that are computed when they are needed: one forward of the encoder a batch gives all of them.
 
     Args:
-        encoder: in eval mode, on the images' device.
+        encoder: on the images' device; while it is in training mode, the features carry gradients.
         images: the images.
         labels: theirs, (n,) int64, on the same device.
         wanted: what to read.
         part: the part of the data set that the images are, for the key of the samples.
-        augment: padding and flip of the training images; resizing is the images' affair.
+        augment: padding and flip of the training images; none reads their middle whatever is drawn. Resizing is the images'
+            affair.
         size: (height, width) of the crop.
         samples: how many samples of the code its mean is taken over; 0 takes the mean of the code.
         seed: of the samples for measuring.
@@ -106,7 +120,7 @@ class ForwardedImages(FeatureReader):
         wanted: Sequence[Feature],
         *,
         part: str,
-        augment: Augment,
+        augment: Augment | None,
         size: Size,
         samples: int,
         seed: int,
@@ -116,29 +130,19 @@ class ForwardedImages(FeatureReader):
         self.samples = samples if encoder.log_var is not None else 0
         self.layers = list(dict.fromkeys(feature.layer for feature in wanted))
         code = encoder.backbone.code_tap
-        zeros = torch.zeros(1, len(encoder.pixel_mean), *size, device=labels.device)
-        try:
-            with torch.no_grad():
-                taps = encoder.features(zeros, [*self.layers, code])
-        except RuntimeError as error:  # torch names layers and shapes, which is of no use here
-            raise AvtError(
-                f"The backbone does not take images of {size[0]}x{size[1]} px. Probe on images of the size that it was trained "
-                "on: `-o augment.resize` and `-o augment.crop` make them so."
-            ) from error
-        self.code_shape = tuple(taps[code].shape[1:])
-        self.shapes = {feature: tuple(_reduced(taps[feature.layer], feature).shape[1:]) for feature in wanted}
+        taps = tap_shapes(encoder, [*self.layers, code], size)
+        self.code_shape = taps[code]
+        self.shapes = {f: tuple(_reduced(torch.empty(1, *taps[f.layer]), f).shape[1:]) for f in wanted}
 
     def read(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[dict[Feature, Tensor]]:
         """Forward images; see `FeatureReader`."""
-        if drawn is None:
-            key: tuple[int | str, ...] = (self.seed, "samples", self.part)
-            window, uniforms = Window(self.size), None
-        else:
-            key = (*drawn, "samples", self.part)
+        key: tuple[int | str, ...] = (*(drawn or (self.seed,)), "samples", self.part)
+        window, uniforms = Window(self.size), None
+        if drawn is not None and self.augment is not None:
             window = Window(self.size, padding=self.augment.padding, flip=self.augment.flip)
             uniforms = draw_uniforms(*drawn, len(self.images))
         for index, batch in enumerate(self.images.read_batches(batches, window, uniforms)):
-            with torch.no_grad():
+            with torch.set_grad_enabled(self.encoder.training):
                 taps = self._taps(self.encoder.normalise(batch), (*key, index))
                 features = {f: _reduced(taps[f.layer], f).float() for f in self.wanted}
             yield features
@@ -157,6 +161,24 @@ class ForwardedImages(FeatureReader):
         return {**taps, code: taps[code] + encoder.noise_scale * (0.5 * taps[log_var]).exp() * noise}
 
 
+def tap_shapes(encoder: Encoder, layers: Sequence[str], size: Size) -> dict[str, tuple[int, ...]]:
+    """The shape of each layer's feature of one image, (C, H, W) or (C,) for a vector; the encoder is in eval mode.
+
+    Raises:
+        AvtError: if the encoder cannot take images of the size.
+    """
+    x = torch.zeros(1, len(encoder.pixel_mean), *size, device=encoder.pixel_mean.device)
+    try:
+        with torch.no_grad():
+            taps = encoder.features(x, list(dict.fromkeys(layers)))
+    except RuntimeError as error:  # torch names layers and shapes, which is of no use here
+        raise AvtError(
+            f"The backbone does not take images of {size[0]}x{size[1]} px. Probe on images of the size that it was trained "
+            "on: `-o augment.resize` and `-o augment.crop` make them so."
+        ) from error
+    return {name: tuple(tap.shape[1:]) for name, tap in taps.items()}
+
+
 def _reduced(tap: Tensor, feature: Feature) -> Tensor:
     side = feature.pool_size if tap.ndim == 2 else min(feature.pool_size, *tap.shape[2:])
     return pool_features(tap, feature.pool, side)
@@ -172,30 +194,58 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def extract(reader: FeatureReader, *, task: str, on_event: OnEvent) -> dict[Feature, Tensor]:
-    """Read the features of all images in one pass, without augmentation.
+def choose_store(needed: int) -> Path | None:
+    """Where features of so many bytes are to be kept: none for memory, or a folder where they exceed `MEMORY_SHARE` of it.
+
+    Raises:
+        AvtError: if they fit on neither.
+    """
+    there = memory_bytes()
+    if needed <= MEMORY_SHARE * there:
+        return None
+    folder = Path(tempfile.gettempdir())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise AvtError(
+            f"The features would take {needed / 1e9:.0f} GB, more than {MEMORY_SHARE:.0%} of the {there / 1e9:.0f} GB of "
+            f"memory, and {folder} has {free / 1e9:.0f} GB free. Give fewer layers, a smaller --pool-size or --limit-train, "
+            "or set TMPDIR to a folder with more room."
+        )
+    return folder
+
+
+def _empty(shape: Sequence[int], store: Path | None) -> Tensor:
+    """Room for features; on disk, a file that has lost its name already, so that whatever happens leaves nothing behind."""
+    if store is None:
+        return torch.empty(*shape)
+    number, name = tempfile.mkstemp(prefix="avt-features-", dir=store)
+    try:
+        os.close(number)
+        return torch.from_file(name, shared=True, size=prod(shape), dtype=torch.float32).view(*shape)
+    finally:
+        os.unlink(name)
+
+
+def extract(
+    reader: FeatureReader, *, drawn: tuple[int, int] | None = None, store: Path | None = None, task: str, on_event: OnEvent
+) -> dict[Feature, Tensor]:
+    """Read the features of all images in one pass.
 
     Args:
         reader: where to read.
+        drawn: as `FeatureReader.read` takes it.
+        store: a folder whose disk keeps them, mapped into memory; none keeps them in memory. See `choose_store`.
         task: its name in the progress.
         on_event: told how far it is.
 
     Returns:
         Each feature of all images, (n, *shape), float32, on the CPU.
-
-    Raises:
-        AvtError: if they would not fit in memory.
     """
-    count, needed, there = len(reader.labels), stored_bytes(reader), memory_bytes()
-    if needed > 0.8 * there:
-        raise AvtError(
-            f"The features of {count} images would take {needed / 1e9:.0f} GB, this machine has {there / 1e9:.0f} GB. "
-            "Give fewer layers, a smaller --pool-size, --limit-train, or --augment, which keeps none."
-        )
-    out = {feature: torch.empty(count, *shape) for feature, shape in reader.shapes.items()}
+    count = len(reader.labels)
+    out = {feature: _empty((count, *shape), store) for feature, shape in reader.shapes.items()}
     batches = list(torch.split(torch.arange(count), reader.plain_batch))
-    for rows, features in zip(batches, reader.read(batches, drawn=None), strict=True):
+    for rows, features in zip(batches, reader.read(batches, drawn=drawn), strict=True):
         for feature, values in features.items():
-            out[feature][rows] = values.cpu()
+            out[feature][rows[0] : rows[-1] + 1] = values.cpu()
         on_event(Progress(task, int(rows[-1]) + 1, count, "images"))
     return out

@@ -1,15 +1,15 @@
 """Training heads on frozen features: all heads of a probe on the same batches, in one pass over the images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from avtcli.config import ProbeConfig
-from avtcli.core.heads import build_head
+from avtcli.core.heads import LinearHead, build_head, stacked_logits
 from avtcli.core.keyed import keyed_generator, seed_of
 from avtcli.core.metrics import topk_percent
 from avtcli.core.schedule import cosine_rate
@@ -67,6 +67,8 @@ def train_heads(
     *,
     classes: int,
     seed: int,
+    every_epoch: bool = True,
+    tuned: nn.Module | None = None,
     task: str,
     on_event: OnEvent,
 ) -> list[Curve]:
@@ -74,11 +76,13 @@ def train_heads(
 
     Args:
         train: to learn from; two images at least.
-        test: to measure on after each epoch.
+        test: to measure on.
         plans: the heads. Those on one feature start from the same weights.
         config: head, schedule, epochs, batch size and optimiser.
         classes: the number of classes.
         seed: of the weights, the order, the crops and flips.
+        every_epoch: whether to measure after each epoch, or after the last alone.
+        tuned: the encoder of the readers, to be trained too, with the first head's rate; none leaves it frozen.
         task: its name in the progress.
         on_event: told how far it is.
 
@@ -88,14 +92,19 @@ def train_heads(
     Raises:
         AvtError: for a head that does not fit its feature.
     """
-    heads = [_start(plan, train.reader, config, classes=classes, seed=seed) for plan in plans]
+    heads = _start(plans, train.reader, config, classes=classes, seed=seed)
     groups: list[dict[str, Any]] = [{"params": list(head.parameters())} for head in heads]  # one a head
+    if tuned is not None:
+        groups[0]["params"] += [p for p in tuned.parameters() if p.requires_grad]
     optimizer = make_optimizer(groups, config.optimizer)
     bounds = batch_bounds(len(train.rows), config.batch_size)
     steps = config.total_epochs * len(bounds)
     curves: list[Curve] = [[] for _ in plans]
     detail = ""
     for epoch in range(config.total_epochs):
+        if tuned is not None:
+            tuned.train()
+            torch.default_generator.manual_seed(seed_of(seed, epoch, "model"))  # dropout and drop path
         order = train.rows[torch.randperm(len(train.rows), generator=keyed_generator(seed, "order", epoch))]
         batches = [order[first:last] for first, last in bounds]
         for index, features in enumerate(train.reader.read(batches, drawn=(seed, epoch))):
@@ -103,28 +112,53 @@ def train_heads(
             step = epoch * len(bounds) + index
             for group, plan in zip(optimizer.param_groups, plans, strict=True):
                 group["lr"] = rate_of(config, plan.peak, epoch=epoch, progress=step / steps)
-            losses = [
-                functional.cross_entropy(head(features[plan.feature]), labels) for head, plan in zip(heads, plans, strict=True)
-            ]
+            losses = [functional.cross_entropy(logits, labels) for logits in _logits(heads, plans, features)]
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
             if step % TELL_EVERY == 0:
                 on_event(Progress(task, step, steps, "steps", detail))
-        for curve, scores in zip(curves, score(heads, test, plans), strict=True):
-            curve.append(scores)
-        detail = f"{max(curve[-1][0] for curve in curves):.2f} % after epoch {epoch + 1}"
+        if every_epoch or epoch + 1 == config.total_epochs:
+            if tuned is not None:
+                tuned.eval()
+            for curve, scores in zip(curves, score(heads, test, plans), strict=True):
+                curve.append(scores)
+            detail = f"{max(curve[-1][0] for curve in curves):.2f} % after epoch {epoch + 1}"
         on_event(Progress(task, (epoch + 1) * len(bounds), steps, "steps", detail))
     return curves
 
 
-def _start(plan: HeadPlan, reader: FeatureReader, config: ProbeConfig, *, classes: int, seed: int) -> nn.Module:
-    """A head with the seed's weights, whatever else the process drew."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(seed, "head"))
-        conv_first = plan.feature.layer in config.conv_first
-        head = build_head(config.head, reader.shapes[plan.feature], classes, conv_first=conv_first)
-    return head.to(reader.labels.device)
+def _start(
+    plans: Sequence[HeadPlan], reader: FeatureReader, config: ProbeConfig, *, classes: int, seed: int
+) -> list[nn.Module]:
+    """Heads with the seed's weights, whatever else the process drew; the linear ones of one feature normalise it once."""
+    heads: list[nn.Module] = []
+    norms: dict[Feature, nn.Module] = {}
+    for plan in plans:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed_of(seed, "head"))
+            conv_first = plan.feature.layer in config.conv_first
+            head = build_head(config.head, reader.shapes[plan.feature], classes, conv_first=conv_first)
+        if isinstance(head, LinearHead):  # without parameters, so that it is the same for all of them
+            head.norm = norms.setdefault(plan.feature, head.norm)
+        heads.append(head.to(reader.labels.device))
+    return heads
+
+
+def _logits(heads: Sequence[nn.Module], plans: Sequence[HeadPlan], features: Mapping[Feature, Tensor]) -> list[Tensor]:
+    """The logits (B, classes) of each head; all linear heads of one feature are one matrix product."""
+    logits: list[Tensor] = [torch.empty(0)] * len(heads)
+    stacks: dict[Feature, list[int]] = {}
+    for i, (head, plan) in enumerate(zip(heads, plans, strict=True)):
+        if isinstance(head, LinearHead):
+            stacks.setdefault(plan.feature, []).append(i)
+        else:
+            logits[i] = head(features[plan.feature])
+    for feature, members in stacks.items():
+        stacked = stacked_logits([cast("LinearHead", heads[i]) for i in members], features[feature])
+        for i, mine in zip(members, stacked, strict=True):
+            logits[i] = mine
+    return logits
 
 
 @torch.no_grad()
@@ -135,8 +169,8 @@ def score(heads: Sequence[nn.Module], test: Part, plans: Sequence[HeadPlan]) -> 
     for head in heads:
         head.eval()
     for features in test.reader.read(batches, drawn=None):
-        for head, plan, kept in zip(heads, plans, logits, strict=True):
-            kept.append(head(features[plan.feature]))
+        for kept, found in zip(logits, _logits(heads, plans, features), strict=True):
+            kept.append(found)
     for head in heads:
         head.train()
     labels = test.reader.labels[test.rows.to(test.reader.labels.device)]

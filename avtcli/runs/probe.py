@@ -1,43 +1,42 @@
-"""Probing: what a simple classifier can read off frozen features, beside a random backbone."""
+"""Probing: what a classifier can read off an encoder's features, beside a random backbone."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from avtcli.config import Augment, Plugin, ProbeConfig
-from avtcli.contracts import ImageData, Split
+from avtcli.config import Plugin, ProbeConfig
 from avtcli.core.encoder import Encoder
-from avtcli.errors import AvtError
 from avtcli.runs.devices import choose_device
-from avtcli.runs.events import OnEvent, Saved, Started
-from avtcli.runs.features import BATCH, Feature
+from avtcli.runs.events import Notice, OnEvent, Saved, Started
+from avtcli.runs.features import BATCH, Feature, tap_shapes
 from avtcli.runs.files import disk_errors_explained, refuse_existing, to_json, write_synced
-from avtcli.runs.loaders import build_data, build_images, image_size, limited
+from avtcli.runs.loaders import build_images, limited
 from avtcli.runs.loading import Source, build_encoder, encoder_of
-from avtcli.runs.probe_heads import HeadResult, Job, probe_encoder, shot_rows
+from avtcli.runs.probe_heads import HeadResult, Job, draws, probe_encoder
 from avtcli.runs.probe_protocol import describe_probe, describe_start
 from avtcli.runs.streaming import choose_workers
+from avtcli.runs.subject import Pictures, labelled_test, open_pictures, open_subject
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What `avt probe` reports: the heads on the trained backbone and, under the same protocol, on a random one."""
+    """What `avt probe` reports: the heads on the backbone and, under the same protocol, on a random and a supervised one."""
 
     run: str
     protocol: dict[str, Any]
     results: list[HeadResult]
     baseline: list[HeadResult]
+    supervised: list[HeadResult]
 
 
-def probe(source: Source, config: ProbeConfig, *, out: Path | None, on_event: OnEvent) -> ProbeResult:
+def probe(run: Source | str | Path | None, config: ProbeConfig, *, out: Path | None, on_event: OnEvent) -> ProbeResult:
     """Probe the layers of an encoder.
 
     Args:
-        source: the weights.
+        run: the weights, opened or by name; none for the newest run, or where the config names a backbone.
         config: the protocol.
         out: where the result goes beside the run's probes folder; none for nowhere else.
         on_event: told what happens.
@@ -47,25 +46,45 @@ def probe(source: Source, config: ProbeConfig, *, out: Path | None, on_event: On
     """
     if out is not None:
         refuse_existing(out)
-    dataset = config.dataset or (source.config.dataset if source.config else None)
-    if dataset is None:
-        raise AvtError(f"{source.path} does not say what it was trained on: give --dataset.")
-    trained = encoder_of(source)
-    layers = _layers(trained, config)
-    job = _prepare(source, config, dataset, layers, on_event=on_event)
-    protocol = describe_probe(config, job.augment, dataset, source, layers=layers, counts=_counts(job))
-    on_event(Started(describe_start(protocol, device=job.device.type)))
-    encoders = {"trained": trained}
-    if config.baseline:
-        encoders["random"] = build_encoder(source.spec, seed=config.seed).eval()
-    tables = {name: probe_encoder(job, encoder.to(job.device), name) for name, encoder in encoders.items()}
-    result = ProbeResult(str(source.path), protocol, tables["trained"], tables.get("random", []))
+    source, pictures = _open(run, config, on_event=on_event)
+    given = encoder_of(source)
+    layers = _layers(given, config)
+    jobs = [_prepare(part, config, _wanted(given, layers, config, part), on_event=on_event) for part in pictures]
+    protocol = describe_probe(config, pictures[0].augment, source, layers=layers, data=[_counts(job) for job in jobs])
+    on_event(Started(describe_start(protocol, device=jobs[0].device.type)))
+    tables: dict[str, list[HeadResult]] = {}
+    for name, encoder, settings in _contestants(source, given, config, on_event=on_event):
+        moved = encoder.to(jobs[0].device)
+        tables[name] = [result for job in jobs for result in probe_encoder(replace(job, config=settings), moved, name)]
+    result = ProbeResult(str(source.path), protocol, *(tables.get(name, []) for name in ("trained", "random", "supervised")))
     for path in _destinations(source, config, layers, out):
         with disk_errors_explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_synced(path, to_json(asdict(result)))
         on_event(Saved(path))
     return result
+
+
+def _open(run: Source | str | Path | None, config: ProbeConfig, *, on_event: OnEvent) -> tuple[Source, list[Pictures]]:
+    """The weights, and each data set as they are to see it."""
+    given = config.dataset
+    names = [None] if given is None else [part.strip() for part in given.name.split(",")]
+    first, *others = (None if name is None else Plugin(name=name, **(given.options if given else {})) for name in names)
+    data_dir, augment = config.data_dir, config.augment
+    subject = open_subject(
+        run,
+        backbone=config.backbone,
+        dataset=first,
+        data_dir=data_dir,
+        augment=augment,
+        seed=config.seed,
+        on_event=on_event,
+    )
+    source = subject.source
+    pictures = [subject.pictures, *(open_pictures(d, source=source, data_dir=data_dir, augment=augment) for d in others)]
+    for part in pictures:
+        labelled_test(part)
+    return source, pictures
 
 
 def _layers(encoder: Encoder, config: ProbeConfig) -> list[str]:
@@ -76,58 +95,64 @@ def _layers(encoder: Encoder, config: ProbeConfig) -> list[str]:
     return layers
 
 
-def _prepare(source: Source, config: ProbeConfig, dataset: Plugin, layers: list[str], *, on_event: OnEvent) -> Job:
-    run_config = source.config
-    data = build_data(dataset, config.data_dir or (run_config.data_dir if run_config else None))
-    test = _check(data, dataset, source)
-    augment = config.augment or (run_config.augment if run_config else Augment())
-    size = image_size(data, augment)
+def _wanted(encoder: Encoder, layers: list[str], config: ProbeConfig, pictures: Pictures) -> list[Feature]:
+    """The features to read, each layer reduced in each way; there is one way for a vector."""
+    shapes = tap_shapes(encoder, layers, pictures.size)
+    ways = ((layer, pool if len(shapes[layer]) > 1 else "none") for layer in layers for pool in config.poolings)
+    return [Feature(layer, pool, config.side_of(layer)) for layer, pool in dict.fromkeys(ways)]
+
+
+def _contestants(
+    source: Source, given: Encoder, config: ProbeConfig, *, on_event: OnEvent
+) -> list[tuple[str, Encoder, ProbeConfig]]:
+    """Who is probed, under which name, and how: the given encoder, and those that it is compared with."""
+    random = build_encoder(source.spec, seed=config.seed).eval()
+    same = all(torch.equal(a, b) for a, b in zip(given.state_dict().values(), random.state_dict().values(), strict=True))
+    out = [("trained", given, config)]
+    if config.baseline and same:
+        on_event(Notice("these weights are random themselves: no other baseline is probed"))
+    elif config.baseline:
+        out.append(("random", random, config))
+    if config.supervised:
+        out.append(("supervised", random, config.to_finetune()))
+    return out
+
+
+def _prepare(pictures: Pictures, config: ProbeConfig, wanted: list[Feature], *, on_event: OnEvent) -> Job:
+    data, size, test = pictures.data, pictures.size, labelled_test(pictures)
     device = torch.device(choose_device(config.device))
     chosen = {"train": (data.train, limited(data.train, config.limit_train)), "test": (test, torch.arange(len(test)))}
     images, labels = {}, {}
     for part, (split, numbers) in chosen.items():
         largest = max(config.batch_size + 1, BATCH) * data.channels * size[0] * size[1]
         workers = choose_workers(config.workers, split, batch_bytes=largest)
-        images[part] = build_images(split, numbers, device=device, shorter=augment.resize, workers=workers)
+        images[part] = build_images(split, numbers, device=device, shorter=pictures.augment.resize, workers=workers)
         assert split.labels is not None
         labels[part] = split.labels[numbers].to(device)
-    for shots in config.shots:
-        shot_rows(labels["train"].cpu(), shots, seed=config.seed)  # too many are told before anything is computed
+    list(draws(config, labels["train"]))  # too few images are told before anything is computed
     return Job(
         config=config,
+        pictures=pictures,
         images=images,
         labels=labels,
-        wanted=[Feature(layer, config.pooling, config.side_of(layer)) for layer in layers],
-        augment=augment,
-        size=size,
+        wanted=wanted,
         device=device,
         classes=max(len(data.classes or ()), 1 + int(torch.cat([*labels.values()]).max())),
         on_event=on_event,
     )
 
 
-def _check(data: ImageData, dataset: Plugin, source: Source) -> Split:
-    """The test split of labelled images that the backbone takes."""
-    if data.test is None or not len(data.test):
-        raise AvtError(f"The data set '{dataset.name}' has no test images to report on.")
-    if data.train.labels is None or data.test.labels is None:
-        raise AvtError(f"The data set '{dataset.name}' has no labels, and a probe learns from labels.")
-    if data.channels != source.spec.channels:
-        raise AvtError(
-            f"The backbone of {source.path} takes images of {source.spec.channels} channel(s), those of '{dataset.name}' have "
-            f"{data.channels}."
-        )
-    return data.test
+def _counts(job: Job) -> dict[str, Any]:
+    counts = {"train_images": len(job.images["train"]), "test_images": len(job.images["test"]), "classes": job.classes}
+    return {"dataset": job.pictures.dataset.name, **counts}
 
 
-def _counts(job: Job) -> dict[str, int]:
-    return {"train_images": len(job.images["train"]), "test_images": len(job.images["test"]), "classes": job.classes}
-
-
-def _destinations(source: Source, config: ProbeConfig, layers: Sequence[str], out: Path | None) -> list[Path]:
+def _destinations(source: Source, config: ProbeConfig, layers: list[str], out: Path | None) -> list[Path]:
     paths = [] if out is None else [out]
     if source.run is not None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         which = "all" if config.layers == ("all",) else "-".join(layers)
-        paths.append(source.run / "probes" / f"{stamp}-{which}-{config.pooling}-{config.head}.json")
+        how = ["finetuned"] if config.finetune else []
+        name = "-".join([stamp, which, *config.poolings, config.head, *how])
+        paths.append(source.run / "probes" / f"{name}.json")
     return paths

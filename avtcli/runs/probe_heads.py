@@ -1,179 +1,267 @@
 """The heads of a probe on one encoder: where their features come from, which rows they learn from, what chooses their rates."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from avtcli.config import Augment, ProbeConfig
-from avtcli.contracts import Size
+from avtcli.config import CLOSED_HEADS, ProbeConfig
 from avtcli.core.encoder import Encoder
 from avtcli.core.heads import build_head
 from avtcli.core.keyed import keyed_generator
 from avtcli.errors import AvtError
+from avtcli.runs.closed_heads import Figures, closed_head, split_held_out
 from avtcli.runs.events import OnEvent
-from avtcli.runs.features import Feature, FeatureReader, ForwardedImages, KeptFeatures, extract, stored_bytes
-from avtcli.runs.heads_training import HeadPlan, Part, train_heads
+from avtcli.runs.features import Feature, FeatureReader, ForwardedImages, KeptFeatures, choose_store, extract, stored_bytes
+from avtcli.runs.heads_training import Curve, HeadPlan, Part, train_heads
 from avtcli.runs.images import Images
+from avtcli.runs.subject import Pictures
 
 KEPT_BYTES = 2 * 2**30  # test features up to here are kept on the device rather than computed again each epoch
 
 
-@dataclass(frozen=True)
-class HeadResult:
+@dataclass(frozen=True, kw_only=True)
+class HeadResult(Figures):
     """One head's figures, in percent.
 
     Attributes:
-        shots: labelled images of each class; none for all that there are.
-        top1: on the test split, last epoch.
-        val_top1: on the held-out part of train, which chose the rate; none where nothing was chosen.
-        top1_best_test_epoch: the best over epochs on the test split: optimistic, and it chooses nothing.
+        dataset: whose images.
+        layer: the tap that the head reads.
+        pool: how its map was reduced.
+        head: its kind.
+        train_images: how many images it learned from.
+        shots: labelled images of each class; none where they were not counted so.
+        seed: of the head's weights, its order and its draw of images.
     """
 
+    dataset: str
     layer: str
     pool: str
     head: str
+    train_images: int
     shots: int | None
     seed: int
-    top1: float
-    top5: float
-    val_top1: float | None
-    top1_best_test_epoch: float
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a probe is made of beside the encoders."""
+    """Everything a probe on one data set is made of beside the encoders."""
 
     config: ProbeConfig
+    pictures: Pictures
     images: dict[str, Images]
     labels: dict[str, Tensor]
     wanted: list[Feature]
-    augment: Augment
-    size: Size
     device: torch.device
     classes: int
     on_event: OnEvent
 
+    def forwarded(self, encoder: Encoder, part: str, wanted: Sequence[Feature]) -> ForwardedImages:
+        """The features of the train or test images, computed by an encoder when they are needed."""
+        return ForwardedImages(
+            encoder,
+            self.images[part],
+            self.labels[part],
+            wanted,
+            part=part,
+            augment=self.pictures.augment if self.config.augments else None,
+            size=self.pictures.size,
+            samples=self.config.samples,
+            seed=self.config.seed,
+        )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which training images the heads learn from: rows, (n,) int64, drawn by a seed."""
+
+    rows: Tensor
+    shots: int | None
+    seed: int
+
+    @property
+    def words(self) -> str:
+        """For the name of a task."""
+        return " ".join([*([f"{self.shots} shots"] if self.shots else []), *([f"seed {self.seed}"] * (self.seed > 0))])
+
+
+def draws(config: ProbeConfig, labels: Tensor) -> Iterator[Draw]:
+    """The draws of training images that a probe asks for, by the number of shots and the seed.
+
+    Raises:
+        AvtError: if there are too few images.
+    """
+    for shots in config.shots or (None,):
+        for seed in range(config.seed, config.seed + config.seeds):
+            yield Draw(drawn_rows(labels.cpu(), shots=shots, fraction=config.fraction, seed=seed), shots, seed)
+
 
 def probe_encoder(job: Job, encoder: Encoder, name: str) -> list[HeadResult]:
-    """All heads on one encoder, layer by layer, then by the number of shots and the seed."""
+    """All heads on one encoder, layer by layer, then by the number of shots and the seed.
+
+    Args:
+        job: images and settings.
+        encoder: in eval mode, on the job's device; it stays as it is: to fine-tune, a copy is trained for each head.
+        name: for the progress.
+    """
+    with torch.device("meta"):  # a head that does not fit is told before the features are read
+        for shape in job.forwarded(encoder, "train", job.wanted).shapes.values():
+            build_head(job.config.head, shape, job.classes)
+    found = _tuned(job, encoder, name) if job.config.finetune else _frozen(job, encoder, name)
+    results = [_result(job, *parts) for parts in found]
+    return sorted(results, key=lambda result: [(f.layer, f.pool) for f in job.wanted].index((result.layer, result.pool)))
+
+
+Found = tuple[Feature, Draw, Figures]
+
+
+def _result(job: Job, feature: Feature, draw: Draw, figures: Figures) -> HeadResult:
+    return HeadResult(
+        dataset=job.pictures.dataset.name,
+        layer=feature.layer,
+        pool=feature.pool,
+        head=job.config.head,
+        train_images=len(draw.rows),
+        shots=draw.shots,
+        seed=draw.seed,
+        **asdict(figures),
+    )
+
+
+def _tuned(job: Job, encoder: Encoder, name: str) -> Iterator[Found]:
     config = job.config
-    results = [
-        result
-        for train, test in _readers(job, encoder, name)
-        for shots in config.shots or (None,)
-        for seed in range(config.seed, config.seed + config.seeds)
-        for result in _probe_features(job, train, test, shots=shots, seed=seed, name=name)
-    ]
-    layers = [feature.layer for feature in job.wanted]
-    return sorted(results, key=lambda result: layers.index(result.layer))
+    everything = torch.arange(len(job.labels["test"]))
+    for feature in job.wanted:
+        for draw in draws(config, job.labels["train"]):
+            task = " ".join([name, feature.layer, draw.words]).rstrip()
+
+            tune = partial(_tune, job, encoder, feature, seed=draw.seed)
+            peak, val_top1 = config.peaks[0], None
+            if len(config.peaks) > 1:
+                fit, held_out = split_held_out(draw.rows, config.held_out, seed=draw.seed)
+                tops = [tune(p, fit, "train", held_out, task=f"{task}: rate {p:g}")[-1][0] for p in config.peaks]
+                val_top1 = max(tops)
+                peak = config.peaks[tops.index(val_top1)]
+            curve = tune(peak, draw.rows, "test", everything, task=f"{task}: head")
+            yield feature, draw, _figures(curve, val_top1, peak)
+
+
+def _tune(
+    job: Job, encoder: Encoder, feature: Feature, peak: float, rows: Tensor, part: str, onto: Tensor, *, seed: int, task: str
+) -> Curve:
+    """Train a copy of the encoder together with a head; the code is its mean, no noise is drawn."""
+    tuned = copy.deepcopy(encoder)
+    tuned.log_var = None
+    readers = {name: job.forwarded(tuned, name, [feature]) for name in ("train", part)}
+    (curve,) = train_heads(
+        Part(readers["train"], rows),
+        Part(readers[part], onto),
+        [HeadPlan(feature, peak)],
+        job.config,
+        classes=job.classes,
+        seed=seed,
+        every_epoch=part == "test",
+        tuned=tuned,
+        task=task,
+        on_event=job.on_event,
+    )
+    return curve
+
+
+def _frozen(job: Job, encoder: Encoder, name: str) -> Iterator[Found]:
+    for train, test in _readers(job, encoder, name):
+        for draw in draws(job.config, train.labels):
+            features = list(train.shapes)
+            if job.config.head in CLOSED_HEADS:
+                assert isinstance(train, KeptFeatures)
+                assert isinstance(test, KeptFeatures)
+                for feature in features:
+                    yield (
+                        feature,
+                        draw,
+                        closed_head(job.config, train, test, feature, rows=draw.rows, classes=job.classes, seed=draw.seed),
+                    )
+            else:
+                task = " ".join([name, *dict.fromkeys(f.layer for f in features), draw.words]).rstrip()
+                figures = _trained(job, train, test, draw, task=task)
+                yield from ((feature, draw, mine) for feature, mine in zip(features, figures, strict=True))
 
 
 def _readers(job: Job, encoder: Encoder, name: str) -> Iterator[tuple[FeatureReader, FeatureReader]]:
-    """Where the training and the test features come from: kept, one layer at a time, or all at once from forwarded images."""
-    forwarded = {
-        part: ForwardedImages(
-            encoder,
-            job.images[part],
-            job.labels[part],
-            job.wanted,
-            part=part,
-            augment=job.augment,
-            size=job.size,
-            samples=job.config.samples,
-            seed=job.config.seed,
-        )
-        for part in ("train", "test")
-    }
-    train, test = forwarded["train"], forwarded["test"]
-    with torch.device("meta"):  # a head that does not fit is told before the features are read
-        for feature in job.wanted:
-            build_head(job.config.head, train.shapes[feature], job.classes)
+    """Where the training and the test features come from: kept, one feature at a time, or all at once from forwarded images."""
+    train, test = (job.forwarded(encoder, part, job.wanted) for part in ("train", "test"))
+    copies = job.config.copies
 
-    def read(reader: ForwardedImages) -> dict[Feature, Tensor]:
-        return extract(reader, task=f"{name} features, {reader.part}", on_event=job.on_event)
+    def read(reader: ForwardedImages, copy: int | None = None) -> dict[Feature, Tensor]:
+        drawn = None if copy is None else (job.config.seed, copy)
+        which = "" if copy is None else f", copy {copy + 1} of {copies}"
+        return extract(reader, drawn=drawn, store=store, task=f"{name} features, {reader.part}{which}", on_event=job.on_event)
 
-    if job.config.augmented:
+    if job.config.augments and not copies:
+        store = None
         small = stored_bytes(test) <= KEPT_BYTES
-        yield train, KeptFeatures(read(test), test.labels, device=job.device) if small else test
+        yield train, KeptFeatures(_moved(read(test), job.device), test.labels, device=job.device) if small else test
         return
-    kept_train, kept_test = read(train), read(test)
+    store = choose_store(stored_bytes(train) * (1 + copies) + stored_bytes(test))
+    kept_train, kept_test, kept_copies = read(train), read(test), [read(train, copy) for copy in range(copies)]
+    place = torch.device("cpu") if store else job.device
     for feature in job.wanted:
+        mine, theirs, *drawn = (_moved({feature: kept[feature]}, place) for kept in (kept_train, kept_test, *kept_copies))
         yield (
-            KeptFeatures({feature: kept_train[feature]}, train.labels, device=job.device),
-            KeptFeatures({feature: kept_test[feature]}, test.labels, device=job.device),
+            KeptFeatures(mine, train.labels, device=job.device, copies=drawn),
+            KeptFeatures(theirs, test.labels, device=job.device),
         )
 
 
-def _probe_features(
-    job: Job, train: FeatureReader, test: FeatureReader, *, shots: int | None, seed: int, name: str
-) -> list[HeadResult]:
-    """One head a feature: choose its rate where there is no schedule, train on all the rows, look at test."""
+def _moved(features: dict[Feature, Tensor], device: torch.device) -> dict[Feature, Tensor]:
+    return {feature: tensor.to(device) for feature, tensor in features.items()}
+
+
+def _trained(job: Job, train: FeatureReader, test: FeatureReader, draw: Draw, *, task: str) -> list[Figures]:
+    """One head a feature: choose its rate where there is a choice, train on all the rows, look at test."""
     config, features = job.config, list(train.shapes)
-    rows = shot_rows(train.labels.cpu(), shots, seed=seed)
-    about = [name, *(f.layer for f in features), *([f"{shots} shots"] if shots else []), *([f"seed {seed}"] * (seed > 0))]
-    task = " ".join(about)
-    chosen = [HeadPlan(feature, None) for feature in features]
+    plans = [HeadPlan(feature, config.peaks[0] if config.schedule is None else None) for feature in features]
     val_top1: list[float | None] = [None for _ in features]
-    if config.schedule is None:
-        chosen, val_top1 = _choose_rates(job, Part(train, rows), seed=seed, task=f"{task}: rate")
+    whole = Part(train, draw.rows)
+    if config.schedule is None and len(config.peaks) > 1:
+        plans, val_top1 = _choose_rates(job, whole, seed=draw.seed, task=f"{task}: rate")
     curves = train_heads(
-        Part(train, rows),
+        whole,
         Part(test, torch.arange(len(test.labels))),
-        chosen,
+        plans,
         config,
         classes=job.classes,
-        seed=seed,
+        seed=draw.seed,
         task=f"{task}: head",
         on_event=job.on_event,
     )
-    return [
-        HeadResult(
-            layer=feature.layer,
-            pool=feature.pool if len(train.shapes[feature]) > 1 else "none",
-            head=config.head,
-            shots=shots,
-            seed=seed,
-            top1=curve[-1][0],
-            top5=curve[-1][1],
-            val_top1=val,
-            top1_best_test_epoch=max(top1 for top1, _ in curve),
-        )
-        for feature, curve, val in zip(features, curves, val_top1, strict=True)
-    ]
+    return [_figures(curve, val, plan.peak) for plan, curve, val in zip(plans, curves, val_top1, strict=True)]
 
 
-def shot_rows(labels: Tensor, shots: int | None, *, seed: int) -> Tensor:
-    """The rows to train on, sorted: all, or a draw by the seed of so many a class, the fewer among the more.
-
-    Raises:
-        AvtError: if a class has too few images, or there are too few in all.
-    """
-    rows = torch.arange(len(labels))
-    if shots is not None:
-        order = torch.randperm(len(labels), generator=keyed_generator(seed, "shots"))
-        by_class = {label: order[labels[order] == label] for label in set(labels.tolist())}
-        scarce = min(by_class, key=lambda label: len(by_class[label]))
-        if len(by_class[scarce]) < shots:
-            raise AvtError(
-                f"--shots {shots} asks for {shots} training images of each class, class {scarce} has {len(by_class[scarce])}."
-            )
-        rows = torch.cat([mine[:shots] for mine in by_class.values()]).sort().values
-    if len(rows) < 4:
-        raise AvtError(f"{len(rows)} labelled images are too few to train a head on: 4 is the least. Give more --shots.")
-    return rows
+def _figures(curve: Curve, val_top1: float | None, peak: float | None) -> Figures:
+    (top1, top5), best = curve[-1], max(top1 for top1, _ in curve)
+    return Figures(top1, top5, val_top1, {} if peak is None else {"rate": peak}, best)
 
 
 def _choose_rates(job: Job, whole: Part, *, seed: int, task: str) -> tuple[list[HeadPlan], list[float | None]]:
     """For each feature the rate that is best on the held-out part after the last epoch, and its top-1 there."""
     config, features = job.config, list(whole.reader.shapes)
-    order = whole.rows[torch.randperm(len(whole.rows), generator=keyed_generator(seed, "held out"))]
-    held = min(max(1, round(len(order) * config.held_out)), len(order) - 2)
-    plans = [HeadPlan(feature, rate) for feature in features for rate in config.rates]
-    fit, held_out = Part(whole.reader, order[held:]), Part(whole.reader, order[:held])
-    curves = train_heads(fit, held_out, plans, config, classes=job.classes, seed=seed, task=task, on_event=job.on_event)
+    fit, held_out = (Part(whole.reader, rows) for rows in split_held_out(whole.rows, config.held_out, seed=seed))
+    plans = [HeadPlan(feature, rate) for feature in features for rate in config.peaks]
+    curves = train_heads(
+        fit,
+        held_out,
+        plans,
+        config,
+        classes=job.classes,
+        seed=seed,
+        every_epoch=False,
+        task=task,
+        on_event=job.on_event,
+    )
     chosen: list[HeadPlan] = []
     tops: list[float | None] = []
     for feature in features:
@@ -182,3 +270,27 @@ def _choose_rates(job: Job, whole: Part, *, seed: int, task: str) -> tuple[list[
         chosen.append(plans[best])
         tops.append(curves[best][-1][0])
     return chosen, tops
+
+
+def drawn_rows(labels: Tensor, *, shots: int | None = None, fraction: float | None = None, seed: int) -> Tensor:
+    """The rows to train on, sorted: all, or a draw by the seed of so many or such a share a class, the fewer among the more.
+
+    Raises:
+        AvtError: if a class has too few images, or there are too few in all.
+    """
+    rows = torch.arange(len(labels))
+    if shots is not None or fraction is not None:
+        order = torch.randperm(len(labels), generator=keyed_generator(seed, "shots"))
+        by_class = {label: order[labels[order] == label] for label in set(labels.tolist())}
+        scarce = min(by_class, key=lambda label: len(by_class[label]))
+        if shots is not None and len(by_class[scarce]) < shots:
+            raise AvtError(
+                f"--shots {shots} asks for {shots} training images of each class, class {scarce} has {len(by_class[scarce])}."
+            )
+        counts = {label: shots or max(1, round(len(mine) * (fraction or 1))) for label, mine in by_class.items()}
+        rows = torch.cat([mine[: counts[label]] for label, mine in by_class.items()]).sort().values
+    if len(rows) < 4:
+        raise AvtError(
+            f"{len(rows)} labelled images are too few to train a head on: 4 is the least. Give more --shots or --fraction."
+        )
+    return rows

@@ -1,9 +1,9 @@
 """A probe's protocol in words and numbers: everything that is needed to compare its figures with others'."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from avtcli.config import Augment, Plugin, ProbeConfig
+from avtcli.config import CLOSED_HEADS, Augment, ProbeConfig
 from avtcli.runs.loading import Source
 
 HEADS_IN_WORDS = {
@@ -12,59 +12,88 @@ HEADS_IN_WORDS = {
     "mlp2": "two FC layers: 200 units with BatchNorm and ReLU, linear",
     "mlp3": "three FC layers: twice 200 units with BatchNorm and ReLU, linear",
     "conv": "a NIN block (3x3, 1x1, 1x1) of the features' channels, global average pooling, linear",
+    "knn": "k nearest neighbours by the cosine, exact",
+    "ridge": "ridge regression on one-hot labels in closed form, features standardised",
     "nonlinear": "max-pooling 3/2, twice 4096 units with BatchNorm and ReLU, linear",
 }
 
 
 def describe_probe(
-    config: ProbeConfig,
-    augment: Augment,
-    dataset: Plugin,
-    source: Source,
-    *,
-    layers: list[str],
-    counts: Mapping[str, int],
+    config: ProbeConfig, augment: Augment, source: Source, *, layers: list[str], data: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """What the numbers depend on.
 
     Args:
         config: the settings.
         augment: those that hold, the config's or the run's.
-        dataset: the labelled images.
         source: the weights.
         layers: that are probed.
-        counts: images and classes.
+        data: each data set's name, images and classes.
     """
-    samples = config.samples if source.spec.noise_scale else 0
+    samples = config.samples if source.spec.noise_scale and not config.finetune else 0
+    closed = config.head in CLOSED_HEADS
     return {
         "recipe": config.recipe,
-        "features": "encoder frozen, eval mode, "
-        + ("images forwarded each epoch" if config.augmented else "images as they are (middle crop), read once"),
-        "dataset": dataset.name,
-        **counts,
+        "features": _features(config),
+        "data": list(data),
         "shots": list(config.shots) or None,
+        "fraction": config.fraction,
         "layers": layers,
-        "pool": config.pooling,
-        "pool_size": None if config.pooling == "none" else {layer: config.side_of(layer) for layer in layers},
+        "pool": list(config.poolings),
+        "pool_size": {layer: config.side_of(layer) for layer in layers} if set(config.poolings) != {"none"} else None,
         "samples_of_the_code": samples,
         "samples_in_words": "the code is the mean of the samples, later layers see one" if samples else "the mean of the code",
         "images": _images(augment),
-        "augmentation": _augmentation(augment) if config.augmented else "none",
+        "augmentation": _augmentation(augment) if config.augments else "none",
         "head": HEADS_IN_WORDS[config.head],
+        "votes": _votes(config) if config.head == "knn" else None,
         "conv_first": [layer for layer in layers if layer in config.conv_first and config.head == "nonlinear"] or None,
-        "optimizer": _optimizer(config),
-        "schedule": _schedule(config),
-        "rates": list(config.rates) if config.schedule is None else None,
-        "epochs": config.total_epochs,
-        "batch_size": config.batch_size,
+        **({} if closed else _training(config)),
         "chosen": _chosen(config),
-        "reported": "test split, last epoch",
-        "top1_best_test_epoch": "the best epoch on test: optimistic, chooses nothing",
+        "reported": "test split" if closed else "test split, last epoch",
+        "top1_best_test_epoch": None if closed else "the best epoch on test: optimistic, chooses nothing",
         "baseline": "the same protocol on a randomly initialised backbone" if config.baseline else None,
+        "supervised": _supervised(config.to_finetune()) if config.supervised else None,
         "seed": config.seed,
         "seeds": config.seeds,
+        "weights": source.about.get("weights"),
         "pretraining_steps": source.about.get("step"),
     }
+
+
+def _training(config: ProbeConfig) -> dict[str, Any]:
+    """How heads are trained that are trained step by step."""
+    return {
+        "optimizer": _optimizer(config),
+        "schedule": _schedule(config),
+        "rates": list(config.peaks) if config.schedule is None else None,
+        "epochs": config.total_epochs,
+        "batch_size": config.batch_size,
+    }
+
+
+def _features(config: ProbeConfig) -> str:
+    if config.finetune:
+        return "the backbone trained with the head up to the layer, in train mode; measured in eval mode"
+    if config.augments and config.copies:
+        return f"encoder frozen, eval mode, those of {config.copies} draws of each image kept and taken in turn"
+    how = "images forwarded each epoch" if config.augments else "images as they are (middle crop), read once"
+    return f"encoder frozen, eval mode, {how}"
+
+
+def _votes(config: ProbeConfig) -> str:
+    return f"exp(cosine / {config.temperature:g})" if config.temperature else "one each"
+
+
+def _supervised(config: ProbeConfig) -> str:
+    return (
+        "backbone from random weights trained with the same labels and head, in train mode; augmentation as pretraining's; "
+        f"{config.total_epochs} epochs, {_optimizer(config)}, {_schedule(config)}; {_chosen(config)} ({_list(config.peaks)})"
+    )
+
+
+def _list(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _images(augment: Augment) -> str:
@@ -102,18 +131,26 @@ def _schedule(config: ProbeConfig) -> str:
 
 
 def _chosen(config: ProbeConfig) -> str:
-    if config.schedule is not None:
+    whole = f"on {config.held_out:.0%} of train held out; the head is then trained on all of train"
+    if config.head == "ridge":
+        return f"the penalty of {_list(config.penalties)}, {whole}"
+    if config.head == "knn":
+        return f"k of {_list(config.k)}, {whole}" if len(config.k) > 1 else f"nothing: k is {config.k[0]}"
+    if config.schedule is not None or len(config.peaks) == 1:
         return "nothing: fixed rates, the whole training split, the last epoch"
-    return f"the rate, on {config.held_out:.0%} of train held out; the head is then trained on all of train"
+    return f"the rate, {whole}"
 
 
 def describe_start(protocol: Mapping[str, Any], *, device: str) -> tuple[tuple[str, str], ...]:
     """The protocol's first lines, before the first step."""
+    data = [f"{d['dataset']}: {d['train_images']} + {d['test_images']} images" for d in protocol["data"]]
+    epochs = [("epochs", f"{protocol['epochs']}")] if "epochs" in protocol else []
     return (
         ("recipe", protocol["recipe"] or "none: our own protocol"),
-        ("data", f"{protocol['dataset']}: {protocol['train_images']} + {protocol['test_images']} images"),
+        ("data", "; ".join(data)),
         ("layers", ", ".join(protocol["layers"])),
         ("head", protocol["head"]),
-        ("epochs", f"{protocol['epochs']}, {protocol['augmentation'].replace('none', 'no augmentation')}"),
+        *epochs,
+        ("images", f"{protocol['augmentation'].replace('none', 'no augmentation')}"),
         ("device", device),
     )

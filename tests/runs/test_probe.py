@@ -19,14 +19,14 @@ from avtcli.core.heads import build_head
 from avtcli.core.keyed import keyed_generator, seed_of
 from avtcli.errors import AvtError
 from avtcli.runs import features as features_module
-from avtcli.runs import probe as probe_module
 from avtcli.runs import probe_heads as module
-from avtcli.runs.features import Feature, ForwardedImages, KeptFeatures, extract
+from avtcli.runs import subject as subject_module
+from avtcli.runs.features import Feature, ForwardedImages, KeptFeatures, choose_store, extract
 from avtcli.runs.heads_training import HeadPlan, Part, rate_of, train_heads
 from avtcli.runs.loaders import ResidentImages, draw_uniforms
 from avtcli.runs.loading import Source, encoder_of, open_source
 from avtcli.runs.probe import ProbeResult, probe
-from avtcli.runs.probe_heads import shot_rows
+from avtcli.runs.probe_heads import drawn_rows
 from avtcli.settings import resolve_probe
 
 CPU = torch.device("cpu")
@@ -45,8 +45,7 @@ OURS: dict[str, Any] = {"epochs": 2, "limit_train": 60, "baseline": False, "rate
 
 
 def run_probe(source: Source | Path, **settings: Any) -> ProbeResult:
-    opened = source if isinstance(source, Source) else open_source(source)
-    return probe(opened, resolve_probe(settings, recipe=None), out=None, on_event=lambda event: None)
+    return probe(source, resolve_probe(settings, recipe=None), out=None, on_event=lambda event: None)
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +153,29 @@ def test_one_forward_of_the_encoder_a_batch_gives_all_layers(source: Source, mon
     assert len(calls) == 2
 
 
-def test_features_that_do_not_fit_in_memory_are_refused(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_module, "memory_bytes", lambda: 10_000)
-    with pytest.raises(AvtError, match=r"features of 12 images would take 0 GB, this machine has 0 GB\. Give fewer layers"):
-        extract(reader_of(source, ["conv2"]), task="x", on_event=lambda event: None)
+def test_features_that_exceed_a_quarter_of_memory_go_to_disk_and_give_the_same_figures(
+    source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    in_memory = run_probe(source, **OURS)
+    monkeypatch.setattr(features_module, "memory_bytes", lambda: 4 * (60 + 1000) * 10 * 16 * 4 - 1)
+    monkeypatch.setattr(features_module.tempfile, "tempdir", str(tmp_path))
+    stores = []
+    monkeypatch.setattr(module, "extract", lambda *a, **k: (stores.append(k["store"]), extract(*a, **k))[1])
+    on_disk = run_probe(source, **OURS)
+
+    assert stores == [tmp_path] * 2
+    assert on_disk.results == in_memory.results
+    assert list(tmp_path.iterdir()) == []  # the files have lost their names
+
+
+def test_features_that_fit_neither_in_memory_nor_on_disk_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_module, "memory_bytes", lambda: 8_000_000_000)
+
+    assert choose_store(2_000_000_000) is None
+    with pytest.raises(
+        AvtError, match=r"would take 9000000000 GB, more than 25% of the 8 GB of memory, and .* GB free\. Give fewer"
+    ):
+        choose_store(9 * 10**18)
 
 
 class OfOneSize(Backbone):
@@ -345,13 +363,13 @@ def test_every_layer_number_of_shots_and_seed_has_its_result(source: Source, pro
 
 def test_shots_are_so_many_images_of_each_class_the_fewer_among_the_more() -> None:
     labels = torch.arange(200) % 7
-    few, many, others = (shot_rows(labels, n, seed=seed) for n, seed in ((3, 0), (10, 0), (3, 1)))
+    few, many, others = (drawn_rows(labels, shots=n, seed=seed) for n, seed in ((3, 0), (10, 0), (3, 1)))
 
     assert torch.bincount(labels[few]).tolist() == [3] * 7
     assert torch.bincount(labels[many]).tolist() == [10] * 7
     assert set(few.tolist()) < set(many.tolist())
     assert few.tolist() != others.tolist()
-    assert shot_rows(labels, None, seed=0).tolist() == list(range(200))
+    assert drawn_rows(labels, seed=0).tolist() == list(range(200))
 
 
 def test_settings_that_cannot_work_are_refused_before_features_are_read(
@@ -366,9 +384,9 @@ def test_settings_that_cannot_work_are_refused_before_features_are_read(
 
 def test_too_few_images_of_a_class_or_in_all_are_refused() -> None:
     with pytest.raises(AvtError, match=r"--shots 3 asks for 3 training images of each class, class 1 has 2\."):
-        shot_rows(torch.tensor([0, 0, 0, 0, 1, 1]), 3, seed=0)
+        drawn_rows(torch.tensor([0, 0, 0, 0, 1, 1]), shots=3, seed=0)
     with pytest.raises(AvtError, match=r"2 labelled images are too few to train a head on: 4 is the least"):
-        shot_rows(torch.tensor([0, 0, 1, 1]), 1, seed=0)
+        drawn_rows(torch.tensor([0, 0, 1, 1]), shots=1, seed=0)
 
 
 def test_the_linear_head_is_pooled_and_the_others_read_the_map_whole(source: Source) -> None:
@@ -396,7 +414,8 @@ def test_the_protocol_says_what_was_done(source: Source, monkeypatch: pytest.Mon
     assert (fixed["schedule"], fixed["rates"]) == ("0.1 from epoch 0, 0.01 from epoch 1", None)
     assert fixed["augmentation"] == "random crop of the images' own size after padding by 4, flip"
     assert (fixed["conv_first"], fixed["samples_of_the_code"]) == (["conv2"], 2)
-    assert (fixed["train_images"], fixed["test_images"], fixed["classes"], fixed["epochs"]) == (60, 1000, 10, 2)
+    assert fixed["data"] == [{"dataset": "fashion-mini", "train_images": 60, "test_images": 1000, "classes": 10}]
+    assert fixed["epochs"] == 2
 
 
 def test_a_probe_of_a_run_is_written_into_it_and_where_asked(tiny_run: Path, tmp_path: Path) -> None:
@@ -450,7 +469,7 @@ def data_of(*, channels: int = 1, labelled: bool = True, tested: bool = True) ->
 def test_data_that_cannot_be_probed_on_are_refused(
     source: Source, monkeypatch: pytest.MonkeyPatch, data: ImageData, message: str
 ) -> None:
-    monkeypatch.setattr(probe_module, "build_data", lambda plugin, data_dir: data)
+    monkeypatch.setattr(subject_module, "build_data", lambda plugin, data_dir: data)
     with pytest.raises(AvtError, match=message):
         run_probe(source, dataset=Plugin(name="made-up").model_dump())
 
