@@ -14,7 +14,9 @@ BLOCK_BYTES = 2**26
 """How large a block of the bank, of the queries and of their similarities may each be; four of them live at once."""
 
 
-def nearest(bank: Tensor, queries: Tensor, k: int, *, metric: Metric = "cosine") -> tuple[Tensor, Tensor]:
+def nearest(
+    bank: Tensor, queries: Tensor, k: int, *, rows: Tensor | None = None, metric: Metric = "cosine"
+) -> tuple[Tensor, Tensor]:
     """Find the k rows of the bank that are most similar to each query.
 
     Every pair is compared. The bank is read once, block by block, and may be memory-mapped; the work is done in float32, in
@@ -24,6 +26,7 @@ def nearest(bank: Tensor, queries: Tensor, k: int, *, metric: Metric = "cosine")
         bank: (m, d).
         queries: (n, d).
         k: how many neighbours; 1 to m.
+        rows: of the bank, (m',) int64, to search alone; k is then 1 to m', and neighbours are counted among them.
         metric: `cosine`, where a row of zeros is similar to nothing (0), or `euclidean`.
 
     Returns:
@@ -34,20 +37,23 @@ def nearest(bank: Tensor, queries: Tensor, k: int, *, metric: Metric = "cosine")
         ShapeError: if bank and queries differ in their columns.
         AvtError: if there are fewer than k rows, or if a feature is not finite.
     """
-    _check(bank, queries, k)
+    count = len(bank) if rows is None else len(rows)
+    _check(bank, queries, k, count)
     dtype = torch.promote_types(torch.promote_types(bank.dtype, queries.dtype), torch.float32)
     origin = bank[:1].to(queries.device, dtype)
     width = bank.shape[1] * dtype.itemsize
     bank_rows = _rows_of(width)
-    query_rows = min(_rows_of(width), _rows_of(min(bank_rows, len(bank)) * dtype.itemsize))
+    query_rows = min(_rows_of(width), _rows_of(min(bank_rows, count) * dtype.itemsize))
 
     found = [_none_yet(part, dtype) for part in torch.split(queries, query_rows)]
-    for start in range(0, len(bank), bank_rows):
-        block = _prepared(bank[start : start + bank_rows].to(queries.device, dtype), origin, metric)
+    for start in range(0, count, bank_rows):
+        stop = start + bank_rows
+        picked = bank[start:stop] if rows is None else bank[rows[start:stop].to(bank.device)]
+        block = _prepared(picked.to(queries.device, dtype), origin, metric)
         for i, part in enumerate(torch.split(queries, query_rows)):
             similarities = _similarities(_prepared(part.to(dtype), origin, metric), block, metric)
-            values, rows = _largest(similarities, min(k, len(block)))
-            found[i] = _merged(found[i], (values, rows + start), k)
+            values, places = _largest(similarities, min(k, len(block)))
+            found[i] = _merged(found[i], (values, places + start), k)
     return torch.cat([values for values, _ in found]), torch.cat([rows for _, rows in found])
 
 
@@ -82,11 +88,11 @@ def vote(similarities: Tensor, labels: Tensor, classes: int, *, temperature: flo
     return votes
 
 
-def _check(bank: Tensor, queries: Tensor, k: int) -> None:
+def _check(bank: Tensor, queries: Tensor, k: int, count: int) -> None:
     if bank.ndim != 2 or queries.ndim != 2 or bank.shape[1] != queries.shape[1]:
         raise ShapeError(f"Bank {tuple(bank.shape)} and queries {tuple(queries.shape)} must be (m, d) and (n, d).")
-    if not 1 <= k <= len(bank):
-        raise AvtError(f"{k} neighbours were asked of {len(bank)} samples; ask for 1 to {len(bank)}.")
+    if not 1 <= k <= count:
+        raise AvtError(f"{k} neighbours were asked of {count} samples; ask for 1 to {count}.")
 
 
 def _rows_of(row_bytes: int) -> int:

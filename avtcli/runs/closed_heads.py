@@ -55,54 +55,56 @@ def closed_head(
         seed: of what is held out.
     """
     head = _neighbours if config.head == "knn" else _ridge
-    return head(config, _flat(train, feature, rows), _flat(test, feature, None), rows=rows, classes=classes, seed=seed)
+    return head(config, _Flat.of(train, feature), _Flat.of(test, feature), rows=rows, classes=classes, seed=seed)
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _Flat:
+    """One feature of all images, flattened, (n, d), and their labels; never copied, since it may lie on disk."""
+
     features: Tensor
     labels: Tensor
 
-    def pick(self, rows: Tensor) -> "_Rows":
-        return _Rows(self.features[rows.to(self.features.device)], self.labels[rows.to(self.labels.device)])
+    @classmethod
+    def of(cls, kept: KeptFeatures, feature: Feature) -> "_Flat":
+        return cls(kept.features[feature].flatten(1), kept.labels)
 
 
-def _flat(kept: KeptFeatures, feature: Feature, rows: Tensor | None) -> _Rows:
-    """Flattened features (n, d) and their labels; all rows without a copy."""
-    whole = _Rows(kept.features[feature].flatten(1), kept.labels)
-    return whole if rows is None or len(rows) == len(whole.labels) else whole.pick(rows)
-
-
-def _neighbours(config: ProbeConfig, train: _Rows, test: _Rows, *, rows: Tensor, classes: int, seed: int) -> Figures:
+def _neighbours(config: ProbeConfig, train: _Flat, test: _Flat, *, rows: Tensor, classes: int, seed: int) -> Figures:
     """Weighted k-NN by the cosine, exact; k is chosen where several are given."""
-    fit, held_out = split_held_out(torch.arange(len(rows)), config.held_out, seed=seed)
+    fit, held_out = split_held_out(rows, config.held_out, seed=seed)
     sizes = sorted({min(k, len(fit)) for k in config.k})
     best, top1 = sizes[0], None
     if len(sizes) > 1:
-        found = _votes(config, train.pick(fit), held := train.pick(held_out), sizes, classes=classes)
-        scores = {k: topk_percent(votes, held.labels, 1) for k, votes in found.items()}
+        queries = train.features[held_out.to(train.features.device)]
+        found = _votes(config, train, fit.sort().values, queries, sizes, classes=classes)
+        labels = train.labels[held_out.to(train.labels.device)]
+        scores = {k: topk_percent(votes, labels, 1) for k, votes in found.items()}
         best = max(scores, key=lambda k: scores[k])  # the first, so the smallest, of equals
         top1 = scores[best]
-    (votes,) = _votes(config, train, test, [best], classes=classes).values()
+    (votes,) = _votes(config, train, rows, test.features, [best], classes=classes).values()
     return Figures(*_tops(votes, test.labels), top1, {"k": best})
 
 
-def _votes(config: ProbeConfig, bank: _Rows, queries: _Rows, sizes: list[int], *, classes: int) -> dict[int, Tensor]:
-    similarities, neighbours = nearest(bank.features, queries.features, max(sizes))
-    labels = bank.labels[neighbours.to(bank.labels.device)]
-    similarities = similarities.to(labels.device)
+def _votes(
+    config: ProbeConfig, bank: _Flat, rows: Tensor, queries: Tensor, sizes: list[int], *, classes: int
+) -> dict[int, Tensor]:
+    """The votes for each class, (queries, classes), of each number of neighbours among rows of the bank."""
+    similarities, neighbours = nearest(bank.features, queries, max(sizes), rows=rows)
+    device = bank.labels.device
+    labels, similarities = bank.labels[rows.to(device)[neighbours.to(device)]], similarities.to(device)
     return {k: vote(similarities[:, :k], labels[:, :k], classes, temperature=config.temperature or None) for k in sizes}
 
 
-def _ridge(config: ProbeConfig, train: _Rows, test: _Rows, *, rows: Tensor, classes: int, seed: int) -> Figures:
+def _ridge(config: ProbeConfig, train: _Flat, test: _Flat, *, rows: Tensor, classes: int, seed: int) -> Figures:
     """Least squares on one-hot labels with a penalty, which is chosen."""
-    _, held_out = split_held_out(torch.arange(len(rows)), config.held_out, seed=seed)
+    _, held_out = split_held_out(rows, config.held_out, seed=seed)
     wanted = functional.one_hot(train.labels, classes).to(torch.float64)
 
     def top1(predicted: Tensor, truth: Tensor) -> float:
         return topk_percent(predicted, truth.argmax(1), 1)
 
-    ridge, held_top1 = choose_ridge(train.features, wanted, config.penalties, held_out=held_out, score=top1)
+    ridge, held_top1 = choose_ridge(train.features, wanted, config.penalties, held_out=held_out, rows=rows, score=top1)
     logits = ridge.predict(test.features)
     return Figures(*_tops(logits, test.labels.to(logits.device)), held_top1, {"penalty": ridge.penalty})
 

@@ -83,7 +83,7 @@ def _open_file(path: Path) -> Source:
     except safetensors.SafetensorError as error:
         raise AvtError(f"{path} does not parse as safetensors: {error}. Was it cut short?") from error
     about = from_metadata(blob)
-    if about is None:
+    if about is None or "model" not in about:
         raise AvtError(f"{path} was not written by `avt export`: it does not say which backbone its weights are for.")
     return Source(path, None, validate(ModelSpec, about["model"], where=str(path)), tensors, about)
 

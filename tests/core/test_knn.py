@@ -171,3 +171,13 @@ def test_features_that_are_not_finite_are_refused_in_bank_and_queries(metric: Me
 def test_a_temperature_of_zero_is_refused() -> None:
     with pytest.raises(AvtError, match=r"A temperature must be above 0, not 0\.0"):
         vote(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int64), 2, temperature=0.0)
+
+
+@pytest.mark.parametrize("block_bytes", [2**26, 64])
+def test_some_rows_of_the_bank_are_searched_as_if_they_were_all(monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
+    monkeypatch.setattr(knn, "BLOCK_BYTES", block_bytes)
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = torch.randn(40, 6, generator=generator), torch.randn(9, 6, generator=generator)
+    rows = torch.randperm(40, generator=generator)[:17]
+
+    torch.testing.assert_close(knn.nearest(bank, queries, 5, rows=rows), knn.nearest(bank[rows], queries, 5))

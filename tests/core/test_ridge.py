@@ -159,3 +159,19 @@ def test_features_that_are_not_finite_are_refused(shape: tuple[int, int]) -> Non
     x[5, 2] = torch.nan
     with pytest.raises(AvtError, match="hold infinities or nan"):
         fit_ridges(x, y, [1.0])
+
+
+def test_some_rows_are_fitted_as_if_they_were_all() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 6, generator=generator), torch.randn(40, 2, generator=generator, dtype=torch.float64)
+    rows = torch.randperm(40, generator=generator)[:20]
+
+    def score(predicted: torch.Tensor, truth: torch.Tensor) -> float:
+        return -float((predicted - truth).square().sum())
+
+    some, some_score = choose_ridge(x, y, [0.1, 1.0], held_out=rows[:4], rows=rows, score=score)
+    alone, alone_score = choose_ridge(x[rows], y[rows], [0.1, 1.0], held_out=torch.arange(4), score=score)
+
+    assert some.penalty == alone.penalty
+    assert some_score == pytest.approx(alone_score)
+    torch.testing.assert_close(some.weight, alone.weight)
