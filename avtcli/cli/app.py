@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from avtcli.cli import demo, export, homographies, import_, plugins, pretrain, probe, recipes
+from avtcli.cli import demo, embed, evaluate, export, homographies, import_, plugins, pretrain, probe, recipes
 from avtcli.errors import AvtError, InterruptedRunError
 
 
@@ -59,6 +59,8 @@ def _avt(
 
 app.command("pretrain", cls=pretrain.OptionalValue)(pretrain.pretrain)
 app.command("probe")(probe.probe)
+app.command("evaluate")(evaluate.evaluate)
+app.command("embed")(embed.embed)
 app.command("export")(export.export)
 app.command("import")(import_.import_)
 app.command("gen-homographies")(homographies.gen_homographies)

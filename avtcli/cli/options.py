@@ -1,9 +1,9 @@
 """The options that several commands take, said once."""
 
 import importlib.metadata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -97,6 +97,38 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 def parts_of(text: str | None) -> tuple[str, ...] | None:
     """Read `NAME,NAME`; none where nothing was given."""
     return None if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def parts_to_measure(
+    command: str, options: list[str] | None, *, tables: Collection[str] = (), **named: str | None
+) -> dict[str, Any]:
+    """What a measuring command is told of its parts: a plugin or none for each, and `augment`.
+
+    Args:
+        command: its name, for messages.
+        options: `KIND.KEY=VALUE`.
+        tables: the kinds to give as tables, whose options may stand without a name.
+        named: the names of the parts by kind.
+
+    Raises:
+        AvtError: for options that the command does not take, or of a part that is not named.
+    """
+    from avtcli.config import Augment, Plugin
+    from avtcli.settings import options_from_texts, validate
+
+    given = options_from_texts(options or [])
+    augment = given.pop("augment", None)
+    for kind, values in given.items():
+        if kind not in named:
+            raise AvtError(f"{command} takes options of {', '.join(named)} and augment only, found '{kind}'.")
+        if named[kind] is None and kind not in tables:
+            raise AvtError(f"`-o {kind}.{next(iter(values))}` is an option of a {kind} that is not named: give --{kind} too.")
+    for key in augment or {}:
+        if key in ("padding", "flip"):
+            raise AvtError(f"{command} pads and mirrors nothing, found `-o augment.{key}`: it takes resize and crop only.")
+    parts = {kind: {**({"name": name} if name else {}), **given.get(kind, {})} for kind, name in named.items()}
+    plugins = {k: part if k in tables else Plugin.model_validate(part) if part else None for k, part in parts.items()}
+    return {**plugins, "augment": None if augment is None else validate(Augment, augment, where="-o augment.KEY")}
 
 
 def workers_from_text(text: str | None) -> int | None:

@@ -33,6 +33,11 @@ def small_imagenet(folder: Path) -> Path:
     return folder
 
 
+def small_folder(folder: Path) -> Path:
+    write_images(folder, ["b.jpg", "a/1.jpg", "a/b/2.jpeg"])
+    return folder
+
+
 def small_places(folder: Path) -> Path:
     write_images(folder / PLACES, [f"a/abbey/gsun_{i}.jpg" for i in range(4)])
     for part, numbers in (("train", (0, 1, 2)), ("val", (3,))):
@@ -51,7 +56,13 @@ def small_fashion(folder: Path) -> Path:
     return folder
 
 
-SMALL = {"cifar10": write_cifar10, "fashion-mnist": small_fashion, "imagenet": small_imagenet, "places205": small_places}
+SMALL = {
+    "cifar10": write_cifar10,
+    "fashion-mnist": small_fashion,
+    "folder": small_folder,
+    "imagenet": small_imagenet,
+    "places205": small_places,
+}
 
 
 @pytest.mark.parametrize("info", OURS, ids=[f"{info.kind}-{info.name}" for info in OURS])

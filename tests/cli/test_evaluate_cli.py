@@ -1,0 +1,122 @@
+"""`avt evaluate` from the command line: what it prints, what it writes, what it refuses."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from avtcli.runs.files import to_metadata
+from avtcli.runs.loading import encoder_of, open_source
+
+FIELDS = {
+    *("run", "dataset", "transform", "count", "mace_px", "mse_normalised", "r2", "r2_per_parameter", "nll", "calibration"),
+    *("retrieval", "accuracy", "baselines", "ridge", "protocol"),
+}
+
+
+@pytest.fixture
+def run(tiny_run: Path) -> Path:
+    return Path(shutil.copytree(tiny_run, "run"))
+
+
+def test_the_json_has_the_fields_of_the_contract_and_goes_to_out_and_the_run_too(avt, run: Path) -> None:
+    result = avt("evaluate run --count 20 --json --out here/e.json")
+    figures = result.json
+
+    assert result.code == 0
+    assert set(figures) == FIELDS
+    assert {"mrr", "hit1", "hit5", "bank"} <= set(figures["retrieval"])
+    assert set(figures["calibration"]) == {"levels", "pooled", "per_parameter", "picture"}
+    assert set(figures["baselines"]) == {"identity", "constant", "quarter_turn"}
+    assert all(set(baseline) == {"mace_px", "mse_normalised"} for baseline in figures["baselines"].values())
+    fit = {"features", "penalty", "mace_px", "mse_normalised", "r2", "r2_per_parameter"}
+    assert set(figures["ridge"]) == {"layer", "fit_pairs", "random", *fit}
+    assert set(figures["ridge"]["random"]) == fit
+    assert figures == json.loads(Path("here/e.json").read_text()) == json.loads(Path("run/evaluate.json").read_text())
+
+
+def test_the_tables_put_decoder_and_ridge_beside_what_is_trivial(avt, run: Path) -> None:
+    result = avt("evaluate run --count 20 --layer conv3")
+    figures, lines = json.loads((run / "evaluate.json").read_text()), result.stdout.splitlines()
+
+    assert lines[:2] == ["run  run", ""]
+    assert lines[2].split() == ["MACE", "px", "MSE", "R2"]
+    assert [re.split("  +", line)[0] for line in lines[3:9]] == [
+        *("decoder", "ridge on conv3", "ridge, random weights", "quarter turn known", "constant", "identity")
+    ]
+    assert lines[3].split() == [
+        "decoder",
+        f"{figures['mace_px']:.2f}",
+        f"{figures['mse_normalised']:.3f}",
+        f"{figures['r2']:.3f}",
+    ]
+    assert lines[8].split()[-1] == "-"
+    assert lines[10].split() == [*"decoder R2 ridge R2 random R2 inside 50% inside 80% inside 95%".split()]
+    assert [line.split()[0] for line in lines[11:20]] == [*"abcdefgh", "pooled"]
+    assert f"retrieval  mrr {figures['retrieval']['mrr']:.3f} (chance 0.090)" in result.stdout
+    assert "among 50 versions of each of 1 images" in result.stdout
+    assert f"nll        {figures['nll']:.3f} nats a pair" in result.stdout
+    assert "images             20 of the 1000 test images of fashion-mini" in result.stdout
+    assert "target             a, b, c (px), d, e, f (px), g (1/px), h (1/px)" in result.stdout
+
+
+def test_an_exported_file_and_a_backbone_by_name_are_read_by_the_ridge_alone(avt, run: Path) -> None:
+    source = open_source(run)
+    about = {"model": source.spec.model_dump(mode="json", exclude_none=True), "config": source.about["config"]}
+    save_file(encoder_of(source).state_dict(), "a.safetensors", metadata=to_metadata(about))
+    by_file = avt("evaluate a.safetensors --count 20")
+    by_name = avt(
+        "evaluate --backbone nin -o backbone.width=0.05 --dataset fashion-mini --transform rotation --count 20 --json"
+    )
+
+    assert (by_file.code, by_name.code) == (0, 0)
+    assert "no figures of a decoder: a.safetensors holds an encoder alone" in by_file.stderr
+    assert "decoder R2" not in by_file.stdout
+    assert "retrieval  " not in by_file.stdout.split("images  ")[0]
+    assert by_name.json["transform"] == "rotation"
+    assert by_name.json["mace_px"] is None
+    assert not list(Path().glob("evaluate*"))
+
+
+def test_an_option_of_the_transformation_goes_over_the_runs_own(avt, run: Path) -> None:
+    result = avt("evaluate run --count 20 -o transform.shift=0.05 --json")
+
+    assert result.json["protocol"]["law"] == "fresh draws, not of a bank, of projective (shift=0.05)"
+    assert "run was trained on projective, not on projective (shift=0.05)" in result.stderr
+
+
+def test_a_photometric_run_shows_dashes_for_pixels(avt) -> None:
+    avt("pretrain --transform photometric --max-steps 2 --limit-train 40 --batch-size 16 -o backbone.width=0.05 --out run")
+    result = avt("evaluate run --count 20")
+
+    assert result.stdout.splitlines()[3].split()[:2] == ["decoder", "-"]
+    assert "identity" not in [line.split("  ")[0] for line in result.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("run --count 2000", "--count 2000 asks for more images than the 1000 of the test split of 'fashion-mini'"),
+        ("run --layer conv9", "no layer 'conv9'. Did you mean"),
+        ("run --transform affin", "No transform is called 'affin'. Did you mean 'affine'?"),
+        ("run --backbone nin", "Both a run, run, and --backbone nin were given"),
+        ("run -o backbone.width=1", "`-o backbone.width` is an option of a backbone that is not named: give --backbone too"),
+        ("run -o objective.x=1", "evaluate takes options of backbone, dataset, transform and augment only, found 'objective'"),
+        (
+            "run -o augment.flip=false",
+            "evaluate pads and mirrors nothing, found `-o augment.flip`: it takes resize and crop only",
+        ),
+        ("run --out run/config.toml", "run/config.toml exists already and is not overwritten"),
+        ("nothing", "There is no run folder, checkpoint or file nothing"),
+    ],
+)
+def test_a_mistake_is_one_message_and_leaves_nothing_behind(avt, run: Path, line: str, message: str) -> None:
+    before = sorted(path.name for path in run.iterdir())
+    result = avt(f"evaluate {line}")
+
+    assert result.code == 2
+    assert message in result.stderr
+    assert sorted(path.name for path in run.iterdir()) == before
