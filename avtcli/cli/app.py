@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from avtcli.cli import demo, embed, evaluate, export, homographies, import_, plugins, pretrain, probe, recipes
+from avtcli.cli import bench, demo, embed, evaluate, export, homographies, import_, plugins, pretrain, probe, recipes
 from avtcli.errors import AvtError, InterruptedRunError
 
 
@@ -64,6 +64,7 @@ app.command("embed")(embed.embed)
 app.command("export")(export.export)
 app.command("import")(import_.import_)
 app.command("gen-homographies")(homographies.gen_homographies)
+app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(plugins.app, name="plugins")

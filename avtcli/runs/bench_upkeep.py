@@ -1,0 +1,128 @@
+"""Measured: what stands around training: a probe's epoch, a checkpoint, the start of the command."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from avtcli.config import Optimizer
+from avtcli.core.heads import build_head, pool_features
+from avtcli.core.keyed import keyed_generator
+from avtcli.runs import baseline
+from avtcli.runs.bench_data import make_pairs
+from avtcli.runs.bench_jobs import prepare_small
+from avtcli.runs.bench_step import images_of, our_step
+from avtcli.runs.bench_timing import Ground, Trial, seconds_of
+from avtcli.runs.checkpoint import save_checkpoint
+from avtcli.runs.features import Feature, KeptFeatures
+from avtcli.runs.files import disk_errors_explained
+from avtcli.runs.optimizing import make_optimizer
+
+PROBE_BATCH = 128
+TENSORS = 20
+"""Tensors in the checkpoint."""
+EMPTY_APP = "import typer; app = typer.Typer(); app.callback()(lambda: None); app.command('a')(lambda: None); app()"
+
+
+def measure_probe(ground: Ground) -> Trial:
+    """An epoch of a linear head on NIN's code: on features that were kept, or forwarding every image again."""
+    job = prepare_small(ground, images=ground.scale.probed, batch_size=PROBE_BATCH, width=ground.scale.width)
+    encoder, device, layer = job.net.encoder.eval(), ground.device, job.net.encoder.backbone.code_tap
+    assert job.data.train.labels is not None
+    pixels, labels = images_of(job).images, job.data.train.labels[job.numbers].to(device)
+    rows = list(torch.split(torch.arange(len(labels)), PROBE_BATCH))
+    batches = [(pixels[r.to(device)], labels[r.to(device)]) for r in rows]
+    feature = Feature(layer, "max", 4)
+
+    @torch.no_grad()
+    def extract() -> Tensor:
+        maps = (encoder.features(encoder.normalise(images), [layer])[layer] for images, _ in batches)
+        return torch.cat([pool_features(taps, "max", 4) for taps in maps])
+
+    kept = extract()
+    reader = KeptFeatures({feature: kept}, labels, device=device)
+    heads = [build_head("linear", reader.shapes[feature], 10).to(device) for _ in range(2)]
+    optimizers = [make_optimizer([{"params": list(h.parameters())}], Optimizer(name="sgd")) for h in heads]
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = 0.01
+    extraction = seconds_of(extract, device)
+    return Trial(
+        what=f"an epoch of a linear head on {len(labels)} images' features, kept, against forwarding the images again",
+        unit="images/s",
+        ours=lambda: _head_epoch(reader, feature, rows, heads[0], optimizers[0]),
+        baseline=lambda: baseline.probe_epoch(encoder, layer, heads[1], optimizers[1], batches),
+        ours_count=len(labels),
+        baseline_count=len(labels),
+        figures=lambda: {"extraction_seconds": extraction},
+    )
+
+
+def _head_epoch(
+    reader: KeptFeatures, feature: Feature, rows: list[Tensor], head: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    for picked, features in zip(rows, reader.read(rows, drawn=None), strict=True):
+        labels = reader.labels[picked.to(reader.labels.device)]
+        functional.cross_entropy(head(features[feature]), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def measure_checkpoint(ground: Ground) -> Trial:
+    """How long training stands still for a checkpoint, against one training step of NIN."""
+    scale = ground.scale
+    job = prepare_small(ground, images=scale.batch, batch_size=scale.batch, width=scale.width)
+    pair, step = next(make_pairs(job, images_of(job), epoch=0)), our_step(job, [])
+    numbers = scale.checkpoint_mb * 1_000_000 // 4 // TENSORS
+    generator = keyed_generator("bench", "checkpoint", device=ground.device)
+    tensors = {str(i): torch.randn(numbers, generator=generator, device=ground.device) for i in range(TENSORS)}
+    model, state = dict(list(tensors.items())[::2]), dict(list(tensors.items())[1::2])
+    steps, saved = count(), list[float]()
+
+    def save() -> None:
+        with _folder_here() as folder:
+            saved.append(
+                seconds_of(lambda: save_checkpoint(folder, next(steps), model=model, state=state, about={}), ground.device)
+            )
+
+    return Trial(
+        what=f"a checkpoint of {scale.checkpoint_mb} MB, hashed and on disk, against one NIN step of {scale.batch} pairs",
+        unit="times/s",
+        ours=save,
+        baseline=lambda: step(pair),
+        ours_count=1,
+        baseline_count=1,
+        figures=lambda: {"stall_seconds": saved[1:]},
+    )
+
+
+@contextmanager
+def _folder_here() -> Iterator[Path]:
+    """A folder on the disk that runs are written to, gone afterwards."""
+    with disk_errors_explained(Path.cwd()), TemporaryDirectory(prefix=".avt-bench-", dir=Path.cwd()) as folder:
+        yield Path(folder)
+
+
+def measure_start(ground: Ground) -> Trial:
+    """`avt --help`, against a Typer app with nothing in it."""
+    commands = ([sys.executable, "-m", "avtcli", "--help"], [sys.executable, "-c", EMPTY_APP, "--help"])
+    ours, plain = (_started(command) for command in commands)
+    return Trial(
+        what="`avt --help`, against the help of an empty Typer app",
+        unit="starts/s",
+        ours=ours,
+        baseline=plain,
+        ours_count=1,
+        baseline_count=1,
+    )
+
+
+def _started(command: list[str]) -> Any:
+    return lambda: subprocess.run(command, check=True, capture_output=True)
