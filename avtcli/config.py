@@ -58,6 +58,8 @@ class Optimizer(Frozen):
     """Whether SGD's momentum is Nesterov's."""
     weight_decay: float = Field(default=0.05, ge=0)
     """Applied to every parameter, as in the release."""
+    fused: bool | None = None
+    """Whether a step walks each parameter once; none means as measured for the class of device, in a probe as PyTorch does."""
 
 
 class Piece(Frozen):
@@ -165,8 +167,10 @@ class PretrainConfig(Frozen):
     """Where the arithmetic happens; auto takes CUDA, then MPS, then the CPU."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on a CUDA device that has it, else fp32."""
-    compile: bool = False
-    """Whether the training step is compiled."""
+    compile: bool | None = None
+    """Whether the training step is compiled; none means as measured for the class of device and the steps to run."""
+    channels_last: bool | None = None
+    """Whether maps lie channels last in memory; none means as measured for the class of device."""
     save_every: float = Field(default=10.0, gt=0, le=10)
     """Minutes between checkpoints, at most."""
     eval_every: int = Field(default=10, ge=0)
@@ -213,7 +217,7 @@ class ProbeConfig(Frozen):
     finetune: bool = False
     """Whether the backbone is trained too, from its weights and with the head's rate, up to the layer."""
     supervised: bool = False
-    """Whether, beside, the backbone is trained with the labels from random weights, under the same head."""
+    """Whether a backbone that was trained with all the labels from random weights is probed beside."""
     conv_first: tuple[str, ...] = ()
     """The layers whose nonlinear head begins with a convolution."""
     pool: tuple[Pool, ...] = ()
@@ -282,10 +286,10 @@ class ProbeConfig(Frozen):
             raise ValueError("schedule.log_var_pieces belongs to pretraining: a probe's heads have no log-variance layer")
         if self.shots and self.fraction is not None:
             raise ValueError("shots and fraction both say how many images to train on: give one of them")
-        if self.head in CLOSED_HEADS and (self.augmented or self.finetune or self.supervised):
+        if self.head in CLOSED_HEADS and (self.augmented or self.finetune):
             raise ValueError(f"{self.head} reads features once: it takes no augmented images and trains no backbone")
         if self.finetune and self.supervised:
-            raise ValueError("the baseline of finetune is the supervised one already: leave supervised out")
+            raise ValueError("the baseline of finetune is a supervised one already: leave supervised out")
         if self.copies and (not self.augmented or self.finetune):
             raise ValueError("copies are of augmented images whose features are kept: give augmented, and no finetune")
         return self
@@ -311,8 +315,9 @@ class ProbeConfig(Frozen):
         return self.rates or (FINETUNE_RATES if self.finetune else HEAD_RATES)
 
     def to_finetune(self) -> "ProbeConfig":
-        """The same with the backbone trained too, by its own rates and epochs."""
-        return self.model_copy(update={"finetune": True, "supervised": False, "copies": 0, "rates": (), "schedule": None})
+        """How the supervised backbone is trained: with a linear head, by the rates and epochs of fine-tuning."""
+        own = {"finetune": True, "supervised": False, "copies": 0, "schedule": None, "head": "linear", "augmented": None}
+        return self.model_copy(update=own)
 
     def side_of(self, layer: str) -> int:
         """The side of a layer's map after pooling, in cells."""

@@ -1,7 +1,9 @@
 """What tests call: a tiny run, small data in the published layouts, and how a command ended."""
 
+import gzip
 import json
 import pickle
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from avtcli.runs.events import Event
 from avtcli.runs.pretrain import pretrain
 from avtcli.settings import resolve
 
-TINY: dict[str, Any] = {"backbone": {"width": 0.05}, "limit_train": 40, "batch_size": 16, "epochs": 3}
+TINY: dict[str, Any] = {"backbone": {"width": 0.05}, "limit_train": 40, "batch_size": 16, "epochs": 3, "eval_every": 0}
 """Three epochs of three steps, the last of each with 8 images."""
 
 
@@ -41,6 +43,18 @@ def write_cifar10(folder: Path, *, per_batch: int = 12, seed: int = 0) -> Path:
             "filenames": [f"{name}_{i}.png" for i in range(per_batch)],
         }
         (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    return folder
+
+
+def write_idx(folder: Path, *, train: int = 6, test: int = 4) -> Path:
+    """Write data in Fashion-MNIST's layout: gzipped IDX files of 28x28 px."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, count in (("train", train), ("t10k", test)):
+        images = np.arange(count * 784, dtype=np.uint32).astype(np.uint8)
+        header = struct.pack(">4i", 2051, count, 28, 28)
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes()))
+        labels = struct.pack(">2i", 2049, count) + bytes(i % 10 for i in range(count))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
     return folder
 
 

@@ -113,11 +113,32 @@ def pretrain(
     ] = None,
     compile_step: Annotated[
         bool | None,
-        typer.Option("--compile/--no-compile", help="Whether the training step is compiled.", rich_help_panel="Hardware"),
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile the training step. Left out: as measured for the device.",
+            rich_help_panel="Hardware",
+        ),
     ] = None,
     save_every: Annotated[
         float | None,
         typer.Option(metavar="MINUTES", help="Minutes between checkpoints, at most 10.", rich_help_panel="Output"),
+    ] = None,
+    eval_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="EPOCHS",
+            min=0,
+            help="Epochs between evaluations on a few fixed images: MACE, k-NN, RankMe, spread. 0 for none; left out, 10.",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    stop_on_collapse: Annotated[
+        bool | None,
+        typer.Option(
+            "--stop-on-collapse/--no-stop-on-collapse",
+            help="Whether to stop, with the state saved, when an evaluation shows a collapse.",
+            rich_help_panel="Output",
+        ),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -154,6 +175,8 @@ def pretrain(
         "precision": precision,
         "compile": compile_step,
         "save_every": save_every,
+        "eval_every": eval_every,
+        "stop_on_collapse": stop_on_collapse,
     }
     settings |= {kind: {"name": name} for kind, name in named.items() if name is not None}
     settings = merge(settings, options_from_texts(options or []))
@@ -207,7 +230,10 @@ def _resumed(name: str, settings: dict[str, Any]) -> tuple[Path, "PretrainConfig
     run = newest_run() if name == "last" else Path(name)
     if not is_run(run):
         raise AvtError(f"There is no run to resume in {run}: it has no config.toml and checkpoints.")
-    may_change = ("max_steps", "device", "workers", "precision", "compile", "save_every", "data_dir")
+    may_change = (
+        *("max_steps", "device", "workers", "precision", "compile", "save_every", "data_dir"),
+        *("eval_every", "stop_on_collapse"),
+    )
     fixed = [key for key, value in settings.items() if value is not None and key not in may_change]
     if fixed:
         raise AvtError(

@@ -90,6 +90,11 @@ def device_in_words(accelerator: Accelerator) -> str:
     return f"{accelerator.device.type} ({threads} thread{'s' * (threads > 1)})" if accelerator.device.type == "cpu" else "mps"
 
 
+def has_room(device: torch.device, count: int) -> bool:
+    """Whether a device has twice so many bytes free; the CPU and MPS are not asked, they share the machine's memory."""
+    return device.type != "cuda" or 2 * count <= torch.cuda.mem_get_info(device)[0]
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Send a float64 table's rows to a device, in float32 where it has no float64."""
     return tensor.to(device, torch.float32 if device.type == "mps" else tensor.dtype)

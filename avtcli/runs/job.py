@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from avtcli.runs.init_from import build_initial, stored_backbone
 from avtcli.runs.loaders import batch_bounds, build_data, image_size, limited
 from avtcli.runs.rundir import describe_environment
 from avtcli.runs.streaming import choose_workers
+from avtcli.runs.ways import resolve_ways
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,13 @@ class Job:
     @property
     def total_steps(self) -> int:
         """The steps to run."""
-        whole = len(self.bounds) * self.config.total_epochs
-        return min(whole, self.config.max_steps or whole)
+        return planned_steps(self.config, len(self.bounds))
+
+
+def planned_steps(config: PretrainConfig, steps_per_epoch: int) -> int:
+    """The steps that the settings ask for."""
+    whole = steps_per_epoch * config.total_epochs
+    return min(whole, config.max_steps or whole)
 
 
 def prepare(config: PretrainConfig, *, resume: bool = False, on_event: OnEvent) -> Job:
@@ -59,8 +66,12 @@ def prepare(config: PretrainConfig, *, resume: bool = False, on_event: OnEvent) 
     """
     config = _with_full_name(config, on_event=on_event)
     device = choose_device(config.device)
-    accelerator = build_accelerator(device, choose_precision(config.precision, device))
+    config = config.model_copy(update={"precision": choose_precision(config.precision, device)})
+    accelerator = build_accelerator(device, config.precision)
     data = build_data(config.dataset, config.data_dir)
+    numbers = limited(data.train, config.limit_train)
+    bounds = batch_bounds(len(numbers), config.batch_size)
+    config = resolve_ways(config, device, steps=planned_steps(config, len(bounds)))
     size = image_size(data, config.augment)
     family = build_law(config, size)
     objective: Objective = registry.build("objective", config.objective.name, config.objective.options)
@@ -77,7 +88,8 @@ def prepare(config: PretrainConfig, *, resume: bool = False, on_event: OnEvent) 
         views=objective.views,
     )
     net = build_initial(config, spec, resume=resume, on_event=on_event).to(accelerator.device)
-    numbers = limited(data.train, config.limit_train)
+    if config.channels_last:
+        net = net.to(memory_format=torch.channels_last)
     plugins = [(kind, name) for kind in registry.KINDS for name in plugin_names(getattr(config, kind).name)]
     job = Job(
         config=config,
@@ -89,7 +101,7 @@ def prepare(config: PretrainConfig, *, resume: bool = False, on_event: OnEvent) 
         spec=spec,
         net=net,
         numbers=numbers,
-        bounds=batch_bounds(len(numbers), config.batch_size),
+        bounds=bounds,
         workers=choose_workers(
             config.workers, data.train, batch_bytes=_batch_bytes(config, data, size, accelerator.num_processes)
         ),
@@ -132,6 +144,11 @@ def _batch_bytes(config: PretrainConfig, data: ImageData, size: Size, processes:
     return max(config.batch_size // processes + 1, MACE_BATCH) * data.channels * size[0] * size[1]
 
 
+def _ways_in_words(config: PretrainConfig) -> list[str]:
+    ways = {"channels last": config.channels_last, "compiled": config.compile, "fused optimiser": config.optimizer.fused}
+    return [name for name, chosen in ways.items() if chosen]
+
+
 def _facts(job: Job) -> tuple[tuple[str, str], ...]:
     config, parameters = job.config, sum(p.numel() for p in job.net.parameters())
     channels, (height, width) = job.data.channels, job.size
@@ -140,7 +157,7 @@ def _facts(job: Job) -> tuple[tuple[str, str], ...]:
         ("data", f"{config.dataset.name}: {len(job.numbers)} images, {channels}x{height}x{width}"),
         ("backbone", f"{config.backbone.name}, {parameters:,} parameters with the decoder"),
         ("task", f"{config.objective.name} on {config.transform.name}"),
-        ("device", f"{job.environment['device']}, {job.accelerator.mixed_precision.replace('no', 'fp32')}"),
+        ("device", ", ".join([job.environment["device"], config.precision, *_ways_in_words(config)])),
         ("batch", f"{config.batch_size} over {job.accelerator.num_processes} process(es)"),
         ("steps", f"{job.total_steps} ({len(job.bounds)} an epoch, {config.total_epochs} epochs)"),
         *([("readers", f"{job.workers} processes")] if job.data.train.images is None else []),

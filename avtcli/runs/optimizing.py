@@ -25,9 +25,14 @@ def make_optimizer(groups: list[dict[str, Any]], settings: Optimizer) -> torch.o
     """The optimiser of the settings over parameter groups; their rates are set before each step."""
     if settings.name == "sgd":
         return torch.optim.SGD(
-            groups, lr=0.0, momentum=settings.momentum, nesterov=settings.nesterov, weight_decay=settings.weight_decay
+            groups,
+            lr=0.0,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+            weight_decay=settings.weight_decay,
+            fused=settings.fused,
         )
-    return torch.optim.AdamW(groups, lr=0.0, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=settings.weight_decay, fused=settings.fused)
 
 
 def rate_of_pieces(pieces: Sequence[Piece], epoch: float) -> float:
@@ -77,3 +82,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor],
         index, name = key.split(".", 1)
         slots.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": slots, "param_groups": groups})
+    # a fused step walks memory, so the state must lie as its parameter does, and not as in the file
+    for parameter, slot in optimizer.state.items():
+        for name, value in slot.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                slot[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -20,10 +20,10 @@ from avtcli.runs.checkpoint import clear_leftovers, load_newest, save_checkpoint
 from avtcli.runs.devices import Stop, stop_signals, to_device
 from avtcli.runs.events import Notice, OnEvent, Progress, Saved
 from avtcli.runs.files import refuse_existing, replace_file, to_json
-from avtcli.runs.held_out import held_out_mace
 from avtcli.runs.job import Job, prepare
 from avtcli.runs.loaders import EpochTable, build_images, draw_epoch, training_batches
 from avtcli.runs.loading import load_weights
+from avtcli.runs.monitor import Monitor
 from avtcli.runs.optimizing import build_optimizer, load_optimizer, optimizer_tensors, set_rates
 from avtcli.runs.rundir import MetricsLog, create_run, environment_changes, lock_run, read_env
 from avtcli.settings import to_toml
@@ -134,7 +134,9 @@ def _train(job: Job, run: Path, *, resume: bool, stop: Stop, on_event: OnEvent) 
             detail = f"loss {lines[-1]['loss']:.4f}  {rate * config.batch_size:.0f} pairs/s  data wait {wait:.0%}"
             on_event(Progress("pretraining", done, job.total_steps, "steps", detail))
 
+    monitor = Monitor(job, metrics, on_event=on_event)
     if start == 0 and not resume:
+        monitor.look(0)
         save(0)  # a disk that cannot hold a checkpoint fails here, not after an hour
     saved_at, waited, table, table_epoch = time.monotonic(), 0.0, None, -1
     loop_began = time.monotonic()
@@ -158,7 +160,7 @@ def _train(job: Job, run: Path, *, resume: bool, stop: Stop, on_event: OnEvent) 
 
         # one step
         rates = set_rates(optimizer, config, step, len(job.bounds))
-        torch.default_generator.manual_seed(seed_of(config.seed, step, "model", rank))  # dropout and drop path
+        torch.manual_seed(seed_of(config.seed, step, "model", rank))  # dropout and drop path, on any device
         noise = [_noise(job, step, view, last - first, code_shape, rank, world) for view in ("original", "moved")]
         whole = last - first == config.batch_size
         mean, log_var = (step_model if whole else model)(net.normalise(x), net.normalise(y), *noise)
@@ -174,19 +176,25 @@ def _train(job: Job, run: Path, *, resume: bool, stop: Stop, on_event: OnEvent) 
         pending.append((about, torch.stack([part.detach().float().sum() for part in parts.values()]) / (last - first)))
         ended = index + 1 == len(job.bounds)
         due = main and time.monotonic() - saved_at > 60 * config.save_every
-        signalled, due = _agree(accelerator, stop.number, due)
+        signalled, due = _agree(accelerator, stop.number, due, step=step + 1)
         if ended or signalled or due or (step + 1 - start) % LOG_EVERY == 0 or step + 1 == job.total_steps:
             flush()
-        if signalled or due or step + 1 == job.total_steps:
+        collapsed = monitor.look(step + 1)
+        if signalled or due or collapsed or step + 1 == job.total_steps:
             save(step + 1)
             saved_at = time.monotonic()
+        if collapsed:
+            raise RunFailedError(
+                f"{collapsed} Stopped after step {step + 1}; the state is saved in {run}. Go on all the same with:\n"
+                f"  avt pretrain --resume {run}"
+            )
         if signalled and step + 1 < job.total_steps:
             raise InterruptedRunError(
                 f"Stopped by signal {signalled} after step {step + 1}; the state is saved. Go on with:\n"
                 f"  avt pretrain --resume {run}",
                 signalled,
             )
-    return _finish(job, run, metrics, seconds=seconds_before + time.monotonic() - began)
+    return _finish(job, run, metrics, monitor, seconds=seconds_before + time.monotonic() - began)
 
 
 def _views(job: Job, images: Tensor, rows: Tensor, table: EpochTable) -> tuple[Tensor, Tensor, Target]:
@@ -209,10 +217,15 @@ def _noise(
     return torch.randn(count, *code_shape, generator=generator, device=device)[rank::world]
 
 
-def _agree(accelerator: Accelerator, signalled: int, due: bool) -> tuple[int, bool]:
-    """Share the wish to stop or save, so that all processes do so after the same step."""
+def _agree(accelerator: Accelerator, signalled: int, due: bool, *, step: int) -> tuple[int, bool]:
+    """Share the wish to stop or save, so that all processes do so after the same step.
+
+    GPUs do so every so many steps only: to read what they agreed on, each has to wait for its own work.
+    """
     if accelerator.num_processes == 1:
         return signalled, due
+    if accelerator.device.type != "cpu" and step % LOG_EVERY:
+        return 0, False
     flags = torch.tensor([signalled, int(due)], device=accelerator.device)
     torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
     return int(flags[0]), bool(flags[1])
@@ -268,15 +281,11 @@ def _restore(
     return step, float(about["seconds"])
 
 
-def _finish(job: Job, run: Path, metrics: MetricsLog, *, seconds: float) -> PretrainResult:
-    accelerator = job.accelerator
-    mace_px = None
-    if accelerator.is_main_process and not job.objective.predicts_classes:
-        shorter, seed = job.config.augment.resize, job.config.seed
-        mace_px = held_out_mace(job.net.eval(), job.family, job.data, job.size, shorter=shorter, workers=job.workers, seed=seed)
-    lines = metrics.read()
+def _finish(job: Job, run: Path, metrics: MetricsLog, monitor: Monitor, *, seconds: float) -> PretrainResult:
+    accelerator, steps = job.accelerator, job.total_steps
+    mace_px = monitor.final_mace(steps) if accelerator.is_main_process else None
+    lines = [line for line in metrics.read() if "loss" in line]
     losses = [line["loss"] for line in lines if line["epoch"] == lines[-1]["epoch"]]
-    steps = job.total_steps
     result = PretrainResult(
         run=str(run),
         steps=steps,

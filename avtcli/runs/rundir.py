@@ -130,7 +130,7 @@ def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str
 
 
 class MetricsLog:
-    """metrics.jsonl: whole lines only, one a step."""
+    """metrics.jsonl: whole lines only, one a step and one an evaluation."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import write_cifar10
 
-TINY = "-o backbone.width=0.05 --limit-train 40 --batch-size 16 --device cpu"
+TINY = "-o backbone.width=0.05 --limit-train 40 --batch-size 16 --device cpu --eval-every 0"
 
 
 def test_json_is_one_document_with_the_promised_fields(avt) -> None:

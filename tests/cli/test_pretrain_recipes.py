@@ -29,7 +29,7 @@ def test_a_recipe_for_cifar_10_runs_by_name(avt, recipe: str) -> None:
     assert (result.code, result.json["recipe"], result.json["steps"]) == (0, recipe, 2)
     assert "cifar10: 20 images, 3x32x32" in result.stderr
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
 
 
 @pytest.mark.parametrize("recipe", ["imagenet-alexnet", "imagenet-alexnet-aet"])

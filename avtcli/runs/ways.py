@@ -1,0 +1,72 @@
+"""How a training step is computed on each class of device: from a table of what was measured, never timed inside a run.
+
+What is chosen is written into config.toml and kept on resumption, since each way rounds in its own last bits. `avt bench`
+measures the same on any machine.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from typing import Final
+
+from avtcli.config import PretrainConfig
+from avtcli.errors import AvtError
+
+
+@dataclass(frozen=True)
+class Ways:
+    """What a class of device is fastest with.
+
+    Attributes:
+        channels_last: whether the weights and maps of convolutions lie channels last.
+        fused: whether the optimiser walks each parameter once.
+        compile_from: the planned steps from which compiling pays for its minutes; none where it does not.
+    """
+
+    channels_last: bool
+    fused: bool
+    compile_from: int | None
+
+
+WAYS: Final = {
+    # Two x86 cores with AVX-512, torch 2.15, one thread, in turn, medians of the ratio to eager contiguous steps: channels last
+    # 1.18 (NIN at width 1, batch 32) and 1.43 (width 0.25); SGD on AlexNet's 61 M parameters 6 times as fast fused, 1.01 of a
+    # NIN's step; compiled contiguous 1.04 (0.85 to 1.19) after minutes of compiling, and so behind channels last.
+    "cpu": Ways(channels_last=True, fused=True, compile_from=None),
+    # Not measured on a GPU: what PyTorch's own guides advise for convolutions on tensor cores. Compiling is left to --compile.
+    "cuda": Ways(channels_last=True, fused=True, compile_from=None),
+    # Not measured: PyTorch's defaults.
+    "mps": Ways(channels_last=False, fused=False, compile_from=None),
+}
+
+
+def resolve_ways(config: PretrainConfig, device: str, *, steps: int) -> PretrainConfig:
+    """Settle what the settings leave open for a class of device.
+
+    Args:
+        config: the settings; what they state stays.
+        device: cpu, cuda or mps.
+        steps: that the run is going to take.
+
+    Raises:
+        AvtError: if compiling is asked for on a CPU and there is no C++ compiler.
+    """
+    ways, optimizer = WAYS[device], config.optimizer
+    can = device != "cpu" or _has_compiler()
+    if config.compile and not can:
+        raise AvtError("--compile needs a C++ compiler, and there is no g++ or clang++ here: install one, or leave it out.")
+    pays = ways.compile_from is not None and steps >= ways.compile_from
+    compiled = can and pays if config.compile is None else config.compile
+    # Inductor lays out its own code for a CPU better from contiguous weights: with both it was slower than eager
+    last = ways.channels_last and not (compiled and device == "cpu")
+    return config.model_copy(
+        update={
+            "compile": compiled,
+            "channels_last": last if config.channels_last is None else config.channels_last,
+            "optimizer": optimizer.model_copy(update={"fused": ways.fused if optimizer.fused is None else optimizer.fused}),
+        }
+    )
+
+
+def _has_compiler() -> bool:
+    return any(shutil.which(name) for name in (os.environ.get("CXX") or "c++", "g++", "clang++"))
