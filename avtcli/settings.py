@@ -54,15 +54,21 @@ def resolve(over: Mapping[str, Any], *, recipe: str | None) -> PretrainConfig:
 
 
 def resolve_probe(over: Mapping[str, Any], *, recipe: str | None) -> ProbeConfig:
-    """Overlay an evaluation recipe, or our own protocol where left out, with the command line.
+    """Overlay an evaluation recipe, or our own protocol where left out, with the command line; `lr` is the heads' peak rate.
 
     Raises:
         AvtError: for an unknown recipe, or with every bad setting at once.
     """
+    over = dict(over)
+    peak = over.pop("lr", None)
     content = recipes.load(recipe, kind="probe") if recipe is not None else {}
     ours = {"recipe": recipe, "optimizer": ProbeConfig.model_fields["optimizer"].default.model_dump()}
     where = "the command line" if recipe is None else f"recipe {recipe}"
-    return validate(ProbeConfig, merge(merge(ours, content), over), where=where)
+    config = validate(ProbeConfig, merge(merge(ours, content), over), where=where)
+    if peak is None:
+        return config
+    rates = {"rates": (peak,)} if config.schedule is None else {"schedule": config.schedule.with_peak(peak)}
+    return config.model_copy(update=rates)
 
 
 def validate(model: type[T], settings: Mapping[str, Any], *, where: str) -> T:
@@ -84,7 +90,9 @@ def _problem(model: type[BaseModel], detail: Any) -> str:
     if detail["type"] == "extra_forbidden":
         known = _fields_at(model, path[:-1])
         return f"{where}: there is no such setting. {nearest(path[-1], known)}Known here: {', '.join(known)}."
-    return f"{where or 'the whole'}: {detail['msg']}, found {detail['input']!r}"
+    if detail["type"] == "value_error":  # our own words, which say what was found
+        return f"{where}: {detail['ctx']['error']}" if where else str(detail["ctx"]["error"])
+    return f"{where}: {detail['msg']}, found {detail['input']!r}"
 
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:

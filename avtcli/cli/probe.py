@@ -91,7 +91,9 @@ def probe(
     ] = None,
     lr: Annotated[
         float | None,
-        typer.Option(metavar="X", help="The peak rate. Left out: chosen on held-out images.", rich_help_panel="Optimisation"),
+        typer.Option(
+            metavar="X", min=1e-12, help="The peak rate. Left out: chosen on held-out images.", rich_help_panel="Optimisation"
+        ),
     ] = None,
     seed: Seed = None,
     seeds: Annotated[
@@ -120,7 +122,7 @@ def probe(
         bool | None, typer.Option("--baseline/--no-baseline", help="Whether a random backbone is probed beside.")
     ] = None,
     supervised: Annotated[
-        bool | None, typer.Option("--supervised", help="Train a random backbone with the labels, under the same head, beside.")
+        bool | None, typer.Option("--supervised", help="Probe a backbone trained with all the labels beside.")
     ] = None,
     options: Options = None,
     device: Device = None,
@@ -157,7 +159,7 @@ def probe(
         "augmented": augment,
         "copies": copies,
         "epochs": epochs,
-        "rates": None if lr is None else (lr,),
+        "lr": lr,
         "seed": seed,
         "seeds": seeds,
         "dataset": None if dataset is None else {"name": dataset},

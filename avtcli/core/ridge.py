@@ -37,7 +37,7 @@ class Ridge:
         return torch.cat([part.to(self.weight) @ self.weight + self.bias for part in parts])
 
 
-def fit_ridges(x: Tensor, y: Tensor, penalties: Sequence[float]) -> list[Ridge]:
+def fit_ridges(x: Tensor, y: Tensor, penalties: Sequence[float], *, rows: Tensor | None = None) -> list[Ridge]:
     """Fit one ridge a penalty, all from one eigendecomposition.
 
     With the columns of x standardised on these rows (a constant one gets the weight 0) and y centred, each minimises
@@ -48,6 +48,7 @@ def fit_ridges(x: Tensor, y: Tensor, penalties: Sequence[float]) -> list[Ridge]:
         x: (n, d), float32 or float64.
         y: (n, m).
         penalties: above 0.
+        rows: the numbers of the rows to use, (n',) int64; all where left out.
 
     Returns:
         The ridges in the order of the penalties, for x that is not standardised.
@@ -56,7 +57,7 @@ def fit_ridges(x: Tensor, y: Tensor, penalties: Sequence[float]) -> list[Ridge]:
         ShapeError: if x and y differ in their rows, or have none.
         AvtError: if there is no penalty, if one is not above 0, or if a feature is not finite.
     """
-    return _fit(x, y, penalties, torch.arange(len(x), device=x.device))
+    return _fit(x, y, penalties, torch.arange(len(x), device=x.device) if rows is None else rows.to(x.device))
 
 
 def choose_ridge(

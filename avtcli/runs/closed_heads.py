@@ -10,8 +10,9 @@ from avtcli.config import ProbeConfig
 from avtcli.core.keyed import keyed_generator
 from avtcli.core.knn import nearest, vote
 from avtcli.core.metrics import topk_percent
-from avtcli.core.ridge import choose_ridge
-from avtcli.runs.features import Feature, KeptFeatures
+from avtcli.core.ridge import choose_ridge, fit_ridges
+from avtcli.errors import AvtError
+from avtcli.runs.features import Feature, KeptFeatures, memory_bytes
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,26 @@ class Figures:
     top1_best_test_epoch: float | None = None
 
 
-def split_held_out(rows: Tensor, share: float, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Part the training rows: those to fit on, two at least, and those held out, one at least; a draw by the seed."""
+def split_held_out(rows: Tensor, labels: Tensor, share: float, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Part the training rows by a draw: those to fit on, and those held out, sorted.
+
+    A class keeps an image to fit on, so that of one image a class nothing is held out.
+
+    Args:
+        rows: to part, (n,) int64.
+        labels: of all images, (N,) int64.
+        share: of the rows to hold out.
+        seed: of the draw.
+    """
     order = rows[torch.randperm(len(rows), generator=keyed_generator(seed, "held out"))]
-    held = min(max(1, round(len(order) * share)), len(order) - 2)
-    return order[held:], order[:held]
+    count = min(max(1, round(len(order) * share)), len(order) - 2)
+    fit, held = order[count:], order[:count]
+    classes = labels.cpu()[held]
+    bare = set(classes.tolist()) - set(labels.cpu()[fit].tolist())
+    back = torch.zeros(len(held), dtype=torch.bool)
+    for label in bare:
+        back[int((classes == label).nonzero()[0])] = True
+    return torch.cat([fit, held[back]]).sort().values, held[~back].sort().values
 
 
 def closed_head(
@@ -72,12 +88,13 @@ class _Flat:
 
 def _neighbours(config: ProbeConfig, train: _Flat, test: _Flat, *, rows: Tensor, classes: int, seed: int) -> Figures:
     """Weighted k-NN by the cosine, exact; k is chosen where several are given."""
-    fit, held_out = split_held_out(rows, config.held_out, seed=seed)
-    sizes = sorted({min(k, len(fit)) for k in config.k})
-    best, top1 = sizes[0], None
-    if len(sizes) > 1:
+    fit, held_out = split_held_out(rows, train.labels, config.held_out, seed=seed)
+    choice = len(config.k) > 1 and len(held_out) > 0
+    sizes = sorted({min(k, len(fit if choice else rows)) for k in config.k})
+    best, top1 = sizes[len(sizes) // 2], None
+    if choice:
         queries = train.features[held_out.to(train.features.device)]
-        found = _votes(config, train, fit.sort().values, queries, sizes, classes=classes)
+        found = _votes(config, train, fit, queries, sizes, classes=classes)
         labels = train.labels[held_out.to(train.labels.device)]
         scores = {k: topk_percent(votes, labels, 1) for k, votes in found.items()}
         best = max(scores, key=lambda k: scores[k])  # the first, so the smallest, of equals
@@ -98,15 +115,34 @@ def _votes(
 
 def _ridge(config: ProbeConfig, train: _Flat, test: _Flat, *, rows: Tensor, classes: int, seed: int) -> Figures:
     """Least squares on one-hot labels with a penalty, which is chosen."""
-    _, held_out = split_held_out(rows, config.held_out, seed=seed)
-    wanted = functional.one_hot(train.labels, classes).to(torch.float64)
+    _, held_out = split_held_out(rows, train.labels, config.held_out, seed=seed)
+    _check_memory(len(rows), train.features.shape[1], classes)
+    wanted = functional.one_hot(train.labels.cpu(), classes).to(torch.float64)
 
     def top1(predicted: Tensor, truth: Tensor) -> float:
         return topk_percent(predicted, truth.argmax(1), 1)
 
-    ridge, held_top1 = choose_ridge(train.features, wanted, config.penalties, held_out=held_out, rows=rows, score=top1)
+    top: float | None = None
+    if len(config.penalties) > 1 and len(held_out):
+        ridge, top = choose_ridge(train.features, wanted, config.penalties, held_out=held_out, rows=rows, score=top1)
+    else:
+        ridge = fit_ridges(train.features, wanted, [sorted(config.penalties)[len(config.penalties) // 2]], rows=rows)[0]
     logits = ridge.predict(test.features)
-    return Figures(*_tops(logits, test.labels.to(logits.device)), held_top1, {"penalty": ridge.penalty})
+    return Figures(*_tops(logits, test.labels.to(logits.device)), top, {"penalty": ridge.penalty})
+
+
+def _check_memory(count: int, width: int, classes: int) -> None:
+    """Refuse what would fill the memory: the products of features or of images with each other, and the labels, in float64.
+
+    Raises:
+        AvtError: with what to give instead.
+    """
+    needed, there = 8 * (3 * min(width, count) ** 2 + 3 * count * classes), memory_bytes()
+    if needed > there / 2:
+        raise AvtError(
+            f"Ridge on {count} images of {width} numbers and {classes} classes would take {needed / 1e9:.0f} GB, more than "
+            f"half of the {there / 1e9:.0f} GB of memory. Give a smaller --pool-size or --limit-train, or --head linear."
+        )
 
 
 def _tops(logits: Tensor, labels: Tensor) -> tuple[float, float]:

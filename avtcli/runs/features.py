@@ -19,6 +19,7 @@ from avtcli.core.heads import pool_features
 from avtcli.core.keyed import keyed_generator
 from avtcli.errors import AvtError
 from avtcli.runs.events import OnEvent, Progress
+from avtcli.runs.files import disk_errors_explained
 from avtcli.runs.images import Images, Window
 from avtcli.runs.loaders import draw_uniforms
 
@@ -171,7 +172,7 @@ def tap_shapes(encoder: Encoder, layers: Sequence[str], size: Size) -> dict[str,
     try:
         with torch.no_grad():
             taps = encoder.features(x, list(dict.fromkeys(layers)))
-    except RuntimeError as error:  # torch names layers and shapes, which is of no use here
+    except (RuntimeError, AssertionError) as error:  # torch and timm name layers and shapes, which is of no use here
         raise AvtError(
             f"The backbone does not take images of {size[0]}x{size[1]} px. Probe on images of the size that it was trained "
             "on: `-o augment.resize` and `-o augment.crop` make them so."
@@ -190,8 +191,11 @@ def stored_bytes(reader: FeatureReader) -> int:
 
 
 def memory_bytes() -> int:
-    """The memory of this machine, in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """The memory of this machine, or of the container that it grants less to, in bytes."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else ""
+    return min(there, int(text)) if text.isdecimal() else there
 
 
 def choose_store(needed: int) -> Path | None:
@@ -220,7 +224,11 @@ def _empty(shape: Sequence[int], store: Path | None) -> Tensor:
         return torch.empty(*shape)
     number, name = tempfile.mkstemp(prefix="avt-features-", dir=store)
     try:
-        os.close(number)
+        with disk_errors_explained(store):
+            os.truncate(number, 4 * prod(shape))
+            if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process
+                os.posix_fallocate(number, 0, 4 * prod(shape))
+            os.close(number)
         return torch.from_file(name, shared=True, size=prod(shape), dtype=torch.float32).view(*shape)
     finally:
         os.unlink(name)

@@ -104,7 +104,7 @@ def train_heads(
     for epoch in range(config.total_epochs):
         if tuned is not None:
             tuned.train()
-            torch.default_generator.manual_seed(seed_of(seed, epoch, "model"))  # dropout and drop path
+            torch.manual_seed(seed_of(seed, epoch, "model"))  # dropout and drop path, on any device
         order = train.rows[torch.randperm(len(train.rows), generator=keyed_generator(seed, "order", epoch))]
         batches = [order[first:last] for first, last in bounds]
         for index, features in enumerate(train.reader.read(batches, drawn=(seed, epoch))):

@@ -1,6 +1,6 @@
 """Probing: what a classifier can read off an encoder's features, beside a random backbone."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,14 @@ import torch
 
 from avtcli.config import Plugin, ProbeConfig
 from avtcli.core.encoder import Encoder
+from avtcli.errors import AvtError
 from avtcli.runs.devices import choose_device
 from avtcli.runs.events import Notice, OnEvent, Saved, Started
 from avtcli.runs.features import BATCH, Feature, tap_shapes
 from avtcli.runs.files import disk_errors_explained, refuse_existing, to_json, write_synced
 from avtcli.runs.loaders import build_images, limited
 from avtcli.runs.loading import Source, build_encoder, encoder_of
-from avtcli.runs.probe_heads import HeadResult, Job, draws, probe_encoder
+from avtcli.runs.probe_heads import HeadResult, Job, draws, probe_encoder, supervised_encoder
 from avtcli.runs.probe_protocol import describe_probe, describe_start
 from avtcli.runs.streaming import choose_workers
 from avtcli.runs.subject import Pictures, labelled_test, open_pictures, open_subject
@@ -50,12 +51,19 @@ def probe(run: Source | str | Path | None, config: ProbeConfig, *, out: Path | N
     given = encoder_of(source)
     layers = _layers(given, config)
     jobs = [_prepare(part, config, _wanted(given, layers, config, part), on_event=on_event) for part in pictures]
-    protocol = describe_probe(config, pictures[0].augment, source, layers=layers, data=[_counts(job) for job in jobs])
+    random = build_encoder(source.spec, seed=config.seed).eval()
+    compared = config.baseline and not _same(given, random, on_event=on_event)
+    protocol = describe_probe(
+        config, pictures[0].augment, source, layers=layers, data=[_counts(job) for job in jobs], compared=compared
+    )
     on_event(Started(describe_start(protocol, device=jobs[0].device.type)))
-    tables: dict[str, list[HeadResult]] = {}
-    for name, encoder, settings in _contestants(source, given, config, on_event=on_event):
-        moved = encoder.to(jobs[0].device)
-        tables[name] = [result for job in jobs for result in probe_encoder(replace(job, config=settings), moved, name)]
+    contestants = {"trained": given, **({"random": random} if compared else {})}
+    tables = {name: _probe_all(jobs, encoder, name) for name, encoder in contestants.items()}
+    if config.supervised:
+        moved = random.to(jobs[0].device)
+        tables["supervised"] = [
+            result for job in jobs for result in probe_encoder(job, supervised_encoder(job, moved), "supervised")
+        ]
     result = ProbeResult(str(source.path), protocol, *(tables.get(name, []) for name in ("trained", "random", "supervised")))
     for path in _destinations(source, config, layers, out):
         with disk_errors_explained(path):
@@ -68,7 +76,7 @@ def probe(run: Source | str | Path | None, config: ProbeConfig, *, out: Path | N
 def _open(run: Source | str | Path | None, config: ProbeConfig, *, on_event: OnEvent) -> tuple[Source, list[Pictures]]:
     """The weights, and each data set as they are to see it."""
     given = config.dataset
-    names = [None] if given is None else [part.strip() for part in given.name.split(",")]
+    names = [None] if given is None else list(dict.fromkeys(part.strip() for part in given.name.split(",")))
     first, *others = (None if name is None else Plugin(name=name, **(given.options if given else {})) for name in names)
     data_dir, augment = config.data_dir, config.augment
     subject = open_subject(
@@ -88,10 +96,13 @@ def _open(run: Source | str | Path | None, config: ProbeConfig, *, on_event: OnE
 
 
 def _layers(encoder: Encoder, config: ProbeConfig) -> list[str]:
+    there = [layer for layer in encoder.layers if not config.finetune or layer in encoder.backbone.taps]
     if config.layers == ("all",):
-        return list(encoder.layers)
+        return there
     layers = list(dict.fromkeys(config.layers)) or [encoder.backbone.code_tap]
     encoder.check_layers(layers)
+    if not set(layers) <= set(there):
+        raise AvtError("A backbone that is fine-tuned has no log-variance branch: leave out NAME.log_var, or --finetune.")
     return layers
 
 
@@ -102,20 +113,18 @@ def _wanted(encoder: Encoder, layers: list[str], config: ProbeConfig, pictures: 
     return [Feature(layer, pool, config.side_of(layer)) for layer, pool in dict.fromkeys(ways)]
 
 
-def _contestants(
-    source: Source, given: Encoder, config: ProbeConfig, *, on_event: OnEvent
-) -> list[tuple[str, Encoder, ProbeConfig]]:
-    """Who is probed, under which name, and how: the given encoder, and those that it is compared with."""
-    random = build_encoder(source.spec, seed=config.seed).eval()
-    same = all(torch.equal(a, b) for a, b in zip(given.state_dict().values(), random.state_dict().values(), strict=True))
-    out = [("trained", given, config)]
-    if config.baseline and same:
+def _same(given: Encoder, random: Encoder, *, on_event: OnEvent) -> bool:
+    """Whether the weights to probe are those of the random baseline; said, since there is then none."""
+    pairs = zip(given.state_dict().values(), random.state_dict().values(), strict=True)
+    same = all(torch.equal(a, b) for a, b in pairs)
+    if same:
         on_event(Notice("these weights are random themselves: no other baseline is probed"))
-    elif config.baseline:
-        out.append(("random", random, config))
-    if config.supervised:
-        out.append(("supervised", random, config.to_finetune()))
-    return out
+    return same
+
+
+def _probe_all(jobs: list[Job], encoder: Encoder, name: str) -> list[HeadResult]:
+    moved = encoder.to(jobs[0].device)
+    return [result for job in jobs for result in probe_encoder(job, moved, name)]
 
 
 def _prepare(pictures: Pictures, config: ProbeConfig, wanted: list[Feature], *, on_event: OnEvent) -> Job:
@@ -129,13 +138,13 @@ def _prepare(pictures: Pictures, config: ProbeConfig, wanted: list[Feature], *, 
         images[part] = build_images(split, numbers, device=device, shorter=pictures.augment.resize, workers=workers)
         assert split.labels is not None
         labels[part] = split.labels[numbers].to(device)
-    list(draws(config, labels["train"]))  # too few images are told before anything is computed
     return Job(
         config=config,
         pictures=pictures,
         images=images,
         labels=labels,
         wanted=wanted,
+        draws=list(draws(config, labels["train"])),
         device=device,
         classes=max(len(data.classes or ()), 1 + int(torch.cat([*labels.values()]).max())),
         on_event=on_event,

@@ -2,8 +2,9 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from avtcli.core.heads import build_head
 from avtcli.core.keyed import keyed_generator
 from avtcli.errors import AvtError
 from avtcli.runs.closed_heads import Figures, closed_head, split_held_out
+from avtcli.runs.devices import has_room
 from avtcli.runs.events import OnEvent
 from avtcli.runs.features import Feature, FeatureReader, ForwardedImages, KeptFeatures, choose_store, extract, stored_bytes
 from avtcli.runs.heads_training import Curve, HeadPlan, Part, train_heads
@@ -55,6 +57,7 @@ class Job:
     images: dict[str, Images]
     labels: dict[str, Tensor]
     wanted: list[Feature]
+    draws: "list[Draw]"
     device: torch.device
     classes: int
     on_event: OnEvent
@@ -132,29 +135,53 @@ def _result(job: Job, feature: Feature, draw: Draw, figures: Figures) -> HeadRes
 
 
 def _tuned(job: Job, encoder: Encoder, name: str) -> Iterator[Found]:
-    config = job.config
-    everything = torch.arange(len(job.labels["test"]))
     for feature in job.wanted:
-        for draw in draws(config, job.labels["train"]):
+        for draw in job.draws:
             task = " ".join([name, feature.layer, draw.words]).rstrip()
+            figures, _ = _tune_best(job, encoder, feature, draw, task=task)
+            yield feature, draw, figures
 
-            tune = partial(_tune, job, encoder, feature, seed=draw.seed)
-            peak, val_top1 = config.peaks[0], None
-            if len(config.peaks) > 1:
-                fit, held_out = split_held_out(draw.rows, config.held_out, seed=draw.seed)
-                tops = [tune(p, fit, "train", held_out, task=f"{task}: rate {p:g}")[-1][0] for p in config.peaks]
-                val_top1 = max(tops)
-                peak = config.peaks[tops.index(val_top1)]
-            curve = tune(peak, draw.rows, "test", everything, task=f"{task}: head")
-            yield feature, draw, _figures(curve, val_top1, peak)
+
+def supervised_encoder(job: Job, encoder: Encoder) -> Encoder:
+    """A copy of an encoder, trained with the labels of all training images under a linear head on its last layer."""
+    config = job.config.to_finetune()
+    everything = Draw(torch.arange(len(job.labels["train"])), None, config.seed)
+    last = Feature(list(encoder.backbone.taps)[-1], "avg", 1)
+    _, tuned = _tune_best(replace(job, config=config), encoder, last, everything, task="supervised")
+    return tuned.eval()
+
+
+def _tune_best(job: Job, encoder: Encoder, feature: Feature, draw: Draw, *, task: str) -> tuple[Figures, Encoder]:
+    """Fine-tune with the rate that is best on held-out images, or the only one; return the tuned encoder too."""
+    config = job.config
+    tune = partial(_tune, job, encoder, feature, seed=draw.seed)
+    peaks: list[float | None] = [None] if config.schedule is not None else list(config.peaks)
+    fit, held_out = split_held_out(draw.rows, job.labels["train"], config.held_out, seed=draw.seed)
+    peak, val_top1 = peaks[len(peaks) // 2], None
+    if len(peaks) > 1 and len(held_out):
+        tops = [tune(p, fit, "train", held_out, task=f"{task}: rate {p:g}")[0][-1][0] for p in peaks]
+        val_top1 = max(tops)
+        peak = peaks[tops.index(val_top1)]
+    everything = torch.arange(len(job.labels["test"]))
+    curve, tuned = tune(peak, draw.rows, "test", everything, task=f"{task}: head")
+    return _figures(curve, val_top1, peak), tuned
 
 
 def _tune(
-    job: Job, encoder: Encoder, feature: Feature, peak: float, rows: Tensor, part: str, onto: Tensor, *, seed: int, task: str
-) -> Curve:
+    job: Job,
+    encoder: Encoder,
+    feature: Feature,
+    peak: float | None,
+    rows: Tensor,
+    part: str,
+    onto: Tensor,
+    *,
+    seed: int,
+    task: str,
+) -> tuple[Curve, Encoder]:
     """Train a copy of the encoder together with a head; the code is its mean, no noise is drawn."""
     tuned = copy.deepcopy(encoder)
-    tuned.log_var = None
+    log_var, tuned.log_var = tuned.log_var, None
     readers = {name: job.forwarded(tuned, name, [feature]) for name in ("train", part)}
     (curve,) = train_heads(
         Part(readers["train"], rows),
@@ -168,12 +195,13 @@ def _tune(
         task=task,
         on_event=job.on_event,
     )
-    return curve
+    tuned.log_var = log_var
+    return curve, tuned
 
 
 def _frozen(job: Job, encoder: Encoder, name: str) -> Iterator[Found]:
     for train, test in _readers(job, encoder, name):
-        for draw in draws(job.config, train.labels):
+        for draw in job.draws:
             features = list(train.shapes)
             if job.config.head in CLOSED_HEADS:
                 assert isinstance(train, KeptFeatures)
@@ -207,8 +235,9 @@ def _readers(job: Job, encoder: Encoder, name: str) -> Iterator[tuple[FeatureRea
         return
     store = choose_store(stored_bytes(train) * (1 + copies) + stored_bytes(test))
     kept_train, kept_test, kept_copies = read(train), read(test), [read(train, copy) for copy in range(copies)]
-    place = torch.device("cpu") if store else job.device
     for feature in job.wanted:
+        bytes_of = 4 * len(train.labels) * (1 + copies) * prod(train.shapes[feature])
+        place = torch.device("cpu") if store or not has_room(job.device, bytes_of) else job.device
         mine, theirs, *drawn = (_moved({feature: kept[feature]}, place) for kept in (kept_train, kept_test, *kept_copies))
         yield (
             KeptFeatures(mine, train.labels, device=job.device, copies=drawn),
@@ -223,11 +252,14 @@ def _moved(features: dict[Feature, Tensor], device: torch.device) -> dict[Featur
 def _trained(job: Job, train: FeatureReader, test: FeatureReader, draw: Draw, *, task: str) -> list[Figures]:
     """One head a feature: choose its rate where there is a choice, train on all the rows, look at test."""
     config, features = job.config, list(train.shapes)
-    plans = [HeadPlan(feature, config.peaks[0] if config.schedule is None else None) for feature in features]
+    middle = config.peaks[len(config.peaks) // 2]
+    plans = [HeadPlan(feature, middle if config.schedule is None else None) for feature in features]
     val_top1: list[float | None] = [None for _ in features]
+    fit, held_out = split_held_out(draw.rows, train.labels, config.held_out, seed=draw.seed)
+    if config.schedule is None and len(config.peaks) > 1 and len(held_out):
+        parts = Part(train, fit), Part(train, held_out)
+        plans, val_top1 = _choose_rates(job, *parts, seed=draw.seed, task=f"{task}: rate")
     whole = Part(train, draw.rows)
-    if config.schedule is None and len(config.peaks) > 1:
-        plans, val_top1 = _choose_rates(job, whole, seed=draw.seed, task=f"{task}: rate")
     curves = train_heads(
         whole,
         Part(test, torch.arange(len(test.labels))),
@@ -246,10 +278,9 @@ def _figures(curve: Curve, val_top1: float | None, peak: float | None) -> Figure
     return Figures(top1, top5, val_top1, {} if peak is None else {"rate": peak}, best)
 
 
-def _choose_rates(job: Job, whole: Part, *, seed: int, task: str) -> tuple[list[HeadPlan], list[float | None]]:
+def _choose_rates(job: Job, fit: Part, held_out: Part, *, seed: int, task: str) -> tuple[list[HeadPlan], list[float | None]]:
     """For each feature the rate that is best on the held-out part after the last epoch, and its top-1 there."""
-    config, features = job.config, list(whole.reader.shapes)
-    fit, held_out = (Part(whole.reader, rows) for rows in split_held_out(whole.rows, config.held_out, seed=seed))
+    config, features = job.config, list(fit.reader.shapes)
     plans = [HeadPlan(feature, rate) for feature in features for rate in config.peaks]
     curves = train_heads(
         fit,
@@ -281,7 +312,9 @@ def drawn_rows(labels: Tensor, *, shots: int | None = None, fraction: float | No
     rows = torch.arange(len(labels))
     if shots is not None or fraction is not None:
         order = torch.randperm(len(labels), generator=keyed_generator(seed, "shots"))
-        by_class = {label: order[labels[order] == label] for label in set(labels.tolist())}
+        shuffled = labels[order]
+        groups = torch.split(order[shuffled.argsort(stable=True)], torch.bincount(shuffled).tolist())
+        by_class = {label: mine for label, mine in enumerate(groups) if len(mine)}
         scarce = min(by_class, key=lambda label: len(by_class[label]))
         if shots is not None and len(by_class[scarce]) < shots:
             raise AvtError(

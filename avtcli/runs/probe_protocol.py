@@ -19,7 +19,13 @@ HEADS_IN_WORDS = {
 
 
 def describe_probe(
-    config: ProbeConfig, augment: Augment, source: Source, *, layers: list[str], data: Sequence[Mapping[str, Any]]
+    config: ProbeConfig,
+    augment: Augment,
+    source: Source,
+    *,
+    layers: list[str],
+    data: Sequence[Mapping[str, Any]],
+    compared: bool,
 ) -> dict[str, Any]:
     """What the numbers depend on.
 
@@ -29,6 +35,7 @@ def describe_probe(
         source: the weights.
         layers: that are probed.
         data: each data set's name, images and classes.
+        compared: whether there is a random baseline.
     """
     samples = config.samples if source.spec.noise_scale and not config.finetune else 0
     closed = config.head in CLOSED_HEADS
@@ -52,8 +59,9 @@ def describe_probe(
         "chosen": _chosen(config),
         "reported": "test split" if closed else "test split, last epoch",
         "top1_best_test_epoch": None if closed else "the best epoch on test: optimistic, chooses nothing",
-        "baseline": "the same protocol on a randomly initialised backbone" if config.baseline else None,
-        "supervised": _supervised(config.to_finetune()) if config.supervised else None,
+        "normalised": {"mean": list(source.spec.mean), "std": list(source.spec.std)},
+        "baseline": _baseline(config) if compared else None,
+        "supervised": _supervised(config.to_finetune(), augment) if config.supervised else None,
         "seed": config.seed,
         "seeds": config.seeds,
         "weights": source.about.get("weights"),
@@ -85,10 +93,16 @@ def _votes(config: ProbeConfig) -> str:
     return f"exp(cosine / {config.temperature:g})" if config.temperature else "one each"
 
 
-def _supervised(config: ProbeConfig) -> str:
+def _baseline(config: ProbeConfig) -> str:
+    once = "; the spread over seeds is that of heads and draws alone" if config.seeds > 1 else ""
+    return f"the same protocol on a randomly initialised backbone, seed {config.seed}{once}"
+
+
+def _supervised(config: ProbeConfig, augment: Augment) -> str:
     return (
-        "backbone from random weights trained with the same labels and head, in train mode; augmentation as pretraining's; "
-        f"{config.total_epochs} epochs, {_optimizer(config)}, {_schedule(config)}; {_chosen(config)} ({_list(config.peaks)})"
+        "the same protocol on a backbone trained from random weights with all labels under a linear head on its last layer: "
+        f"{_augmentation(augment)}; {config.total_epochs} epochs, {_optimizer(config)}, {_schedule(config)}; {_chosen(config)} "
+        f"({_list(config.peaks)})"
     )
 
 
@@ -131,7 +145,8 @@ def _schedule(config: ProbeConfig) -> str:
 
 
 def _chosen(config: ProbeConfig) -> str:
-    whole = f"on {config.held_out:.0%} of train held out; the head is then trained on all of train"
+    few = "; where a class has one image nothing is held out, and the middle one is taken" if 1 in config.shots else ""
+    whole = f"on {config.held_out:.0%} of train held out; the head is then trained on all of train{few}"
     if config.head == "ridge":
         return f"the penalty of {_list(config.penalties)}, {whole}"
     if config.head == "knn":

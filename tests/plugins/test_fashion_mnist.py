@@ -1,7 +1,6 @@
 """Fashion-MNIST: the embedded part, and the whole of it where it is installed."""
 
 import gzip
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +10,13 @@ import torch
 from avtcli import registry
 from avtcli.errors import AvtError
 from avtplugins.datasets.fashion_mnist import DEBIAN, FILES
+from tests.support import write_idx
 
 installed = pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
 
 
 def build(spec: str, data_dir: Path = Path("data")):
     return registry.build("dataset", spec, {}, data_dir=data_dir)
-
-
-def write_idx(folder: Path, *, train: int = 6, test: int = 4) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for part, count in (("train", train), ("t10k", test)):
-        images = np.arange(count * 784, dtype=np.uint32).astype(np.uint8)
-        header = struct.pack(">4i", 2051, count, 28, 28)
-        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes()))
-        labels = struct.pack(">2i", 2049, count) + bytes(i % 10 for i in range(count))
-        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
-    return folder
 
 
 def test_the_embedded_data_are_2000_and_1000_images_balanced_over_ten_classes() -> None:

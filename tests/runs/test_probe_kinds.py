@@ -13,6 +13,7 @@ from torch import Tensor
 from avtcli.config import Plugin
 from avtcli.core.heads import LinearHead, pool_features, stacked_logits
 from avtcli.errors import AvtError
+from avtcli.runs import closed_heads
 from avtcli.runs import features as features_module
 from avtcli.runs import probe_heads as module
 from avtcli.runs.closed_heads import split_held_out
@@ -22,6 +23,7 @@ from avtcli.runs.loading import Source, encoder_of, open_source
 from avtcli.runs.probe import ProbeResult, probe
 from avtcli.runs.probe_heads import drawn_rows
 from avtcli.settings import resolve_probe
+from tests.support import write_idx
 
 MINI = {"limit_train": 200, "layers": ("conv2",), "baseline": False}
 
@@ -71,7 +73,7 @@ def test_the_number_of_neighbours_is_the_best_on_held_out_training_images(
 ) -> None:
     (head,) = run_probe(source, **MINI, head="knn", k=(1, 5, 100)).results
     features, labels = (t.double().numpy() for t in pooled["train"])
-    fit, held = (rows.numpy() for rows in split_held_out(torch.arange(200), 0.1, seed=0))
+    fit, held = (rows.numpy() for rows in split_held_out(torch.arange(200), pooled["train"][1], 0.1, seed=0))
     scores = {}
     for k in (1, 5, 100):
         oracle = KNeighborsClassifier(
@@ -100,7 +102,27 @@ def test_ridge_is_that_of_scikit_learn_on_standardised_features(
 def test_more_neighbours_than_images_are_all_of_them(source: Source) -> None:
     (head,) = run_probe(source, **MINI, head="knn", k=(500,), shots=(1,)).results
 
-    assert head.chosen == {"k": 9}  # of ten images, one of which is held out of the choice
+    assert head.chosen == {"k": 10}  # of one image a class none can be held out
+    assert head.val_top1 is None
+
+
+@pytest.mark.parametrize(("head", "chosen"), [("knn", {"k": 10}), ("ridge", {"penalty": 0.01}), ("linear", {"rate": 0.01})])
+def test_of_one_image_a_class_nothing_is_chosen_and_the_middle_is_taken(
+    source: Source, head: str, chosen: dict[str, float]
+) -> None:
+    result = run_probe(source, **MINI, head=head, shots=(1,), epochs=1)
+
+    assert [(r.chosen, r.val_top1) for r in result.results] == [(chosen, None)]
+    assert "where a class has one image nothing is held out" in result.protocol["chosen"]
+
+
+def test_what_is_held_out_leaves_every_class_an_image_to_fit_on() -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, 3, 3, 3, 3])
+    fit, held = split_held_out(torch.arange(10), labels, 0.6, seed=0)
+
+    assert sorted([*fit.tolist(), *held.tolist()]) == list(range(10))
+    assert set(labels[fit].tolist()) == {0, 1, 2, 3}
+    assert 3 <= len(held) <= 6
 
 
 # several at once
@@ -133,13 +155,16 @@ def test_linear_heads_stacked_in_one_product_are_each_their_own() -> None:
         torch.testing.assert_close(logits, head(x))
 
 
-def test_several_data_sets_are_each_reported_with_their_counts(source: Source) -> None:
-    names = "fashion-mini,fashion-mini"
-    result = run_probe(source, **MINI, head="knn", dataset={"name": names})
+def test_several_data_sets_are_each_reported_with_their_counts(source: Source, tmp_path: Path) -> None:
+    other = f"fashion-mnist:{write_idx(tmp_path, train=30, test=20)}"
+    names = f"fashion-mini,{other}"
+    result = run_probe(source, **{**MINI, "limit_train": 25}, head="knn", dataset={"name": names})
+    alone = run_probe(source, **{**MINI, "limit_train": 25}, head="knn", dataset={"name": other})
 
-    assert [head.dataset for head in result.results] == ["fashion-mini"] * 2
-    assert result.results[0] == result.results[1]
-    assert [(d["dataset"], d["train_images"]) for d in result.protocol["data"]] == [("fashion-mini", 200)] * 2
+    assert [head.dataset for head in result.results] == ["fashion-mini", other]
+    assert result.results[1:] == alone.results
+    counts = [(d["dataset"], d["train_images"], d["test_images"]) for d in result.protocol["data"]]
+    assert counts == [("fashion-mini", 25, 1000), (other, 25, 20)]
 
 
 # fewer labels
@@ -185,14 +210,33 @@ def test_fine_tuning_chooses_its_rate_on_held_out_images_and_is_the_same_every_t
     assert "flip" in first.protocol["augmentation"]
 
 
-def test_the_supervised_baseline_is_a_random_backbone_fine_tuned(source: Source) -> None:
-    settings = {**MINI, "limit_train": 40, "epochs": 1}
-    beside = run_probe(source, **settings, supervised=True)
-    tuned = run_probe(source, **{**settings, "baseline": True}, finetune=True)
+def test_fine_tuning_by_a_schedule_chooses_nothing_and_trains_once(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(module, "train_heads", lambda *a, **k: (calls.append(a[2]), [[(50.0, 60.0)]])[1])
+    (head,) = run_probe(source, **MINI, finetune=True, schedule={"epochs": 1, "rate": 0.05}).results
 
-    assert beside.supervised == tuned.baseline
-    assert beside.results != beside.supervised
-    assert "backbone from random weights trained with the same labels" in beside.protocol["supervised"]
+    assert [[plan.peak for plan in plans] for plans in calls] == [[None]]
+    assert (head.chosen, head.val_top1) == ({}, None)
+
+
+def test_fine_tuning_takes_all_layers_but_the_log_variance(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "train_heads", lambda *a, **k: [[(50.0, 60.0)]])
+    result = run_probe(source, **{**MINI, "layers": ("all",)}, finetune=True, rates=(0.1,))
+
+    assert [head.layer for head in result.results] == ["conv1", "conv2", "conv3", "conv4", "classifier"]
+    with pytest.raises(AvtError, match=r"fine-tuned has no log-variance branch: leave out NAME\.log_var, or --finetune"):
+        run_probe(source, **{**MINI, "layers": ("conv2.log_var",)}, finetune=True)
+
+
+def test_the_supervised_backbone_learns_from_the_labels_and_is_probed_like_the_others(source: Source) -> None:
+    settings = {**MINI, "limit_train": 600, "layers": ("conv2", "classifier"), "head": "knn", "baseline": True}
+    result = run_probe(source, **settings, supervised=True, epochs=8, rates=(0.03,))
+    tops = {name: [head.top1 for head in getattr(result, name)] for name in ("results", "baseline", "supervised")}
+
+    assert [head.layer for head in result.supervised] == ["conv2", "classifier"]
+    assert tops["supervised"][1] > max(tops["results"][1], tops["baseline"][1]) + 2
+    assert "trained from random weights with all labels under a linear head on its last layer" in result.protocol["supervised"]
+    assert "8 epochs" in result.protocol["supervised"]
 
 
 # augmented copies
@@ -222,6 +266,7 @@ def test_a_backbone_without_a_run_is_probed_and_is_its_own_random_baseline() -> 
     assert result.run == "nin"
     assert (len(result.results), result.baseline) == (1, [])
     assert result.protocol["weights"] == "random"
+    assert result.protocol["baseline"] is None
     assert any(isinstance(e, Notice) and "random themselves: no other baseline" in e.text for e in events)
 
 
@@ -233,13 +278,33 @@ def test_a_run_and_a_backbone_together_are_refused(tiny_run: Path) -> None:
 # settings that do not go together
 
 
+def test_a_rate_goes_over_a_recipes_schedule_in_proportion() -> None:
+    config = resolve_probe({"lr": 0.5}, recipe="cifar10-mlp2")
+    ours = resolve_probe({"lr": 0.5}, recipe=None)
+
+    assert config.schedule is not None
+    assert [piece.rate for piece in config.schedule.pieces] == pytest.approx([0.5, 0.05, 0.005])
+    assert ours.peaks == (0.5,)
+
+
+def test_ridge_that_would_fill_the_memory_is_refused(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closed_heads, "memory_bytes", lambda: 1_000_000)
+    with pytest.raises(AvtError, match=r"Ridge on 200 images of 160 numbers and 10 classes would take 0 GB, more than half"):
+        run_probe(source, **MINI, head="ridge")
+
+
+def test_images_smaller_than_the_crop_are_refused_whatever_the_padding(source: Source) -> None:
+    with pytest.raises(AvtError, match=r"The images are 32x32 px, too small for augment\.crop = 36"):
+        run_probe(source, **MINI, augment={"crop": 36, "padding": 4})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"shots": (1,), "fraction": 0.1}, "shots and fraction both say how many images"),
         ({"head": "knn", "augmented": True}, "knn reads features once: it takes no augmented images"),
         ({"head": "ridge", "finetune": True}, "ridge reads features once"),
-        ({"finetune": True, "supervised": True}, "the baseline of finetune is the supervised one already"),
+        ({"finetune": True, "supervised": True}, "the baseline of finetune is a supervised one already"),
         ({"copies": 2}, "copies are of augmented images"),
     ],
 )

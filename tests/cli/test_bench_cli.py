@@ -1,0 +1,39 @@
+"""`avt bench` as a person and as a script sees it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from avtcli.runs import bench
+from avtcli.runs.bench_timing import Scale
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "ON_CPU", Scale(homographies=2_000, plain_homographies=20, small=8))
+
+
+def test_one_document_says_on_what_it_was_measured(avt: Callable[..., Any]) -> None:
+    found = avt("bench --only homographies,warp-32 --rounds 2 --json").json
+
+    assert {"commit", "environment", "cpu", "cpus", "rounds", "measurements"} <= set(found)
+    assert found["environment"]["versions"].keys() >= {"avtcli", "torch"}
+    assert [m["name"] for m in found["measurements"]] == ["homographies", "warp-32"]
+    assert all(m["ratio_low"] <= m["ratio"] <= m["ratio_high"] for m in found["measurements"])
+
+
+def test_the_table_gives_both_rates_their_ratio_and_its_spread(avt: Callable[..., Any]) -> None:
+    result = avt("bench --only homographies --rounds 2 --device cpu")
+
+    header = next(line for line in result.stdout.splitlines() if "ours" in line)
+    assert header.split() == ["ours", "plain", "ratio", "lowest", "highest"]
+    assert "homographies: draw and solve 2000 for 224 px, against a loop over 20" in result.stdout
+
+
+def test_a_measurement_that_does_not_exist_is_refused_with_the_list(avt: Callable[..., Any]) -> None:
+    result = avt("bench --only homographie")
+
+    assert result.code == 2
+    assert "'homographie'" in result.stderr
+    assert "Did you mean 'homographies'" in result.stderr
