@@ -1,6 +1,6 @@
 """What `avt embed` is made of: the network, the images, and the rows that come of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -16,6 +16,7 @@ from avtcli.errors import AvtError
 from avtcli.runs.devices import choose_device
 from avtcli.runs.embedding_rows import FLOAT32, INT64, UINT8, Array, Column, Rows
 from avtcli.runs.events import OnEvent, Progress
+from avtcli.runs.features import tap_shapes
 from avtcli.runs.loaders import build_images, image_size, limited, plain_batches
 from avtcli.runs.loading import Source, encoder_of
 from avtcli.runs.streaming import choose_workers
@@ -84,8 +85,8 @@ def prepare(subject: Subject, wanted: Wanted, *, device: str, workers: int | Non
     chosen = torch.device(choose_device(device))
     encoder = encoder_of(source).to(chosen)
     layers = list(dict.fromkeys(wanted.layers)) or [encoder.backbone.code_tap]
-    encoder.check_layers(layers)
-    columns = {layer: Column(FLOAT32, shape) for layer, shape in _shapes(encoder, layers, wanted, size, source).items()}
+    taps = tap_shapes(encoder, layers, size)
+    columns = {n: Column(FLOAT32, tuple(_reduced(torch.empty(1, *taps[n]), wanted).shape[1:])) for n in layers}
     if any(part.split.labels is not None for part in parts):
         columns["labels"] = Column(INT64, ())
     if wanted.split == "all":
@@ -121,26 +122,11 @@ def _size(source: Source, pictures: Pictures) -> Size:
     return size
 
 
-def _shapes(encoder: Encoder, layers: Sequence[str], wanted: Wanted, size: Size, source: Source) -> dict[str, tuple[int, ...]]:
-    """The shape of each layer of one image, reduced."""
-    zeros = torch.zeros(1, source.spec.channels, *size, device=encoder.pixel_mean.device)
-    try:
-        with torch.no_grad():
-            taps = encoder.features(zeros, layers)
-    except (RuntimeError, AssertionError) as error:  # torch and timm name layers and shapes, which is of no use here
-        trained = source.spec.size
-        raise AvtError(
-            f"The backbone of {source.path} does not take images of {size[0]}x{size[1]} px, it was trained on "
-            f"{trained[0]}x{trained[1]} px: `-o augment.resize` and `-o augment.crop` make them so."
-        ) from error
-    return {layer: tuple(_reduced(tap, wanted).shape[1:]) for layer, tap in taps.items()}
-
-
 def _reduced(tap: Tensor, wanted: Wanted) -> Tensor:
     """A tap as it is stored: pooled to one cell, a map (B, C, H, W) becomes a vector (B, C)."""
     if tap.ndim == 2 or wanted.pool == "none":
         return tap
-    pooled = pool_features(tap, wanted.pool, min(wanted.pool_size, *tap.shape[2:]))
+    pooled = pool_features(tap, wanted.pool, wanted.pool_size)
     return pooled.flatten(1) if wanted.pool_size == 1 else pooled
 
 

@@ -16,6 +16,8 @@ from avtcli.runs.linear_reading import measure_ridge
 from avtcli.runs.loading import Source, build_encoder, model_of
 from avtcli.runs.subject import Subject
 
+PICTURE = "evaluate.png"
+
 
 @dataclass(frozen=True)
 class EvaluateResult:
@@ -62,7 +64,7 @@ def evaluate(subject: Subject, settings: Settings, *, out: Path | None, on_event
     Args:
         subject: weights, and images to measure them on.
         settings: what is measured how.
-        out: where the result goes beside the run's evaluate.json; none for nowhere else.
+        out: where the result goes beside evaluate.json in the run, which its own images and law have; none for nowhere else.
         on_event: told what happens.
 
     Raises:
@@ -71,6 +73,7 @@ def evaluate(subject: Subject, settings: Settings, *, out: Path | None, on_event
     if out is not None:
         refuse_existing(out)
     job = prepare(subject, settings)
+    run = _keeper(subject, job, on_event=on_event)
     protocol = describe_evaluation(subject, job)
     on_event(Started((*((label, protocol[label]) for label in ("images", "law", "device")), ("layer", job.layer))))
     figures = _decoder_figures(subject.source, job, on_event=on_event)
@@ -82,15 +85,26 @@ def evaluate(subject: Subject, settings: Settings, *, out: Path | None, on_event
         count=len(job.choice.held_out),
         **asdict(figures.fit),
         nll=figures.nll,
-        calibration=_with_picture(figures.calibration, subject.source.run, on_event=on_event),
+        calibration=_with_picture(figures.calibration, run, on_event=on_event),
         retrieval=figures.retrieval,
         accuracy=figures.accuracy,
         baselines=baselines_of(job.held_out),
         ridge=ridge,
         protocol=protocol,
     )
-    _write(result, subject.source.run, out, on_event=on_event)
+    _write(result, run, out, on_event=on_event)
     return result
+
+
+def _keeper(subject: Subject, job: Job, *, on_event: OnEvent) -> Path | None:
+    """The run folder that keeps the result: for its newest weights, own images and own law alone; others are not it."""
+    source, config = subject.source, subject.source.config
+    if source.run is None or config is None:
+        return None
+    if source.path == source.run and subject.pictures.dataset == config.dataset and job.plugin == config.transform:
+        return source.run
+    on_event(Notice(f"not kept in {source.run}, whose own weights, images or transformations are others: --out keeps it"))
+    return None
 
 
 def _decoder_figures(source: Source, job: Job, *, on_event: OnEvent) -> DecoderFigures:
@@ -117,13 +131,15 @@ def _ridge_table(source: Source, job: Job, *, on_event: OnEvent) -> dict[str, An
 
 def _with_picture(calibration: dict[str, Any] | None, run: Path | None, *, on_event: OnEvent) -> dict[str, Any] | None:
     """Name the picture beside the figures, drawn anew in the run's folder."""
+    if run is not None:
+        (run / PICTURE).unlink(missing_ok=True)  # of an earlier evaluation
     if calibration is None or run is None:
         return None if calibration is None else {**calibration, "picture": None}
     picture = draw_calibration(calibration)
     if picture is None:
         on_event(Notice("no picture of the calibration: matplotlib is not installed. `pip install 'avtcli[report]'`"))
         return {**calibration, "picture": None}
-    path = run / "evaluate.png"
+    path = run / PICTURE
     with disk_errors_explained(path):
         replace_file(path, picture)
     on_event(Saved(path))

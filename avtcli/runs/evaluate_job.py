@@ -16,10 +16,11 @@ from avtcli.errors import AvtError
 from avtcli.runs.devices import choose_device
 from avtcli.runs.equivariance import BANK
 from avtcli.runs.families import build_family
-from avtcli.runs.held_out import MACE_BATCH, Pairs, draw_pairs, held_out_split
+from avtcli.runs.features import tap_shapes
+from avtcli.runs.held_out import MACE_BATCH, Pairs, draw_pairs, held_out_numbers, held_out_split
 from avtcli.runs.images import Images
 from avtcli.runs.job import build_law
-from avtcli.runs.loaders import build_images, limited
+from avtcli.runs.loaders import build_images
 from avtcli.runs.loading import Source, encoder_of
 from avtcli.runs.streaming import choose_workers
 from avtcli.runs.subject import Pictures, Subject
@@ -108,7 +109,7 @@ def prepare(subject: Subject, settings: Settings) -> Job:
     source, pictures, seed = subject.source, subject.pictures, settings.seed
     encoder = encoder_of(source)
     layer = settings.layer or encoder.backbone.code_tap
-    encoder.check_layers([layer])
+    tap_shapes(encoder, [layer], pictures.size)  # a layer or images that do not fit are told before anything is read
     plugin = choose_transform(source.config, settings.transform)
     no_decoder = why_no_decoder(source, plugin, pictures.size)
     family = _run_family(source) if no_decoder is None else build_family(plugin)
@@ -173,7 +174,7 @@ def choose_images(pictures: Pictures, count: int | None) -> Choice:
         raise AvtError(
             f"--count {count} asks for more images than the {len(split)} of the {name} split of '{pictures.dataset.name}'."
         )
-    held_out = limited(split, min(count or COUNT, len(split)))
+    held_out = held_out_numbers(data, count or COUNT)
     rest = torch.ones(len(data.train), dtype=torch.bool)
     if split is data.train:
         rest[held_out] = False

@@ -174,15 +174,14 @@ def tap_shapes(encoder: Encoder, layers: Sequence[str], size: Size) -> dict[str,
             taps = encoder.features(x, list(dict.fromkeys(layers)))
     except (RuntimeError, AssertionError) as error:  # torch and timm name layers and shapes, which is of no use here
         raise AvtError(
-            f"The backbone does not take images of {size[0]}x{size[1]} px. Probe on images of the size that it was trained "
-            "on: `-o augment.resize` and `-o augment.crop` make them so."
+            f"The backbone does not take images of {size[0]}x{size[1]} px. Give it images of the size that it was trained on: "
+            "`-o augment.resize` and `-o augment.crop` make them so."
         ) from error
     return {name: tuple(tap.shape[1:]) for name, tap in taps.items()}
 
 
 def _reduced(tap: Tensor, feature: Feature) -> Tensor:
-    side = feature.pool_size if tap.ndim == 2 else min(feature.pool_size, *tap.shape[2:])
-    return pool_features(tap, feature.pool, side)
+    return pool_features(tap, feature.pool, feature.pool_size)
 
 
 def stored_bytes(reader: FeatureReader) -> int:

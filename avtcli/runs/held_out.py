@@ -44,6 +44,17 @@ def held_out_split(data: ImageData) -> tuple[str, Split]:
     return ("train", data.train) if data.test is None or not len(data.test) else ("test", data.test)
 
 
+def held_out_numbers(data: ImageData, count: int) -> Tensor:
+    """The numbers of so many held-out images, or of all: of a training split the last drawn, which limited runs never saw."""
+    name, split = held_out_split(data)
+    if name == "test":
+        return limited(split, min(count, len(split)))
+    seen = limited(split, max(0, len(split) - count))
+    unseen = torch.ones(len(split), dtype=torch.bool)
+    unseen[seen] = False
+    return unseen.nonzero()[:, 0]
+
+
 def draw_pairs(images: Images, family: TransformFamily, size: Size, *, key: tuple[int | str, ...]) -> Pairs:
     """Pair each image with itself under one transformation, drawn by the key."""
     return Pairs(images, torch.arange(len(images)), family, family.draw(len(images), size, keyed_generator(*key)), size)
@@ -124,7 +135,7 @@ def held_out_mace(
     if family.kind == "photometric":
         return None
     _, split = held_out_split(data)
-    numbers = limited(split, min(MACE_COUNT, len(split)))
+    numbers = held_out_numbers(data, MACE_COUNT)
     device = next(net.parameters()).device
     images = build_images(split, numbers, device=device, shorter=shorter, workers=workers)
     pairs = draw_pairs(images, family, size, key=(seed, "held out"))

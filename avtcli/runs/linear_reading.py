@@ -81,7 +81,7 @@ def pair_features(encoder: Encoder, layer: str, pairs: Pairs, *, task: str, on_e
 
 def _vectors(encoder: Encoder, layer: str, images: Tensor) -> Tensor:
     tap = encoder.features(encoder.normalise(images), [layer])[layer]
-    return pool_features(tap, "avg", min(POOL_SIZE, *tap.shape[2:]) if tap.ndim == 4 else 1).flatten(1)
+    return pool_features(tap, "avg", POOL_SIZE).flatten(1)
 
 
 def _check_memory(count: int, width: int) -> None:

@@ -75,7 +75,7 @@ def _codes(job: Job, split: Split, count: int) -> tuple[Tensor, Tensor, Tensor |
     maps, vectors = [], []
     for batch in plain_batches(images, torch.split(torch.arange(len(images)), MACE_BATCH), job.size):
         code = job.net.encoder(job.net.normalise(batch)).float().cpu().double()  # the square of a large code is finite
-        maps.append(pool_features(code, "avg", min(SIDE, *code.shape[2:])).flatten(1))
+        maps.append(pool_features(code, "avg", SIDE).flatten(1))
         vectors.append(pool_features(code, "avg", 1).flatten(1))
     return torch.cat(maps), torch.cat(vectors), None if split.labels is None else split.labels[numbers]
 

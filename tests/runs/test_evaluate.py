@@ -32,10 +32,10 @@ from avtcli.runs.equivariance import BANK, DecoderFigures, baselines_of, finite,
 from avtcli.runs.evaluate import EvaluateResult, evaluate
 from avtcli.runs.evaluate_job import Settings, choose_images, prepare
 from avtcli.runs.events import Event, Notice, Progress
-from avtcli.runs.held_out import Pairs, draw_pairs, read_pairs
+from avtcli.runs.held_out import Pairs, draw_pairs, held_out_numbers, read_pairs
 from avtcli.runs.job import build_law
 from avtcli.runs.linear_reading import measure_ridge, pair_features
-from avtcli.runs.loaders import ResidentImages, limited
+from avtcli.runs.loaders import ResidentImages, build_data, limited
 from avtcli.runs.loading import build_encoder, encoder_of
 from avtcli.runs.subject import Subject, open_subject
 from avtplugins.transforms.photometric import photometric
@@ -192,7 +192,8 @@ def test_the_decoders_error_is_the_one_that_pretraining_reported(run: Path) -> N
     small = replace(job.versions, rows=job.versions.rows[:BANK], parameters=job.versions.parameters[:BANK])
     figures = measure_decoder(load_model(run), job.held_out, small, predicts_classes=False, on_event=quiet)
 
-    assert figures.fit.mace_px == json.loads((run / "result.json").read_text())["mace_px"]
+    reported = json.loads((run / "result.json").read_text())["mace_px"]
+    assert figures.fit.mace_px == pytest.approx(reported, rel=1e-6)  # that run's weights lay channels last
 
 
 def test_a_photometric_family_has_no_pixels_and_no_turns() -> None:
@@ -516,3 +517,30 @@ def test_the_progress_of_every_part_reaches_its_end(run: Path) -> None:
         **{f"{name}: pairs to fit on": (80, 80) for name in ("trained", "random")},
         **{f"{name}: held-out pairs": (20, 20) for name in ("trained", "random")},
     }
+
+
+def test_what_is_measured_under_another_law_is_not_kept_in_the_run(tiny_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    events: list[Event] = []
+    evaluate_small(open_run(run), events=events, transform={"name": "translation"})
+
+    assert not (run / "evaluate.json").exists()
+    assert any(isinstance(e, Notice) and f"not kept in {run}" in e.text for e in events)
+
+
+def test_a_picture_of_an_earlier_evaluation_does_not_stay(tmp_path: Path) -> None:
+    run = run_tiny(tmp_path / "run", objective={"name": "aet"}, max_steps=1)
+    (run / "evaluate.png").write_bytes(b"of an earlier one")
+    evaluate_small(open_run(run))
+
+    assert not (run / "evaluate.png").exists()
+
+
+def test_without_a_test_split_held_out_images_are_those_that_a_limited_run_never_saw() -> None:
+    split = MemorySplit(torch.zeros(50, 1, 8, 8, dtype=torch.uint8), None, prefix="x")
+    data = replace(build_data(Plugin(name="fashion-mini"), None), train=split, test=None)
+    held_out = held_out_numbers(data, 20)
+
+    assert len(held_out) == 20
+    assert not set(held_out.tolist()) & set(limited(split, 30).tolist())
+    assert held_out_numbers(data, 99).tolist() == list(range(50))

@@ -193,7 +193,7 @@ class OfOneSize(Backbone):
 def test_images_of_a_size_that_the_backbone_cannot_take_are_refused() -> None:
     encoder = Encoder(OfOneSize(), pixel_mean=(0.5,), pixel_std=(0.5,)).eval()
     images = ResidentImages(MemorySplit(pixels(), None, prefix="x"), torch.arange(12), device=CPU)
-    with pytest.raises(AvtError, match=r"The backbone does not take images of 32x32 px\. Probe on images of the size"):
+    with pytest.raises(AvtError, match=r"The backbone does not take images of 32x32 px\. Give it images of the size"):
         ForwardedImages(encoder, images, torch.zeros(12), [], part="test", augment=Augment(), size=(32, 32), samples=0, seed=0)
 
 
