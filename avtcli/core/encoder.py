@@ -54,7 +54,7 @@ class Encoder(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn images, float in [0, 1] or uint8, (B, C, H, W), into what the network takes."""
-        return (to_float(images) - self.pixel_mean) / self.pixel_std
+        return (to_float(images) - self.pixel_mean).div_(self.pixel_std)
 
     @property
     def layers(self) -> tuple[str, ...]:

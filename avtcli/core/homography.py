@@ -31,8 +31,8 @@ def in_from_out_from_corners(moved: Tensor, size: tuple[int, int]) -> Tensor:
         in_from_out, (n, 3, 3), with a last entry of 1. Collinear corners give infinities or NaN: see `is_proper`.
     """
     height, width = size
-    x0, x1, x2, x3 = moved[..., 0].unbind(-1)
-    y0, y1, y2, y3 = moved[..., 1].unbind(-1)
+    # eight rows that lie whole in memory
+    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = moved.movedim((-2, -1), (0, 1)).contiguous()
     dx1, dx2, dx3 = x1 - x2, x3 - x2, x0 - x1 + x2 - x3
     dy1, dy2, dy3 = y1 - y2, y3 - y2, y0 - y1 + y2 - y3
     det = dx1 * dy2 - dx2 * dy1
@@ -45,8 +45,8 @@ def in_from_out_from_corners(moved: Tensor, size: tuple[int, int]) -> Tensor:
         *(height * (f * g - d), height * (a - c * g), height * (c * d - a * f)),
         *(d * h - e * g, b * g - a * h, a * e - b * d),
     ]
-    matrix = torch.stack(adjugate, -1)
-    return (matrix / matrix[..., 8:]).reshape(*matrix.shape[:-1], 3, 3)
+    matrix = torch.stack([entry / adjugate[8] for entry in adjugate])
+    return matrix.movedim(0, -1).reshape(*moved.shape[:-2], 3, 3)
 
 
 def coefficients_from_matrix(in_from_out: Tensor) -> Tensor:

@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from avtcli.contracts import Size
 from avtcli.errors import ShapeError
 
 GREY = 128 / 255
 """The fill of the authors' release: grey level 128, as its Pillow 5 drew it."""
 
+LEVELS = 255 * (1 + 2e-7)
+"""Grey levels in [0, 1], and a hair, so that one which float32 puts just below itself does not fall by one."""
 
 Outside = float | Literal["border", "reflect"]
 """What lies outside an image: one value in [0, 1], its nearest pixel, or its mirror image."""
@@ -40,25 +43,46 @@ def warp(images: Tensor, in_from_out: Tensor, *, fill: Outside = GREY, truncate:
         )
     height, width = images.shape[-2:]
     work = torch.promote_types(images.dtype, torch.float32)  # coordinates never in reduced precision
-    m = in_from_out.to(images.device, work).flatten(1)[:, :, None, None].unbind(1)
-    x = torch.arange(width, device=images.device, dtype=work)[None, None, :] + 0.5
-    y = torch.arange(height, device=images.device, dtype=work)[None, :, None] + 0.5
-    w = m[6] * x + m[7] * y + m[8]
-    u, v = (m[0] * x + m[1] * y + m[2]) / w, (m[3] * x + m[4] * y + m[5]) / w
-    inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
-    if fill == "reflect":
-        u, v = _reflect(u, width), _reflect(v, height)
     # grid_sample takes coordinates as shares of a side: exact in float32 where the side is a power of two
     wide, high = _power_of_two(width), _power_of_two(height)
-    source = functional.pad(images.to(work), (0, wide - width, 0, high - height), mode="replicate")
-    grid = torch.stack([2 * u / wide - 1, 2 * v / high - 1], -1)
-    out = functional.grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    source = images.to(work)
+    if (high, wide) != (height, width):
+        source = functional.pad(source, (0, wide - width, 0, high - height), mode="replicate")
+    ends = torch.tensor([2 * width / wide, 2 * height / high], device=images.device, dtype=work)[:, None, None]
+    columns, rows = (line.to(images.device, work) for line in _lines(in_from_out, (height, width), (high, wide)))
+    uvw = columns + rows
+    places = uvw[:, :2] / uvw[:, 2:]  # from 0 to the ends
+    grid = (_reflect(places, ends) if fill == "reflect" else places).sub_(1)
+    out = functional.grid_sample(source, grid.permute(0, 2, 3, 1), mode="bilinear", padding_mode="border", align_corners=False)
     if truncate:
-        # a grey level that float32 puts a hair below itself must not fall by one
-        out = (out * 255 + 1e-5).floor() / 255
+        out = out.mul_(LEVELS).floor_().div_(255)
     if not isinstance(fill, str):
-        out = torch.where(inside[:, None], out, fill)
+        inside = _is_inside(grid.detach(), ends)
+        out = out.mul_(inside).add_((1 - inside).mul_(fill))  # exactly the one or the other
     return out.to(images.dtype)
+
+
+def _lines(in_from_out: Tensor, size: Size, sides: Size) -> tuple[Tensor, Tensor]:
+    """What a column and what a row add to the numerators and the denominator of its pixels' places in the input.
+
+    A place is 2 at (width, height) of `sides`. In the matrices' own precision: float32 rounds no more than one sum.
+
+    Returns:
+        (B, 3, 1, W) and (B, 3, H, 1), for x, y and the denominator.
+    """
+    m = in_from_out.to(torch.promote_types(in_from_out.dtype, torch.float32))
+    m = m * m.new_tensor([[2 / sides[1]], [2 / sides[0]], [1]])
+    y, x = (torch.arange(side, device=m.device, dtype=m.dtype) + 0.5 for side in size)
+    return (m[:, :, :1] * x)[:, :, None, :], (m[:, :, 1:2] * y + m[:, :, 2:])[:, :, :, None]
+
+
+def _is_inside(grid: Tensor, ends: Tensor) -> Tensor:
+    """1 where a place, both x and y, lies from -1 to below its end - 1, and 0 elsewhere: (B, 1, H, W).
+
+    As numbers: comparisons that give truth values take several times as long on a CPU.
+    """
+    x, y = (grid + 1).div_(ends).floor_().eq_(0).unbind(1)
+    return (x * y)[:, None]
 
 
 def _power_of_two(side: int) -> int:
@@ -66,6 +90,6 @@ def _power_of_two(side: int) -> int:
     return 1 << (side - 1).bit_length()
 
 
-def _reflect(coordinate: Tensor, side: int) -> Tensor:
+def _reflect(coordinate: Tensor, side: Tensor) -> Tensor:
     """The place in [0, side] where a mirror at each edge shows a coordinate."""
     return side - (torch.remainder(coordinate, 2 * side) - side).abs()

@@ -1,7 +1,8 @@
 """The plain way: one image, one equation system, one reading of the loss at a time.
 
 What `avt bench` compares with, and a second opinion for tests: everything here is written from the mathematics with Pillow,
-NumPy and a DataLoader, and shares nothing with `avtcli.core` but the network whose weights are trained.
+NumPy, torchvision's transforms and a DataLoader, the means of the release, and shares nothing with `avtcli.core` but the
+network whose weights are trained.
 """
 
 import random
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import functional as functional_of_images
 
 from avtcli.core.encoder import Encoder
 from avtcli.core.heads import pool_features
@@ -51,7 +53,8 @@ def _corners(side: int) -> list[tuple[int, int]]:
 def solve_homography(moved: Sequence[tuple[float, float]], side: int) -> Numbers:
     """Solve for Pillow's eight coefficients, which take the moved corners (x, y) to the corners (u, v) of the image.
 
-    u = (a x + b y + c) / (g x + h y + 1) and v = (d x + e y + f) / (g x + h y + 1), multiplied out: two rows a corner.
+    u = (a x + b y + c) / (g x + h y + 1) and v = (d x + e y + f) / (g x + h y + 1), multiplied out: two rows a corner. As
+    in the release by the normal equations, (A'A)^-1 A' times the corners, though A is square.
 
     Returns:
         (8,), a to h.
@@ -60,7 +63,9 @@ def solve_homography(moved: Sequence[tuple[float, float]], side: int) -> Numbers
     for (x, y), (u, v) in zip(moved, _corners(side), strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
         right += [u, v]
-    return np.linalg.solve(np.array(rows, dtype=np.float64), np.array(right, dtype=np.float64))
+    matrix = np.array(rows, dtype=np.float64)
+    solved: Numbers = np.linalg.inv(matrix.T @ matrix) @ matrix.T @ np.array(right, dtype=np.float64)
+    return solved
 
 
 def draw_homographies(count: int, side: int, *, seed: int) -> Numbers:
@@ -76,10 +81,9 @@ def image_of(pixels: Tensor) -> Image.Image:
 
 
 def tensor_of(image: Image.Image) -> Tensor:
-    """Float32 (C, H, W) in [0, 1] of a Pillow image."""
-    array = np.array(image)
-    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(array)).float() / 255
+    """Float32 (C, H, W) in [0, 1] of a Pillow image, by torchvision's ToTensor."""
+    tensor: Tensor = functional_of_images.to_tensor(image)
+    return tensor
 
 
 def warp_image(image: Image.Image, coefficients: Numbers) -> Image.Image:
@@ -92,8 +96,8 @@ def warp_image(image: Image.Image, coefficients: Numbers) -> Image.Image:
 def crop_and_flip(image: Image.Image, *, top: int, left: int, mirrored: bool, padding: int) -> Image.Image:
     """Pad with black, cut a window of the image's own size, mirror it perhaps."""
     width, height = image.size
-    window = ImageOps.expand(image, padding, 0).crop((left, top, left + width, top + height))
-    return ImageOps.mirror(window) if mirrored else window
+    window: Image.Image = functional_of_images.crop(functional_of_images.pad(image, [padding]), top, left, height, width)
+    return functional_of_images.hflip(window) if mirrored else window
 
 
 @dataclass(frozen=True)
@@ -128,12 +132,9 @@ class Pairs(Dataset[Pair]):
         image = crop_and_flip(image_of(self.images[i]), top=top, left=left, mirrored=rng.random() < 0.5, padding=self.padding)
         coefficients = solve_homography(draw_corners(side, rng), side)
         target = (coefficients - np.array(self.target_mean)) / np.array(self.target_std)
-        views = [self._normalised(view) for view in (image, warp_image(image, coefficients))]
-        return views[0], views[1], torch.from_numpy(target).float()
-
-    def _normalised(self, image: Image.Image) -> Tensor:
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return (tensor_of(image) - mean) / std
+        views = [tensor_of(view) for view in (image, warp_image(image, coefficients))]
+        original, moved = (functional_of_images.normalize(view, list(self.mean), list(self.std)) for view in views)
+        return original, moved, torch.from_numpy(target).float()
 
 
 def pair_batches(pairs: Pairs, *, batch_size: int, workers: int) -> Iterator[Pair]:

@@ -59,7 +59,7 @@ def image_size(data: ImageData, augment: Augment) -> Size:
             raise AvtError("The images differ in size: give `-o augment.resize=256 -o augment.crop=224`.")
         return size
     shorter = augment.resize if size is None else min(size)
-    if shorter is not None and shorter + 2 * augment.padding < augment.crop:
+    if shorter is not None and shorter < augment.crop:  # padding or not: measuring reads the middle of the image as it is
         found = f"{augment.resize} px on their shorter side" if size is None else f"{size[0]}x{size[1]} px"
         raise AvtError(f"The images are {found}, too small for augment.crop = {augment.crop}.")
     return (augment.crop, augment.crop)
@@ -130,7 +130,7 @@ class ResidentImages(Images):
     def read_batches(self, batches: Sequence[Tensor], window: Window, uniforms: Tensor | None = None) -> Iterator[Tensor]:
         """Cut batches out in their order, each when it is asked for; see `Images`."""
         for rows in batches:
-            batch = self.images[rows.to(self.images.device)]
+            batch = self.images.index_select(0, rows.to(self.images.device))
             if uniforms is None:
                 yield centre_crop(batch, crop=window.size)
             elif not window.flip and not window.padding and tuple(batch.shape[-2:]) == window.size:

@@ -1,9 +1,12 @@
 """Crop and flip of a whole batch, against one image at a time."""
 
 import numpy as np
+import pytest
 import torch
 
+from avtcli.core import augment
 from avtcli.core.augment import centre_crop, crop_and_flip, to_float
+from avtcli.errors import ShapeError
 
 
 def test_crops_and_flips_are_those_of_numpy_image_by_image() -> None:
@@ -17,6 +20,21 @@ def test_crops_and_flips_are_those_of_numpy_image_by_image() -> None:
         top, left = int(u * (24 - 16 + 1)), int(v * (28 - 18 + 1))
         window = padded[:, top : top + 16, left : left + 18]
         np.testing.assert_array_equal(got, window[:, :, ::-1] if f < 0.5 else window)
+
+
+def test_windows_sliced_on_a_cpu_are_those_indexed_on_other_devices() -> None:
+    images = torch.arange(2 * 3 * 5 * 7).view(3, 2, 5, 7).transpose(0, 1)  # not whole in memory
+    top, left = torch.tensor([1, 2]), torch.tensor([3, 0])
+
+    sliced, indexed = (cut(images, top, left, (3, 4)) for cut in (augment._slice_windows, augment._index_windows))
+
+    assert torch.equal(sliced, indexed)
+    assert torch.equal(sliced, torch.stack([images[0, :, 1:4, 3:7], images[1, :, 2:5, 0:4]]))
+
+
+def test_a_window_larger_than_the_padded_image_is_refused() -> None:
+    with pytest.raises(ShapeError, match=r"No window of 9x4 px fits into 8x8 px\."):
+        crop_and_flip(torch.zeros(1, 1, 4, 4), torch.zeros(1, 3), crop=(9, 4), padding=2)
 
 
 def test_every_offset_of_the_room_is_reached() -> None:

@@ -44,6 +44,28 @@ def test_a_truncated_warp_is_that_of_pillow_to_one_level(size, fill, level):
     assert (difference == 0).float().mean() > 0.999
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_a_truncated_warp_of_even_colours_has_no_other_level(size):
+    levels = torch.arange(256).view(-1, 1, 1, 1).expand(-1, 1, *size)
+    matrices = projective().in_from_out(projective().draw(256, size, keyed_generator(4)), size)
+    moved = warp(levels / 255, matrices, fill="border", truncate=True)
+    assert torch.equal(moved, levels / 255)
+
+
+def test_the_image_ends_where_its_far_edges_begin():
+    # columns come from 1, 3, 5 ... 33, 35: the image of 33 columns ends before 33
+    stretched = torch.tensor([[[2.0, 0, 0], [0, 1, 0], [0, 0, 1]]])
+    moved = warp(torch.ones(1, 1, 5, 33), stretched, fill=0.0)
+    assert moved[0, 0, 0].tolist() == [1.0] * 16 + [0.0] * 17
+
+
+def test_gradients_reach_the_images_and_the_matrices():
+    images = random_levels(1, (9, 12))[:, :1].double() / 255
+    matrix = torch.tensor([[[0.9, 0.1, 0.3], [-0.1, 1.1, 0.23], [1e-3, -2e-3, 1.0]]], dtype=torch.float64)
+    inputs = images.requires_grad_(), matrix.requires_grad_()
+    assert torch.autograd.gradcheck(warp, inputs, eps=1e-7, atol=1e-4)
+
+
 @pytest.mark.parametrize("fill", [GREY, "border", "reflect"])
 def test_the_identity_changes_nothing(fill):
     images = random_levels(2, (32, 32)) / 255

@@ -18,6 +18,9 @@ from avtcli.core.homography import (
 from avtcli.core.law import Law
 from avtcli.errors import AvtError
 
+CHUNK = 8_192
+"""Draws that are solved at once."""
+
 
 def move_corners(size: Size, *, shift: Tensor, scale: Tensor, rotation: Tensor) -> Tensor:
     """Where the corners go: scaled about (W/2 + 0.5, H/2 + 0.5), their order turned, each coordinate shifted.
@@ -33,9 +36,9 @@ def move_corners(size: Size, *, shift: Tensor, scale: Tensor, rotation: Tensor) 
     """
     height, width = size
     centre = torch.tensor([width / 2 + 0.5, height / 2 + 0.5], dtype=torch.float64)
-    scaled = centre + (corners_of(size) - centre) * scale.double()[:, None, None]
-    turn = (torch.arange(4) + rotation[:, None]) % 4
-    return scaled.gather(1, turn[:, :, None].expand(-1, -1, 2)) + shift
+    from_centre = corners_of(size) - centre
+    turned = torch.stack([from_centre.roll(-k, 0) for k in range(4)], -1)  # (4, 2, 4)
+    return turned.gather(-1, rotation.expand(4, 2, -1)).mul_(scale).add_(centre[:, None]).movedim(-1, 0).add_(shift)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +71,15 @@ class ProjectiveLaw(Law):
         rotation = torch.randint(4 if self.rotate else 1, (n,), generator=generator)
         shift = torch.rand(n, 4, 2, generator=generator, dtype=torch.float64)
         # whole pixels in [-s, s], s = floor(side * shift), each side by its own length
-        most = torch.tensor([int(size[1] * self.shift), int(size[0] * self.shift)], dtype=torch.float64)
-        shift = (shift * (2 * most + 1)).floor() - most
-        moved = move_corners(size, shift=shift, scale=scale, rotation=rotation)
-        return coefficients_from_matrix(in_from_out_from_corners(moved, size))
+        most = torch.tensor([[int(size[1] * self.shift)], [int(size[0] * self.shift)]], dtype=torch.float64)
+        out = torch.empty(n, 8, dtype=torch.float64)
+        for first in range(0, n, CHUNK):  # what a chunk needs stays in the cache
+            part = slice(first, first + CHUNK)
+            # each coordinate of each corner a row that lies whole in memory
+            whole = shift[part].movedim(0, -1).contiguous().mul_(2 * most + 1).floor_().sub_(most)
+            moved = move_corners(size, shift=whole.movedim(-1, 0), scale=scale[part], rotation=rotation[part])
+            out[part] = coefficients_from_matrix(in_from_out_from_corners(moved, size))
+        return out
 
     def in_from_out(self, parameters: Tensor, size: Size) -> Tensor:
         """The matrices (n, 3, 3) of the coefficients."""
