@@ -174,7 +174,7 @@ class PretrainConfig(Frozen):
     save_every: float = Field(default=10.0, gt=0, le=10)
     """Minutes between checkpoints, at most."""
     eval_every: int = Field(default=10, ge=0)
-    """Epochs between evaluations on a few fixed images; one comes before the first step, one after the last epoch. 0: none."""
+    """Epochs between evaluations on a few fixed images; one comes after the first step, one after the last epoch. 0: none."""
     stop_on_collapse: bool = False
     """Whether a run stops when an evaluation shows that it has collapsed."""
     dataset: Plugin = Plugin(name="fashion-mini")

@@ -39,7 +39,12 @@ def test_the_settings_are_the_published_ones(name: str) -> None:
         resize,
         True,
     )
-    assert config.optimizer.model_dump() == {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+    assert config.optimizer.model_dump(exclude_none=True) == {
+        "name": "sgd",
+        "momentum": 0.9,
+        "nesterov": True,
+        "weight_decay": 5e-4,
+    }
 
 
 @pytest.mark.parametrize("name", ["cifar10-nin", "imagenet-alexnet"])

@@ -92,7 +92,7 @@ def train_heads(
     Raises:
         AvtError: for a head that does not fit its feature.
     """
-    heads = _start(plans, train.reader, config, classes=classes, seed=seed)
+    heads = _start(plans, train.reader, config, classes=classes, seed=seed, small=tuned is not None)
     groups: list[dict[str, Any]] = [{"params": list(head.parameters())} for head in heads]  # one a head
     if tuned is not None:
         groups[0]["params"] += [p for p in tuned.parameters() if p.requires_grad]
@@ -129,9 +129,13 @@ def train_heads(
 
 
 def _start(
-    plans: Sequence[HeadPlan], reader: FeatureReader, config: ProbeConfig, *, classes: int, seed: int
+    plans: Sequence[HeadPlan], reader: FeatureReader, config: ProbeConfig, *, classes: int, seed: int, small: bool
 ) -> list[nn.Module]:
-    """Heads with the seed's weights, whatever else the process drew; the linear ones of one feature normalise it once."""
+    """Heads with the seed's weights, whatever else the process drew; the linear ones of one feature normalise it once.
+
+    `small` begins their linear layers as PyTorch does: through the release's large ones, the first steps of fine-tuning would
+    throw the layers below about.
+    """
     heads: list[nn.Module] = []
     norms: dict[Feature, nn.Module] = {}
     for plan in plans:
@@ -139,6 +143,8 @@ def _start(
             torch.default_generator.manual_seed(seed_of(seed, "head"))
             conv_first = plan.feature.layer in config.conv_first
             head = build_head(config.head, reader.shapes[plan.feature], classes, conv_first=conv_first)
+            for linear in (m for m in head.modules() if small and isinstance(m, nn.Linear)):
+                linear.reset_parameters()
         if isinstance(head, LinearHead):  # without parameters, so that it is the same for all of them
             head.norm = norms.setdefault(plan.feature, head.norm)
         heads.append(head.to(reader.labels.device))

@@ -28,9 +28,11 @@ class Monitor:
         self.points: list[Point] = [line for line in metrics.read() if "eval" in line]
 
     def is_due(self, step: int) -> bool:
-        """Whether to evaluate after a step: before the first, every so many epochs, and after the last epoch."""
+        """Whether to evaluate after a step: the first, while weights are random, every so many epochs, and the last epoch."""
         config, (epoch, rest) = self.job.config, divmod(step, len(self.job.bounds))
-        return config.eval_every > 0 and not rest and (epoch % config.eval_every == 0 or epoch == config.total_epochs)
+        if not config.eval_every:
+            return False
+        return step == 1 or (not rest and (epoch % config.eval_every == 0 or epoch == config.total_epochs))
 
     def look(self, step: int) -> str:
         """Evaluate if it is due, in the main process while the others wait.

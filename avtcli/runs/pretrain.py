@@ -136,7 +136,6 @@ def _train(job: Job, run: Path, *, resume: bool, stop: Stop, on_event: OnEvent) 
 
     monitor = Monitor(job, metrics, on_event=on_event)
     if start == 0 and not resume:
-        monitor.look(0)
         save(0)  # a disk that cannot hold a checkpoint fails here, not after an hour
     saved_at, waited, table, table_epoch = time.monotonic(), 0.0, None, -1
     loop_began = time.monotonic()

@@ -15,7 +15,7 @@ from avtcli.runs.events import Notice, OnEvent, Saved, Started
 from avtcli.runs.features import BATCH, Feature, tap_shapes
 from avtcli.runs.files import disk_errors_explained, refuse_existing, to_json, write_synced
 from avtcli.runs.loaders import build_images, limited
-from avtcli.runs.loading import Source, build_encoder, encoder_of
+from avtcli.runs.loading import Source, build_encoder, encoder_of, open_source
 from avtcli.runs.probe_heads import HeadResult, Job, draws, probe_encoder, supervised_encoder
 from avtcli.runs.probe_protocol import describe_probe, describe_start
 from avtcli.runs.streaming import choose_workers
@@ -47,6 +47,9 @@ def probe(run: Source | str | Path | None, config: ProbeConfig, *, out: Path | N
     """
     if out is not None:
         refuse_existing(out)
+    if config.backbone is None:
+        run = run if isinstance(run, Source) else open_source(run, on_event=on_event)
+        _layers(build_encoder(run.spec), config)  # told before any data are opened
     source, pictures = _open(run, config, on_event=on_event)
     given = encoder_of(source)
     layers = _layers(given, config)

@@ -128,7 +128,7 @@ def test_the_command_line_goes_before_the_recipe() -> None:
     assert (config.layers, config.side_of("conv3"), config.samples, config.augmented) == (("conv3",), 2, 0, False)
     assert config.dataset is not None
     assert config.dataset.name == "places205"
-    assert (config.optimizer.name, config.optimizer.weight_decay, config.pooling) == ("sgd", 0.0, "max")
+    assert (config.optimizer.name, config.optimizer.weight_decay, config.poolings) == ("sgd", 0.0, ("max",))
 
 
 # each for an epoch, through the command line
@@ -151,8 +151,8 @@ def test_a_cifar_recipe_runs_on_small_data(avt: Callable[..., Any], cifar_run: P
     for table in (result.json["results"], result.json["baseline"]):
         assert [(head["layer"], head["head"], head["pool"]) for head in table] == [("conv2", PUBLISHED[name]["head"], "none")]
         assert table[0]["val_top1"] is None
-    assert (protocol["recipe"], protocol["dataset"]) == (name, "cifar10")
-    assert (protocol["train_images"], protocol["test_images"]) == (60, 12)
+    assert (protocol["recipe"], protocol["data"][0]["dataset"]) == (name, "cifar10")
+    assert (protocol["data"][0]["train_images"], protocol["data"][0]["test_images"]) == (60, 12)
     assert (protocol["samples_of_the_code"], protocol["epochs"], protocol["batch_size"]) == (5, 1, 128)
     assert protocol["schedule"] == "0.1 from epoch 0, 0.01 from epoch 0.5, 0.001 from epoch 0.75"
     assert f"recipe  {name}" in result.stderr
@@ -282,8 +282,9 @@ def test_a_recipe_for_large_images_runs_on_small_data(
     assert [(head["layer"], head["pool"], head["head"]) for head in heads] == [
         (layer, table["pool"], table["head"]) for layer in table["layers"]
     ]
-    assert (protocol["dataset"], protocol["train_images"], protocol["test_images"]) == (table["dataset"], 12, 4)
-    assert protocol["classes"] == {"imagenet": 2, "places205": 205}[table["dataset"]]
+    (data,) = protocol["data"]
+    assert (data["dataset"], data["train_images"], data["test_images"]) == (table["dataset"], 12, 4)
+    assert data["classes"] == {"imagenet": 2, "places205": 205}[table["dataset"]]
     assert protocol["pool_size"] == table["pool_sizes"]
     assert protocol["conv_first"] == table["conv_first"]
     assert protocol["images"].startswith("shorter side to 256 px" if "resize" in table["augment"] else "no resizing")
