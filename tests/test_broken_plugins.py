@@ -13,7 +13,7 @@ from avtcli.runs import plugin_facts
 from tests.hostile.broken import KINDS, imported, install, name_of
 from tests.support import Result
 
-TINY = "-o backbone.width=0.05 --limit-train 40 --batch-size 16"
+TINY = "-o backbone.width=0.05 --limit-train 40 --batch-size 16 --eval-every 0"
 PRETRAIN = f"pretrain {TINY} --dry-run --objective"
 HARMLESS = [
     "--help",

@@ -13,7 +13,7 @@ from tests.support import Result
 
 FOLDER = Path(__file__).parent / "example_plugin"
 PROJECT = tomllib.loads((FOLDER / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-TINY = "-o backbone.channels=8 -o backbone.blocks=3 --limit-train 40 --batch-size 16"
+TINY = "-o backbone.channels=8 -o backbone.blocks=3 --limit-train 40 --batch-size 16 --eval-every 0"
 
 
 @pytest.fixture(scope="module", autouse=True)

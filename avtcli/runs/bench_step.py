@@ -17,6 +17,7 @@ from avtcli.runs import baseline
 from avtcli.runs.bench_data import make_pairs, plain_pairs
 from avtcli.runs.bench_jobs import prepare_large, prepare_small
 from avtcli.runs.bench_timing import Ground, Trial, synchronise
+from avtcli.runs.devices import seed_model
 from avtcli.runs.job import Job
 from avtcli.runs.loaders import ResidentImages
 from avtcli.runs.optimizing import build_optimizer, set_rates
@@ -52,7 +53,7 @@ def our_step(job: Job, losses: list[Tensor]) -> Step:
     def step(pair: baseline.Pair) -> None:
         index, (original, moved, values) = next(steps), pair
         set_rates(optimizer, job.config, index, len(job.bounds))
-        torch.default_generator.manual_seed(seed_of(job.config.seed, index, "model"))
+        seed_model(seed_of(job.config.seed, index, "model"), job.accelerator.device)
         mean, log_var = model(original, moved, *noise(index, len(values)))
         verdict = job.objective.loss(mean, log_var, Target(values, values, job.family, job.size))
         job.accelerator.backward(verdict.per_sample.sum() / len(values))

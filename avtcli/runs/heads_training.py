@@ -13,6 +13,7 @@ from avtcli.core.heads import LinearHead, build_head, stacked_logits
 from avtcli.core.keyed import keyed_generator, seed_of
 from avtcli.core.metrics import topk_percent
 from avtcli.core.schedule import cosine_rate
+from avtcli.runs.devices import seed_model
 from avtcli.runs.events import OnEvent, Progress
 from avtcli.runs.features import Feature, FeatureReader
 from avtcli.runs.loaders import batch_bounds
@@ -104,7 +105,7 @@ def train_heads(
     for epoch in range(config.total_epochs):
         if tuned is not None:
             tuned.train()
-            torch.manual_seed(seed_of(seed, epoch, "model"))  # dropout and drop path, on any device
+            seed_model(seed_of(seed, epoch, "model"), train.reader.labels.device)
         order = train.rows[torch.randperm(len(train.rows), generator=keyed_generator(seed, "order", epoch))]
         batches = [order[first:last] for first, last in bounds]
         for index, features in enumerate(train.reader.read(batches, drawn=(seed, epoch))):

@@ -17,7 +17,7 @@ from avtcli.core.augment import to_float
 from avtcli.core.keyed import keyed_generator, seed_of
 from avtcli.errors import AvtError, InterruptedRunError, RunFailedError
 from avtcli.runs.checkpoint import clear_leftovers, load_newest, save_checkpoint
-from avtcli.runs.devices import Stop, stop_signals, to_device
+from avtcli.runs.devices import Stop, seed_model, stop_signals, to_device
 from avtcli.runs.events import Notice, OnEvent, Progress, Saved
 from avtcli.runs.files import refuse_existing, replace_file, to_json
 from avtcli.runs.job import Job, prepare
@@ -159,7 +159,7 @@ def _train(job: Job, run: Path, *, resume: bool, stop: Stop, on_event: OnEvent) 
 
         # one step
         rates = set_rates(optimizer, config, step, len(job.bounds))
-        torch.manual_seed(seed_of(config.seed, step, "model", rank))  # dropout and drop path, on any device
+        seed_model(seed_of(config.seed, step, "model", rank), device)
         noise = [_noise(job, step, view, last - first, code_shape, rank, world) for view in ("original", "moved")]
         whole = last - first == config.batch_size
         mean, log_var = (step_model if whole else model)(net.normalise(x), net.normalise(y), *noise)

@@ -135,7 +135,9 @@ def test_a_run_whose_checkpoints_are_all_cut_short_is_refused(avt) -> None:
 
 def test_data_in_cifar_10s_layout_take_the_published_recipe(avt) -> None:
     write_cifar10(Path("data"))
-    result = avt("pretrain --dataset cifar10 --backbone nin -o backbone.width=0.05 --max-steps 1 --out run --json")
+    result = avt(
+        "pretrain --dataset cifar10 --backbone nin -o backbone.width=0.05 --eval-every 0 --max-steps 1 --out run --json"
+    )
 
     assert result.json["recipe"] == "cifar10-nin"
     assert "batch     512" in result.stderr

@@ -24,7 +24,7 @@ def write_imagenet(folder: Path) -> None:
 @pytest.mark.parametrize("recipe", ["cifar10-nin", "cifar10-nin-aet", "cifar10-nin-aet-affine"])
 def test_a_recipe_for_cifar_10_runs_by_name(avt, recipe: str) -> None:
     write_cifar10(Path("data"), per_batch=4)
-    result = avt(f"pretrain --recipe {recipe} --max-steps 2 --out run --json")
+    result = avt(f"pretrain --recipe {recipe} --max-steps 2 --eval-every 0 --out run --json")
 
     assert (result.code, result.json["recipe"], result.json["steps"]) == (0, recipe, 2)
     assert "cifar10: 20 images, 3x32x32" in result.stderr
@@ -35,7 +35,7 @@ def test_a_recipe_for_cifar_10_runs_by_name(avt, recipe: str) -> None:
 @pytest.mark.parametrize("recipe", ["imagenet-alexnet", "imagenet-alexnet-aet"])
 def test_a_recipe_for_imagenet_runs_by_name(avt, recipe: str) -> None:
     write_imagenet(Path("data/imagenet"))
-    result = avt(f"pretrain --recipe {recipe} --max-steps 2 --out run --json")
+    result = avt(f"pretrain --recipe {recipe} --max-steps 2 --eval-every 0 --out run --json")
 
     assert (result.code, result.json["recipe"], result.json["steps"]) == (0, recipe, 2)
     assert "imagenet: 6 images, 3x224x224" in result.stderr

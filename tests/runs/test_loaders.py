@@ -3,6 +3,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -274,6 +275,15 @@ def test_workers_end_with_their_images():
     assert not worker.is_alive()
 
 
+@pytest.fixture
+def _no_handler() -> Iterator[None]:
+    """As in a process that never made a plain DataLoader, which leaves a handler behind for good."""
+    found = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGCHLD, found)
+
+
+@pytest.mark.usefixtures("_no_handler")
 def test_a_worker_that_is_killed_is_reported_when_its_batch_is_asked_for():
     before = signal.getsignal(signal.SIGCHLD)
     images = streamed(Streamed(VARIED, seconds=0.2), workers=1)

@@ -400,6 +400,7 @@ def test_stopping_at_a_collapse_without_evaluations_is_refused(avt) -> None:
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_once_and_stop_together(avt_process) -> None:
     write_cifar10(Path("data"))  # 60 images: the other process does not see how few this one would take
     line = (

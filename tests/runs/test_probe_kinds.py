@@ -189,6 +189,7 @@ def test_each_seed_draws_its_own_images_and_the_result_says_how_many(source: Sou
 # fine-tuning, and the supervised baseline
 
 
+@pytest.mark.slow
 def test_fine_tuning_moves_a_copy_of_the_layers_below_and_beats_frozen_random_features(source: Source) -> None:
     settings = {"layers": ("conv2",), "limit_train": 600, "baseline": False, "augmented": False, "epochs": 12, "rates": (0.03,)}
     before = {name: tensor.clone() for name, tensor in source.tensors.items()}
