@@ -6,6 +6,7 @@ network whose weights are trained.
 """
 
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -143,8 +144,13 @@ def pair_batches(pairs: Pairs, *, batch_size: int, workers: int) -> Iterator[Pai
     loader = DataLoader(
         pairs, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0, generator=generator
     )
-    while True:
-        yield from loader
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        while True:
+            yield from loader
+    finally:  # torch leaves its own, which would break into whoever ends a worker later
+        if handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
 
 
 def build_optimizer(net: AVTModel) -> torch.optim.Optimizer:

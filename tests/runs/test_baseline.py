@@ -2,6 +2,7 @@
 
 import copy
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -184,3 +185,15 @@ def test_the_plain_probe_learns_what_a_head_on_kept_features_learns() -> None:
     losses = baseline.probe_epoch(encoder, "conv2", head, torch.optim.SGD(head.parameters(), lr=0.1), batches)
 
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
+
+
+def test_its_worker_processes_leave_no_handler_of_signals_behind() -> None:
+    found = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        batches = baseline.pair_batches(plain_pairs(), batch_size=2, workers=1)
+        next(batches)
+        batches.close()
+
+        assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGCHLD, found)
