@@ -111,18 +111,19 @@ def _about(subject: Subject, job: Job) -> dict[str, Any]:
         "pool": wanted.pool,
         "pool_size": None if wanted.pool == "none" else wanted.pool_size,
         "resize": pictures.augment.resize,
-        "size": job.size,
+        "size": pictures.size,
         "mean": source.spec.mean,
         "std": source.spec.std,
     }
 
 
 def _facts(subject: Subject, job: Job, out: Path) -> tuple[tuple[str, str], ...]:
+    pictures = subject.pictures
     shapes = ((layer, "x".join(str(side) for side in job.columns[layer].shape)) for layer in job.layers)
     pooling = "none" if job.wanted.pool == "none" else f"{job.wanted.pool} to {job.wanted.pool_size}x{job.wanted.pool_size}"
     return (
         ("weights", str(subject.source.path)),
-        ("images", f"{job.count} of {subject.pictures.dataset.name}, {job.wanted.split}, {job.size[0]}x{job.size[1]} px"),
+        ("images", f"{job.count} of {pictures.dataset.name}, {job.wanted.split}, {pictures.size[0]}x{pictures.size[1]} px"),
         ("layers", ", ".join(f"{layer} {shape}" for layer, shape in shapes)),
         ("pooling", pooling),
         ("device", job.device.type),

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from avtcli.config import Augment
-from avtcli.contracts import Size, Split
+from avtcli.contracts import Split
 from avtcli.core.encoder import Encoder
 from avtcli.core.heads import pool_features
 from avtcli.errors import AvtError
@@ -17,12 +16,9 @@ from avtcli.runs.devices import choose_device
 from avtcli.runs.embedding_rows import FLOAT32, INT64, UINT8, Array, Column, Rows
 from avtcli.runs.events import OnEvent, Progress
 from avtcli.runs.features import tap_shapes
-from avtcli.runs.loaders import build_images, image_size, limited, plain_batches
+from avtcli.runs.loaders import PLAIN_BATCH, limited, plain_batches
 from avtcli.runs.loading import Source, encoder_of
-from avtcli.runs.streaming import choose_workers
-from avtcli.runs.subject import Pictures, Subject
-
-BATCH: Final = 250  # images that are forwarded at once
+from avtcli.runs.subject import Pictures, Subject, read_images
 
 
 @dataclass(frozen=True)
@@ -62,8 +58,7 @@ class Job:
     layers: list[str]
     columns: dict[str, Column]
     wanted: Wanted
-    augment: Augment
-    size: Size
+    pictures: Pictures
     device: torch.device
     workers: int | None
     on_event: OnEvent
@@ -81,17 +76,18 @@ def prepare(subject: Subject, wanted: Wanted, *, device: str, workers: int | Non
         AvtError: for a layer or split that does not exist, or images of another size than the network takes.
     """
     source, pictures = subject.source, subject.pictures
-    parts, size = _parts(pictures, wanted), _size(source, pictures)
+    parts = _parts(pictures, wanted)
+    _check_size(source, pictures)
     chosen = torch.device(choose_device(device))
     encoder = encoder_of(source).to(chosen)
     layers = list(dict.fromkeys(wanted.layers)) or [encoder.backbone.code_tap]
-    taps = tap_shapes(encoder, layers, size)
+    taps = tap_shapes(encoder, layers, pictures.size)
     columns = {n: Column(FLOAT32, tuple(_reduced(torch.empty(1, *taps[n]), wanted).shape[1:])) for n in layers}
     if any(part.split.labels is not None for part in parts):
         columns["labels"] = Column(INT64, ())
     if wanted.split == "all":
         columns["split"] = Column(UINT8, ())
-    return Job(encoder, parts, layers, columns, wanted, pictures.augment, size, chosen, workers, on_event)
+    return Job(encoder, parts, layers, columns, wanted, pictures, chosen, workers, on_event)
 
 
 def _parts(pictures: Pictures, wanted: Wanted) -> list[Part]:
@@ -109,17 +105,15 @@ def _parts(pictures: Pictures, wanted: Wanted) -> list[Part]:
     return parts
 
 
-def _size(source: Source, pictures: Pictures) -> Size:
-    """The size of the middle that is cut out, without the padding that a random crop would have."""
-    size = image_size(pictures.data, pictures.augment.model_copy(update={"padding": 0}))
-    trained = source.spec.size
+def _check_size(source: Source, pictures: Pictures) -> None:
+    """Refuse images of another size than the network was trained on, unless a crop says that it is meant."""
+    size, trained = pictures.size, source.spec.size
     if size != trained and pictures.augment.crop is None:
         side = min(trained)
         raise AvtError(
             f"The images are {size[0]}x{size[1]} px, the backbone of {source.path} was trained on {trained[0]}x{trained[1]} "
             f"px: give `-o augment.resize={side} -o augment.crop={side}`, or other sides that you mean."
         )
-    return size
 
 
 def _reduced(tap: Tensor, wanted: Wanted) -> Tensor:
@@ -139,11 +133,9 @@ def make_rows(job: Job) -> Iterator[Rows]:
     """The rows of the file in their order, a batch at a time, made when they are asked for."""
     done = 0
     for part in job.parts:
-        largest = BATCH * len(job.encoder.pixel_mean.flatten()) * job.size[0] * job.size[1]
-        workers = choose_workers(job.workers, part.split, batch_bytes=largest)
-        images = build_images(part.split, part.numbers, device=job.device, shorter=job.augment.resize, workers=workers)
-        batches = list(torch.split(torch.arange(len(images)), BATCH))
-        for rows, batch in zip(batches, plain_batches(images, batches, job.size), strict=True):
+        images = read_images(part.split, part.numbers, job.pictures, device=job.device, workers=job.workers)
+        batches = list(torch.split(torch.arange(len(images)), PLAIN_BATCH))
+        for rows, batch in zip(batches, plain_batches(images, batches, job.pictures.size), strict=True):
             numbers = part.numbers[rows]
             with torch.no_grad():
                 taps = job.encoder.features(job.encoder.normalise(batch), job.layers)

@@ -17,13 +17,11 @@ from avtcli.runs.devices import choose_device
 from avtcli.runs.equivariance import BANK
 from avtcli.runs.families import build_family
 from avtcli.runs.features import tap_shapes
-from avtcli.runs.held_out import MACE_BATCH, Pairs, draw_pairs, held_out_numbers, held_out_split
+from avtcli.runs.held_out import Pairs, draw_pairs, held_out_numbers, held_out_split
 from avtcli.runs.images import Images
 from avtcli.runs.job import build_law
-from avtcli.runs.loaders import build_images
 from avtcli.runs.loading import Source, encoder_of
-from avtcli.runs.streaming import choose_workers
-from avtcli.runs.subject import Pictures, Subject
+from avtcli.runs.subject import Pictures, Subject, read_images
 from avtcli.settings import merge, validate
 
 COUNT: Final = 1000
@@ -115,8 +113,9 @@ def prepare(subject: Subject, settings: Settings) -> Job:
     family = _run_family(source) if no_decoder is None else build_family(plugin)
     choice = choose_images(pictures, settings.count)
     device = torch.device(choose_device(settings.device))
-    images = _read(choice.split, choice.held_out, pictures, settings.workers, device)
-    to_fit = _read(pictures.data.train, choice.fit, pictures, settings.workers, device)
+    workers = settings.workers
+    images = read_images(choice.split, choice.held_out, pictures, device=device, workers=workers)
+    to_fit = read_images(pictures.data.train, choice.fit, pictures, device=device, workers=workers)
     return Job(
         plugin=plugin,
         family=family,
@@ -192,12 +191,6 @@ def _run_family(source: Source) -> TransformFamily:
     assert source.config is not None
     law = build_law(source.config, source.spec.size)
     return law.family if isinstance(law, BankFamily) else law
-
-
-def _read(split: Split, numbers: Tensor, pictures: Pictures, workers: int | None, device: torch.device) -> Images:
-    largest = MACE_BATCH * pictures.data.channels * pictures.size[0] * pictures.size[1]
-    chosen = choose_workers(workers, split, batch_bytes=largest)
-    return build_images(split, numbers, device=device, shorter=pictures.augment.resize, workers=chosen)
 
 
 def _versions(images: Images, family: TransformFamily, size: Size, seed: int) -> Pairs:

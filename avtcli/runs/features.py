@@ -21,9 +21,8 @@ from avtcli.errors import AvtError
 from avtcli.runs.events import OnEvent, Progress
 from avtcli.runs.files import disk_errors_explained
 from avtcli.runs.images import Images, Window
-from avtcli.runs.loaders import draw_uniforms
+from avtcli.runs.loaders import PLAIN_BATCH, draw_uniforms
 
-BATCH = 250  # images that are forwarded at once for measuring
 MEMORY_SHARE = 0.25
 """Of this machine's memory: features that take more are kept on disk, mapped into memory."""
 
@@ -111,7 +110,7 @@ class ForwardedImages(FeatureReader):
         AvtError: if the encoder cannot take images of the size.
     """
 
-    plain_batch = BATCH
+    plain_batch = PLAIN_BATCH
 
     def __init__(
         self,

@@ -14,10 +14,9 @@ from avtcli.core.model import AVTModel
 from avtcli.runs.devices import to_device
 from avtcli.runs.events import OnEvent, Progress, ignore
 from avtcli.runs.images import Images
-from avtcli.runs.loaders import build_images, limited, plain_batches
+from avtcli.runs.loaders import PLAIN_BATCH, build_images, limited, plain_batches
 
 MACE_COUNT = 1000
-MACE_BATCH = 250
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def read_pairs(pairs: Pairs, *, task: str, on_event: OnEvent) -> Iterator[tuple[
         The originals and the moved images, float in [0, 1], (B, C, H, W) each, on the images' device.
     """
     count = len(pairs.rows)
-    places = list(torch.split(torch.arange(count), MACE_BATCH))
+    places = list(torch.split(torch.arange(count), PLAIN_BATCH))
     batches = plain_batches(pairs.images, [pairs.rows[place] for place in places], pairs.size)
     for place, batch in zip(places, batches, strict=True):
         x = to_float(batch)

@@ -15,10 +15,9 @@ from avtcli.core.model import AVTModel
 from avtcli.runs.devices import build_accelerator, choose_device, choose_precision, device_in_words
 from avtcli.runs.events import Notice, OnEvent, Started
 from avtcli.runs.families import build_family, plugin_names
-from avtcli.runs.held_out import MACE_BATCH
 from avtcli.runs.homographies import draw_bank, load_bank
 from avtcli.runs.init_from import build_initial, stored_backbone
-from avtcli.runs.loaders import batch_bounds, build_data, image_size, limited
+from avtcli.runs.loaders import PLAIN_BATCH, batch_bounds, build_data, image_size, limited
 from avtcli.runs.rundir import describe_environment
 from avtcli.runs.streaming import choose_workers
 from avtcli.runs.ways import resolve_ways
@@ -141,7 +140,7 @@ def build_law(config: PretrainConfig, size: Size) -> TransformFamily:
 
 def _batch_bytes(config: PretrainConfig, data: ImageData, size: Size, processes: int) -> int:
     """Of one process's largest batch in uint8: of training, where a single image may join the last one, or held out."""
-    return max(config.batch_size // processes + 1, MACE_BATCH) * data.channels * size[0] * size[1]
+    return max(config.batch_size // processes + 1, PLAIN_BATCH) * data.channels * size[0] * size[1]
 
 
 def _ways_in_words(config: PretrainConfig) -> list[str]:

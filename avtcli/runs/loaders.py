@@ -18,6 +18,8 @@ from avtcli.errors import AvtError
 from avtcli.runs.images import Images, Window, resized_size
 from avtcli.runs.streaming import StreamedImages
 
+PLAIN_BATCH = 250  # images that are forwarded at once for measuring
+
 
 def data_folder(data_dir: str | None) -> Path:
     """--data-dir, else $AVT_DATA, else ./data."""

@@ -12,14 +12,13 @@ from avtcli.core.encoder import Encoder
 from avtcli.errors import AvtError
 from avtcli.runs.devices import choose_device
 from avtcli.runs.events import Notice, OnEvent, Saved, Started
-from avtcli.runs.features import BATCH, Feature, tap_shapes
+from avtcli.runs.features import Feature, tap_shapes
 from avtcli.runs.files import disk_errors_explained, refuse_existing, to_json, write_synced
-from avtcli.runs.loaders import build_images, limited
+from avtcli.runs.loaders import PLAIN_BATCH, limited
 from avtcli.runs.loading import Source, build_encoder, encoder_of, open_source
 from avtcli.runs.probe_heads import HeadResult, Job, draws, probe_encoder, supervised_encoder
 from avtcli.runs.probe_protocol import describe_probe, describe_start
-from avtcli.runs.streaming import choose_workers
-from avtcli.runs.subject import Pictures, labelled_test, open_pictures, open_subject
+from avtcli.runs.subject import Pictures, labelled_test, open_pictures, open_subject, read_images
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,13 @@ def probe(run: Source | str | Path | None, config: ProbeConfig, *, out: Path | N
     """
     if out is not None:
         refuse_existing(out)
+    given: Encoder | None = None
     if config.backbone is None:
         run = run if isinstance(run, Source) else open_source(run, on_event=on_event)
-        _layers(build_encoder(run.spec), config)  # told before any data are opened
+        given = encoder_of(run)
+        _layers(given, config)  # told before any data are opened
     source, pictures = _open(run, config, on_event=on_event)
-    given = encoder_of(source)
+    given = given or encoder_of(source)
     layers = _layers(given, config)
     jobs = [_prepare(part, config, _wanted(given, layers, config, part), on_event=on_event) for part in pictures]
     random = build_encoder(source.spec, seed=config.seed).eval()
@@ -131,14 +132,13 @@ def _probe_all(jobs: list[Job], encoder: Encoder, name: str) -> list[HeadResult]
 
 
 def _prepare(pictures: Pictures, config: ProbeConfig, wanted: list[Feature], *, on_event: OnEvent) -> Job:
-    data, size, test = pictures.data, pictures.size, labelled_test(pictures)
+    data, test = pictures.data, labelled_test(pictures)
     device = torch.device(choose_device(config.device))
     chosen = {"train": (data.train, limited(data.train, config.limit_train)), "test": (test, torch.arange(len(test)))}
     images, labels = {}, {}
     for part, (split, numbers) in chosen.items():
-        largest = max(config.batch_size + 1, BATCH) * data.channels * size[0] * size[1]
-        workers = choose_workers(config.workers, split, batch_bytes=largest)
-        images[part] = build_images(split, numbers, device=device, shorter=pictures.augment.resize, workers=workers)
+        batch = max(config.batch_size + 1, PLAIN_BATCH)
+        images[part] = read_images(split, numbers, pictures, device=device, workers=config.workers, batch=batch)
         assert split.labels is not None
         labels[part] = split.labels[numbers].to(device)
     return Job(

@@ -12,9 +12,9 @@ from avtcli.core.keyed import keyed_generator
 from avtcli.core.knn import nearest, vote
 from avtcli.core.metrics import corner_error, effective_rank, spread, topk_percent
 from avtcli.core.trivial import mean_matrix
-from avtcli.runs.held_out import MACE_BATCH, MACE_COUNT, held_out_mace, held_out_split
+from avtcli.runs.held_out import MACE_COUNT, held_out_mace, held_out_split
 from avtcli.runs.job import Job
-from avtcli.runs.loaders import build_images, limited, plain_batches
+from avtcli.runs.loaders import PLAIN_BATCH, build_images, limited, plain_batches
 
 BANK_COUNT, QUERY_COUNT = 1000, 500  # images, at most: enough to tell a few percent apart, few enough to cost no epoch
 NEIGHBOURS, TEMPERATURE, SIDE = 20, 0.07, 4
@@ -73,7 +73,7 @@ def _codes(job: Job, split: Split, count: int) -> tuple[Tensor, Tensor, Tensor |
     device, shorter = job.accelerator.device, job.config.augment.resize
     images = build_images(split, numbers, device=device, shorter=shorter, workers=job.workers)
     maps, vectors = [], []
-    for batch in plain_batches(images, torch.split(torch.arange(len(images)), MACE_BATCH), job.size):
+    for batch in plain_batches(images, torch.split(torch.arange(len(images)), PLAIN_BATCH), job.size):
         code = job.net.encoder(job.net.normalise(batch)).float().cpu().double()  # the square of a large code is finite
         maps.append(pool_features(code, "avg", SIDE).flatten(1))
         vectors.append(pool_features(code, "avg", 1).flatten(1))

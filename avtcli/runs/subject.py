@@ -3,14 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from avtcli import registry
 from avtcli.config import Augment, ModelSpec, Plugin, PretrainConfig
 from avtcli.contracts import ImageData, Size, Split
 from avtcli.errors import AvtError
 from avtcli.runs.events import Notice, OnEvent
+from avtcli.runs.images import Images
 from avtcli.runs.init_from import PRETRAINED, stored_backbone
-from avtcli.runs.loaders import build_data, image_size
+from avtcli.runs.loaders import PLAIN_BATCH, build_data, build_images, image_size
 from avtcli.runs.loading import Source, build_encoder, open_source
+from avtcli.runs.streaming import choose_workers
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,24 @@ def open_pictures(
             f"{pictures.data.channels}."
         )
     return pictures
+
+
+def read_images(
+    split: Split, numbers: Tensor, pictures: Pictures, *, device: torch.device, workers: int | None, batch: int = PLAIN_BATCH
+) -> Images:
+    """Make images of a data set ready to be read in batches.
+
+    Args:
+        split: one of the data set's.
+        numbers: which of its images, (n,) int64.
+        pictures: the data set.
+        device: where the batches go.
+        workers: processes that read images which do not fit in memory, or none for auto.
+        batch: the most images in a batch.
+    """
+    height, width = pictures.size
+    chosen = choose_workers(workers, split, batch_bytes=batch * pictures.data.channels * height * width)
+    return build_images(split, numbers, device=device, shorter=pictures.augment.resize, workers=chosen)
 
 
 def labelled_test(pictures: Pictures) -> Split:

@@ -327,7 +327,7 @@ def test_an_exported_file_has_no_folder_for_the_embeddings(tiny_run: Path) -> No
 def test_images_of_another_size_than_the_run_had_are_refused_until_it_is_said_what_becomes_of_them(tiny_run: Path) -> None:
     subject = opened(tiny_run)
     data = replace(subject.pictures.data, size=(40, 48), test=None)
-    other = replace(subject, pictures=replace(subject.pictures, data=data, augment=Augment(resize=36)))
+    other = replace(subject, pictures=replace(subject.pictures, data=data, augment=Augment(resize=36), size=(36, 43)))
 
     with pytest.raises(AvtError, match=r"36x43 px, .* trained on 32x32 px: give `-o augment.resize=32 -o augment.crop=32`"):
         embedded(other, "e.npz")
@@ -347,7 +347,7 @@ def test_a_crop_that_is_asked_for_is_taken(tiny_run: Path) -> None:
 @pytest.mark.parametrize(("name", "side"), [("alexnet", 224), ("timm:test_vit", 160)])
 def test_a_size_that_the_backbone_does_not_take_is_told(name: str, side: int) -> None:
     subject = opened(None, backbone=Plugin(name=name), augment=Augment(resize=side, crop=side))
-    small = replace(subject, pictures=replace(subject.pictures, augment=Augment(crop=16)))
+    small = replace(subject, pictures=replace(subject.pictures, augment=Augment(crop=16), size=(16, 16)))
 
     with pytest.raises(AvtError, match=r"does not take images of 16x16 px\. Give it images of the size that it was trained on"):
         embedded(small, "e.npz")
