@@ -59,7 +59,7 @@ class Optimizer(Frozen):
     weight_decay: float = Field(default=0.05, ge=0)
     """Applied to every parameter, as in the release."""
     fused: bool | None = None
-    """Whether a step walks each parameter once; none means as measured for the class of device, in a probe as PyTorch does."""
+    """Whether a step walks each parameter once; none means as measured for the class of device."""
 
 
 class Piece(Frozen):

@@ -70,7 +70,7 @@ class LinearHead(nn.Module):
         return out
 
 
-def stacked_logits(heads: Sequence[LinearHead], features: Tensor) -> tuple[Tensor, ...]:
+def stacked_logits(heads: Sequence[LinearHead], features: Tensor) -> Tensor:
     """The logits of several linear heads on one feature, by one normalisation, the first's, and one matrix product.
 
     Args:
@@ -78,11 +78,13 @@ def stacked_logits(heads: Sequence[LinearHead], features: Tensor) -> tuple[Tenso
         features: (B, *shape).
 
     Returns:
-        (B, classes) for each head.
+        (heads, B, classes).
     """
-    weight = torch.cat([head.linear.weight for head in heads])
+    weight = torch.cat([head.linear.weight for head in heads]).unflatten(1, features.shape[1:])
     bias = torch.cat([head.linear.bias for head in heads])
-    return functional.linear(heads[0].norm(features).flatten(1), weight, bias).chunk(len(heads), 1)
+    # the channels last: a copy of the few weights, where maps that lie so would need one for every batch
+    x, weight = (part.movedim(1, -1).flatten(1) for part in (heads[0].norm(features), weight))
+    return functional.linear(x, weight, bias).unflatten(1, (len(heads), -1)).transpose(0, 1)
 
 
 def _full_units(*widths: int) -> list[nn.Module]:

@@ -64,7 +64,8 @@ class KeptFeatures(FeatureReader):
     """Features that were read once, on the device of the heads.
 
     Args:
-        features: of the images as they are, (n, *shape) each; those that are not on the device are sent a batch at a time.
+        features: of the images as they are, (n, *shape) each, channels last in memory; those that are not on the device are
+            sent a batch at a time.
         labels: (n,) int64.
         device: where the heads are.
         copies: the same of images cropped and flipped, for training: an epoch takes the next one, in turn.
@@ -88,7 +89,13 @@ class KeptFeatures(FeatureReader):
         """Pick rows; see `FeatureReader`."""
         features = self.copies[drawn[1] % len(self.copies)] if drawn and self.copies else self.features
         for rows in batches:
-            yield {feature: tensor[rows.to(tensor.device)].to(self.device) for feature, tensor in features.items()}
+            yield {feature: _rows_of(tensor, rows).to(self.device) for feature, tensor in features.items()}
+
+
+def _rows_of(features: Tensor, rows: Tensor) -> Tensor:
+    """Rows of features in the layout of `extract`; on a CPU three times as fast as indexing."""
+    last = features.movedim(1, -1)
+    return last.flatten(1).index_select(0, rows.to(features.device)).unflatten(1, last.shape[1:]).movedim(-1, 1)
 
 
 class ForwardedImages(FeatureReader):
@@ -216,8 +223,15 @@ def choose_store(needed: int) -> Path | None:
     return folder
 
 
-def _empty(shape: Sequence[int], store: Path | None) -> Tensor:
-    """Room for features; on disk, a file that has lost its name already, so that whatever happens leaves nothing behind."""
+def _empty(count: int, shape: Sequence[int], store: Path | None) -> Tensor:
+    """Room for features of so many images, channels last in memory, which is how they are normalised fastest.
+
+    On disk, a file that has lost its name already, so that whatever happens leaves nothing behind.
+    """
+    return _room((count, *shape[1:], shape[0]), store).movedim(-1, 1)
+
+
+def _room(shape: Sequence[int], store: Path | None) -> Tensor:
     if store is None:
         return torch.empty(*shape)
     number, name = tempfile.mkstemp(prefix="avt-features-", dir=store)
@@ -245,10 +259,10 @@ def extract(
         on_event: told how far it is.
 
     Returns:
-        Each feature of all images, (n, *shape), float32, on the CPU.
+        Each feature of all images, (n, *shape), float32, channels last in memory, on the CPU.
     """
     count = len(reader.labels)
-    out = {feature: _empty((count, *shape), store) for feature, shape in reader.shapes.items()}
+    out = {feature: _empty(count, shape, store) for feature, shape in reader.shapes.items()}
     batches = list(torch.split(torch.arange(count), reader.plain_batch))
     for rows, features in zip(batches, reader.read(batches, drawn=drawn), strict=True):
         for feature, values in features.items():

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from avtcli.runs.events import OnEvent, Progress
 from avtcli.runs.features import Feature, FeatureReader
 from avtcli.runs.loaders import batch_bounds
 from avtcli.runs.optimizing import make_optimizer, rate_of_pieces
+from avtcli.runs.ways import choose_fused
 
 TELL_EVERY = 20  # steps between tellings of the progress
 
@@ -94,10 +96,13 @@ def train_heads(
         AvtError: for a head that does not fit its feature.
     """
     heads = _start(plans, train.reader, config, classes=classes, seed=seed, small=tuned is not None)
-    groups: list[dict[str, Any]] = [{"params": list(head.parameters())} for head in heads]  # one a head
+    peaks = list(dict.fromkeys(plan.peak for plan in plans))
+    groups: list[dict[str, Any]] = [{"params": []} for _ in peaks]  # one a rate
+    for head, plan in zip(heads, plans, strict=True):
+        groups[peaks.index(plan.peak)]["params"] += head.parameters()
     if tuned is not None:
         groups[0]["params"] += [p for p in tuned.parameters() if p.requires_grad]
-    optimizer = make_optimizer(groups, config.optimizer)
+    optimizer = make_optimizer(groups, choose_fused(config.optimizer, train.reader.labels.device.type))
     bounds = batch_bounds(len(train.rows), config.batch_size)
     steps = config.total_epochs * len(bounds)
     curves: list[Curve] = [[] for _ in plans]
@@ -111,10 +116,11 @@ def train_heads(
         for index, features in enumerate(train.reader.read(batches, drawn=(seed, epoch))):
             labels = train.reader.labels[batches[index].to(train.reader.labels.device)]
             step = epoch * len(bounds) + index
-            for group, plan in zip(optimizer.param_groups, plans, strict=True):
-                group["lr"] = rate_of(config, plan.peak, epoch=epoch, progress=step / steps)
-            losses = [functional.cross_entropy(logits, labels) for logits in _logits(heads, plans, features)]
-            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = rate_of(config, peak, epoch=epoch, progress=step / steps)
+            logits = _logits(heads, plans, features)
+            loss = functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(plans)), reduction="sum") / len(labels)
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
             if step % TELL_EVERY == 0:
@@ -152,36 +158,29 @@ def _start(
     return heads
 
 
-def _logits(heads: Sequence[nn.Module], plans: Sequence[HeadPlan], features: Mapping[Feature, Tensor]) -> list[Tensor]:
-    """The logits (B, classes) of each head; all linear heads of one feature are one matrix product."""
-    logits: list[Tensor] = [torch.empty(0)] * len(heads)
-    stacks: dict[Feature, list[int]] = {}
-    for i, (head, plan) in enumerate(zip(heads, plans, strict=True)):
-        if isinstance(head, LinearHead):
-            stacks.setdefault(plan.feature, []).append(i)
+def _logits(heads: Sequence[nn.Module], plans: Sequence[HeadPlan], features: Mapping[Feature, Tensor]) -> Tensor:
+    """The logits of all heads, (heads, B, classes); linear heads on one feature that stand together are one matrix product."""
+    logits: list[Tensor] = []
+    for feature, pairs in groupby(zip(plans, heads, strict=True), key=lambda pair: pair[0].feature):
+        mine = [head for _, head in pairs]
+        if isinstance(mine[0], LinearHead):
+            logits.append(stacked_logits(cast("list[LinearHead]", mine), features[feature]))
         else:
-            logits[i] = head(features[plan.feature])
-    for feature, members in stacks.items():
-        stacked = stacked_logits([cast("LinearHead", heads[i]) for i in members], features[feature])
-        for i, mine in zip(members, stacked, strict=True):
-            logits[i] = mine
-    return logits
+            logits += [head(features[feature]).unsqueeze(0) for head in mine]
+    return torch.cat(logits)
 
 
 @torch.no_grad()
 def score(heads: Sequence[nn.Module], test: Part, plans: Sequence[HeadPlan]) -> Curve:
     """Top-1 and top-5 in percent of each head in eval mode; left in train mode."""
     batches = list(torch.split(test.rows, test.reader.plain_batch))
-    logits: list[list[Tensor]] = [[] for _ in heads]
     for head in heads:
         head.eval()
-    for features in test.reader.read(batches, drawn=None):
-        for kept, found in zip(logits, _logits(heads, plans, features), strict=True):
-            kept.append(found)
+    logits = [_logits(heads, plans, features) for features in test.reader.read(batches, drawn=None)]
     for head in heads:
         head.train()
     labels = test.reader.labels[test.rows.to(test.reader.labels.device)]
-    return [_top(torch.cat(kept), labels) for kept in logits]
+    return [_top(mine, labels) for mine in torch.cat(logits, 1)]
 
 
 def _top(logits: Tensor, labels: Tensor) -> tuple[float, float]:

@@ -219,7 +219,7 @@ def _frozen(job: Job, encoder: Encoder, name: str) -> Iterator[Found]:
 
 
 def _readers(job: Job, encoder: Encoder, name: str) -> Iterator[tuple[FeatureReader, FeatureReader]]:
-    """Where the training and the test features come from: kept, one feature at a time, or all at once from forwarded images."""
+    """Where the training and the test features come from: kept, all at once or one at a time, or forwarded, all at once."""
     train, test = (job.forwarded(encoder, part, job.wanted) for part in ("train", "test"))
     copies = job.config.copies
 
@@ -233,12 +233,15 @@ def _readers(job: Job, encoder: Encoder, name: str) -> Iterator[tuple[FeatureRea
         small = stored_bytes(test) <= KEPT_BYTES
         yield train, KeptFeatures(_moved(read(test), job.device), test.labels, device=job.device) if small else test
         return
-    store = choose_store(stored_bytes(train) * (1 + copies) + stored_bytes(test))
+    needed = stored_bytes(train) * (1 + copies) + stored_bytes(test)
+    store = choose_store(needed)
     kept_train, kept_test, kept_copies = read(train), read(test), [read(train, copy) for copy in range(copies)]
-    for feature in job.wanted:
-        bytes_of = 4 * len(train.labels) * (1 + copies) * prod(train.shapes[feature])
+    # together where they fit, so that all heads share the batches and the steps; else one at a time
+    together = store is None and has_room(job.device, needed)
+    for group in [job.wanted] if together else [[feature] for feature in job.wanted]:
+        bytes_of = 4 * len(train.labels) * (1 + copies) * sum(prod(train.shapes[feature]) for feature in group)
         place = torch.device("cpu") if store or not has_room(job.device, bytes_of) else job.device
-        mine, theirs, *drawn = (_moved({feature: kept[feature]}, place) for kept in (kept_train, kept_test, *kept_copies))
+        mine, theirs, *drawn = (_moved({f: kept[f] for f in group}, place) for kept in (kept_train, kept_test, *kept_copies))
         yield (
             KeptFeatures(mine, train.labels, device=job.device, copies=drawn),
             KeptFeatures(theirs, test.labels, device=job.device),

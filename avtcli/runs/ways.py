@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass
 from typing import Final
 
-from avtcli.config import PretrainConfig
+from avtcli.config import Optimizer, PretrainConfig
 from avtcli.errors import AvtError
 
 
@@ -51,7 +51,7 @@ def resolve_ways(config: PretrainConfig, device: str, *, steps: int) -> Pretrain
     Raises:
         AvtError: if compiling is asked for on a CPU and there is no C++ compiler.
     """
-    ways, optimizer = WAYS[device], config.optimizer
+    ways = WAYS[device]
     can = device != "cpu" or _has_compiler()
     if config.compile and not can:
         raise AvtError("--compile needs a C++ compiler, and there is no g++ or clang++ here: install one, or leave it out.")
@@ -63,9 +63,14 @@ def resolve_ways(config: PretrainConfig, device: str, *, steps: int) -> Pretrain
         update={
             "compile": compiled,
             "channels_last": last if config.channels_last is None else config.channels_last,
-            "optimizer": optimizer.model_copy(update={"fused": ways.fused if optimizer.fused is None else optimizer.fused}),
+            "optimizer": choose_fused(config.optimizer, device),
         }
     )
+
+
+def choose_fused(optimizer: Optimizer, device: str) -> Optimizer:
+    """Settle whether the optimiser walks each parameter once, where its settings leave that open."""
+    return optimizer if optimizer.fused is not None else optimizer.model_copy(update={"fused": WAYS[device].fused})
 
 
 def _has_compiler() -> bool:
