@@ -8,6 +8,7 @@ Pool = Literal["max", "avg", "none"]
 
 CLOSED_HEADS = ("knn", "ridge")
 """The heads of a probe that are computed rather than trained step by step."""
+NEIGHBOURS = (5, 10, 20, 50, 100)
 HEAD_RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 FINETUNE_RATES = (0.1, 0.03, 0.01)
 
@@ -244,8 +245,8 @@ class ProbeConfig(Frozen):
     """Images a step."""
     rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Peaks of the learning rate to choose from where there is no schedule; none means `HEAD_RATES`, or `FINETUNE_RATES`."""
-    k: tuple[Annotated[int, Field(gt=0)], ...] = (5, 10, 20, 50, 100)
-    """Of knn: numbers of neighbours to choose from."""
+    k: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    """Of knn: numbers of neighbours to choose from; none means `NEIGHBOURS`."""
     temperature: float = Field(default=0.07, ge=0)
     """Of knn: a neighbour's vote is exp(cosine / temperature); 0 gives each of them one vote."""
     penalties: tuple[Annotated[float, Field(gt=0)], ...] = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
@@ -288,6 +289,10 @@ class ProbeConfig(Frozen):
             raise ValueError("shots and fraction both say how many images to train on: give one of them")
         if self.head in CLOSED_HEADS and (self.augmented or self.finetune):
             raise ValueError(f"{self.head} reads features once: it takes no augmented images and trains no backbone")
+        if self.head in CLOSED_HEADS and not self.supervised and (self.epochs or self.rates):
+            raise ValueError(f"{self.head} is not trained in steps: leave out the epochs and the rate")
+        if self.head != "knn" and self.k:
+            raise ValueError(f"k is of the head knn, this one is {self.head}")
         if self.finetune and self.supervised:
             raise ValueError("the baseline of finetune is a supervised one already: leave supervised out")
         if self.copies and (not self.augmented or self.finetune):
@@ -308,6 +313,11 @@ class ProbeConfig(Frozen):
     def poolings(self) -> tuple[Pool, ...]:
         """How maps are reduced, the default resolved."""
         return self.pool or (("max",) if self.head in ("linear", *CLOSED_HEADS) else ("none",))
+
+    @property
+    def neighbours(self) -> tuple[int, ...]:
+        """The numbers of neighbours to choose from, the default resolved."""
+        return self.k or NEIGHBOURS
 
     @property
     def peaks(self) -> tuple[float, ...]:

@@ -64,11 +64,13 @@ def resolve_probe(over: Mapping[str, Any], *, recipe: str | None) -> ProbeConfig
     content = recipes.load(recipe, kind="probe") if recipe is not None else {}
     ours = {"recipe": recipe, "optimizer": ProbeConfig.model_fields["optimizer"].default.model_dump()}
     where = "the command line" if recipe is None else f"recipe {recipe}"
-    config = validate(ProbeConfig, merge(merge(ours, content), over), where=where)
+    settings = merge(merge(ours, content), over)
+    config = validate(ProbeConfig, settings, where=where)
     if peak is None:
         return config
-    rates = {"rates": (peak,)} if config.schedule is None else {"schedule": config.schedule.with_peak(peak)}
-    return config.model_copy(update=rates)
+    if config.schedule is None:
+        return validate(ProbeConfig, {**settings, "rates": (peak,)}, where=where)
+    return config.model_copy(update={"schedule": config.schedule.with_peak(peak)})
 
 
 def validate(model: type[T], settings: Mapping[str, Any], *, where: str) -> T:
@@ -92,6 +94,8 @@ def _problem(model: type[BaseModel], detail: Any) -> str:
         return f"{where}: there is no such setting. {nearest(path[-1], known)}Known here: {', '.join(known)}."
     if detail["type"] == "value_error":  # our own words, which say what was found
         return f"{where}: {detail['ctx']['error']}" if where else str(detail["ctx"]["error"])
+    if detail["type"] == "missing" and path[1:] == ["name"]:
+        return f"{path[0]}: found options ({', '.join(detail['input'])}) and no name: give --{path[0]} too"
     return f"{where}: {detail['msg']}, found {detail['input']!r}"
 
 

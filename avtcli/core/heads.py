@@ -80,11 +80,11 @@ def stacked_logits(heads: Sequence[LinearHead], features: Tensor) -> Tensor:
     Returns:
         (heads, B, classes).
     """
-    weight = torch.cat([head.linear.weight for head in heads]).unflatten(1, features.shape[1:])
+    weight = torch.cat([head.linear.weight for head in heads]).view(-1, *features.shape[1:])
     bias = torch.cat([head.linear.bias for head in heads])
     # the channels last: a copy of the few weights, where maps that lie so would need one for every batch
     x, weight = (part.movedim(1, -1).flatten(1) for part in (heads[0].norm(features), weight))
-    return functional.linear(x, weight, bias).unflatten(1, (len(heads), -1)).transpose(0, 1)
+    return functional.linear(x, weight, bias).view(len(x), len(heads), -1).transpose(0, 1)
 
 
 def _full_units(*widths: int) -> list[nn.Module]:

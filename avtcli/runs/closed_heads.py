@@ -83,14 +83,14 @@ class _Flat:
 
     @classmethod
     def of(cls, kept: KeptFeatures, feature: Feature) -> "_Flat":
-        return cls(kept.features[feature].flatten(1), kept.labels)
+        return cls(kept.features[feature].movedim(1, -1).flatten(1), kept.labels)  # as they lie in memory
 
 
 def _neighbours(config: ProbeConfig, train: _Flat, test: _Flat, *, rows: Tensor, classes: int, seed: int) -> Figures:
     """Weighted k-NN by the cosine, exact; k is chosen where several are given."""
     fit, held_out = split_held_out(rows, train.labels, config.held_out, seed=seed)
-    choice = len(config.k) > 1 and len(held_out) > 0
-    sizes = sorted({min(k, len(fit if choice else rows)) for k in config.k})
+    choice = len(config.neighbours) > 1 and len(held_out) > 0
+    sizes = sorted({min(k, len(fit if choice else rows)) for k in config.neighbours})
     best, top1 = sizes[len(sizes) // 2], None
     if choice:
         queries = train.features[held_out.to(train.features.device)]

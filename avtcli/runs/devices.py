@@ -28,9 +28,6 @@ def choose_device(name: str) -> str:
         name = next(device for device, present in has.items() if present)
     if name == "cpu":
         _keep_freed_memory()
-        # Numbers below 1e-38 are computed many times as slowly: the saturated softmaxes of a head at a high rate gave gradients
-        # full of them, and the product that takes those to the weights took 5 times as long
-        torch.set_flush_denormal(True)
     if not has[name]:
         here = ", ".join(device for device, present in has.items() if present)
         raise AvtError(f"There is no {name} device here, or this torch cannot use it. Devices: {here}.")

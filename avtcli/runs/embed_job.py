@@ -82,6 +82,8 @@ def prepare(subject: Subject, wanted: Wanted, *, device: str, workers: int | Non
     encoder = encoder_of(source).to(chosen)
     layers = list(dict.fromkeys(wanted.layers)) or [encoder.backbone.code_tap]
     taps = tap_shapes(encoder, layers, pictures.size)
+    if taken := sorted({"labels", "split", "names"} & set(layers)):
+        raise AvtError(f"The file has a column '{taken[0]}' of its own: the backbone's layer of that name needs another one.")
     columns = {n: Column(FLOAT32, tuple(_reduced(torch.empty(1, *taps[n]), wanted).shape[1:])) for n in layers}
     if any(part.split.labels is not None for part in parts):
         columns["labels"] = Column(INT64, ())

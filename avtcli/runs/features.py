@@ -95,7 +95,7 @@ class KeptFeatures(FeatureReader):
 def _rows_of(features: Tensor, rows: Tensor) -> Tensor:
     """Rows of features in the layout of `extract`; on a CPU three times as fast as indexing."""
     last = features.movedim(1, -1)
-    return last.flatten(1).index_select(0, rows.to(features.device)).unflatten(1, last.shape[1:]).movedim(-1, 1)
+    return last.flatten(1).index_select(0, rows.to(features.device)).view(-1, *last.shape[1:]).movedim(-1, 1)
 
 
 class ForwardedImages(FeatureReader):
@@ -217,21 +217,17 @@ def choose_store(needed: int) -> Path | None:
     if needed > free:
         raise AvtError(
             f"The features would take {needed / 1e9:.0f} GB, more than {MEMORY_SHARE:.0%} of the {there / 1e9:.0f} GB of "
-            f"memory, and {folder} has {free / 1e9:.0f} GB free. Give fewer layers, a smaller --pool-size or --limit-train, "
+            f"memory, and {folder} has {free / 1e9:.0f} GB free. Give fewer images, fewer layers or a smaller --pool-size, "
             "or set TMPDIR to a folder with more room."
         )
     return folder
 
 
-def _empty(count: int, shape: Sequence[int], store: Path | None) -> Tensor:
-    """Room for features of so many images, channels last in memory, which is how they are normalised fastest.
+def make_room(shape: Sequence[int], store: Path | None) -> Tensor:
+    """An empty float32 tensor in memory or, mapped into it, in a folder's file; see `choose_store`.
 
-    On disk, a file that has lost its name already, so that whatever happens leaves nothing behind.
+    The file has lost its name already, so that whatever happens leaves nothing behind.
     """
-    return _room((count, *shape[1:], shape[0]), store).movedim(-1, 1)
-
-
-def _room(shape: Sequence[int], store: Path | None) -> Tensor:
     if store is None:
         return torch.empty(*shape)
     number, name = tempfile.mkstemp(prefix="avt-features-", dir=store)
@@ -262,7 +258,8 @@ def extract(
         Each feature of all images, (n, *shape), float32, channels last in memory, on the CPU.
     """
     count = len(reader.labels)
-    out = {feature: _empty(count, shape, store) for feature, shape in reader.shapes.items()}
+    # channels last in memory, which is how batches of them are normalised fastest
+    out = {f: make_room((count, *shape[1:], shape[0]), store).movedim(-1, 1) for f, shape in reader.shapes.items()}
     batches = list(torch.split(torch.arange(count), reader.plain_batch))
     for rows, features in zip(batches, reader.read(batches, drawn=drawn), strict=True):
         for feature, values in features.items():

@@ -1,6 +1,7 @@
 """What a linear reader finds in frozen features of two views: the transformation between them."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Final
 
 import torch
@@ -11,10 +12,9 @@ from avtcli.core.heads import pool_features
 from avtcli.core.keyed import subset
 from avtcli.core.metrics import r2_scores
 from avtcli.core.ridge import choose_ridge
-from avtcli.errors import AvtError
 from avtcli.runs.equivariance import Fit, fit_of
 from avtcli.runs.events import OnEvent
-from avtcli.runs.features import memory_bytes
+from avtcli.runs.features import choose_store, make_room
 from avtcli.runs.held_out import Pairs, read_pairs
 
 POOL_SIZE: Final = 4
@@ -63,17 +63,17 @@ def pair_features(encoder: Encoder, layer: str, pairs: Pairs, *, task: str, on_e
     """The features of both views side by side: maps average-pooled to at most 4 x 4 and flattened.
 
     Returns:
-        (n, 2 d), float32, on the CPU.
+        (n, 2 d), float32, on the CPU; on disk where they take too much of the memory.
 
     Raises:
-        AvtError: if they would not fit in memory.
+        AvtError: if they fit on neither.
     """
     out, first = torch.empty(0), 0
     for views in read_pairs(pairs, task=task, on_event=on_event):
         block = torch.cat([_vectors(encoder, layer, view) for view in views], 1).float().cpu()
         if not first:
-            _check_memory(len(pairs.rows), block.shape[1])
-            out = torch.empty(len(pairs.rows), block.shape[1])
+            shape = len(pairs.rows), block.shape[1]
+            out = make_room(shape, choose_store(4 * prod(shape)))
         out[first : first + len(block)] = block
         first += len(block)
     return out
@@ -82,12 +82,3 @@ def pair_features(encoder: Encoder, layer: str, pairs: Pairs, *, task: str, on_e
 def _vectors(encoder: Encoder, layer: str, images: Tensor) -> Tensor:
     tap = encoder.features(encoder.normalise(images), [layer])[layer]
     return pool_features(tap, "avg", POOL_SIZE).flatten(1)
-
-
-def _check_memory(count: int, width: int) -> None:
-    needed, there = 4 * count * width, memory_bytes()
-    if needed > 0.5 * there:
-        raise AvtError(
-            f"The features of {count} pairs would take {needed / 1e9:.0f} GB, this machine has {there / 1e9:.0f} GB. "
-            "Give a smaller --count, or another --layer."
-        )

@@ -52,8 +52,9 @@ def find_plugin(spec: str, kind: str | None = None) -> PluginInfo:
         ways = " or ".join(f"--kind {kind}" for kind in kinds)
         raise AvtError(f"Several kinds have a plugin called '{name}': {', '.join(kinds)}. Say which: {ways}.")
     if not kinds:
-        known = sorted({info.name for info in registry.listing()})
-        raise AvtError(f"No plugin is called '{name}'. {nearest(name, known)}`avt plugins list` shows what is installed.")
+        full = registry.full_name("backbone", spec)
+        hint = nearest(name, sorted({info.name for info in registry.listing()})) if full == spec else f"Did you mean '{full}'? "
+        raise AvtError(f"No plugin is called '{name}'. {hint}`avt plugins list` shows what is installed.")
     return registry.info(kinds[0], name)
 
 

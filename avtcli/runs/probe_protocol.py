@@ -150,7 +150,8 @@ def _chosen(config: ProbeConfig) -> str:
     if config.head == "ridge":
         return f"the penalty of {_list(config.penalties)}, {whole}"
     if config.head == "knn":
-        return f"k of {_list(config.k)}, {whole}" if len(config.k) > 1 else f"nothing: k is {config.k[0]}"
+        sizes = config.neighbours
+        return f"k of {_list(sizes)}, {whole}" if len(sizes) > 1 else f"nothing: k is {sizes[0]}"
     if config.schedule is not None or len(config.peaks) == 1:
         return "nothing: fixed rates, the whole training split, the last epoch"
     return f"the rate, {whole}"

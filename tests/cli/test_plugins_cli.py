@@ -138,6 +138,10 @@ def test_what_an_import_pulls_in_is_told(avt: Callable[..., Result], install) ->
     assert avt("plugins check wrong").stdout.splitlines()[0].endswith(" s, pulls in torchvision")
 
 
+def test_a_timm_models_bare_name_is_told_with_its_plugin(avt: Callable[..., Result]) -> None:
+    assert "No plugin is called 'resnet18'. Did you mean 'timm:resnet18'?" in avt("plugins check resnet18").stderr
+
+
 def test_an_unknown_name_is_refused_with_the_nearest(avt: Callable[..., Result]) -> None:
     result = avt("plugins check nni")
 

@@ -26,6 +26,7 @@ from avtcli.core.bank import BankFamily
 from avtcli.core.encoder import Encoder
 from avtcli.core.keyed import keyed_generator
 from avtcli.errors import AvtError
+from avtcli.runs import features as features_module
 from avtcli.runs import linear_reading
 from avtcli.runs.calibration_picture import draw_calibration
 from avtcli.runs.equivariance import BANK, DecoderFigures, baselines_of, finite, measure_decoder
@@ -301,13 +302,19 @@ def test_the_random_ridge_is_the_same_measurement_of_an_encoder_that_was_not_tra
     assert result.ridge["penalty"] in linear_reading.PENALTIES
 
 
-def test_features_that_would_not_fit_in_memory_are_told_before_they_are_computed(
-    exported: Subject, monkeypatch: pytest.MonkeyPatch
+def test_pair_features_that_exceed_a_quarter_of_memory_go_to_disk_and_give_the_same_figures(
+    exported: Subject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(linear_reading, "memory_bytes", lambda: 1e5)
+    in_memory = evaluate_small(exported)
+    monkeypatch.setattr(features_module, "memory_bytes", lambda: 4 * 4 * 60 * 320 - 1)
+    monkeypatch.setattr(features_module.tempfile, "tempdir", str(tmp_path))
+    stores, make = list[Path | None](), linear_reading.make_room
+    monkeypatch.setattr(linear_reading, "make_room", lambda shape, store: (stores.append(store), make(shape, store))[1])
+    on_disk = evaluate_small(exported)
 
-    with pytest.raises(AvtError, match=r"The features of 240 pairs would take 0 GB.*Give a smaller --count"):
-        evaluate_small(exported)
+    assert stores == [tmp_path] * 4  # to fit on and held out, of the trained encoder and of the random one
+    assert asdict(on_disk) == asdict(in_memory)
+    assert list(tmp_path.iterdir()) == []  # the files have lost their names
 
 
 # what it is measured on

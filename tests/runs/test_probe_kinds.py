@@ -18,6 +18,7 @@ from avtcli.runs import features as features_module
 from avtcli.runs import probe_heads as module
 from avtcli.runs.closed_heads import split_held_out
 from avtcli.runs.events import Event, Notice
+from avtcli.runs.features import Feature, KeptFeatures
 from avtcli.runs.loaders import build_data, limited
 from avtcli.runs.loading import Source, encoder_of, open_source
 from avtcli.runs.probe import ProbeResult, probe
@@ -50,6 +51,27 @@ def pooled(source: Source) -> dict[str, tuple[Tensor, Tensor]]:
             codes = encoder(encoder.normalise(split.images[rows]))
         out[part] = (pool_features(codes, "max", 4).flatten(1), split.labels[rows])
     return out
+
+
+# all features of a probe
+
+
+def test_heads_trained_together_do_as_each_does_alone(source: Source) -> None:
+    both = {"layers": ("conv1", "conv2", "classifier"), "pool": ("max", "avg")}
+    together = run_probe(source, **{**MINI, **both}, epochs=3)
+    ways = [(layer, pool) for layer in both["layers"] for pool in both["pool"]][:5]  # a vector is not pooled
+    alone = [run_probe(source, **{**MINI, "layers": (layer,), "pool": (pool,)}, epochs=3).results for layer, pool in ways]
+
+    assert together.results == [head for heads in alone for head in heads]
+
+
+def test_features_are_flattened_for_closed_heads_without_a_copy() -> None:
+    feature, images = Feature("conv1", "max", 2), torch.randn(5, 2, 2, 3)
+    kept = KeptFeatures({feature: images.movedim(-1, 1)}, torch.arange(5), device=torch.device("cpu"))
+    flat = closed_heads._Flat.of(kept, feature)
+
+    assert flat.features.data_ptr() == images.data_ptr()
+    assert torch.equal(flat.features, images.reshape(5, 12))
 
 
 # nearest neighbours and ridge
@@ -110,7 +132,8 @@ def test_more_neighbours_than_images_are_all_of_them(source: Source) -> None:
 def test_of_one_image_a_class_nothing_is_chosen_and_the_middle_is_taken(
     source: Source, head: str, chosen: dict[str, float]
 ) -> None:
-    result = run_probe(source, **MINI, head=head, shots=(1,), epochs=1)
+    epochs = {"epochs": 1} if head == "linear" else {}
+    result = run_probe(source, **MINI, head=head, shots=(1,), **epochs)
 
     assert [(r.chosen, r.val_top1) for r in result.results] == [(chosen, None)]
     assert "where a class has one image nothing is held out" in result.protocol["chosen"]
@@ -307,6 +330,10 @@ def test_images_smaller_than_the_crop_are_refused_whatever_the_padding(source: S
         ({"head": "ridge", "finetune": True}, "ridge reads features once"),
         ({"finetune": True, "supervised": True}, "the baseline of finetune is a supervised one already"),
         ({"copies": 2}, "copies are of augmented images"),
+        ({"head": "knn", "epochs": 3}, "knn is not trained in steps: leave out the epochs and the rate"),
+        ({"head": "ridge", "lr": 0.1}, "ridge is not trained in steps"),
+        ({"head": "mlp2", "k": (5,)}, "k is of the head knn, this one is mlp2"),
+        ({"backbone": {"width": 0.5}}, r"backbone: found options \(width\) and no name: give --backbone too"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
