@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avtcli.cli.console import reporting, say, say_json, say_table
-from avtcli.cli.options import Device, Json
+from avtcli.cli.options import Device, Json, Precision
 
 if TYPE_CHECKING:
     from avtcli.runs.bench import BenchResult
@@ -23,6 +23,7 @@ def bench(
     compile: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Compile our training step.", rich_help_panel="Hardware")
     ] = False,
+    precision: Precision = None,
     as_json: Json = False,
 ) -> None:
     """Measure each piece beside the plain way to do it, on this machine, in one process and in turn. Minutes on a CPU.
@@ -35,7 +36,14 @@ def bench(
 
     names = [name.strip() for name in only.split(",")] if only else []
     with reporting() as on_event:
-        result = run_bench(only=names, rounds=rounds, device=device or "auto", compile=compile, on_event=on_event)
+        result = run_bench(
+            only=names,
+            rounds=rounds,
+            device=device or "auto",
+            compile=compile,
+            precision=precision or "auto",
+            on_event=on_event,
+        )
     if as_json:
         say_json(asdict(result))
         return

@@ -80,6 +80,13 @@ Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"] | None,
     typer.Option(help="Where the arithmetic happens.", rich_help_panel="Hardware"),
 ]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"] | None,
+    typer.Option(
+        help="Of the arithmetic. auto: bf16 on a GPU that has it, else fp32; on a CPU with AMX, bf16 may be twice as fast.",
+        rich_help_panel="Hardware",
+    ),
+]
 Workers = Annotated[
     str | None,
     typer.Option(

@@ -4,7 +4,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -19,6 +19,7 @@ from avtcli.cli.options import (
     LimitTrain,
     Objective,
     Options,
+    Precision,
     Seed,
     Transform,
     Workers,
@@ -107,10 +108,7 @@ def pretrain(
         int, typer.Option(min=1, help="Processes on this machine that share each batch.", rich_help_panel="Hardware")
     ] = 1,
     workers: Workers = None,
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"] | None,
-        typer.Option(help="Of the arithmetic.", rich_help_panel="Hardware"),
-    ] = None,
+    precision: Precision = None,
     compile_step: Annotated[
         bool | None,
         typer.Option(

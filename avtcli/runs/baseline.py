@@ -168,7 +168,9 @@ def loss_of(mean: Tensor, raw: Tensor, target: Tensor) -> Tensor:
     return (log_var + (mean - target) ** 2 / (torch.exp(log_var) + 1e-4)).sum() / len(target)
 
 
-def train_step(net: AVTModel, optimizer: torch.optim.Optimizer, pair: Pair, noise: tuple[Tensor, Tensor]) -> float:
+def train_step(
+    net: AVTModel, optimizer: torch.optim.Optimizer, pair: Pair, noise: tuple[Tensor | None, Tensor | None]
+) -> float:
     """One eager step in float32: the network called on one view and then on the other, the loss read at once.
 
     Args:

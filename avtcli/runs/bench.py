@@ -60,6 +60,7 @@ def bench(
     rounds: int,
     device: str = "auto",
     compile: bool = False,
+    precision: str = "auto",
     scale: Scale | None = None,
     on_event: OnEvent,
 ) -> BenchResult:
@@ -70,16 +71,17 @@ def bench(
         rounds: how often each side of a measurement is timed.
         device: auto, cpu, cuda or mps.
         compile: whether our training step is compiled.
+        precision: of our training step: auto, fp32, bf16 or fp16; the baseline's is fp32.
         scale: how much a round does; left out, what suits the device.
         on_event: told which measurement is next.
 
     Raises:
-        AvtError: for a measurement or a device that there is not.
+        AvtError: for a measurement or a device that there is not, or a precision that the device has not.
     """
     chosen = check_names(only)
     name = choose_device(device)
-    accelerator = build_accelerator(name, choose_precision("auto", name))
-    ground = Ground(accelerator.device, compile, scale or (ON_CPU if name == "cpu" else ON_GPU))
+    accelerator = build_accelerator(name, choose_precision(precision, name))
+    ground = Ground(accelerator.device, scale or (ON_CPU if name == "cpu" else ON_GPU), compile, precision)
     environment = describe_environment(
         device=device_in_words(accelerator), processes=1, plugins=[], data_fingerprint="embedded"
     )

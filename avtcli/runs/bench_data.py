@@ -18,6 +18,7 @@ from avtcli.runs.devices import to_device
 from avtcli.runs.families import build_family
 from avtcli.runs.job import Job
 from avtcli.runs.loaders import ResidentImages, draw_epoch, training_batches
+from avtcli.runs.stepping import make_views
 
 
 @contextmanager
@@ -101,10 +102,8 @@ def make_pairs(job: Job, images: ResidentImages, *, epoch: int) -> Iterator[base
     batches = [table.order[first:last] for first, last in job.bounds]
     reading = training_batches(images, batches, table, job.config.augment, job.size)
     for rows, pixels in zip(batches, reading, strict=True):
-        original = to_float(pixels)
-        moved = job.family.apply(original, to_device(table.parameters[rows], original.device))
-        target = to_device(table.targets[rows], original.device).float()
-        yield job.net.normalise(original), job.net.normalise(moved), target
+        original, moved, target = make_views(job, pixels, rows, table)
+        yield original, moved, target.values
 
 
 def measure_pairs(ground: Ground) -> Trial:

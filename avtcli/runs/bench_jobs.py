@@ -35,6 +35,7 @@ def _prepare(ground: Ground, recipe: str, *, images: int, batch_size: int, **ove
         "batch_size": batch_size,
         "device": ground.device.type,
         "compile": ground.compile,
+        "precision": ground.precision,
         **over,
     }
     return prepare(resolve(settings, recipe=recipe), on_event=ignore)

@@ -11,17 +11,17 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from avtcli.contracts import Target
-from avtcli.core.keyed import keyed_generator, seed_of
+from avtcli.core.keyed import keyed_generator
 from avtcli.core.model import AVTModel
 from avtcli.runs import baseline
 from avtcli.runs.bench_data import make_pairs, plain_pairs
 from avtcli.runs.bench_jobs import prepare_large, prepare_small
 from avtcli.runs.bench_timing import Ground, Trial, synchronise
-from avtcli.runs.devices import seed_model
 from avtcli.runs.job import Job
 from avtcli.runs.loaders import ResidentImages
 from avtcli.runs.optimizing import build_optimizer, set_rates
 from avtcli.runs.pretrain import LOG_EVERY
+from avtcli.runs.stepping import Stepper, noise_of
 
 READERS = 2
 """Worker processes of the baseline's DataLoader."""
@@ -29,36 +29,16 @@ EPOCH = 3
 """Batches in an epoch of the loop, at least, so that its table is drawn now and then."""
 
 Step = Callable[[baseline.Pair], None]
-Noise = Callable[[int, int], tuple[Tensor, Tensor]]
-
-
-def noise_of(job: Job) -> Noise:
-    """What draws the noise of both views' codes for (step, batch size), as the loop does."""
-    device, shape = job.accelerator.device, job.net.encoder.code_shape(job.spec.channels, job.size)
-
-    def draw(step: int, view: str, batch: int) -> Tensor:
-        generator = keyed_generator(job.config.seed, step, "noise", view, device=device)
-        return torch.randn(batch, *shape, generator=generator, device=device)
-
-    return lambda step, batch: (draw(step, "original", batch), draw(step, "moved", batch))
 
 
 def our_step(job: Job, losses: list[Tensor]) -> Step:
     """A step as the loop of `avt pretrain` takes it; the losses stay on the device and are read every so many steps."""
-    optimizer, noise, steps = build_optimizer(job.config, job.net), noise_of(job), count()
-    model = job.accelerator.prepare(job.net)
-    model = torch.compile(model, dynamic=False) if job.config.compile else model
-    job.net.train()
+    stepper, steps = Stepper(job, build_optimizer(job.config, job.net)), count()
 
     def step(pair: baseline.Pair) -> None:
-        index, (original, moved, values) = next(steps), pair
-        set_rates(optimizer, job.config, index, len(job.bounds))
-        seed_model(seed_of(job.config.seed, index, "model"), job.accelerator.device)
-        mean, log_var = model(original, moved, *noise(index, len(values)))
-        verdict = job.objective.loss(mean, log_var, Target(values, values, job.family, job.size))
-        job.accelerator.backward(verdict.per_sample.sum() / len(values))
-        optimizer.step()
-        optimizer.zero_grad()
+        original, moved, values = pair
+        target = Target(values, values, job.family, job.size)
+        verdict, _ = stepper.take(next(steps), original, moved, target, count=len(values))
         losses.append(verdict.per_sample.detach().mean())
         if len(losses) % LOG_EVERY == 0:
             torch.stack(losses[-LOG_EVERY:]).tolist()

@@ -52,11 +52,12 @@ ON_GPU = Scale(small=4_096, large=512, batch=512, batch_large=128, steps=20, pro
 
 @dataclass(frozen=True)
 class Ground:
-    """Where and how to measure: a device, whether ours is compiled, and how much to do."""
+    """Where and how to measure: a device, how much to do, whether our step is compiled, and its precision as asked for."""
 
     device: torch.device
-    compile: bool
     scale: Scale
+    compile: bool = False
+    precision: str = "auto"
 
 
 @dataclass(frozen=True)

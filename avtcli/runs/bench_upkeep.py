@@ -10,11 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from avtcli.config import Optimizer
-from avtcli.core.heads import build_head, pool_features
+from avtcli.config import ProbeConfig
+from avtcli.core.heads import build_head
 from avtcli.core.keyed import keyed_generator
 from avtcli.runs import baseline
 from avtcli.runs.bench_data import make_pairs
@@ -22,11 +21,14 @@ from avtcli.runs.bench_jobs import prepare_small
 from avtcli.runs.bench_step import images_of, our_step
 from avtcli.runs.bench_timing import Ground, Trial, seconds_of
 from avtcli.runs.checkpoint import save_checkpoint
-from avtcli.runs.features import Feature, KeptFeatures
+from avtcli.runs.events import ignore
+from avtcli.runs.features import Feature, ForwardedImages, KeptFeatures, extract
 from avtcli.runs.files import disk_errors_explained
+from avtcli.runs.heads_training import HeadPlan, Part, train_heads
 from avtcli.runs.optimizing import make_optimizer
 
 PROBE_BATCH = 128
+RATE = 0.01
 TENSORS = 20
 """Tensors in the checkpoint."""
 EMPTY_APP = "import typer; app = typer.Typer(); app.callback()(lambda: None); app.command('a')(lambda: None); app()"
@@ -37,42 +39,39 @@ def measure_probe(ground: Ground) -> Trial:
     job = prepare_small(ground, images=ground.scale.probed, batch_size=PROBE_BATCH, width=ground.scale.width)
     encoder, device, layer = job.net.encoder.eval(), ground.device, job.net.encoder.backbone.code_tap
     assert job.data.train.labels is not None
-    pixels, labels = images_of(job).images, job.data.train.labels[job.numbers].to(device)
-    rows = list(torch.split(torch.arange(len(labels)), PROBE_BATCH))
-    batches = [(pixels[r.to(device)], labels[r.to(device)]) for r in rows]
+    images = images_of(job)
+    labels = job.data.train.labels[job.numbers].to(device)
+    rows = torch.arange(len(labels))
+    batches = [(images.images[r.to(device)], labels[r.to(device)]) for r in torch.split(rows, PROBE_BATCH)]
     feature = Feature(layer, "max", 4)
+    forwarded = ForwardedImages(
+        encoder, images, labels, [feature], part="train", augment=None, size=job.size, samples=0, seed=0
+    )
 
-    @torch.no_grad()
-    def extract() -> Tensor:
-        maps = (encoder.features(encoder.normalise(images), [layer])[layer] for images, _ in batches)
-        return torch.cat([pool_features(taps, "max", 4) for taps in maps])
+    def read() -> dict[Feature, Tensor]:
+        return {f: kept.to(device) for f, kept in extract(forwarded, task="features", on_event=ignore).items()}
 
-    kept = extract()
-    reader = KeptFeatures({feature: kept}, labels, device=device)
-    heads = [build_head("linear", reader.shapes[feature], 10).to(device) for _ in range(2)]
-    optimizers = [make_optimizer([{"params": list(h.parameters())}], Optimizer(name="sgd")) for h in heads]
-    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        group["lr"] = 0.01
-    extraction = seconds_of(extract, device)
+    reader = KeptFeatures(read(), labels, device=device)
+    config = ProbeConfig(epochs=1, batch_size=PROBE_BATCH)
+    head = build_head("linear", reader.shapes[feature], 10).to(device)
+    optimizer = make_optimizer([{"params": list(head.parameters())}], config.optimizer)
+    optimizer.param_groups[0]["lr"] = RATE
+    extraction = seconds_of(read, device)
+
+    def ours() -> None:
+        parts = Part(reader, rows), Part(reader, rows[:2])
+        plans = [HeadPlan(feature, RATE)]
+        train_heads(*parts, plans, config, classes=10, seed=0, task="head", on_event=ignore)
+
     return Trial(
         what=f"an epoch of a linear head on {len(labels)} images' features, kept, against forwarding the images again",
         unit="images/s",
-        ours=lambda: _head_epoch(reader, feature, rows, heads[0], optimizers[0]),
-        baseline=lambda: baseline.probe_epoch(encoder, layer, heads[1], optimizers[1], batches),
+        ours=ours,
+        baseline=lambda: baseline.probe_epoch(encoder, layer, head, optimizer, batches),
         ours_count=len(labels),
         baseline_count=len(labels),
         figures=lambda: {"extraction_seconds": extraction},
     )
-
-
-def _head_epoch(
-    reader: KeptFeatures, feature: Feature, rows: list[Tensor], head: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    for picked, features in zip(rows, reader.read(rows, drawn=None), strict=True):
-        labels = reader.labels[picked.to(reader.labels.device)]
-        functional.cross_entropy(head(features[feature]), labels).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 def measure_checkpoint(ground: Ground) -> Trial:

@@ -14,6 +14,7 @@ from avtcli.core.heads import LinearHead, build_head, stacked_logits
 from avtcli.core.keyed import keyed_generator, seed_of
 from avtcli.core.metrics import topk_percent
 from avtcli.core.schedule import cosine_rate
+from avtcli.runs.closed_heads import Figures
 from avtcli.runs.devices import seed_model
 from avtcli.runs.events import OnEvent, Progress
 from avtcli.runs.features import Feature, FeatureReader
@@ -70,7 +71,6 @@ def train_heads(
     *,
     classes: int,
     seed: int,
-    every_epoch: bool = True,
     tuned: nn.Module | None = None,
     task: str,
     on_event: OnEvent,
@@ -79,12 +79,11 @@ def train_heads(
 
     Args:
         train: to learn from; two images at least.
-        test: to measure on.
+        test: to measure on: after each epoch of a schedule, as the release does, else after the last alone.
         plans: the heads. Those on one feature start from the same weights.
         config: head, schedule, epochs, batch size and optimiser.
         classes: the number of classes.
         seed: of the weights, the order, the crops and flips.
-        every_epoch: whether to measure after each epoch, or after the last alone.
         tuned: the encoder of the readers, to be trained too, with the first head's rate; none leaves it frozen.
         task: its name in the progress.
         on_event: told how far it is.
@@ -126,7 +125,7 @@ def train_heads(
             optimizer.zero_grad()
             if step % TELL_EVERY == 0:
                 on_event(Progress(task, step, steps, "steps", detail))
-        if every_epoch or epoch + 1 == config.total_epochs:
+        if config.schedule is not None or epoch + 1 == config.total_epochs:
             if tuned is not None:
                 tuned.eval()
             for curve, scores in zip(curves, score(heads, test, plans), strict=True):
@@ -143,6 +142,14 @@ def _without_dust(gradient: Tensor) -> Tensor:
     takes them to the weights took five times as long.
     """
     return functional.hardshrink(gradient, 1e-30)
+
+
+def figures_of(curve: Curve, val_top1: float | None, peak: float | None) -> Figures:
+    """What is reported of a head: the last epoch, with the peak of its rate, or beside the best epoch of a schedule."""
+    top1, top5 = curve[-1]
+    if peak is None:
+        return Figures(top1, top5, val_top1, {}, max(top1 for top1, _ in curve))
+    return Figures(top1, top5, val_top1, {"rate": peak})
 
 
 def _start(

@@ -12,20 +12,18 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from avtcli.config import PretrainConfig
-from avtcli.contracts import Target
-from avtcli.core.augment import to_float
-from avtcli.core.keyed import keyed_generator, seed_of
 from avtcli.errors import AvtError, InterruptedRunError, RunFailedError
 from avtcli.runs.checkpoint import clear_leftovers, load_newest, save_checkpoint
-from avtcli.runs.devices import Stop, seed_model, stop_signals, to_device
+from avtcli.runs.devices import Stop, stop_signals
 from avtcli.runs.events import Notice, OnEvent, Progress, Saved
 from avtcli.runs.files import refuse_existing, replace_file, to_json
 from avtcli.runs.job import Job, prepare
-from avtcli.runs.loaders import EpochTable, build_images, draw_epoch, training_batches
+from avtcli.runs.loaders import build_images, draw_epoch, training_batches
 from avtcli.runs.loading import load_weights
 from avtcli.runs.monitor import Monitor
-from avtcli.runs.optimizing import build_optimizer, load_optimizer, optimizer_tensors, set_rates
+from avtcli.runs.optimizing import build_optimizer, load_optimizer, optimizer_tensors
 from avtcli.runs.rundir import MetricsLog, create_run, environment_changes, lock_run, read_env
+from avtcli.runs.stepping import Stepper, make_views
 from avtcli.settings import to_toml
 
 LOG_EVERY = 20  # steps between readings of the losses from the device
@@ -85,29 +83,22 @@ def _run_folder(job: Job, run: Path, *, resume: bool) -> Iterator[None]:
 
 
 def _train(job: Job, run: Path, *, resume: bool, stop: Stop, on_event: OnEvent) -> PretrainResult:
-    config, accelerator, net = job.config, job.accelerator, job.net
+    config, accelerator = job.config, job.accelerator
     main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
     device = accelerator.device
     metrics, began = MetricsLog(run / "metrics.jsonl"), time.monotonic()
 
-    # weights, optimiser, and the step to begin at
+    # weights, optimiser, the step to begin at, and images
     optimizer = build_optimizer(job.config, job.net)
     start, seconds_before = _restore(job, run, optimizer, metrics, on_event=on_event) if resume else (0, 0.0)
-    model = accelerator.prepare(net)
-    if accelerator.scaler is not None:
-        optimizer = accelerator.prepare(optimizer)
-    step_model = torch.compile(model, dynamic=False) if config.compile else model
-    model.train()
-
-    # images, and the shape of the noise
+    stepper = Stepper(job, optimizer)
     images = build_images(job.data.train, job.numbers, device=device, shorter=config.augment.resize, workers=job.workers)
-    code_shape = net.encoder.code_shape(job.spec.channels, job.size) if job.spec.noise_scale else None
 
     def save(step: int) -> None:
         accelerator.wait_for_everyone()
         if main:
             seconds = seconds_before + time.monotonic() - began
-            on_event(Saved(_save(job, run, step, optimizer, seconds=seconds)))
+            on_event(Saved(_save(job, run, step, stepper.optimizer, seconds=seconds)))
         accelerator.wait_for_everyone()
 
     pending: list[tuple[dict[str, Any], Tensor]] = []
@@ -154,19 +145,11 @@ def _train(job: Job, run: Path, *, resume: bool, stop: Stop, on_event: OnEvent) 
             reading = training_batches(images, batches, table, config.augment, job.size)
         first, last = job.bounds[index]
         rows = table.order[first:last][rank::world]
-        x, y, target = _views(job, next(reading), rows, table)
+        x, y, target = make_views(job, next(reading), rows, table)
         waited += time.monotonic() - asked
 
         # one step
-        rates = set_rates(optimizer, config, step, len(job.bounds))
-        seed_model(seed_of(config.seed, step, "model", rank), device)
-        noise = [_noise(job, step, view, last - first, code_shape, rank, world) for view in ("original", "moved")]
-        whole = last - first == config.batch_size
-        mean, log_var = (step_model if whole else model)(net.normalise(x), net.normalise(y), *noise)
-        verdict = job.objective.loss(mean, log_var, target)
-        accelerator.backward(verdict.per_sample.sum() * (world / (last - first)))
-        optimizer.step()
-        optimizer.zero_grad()
+        verdict, rates = stepper.take(step, x, y, target, count=last - first)
 
         # what is worth keeping
         parts = {"loss": verdict.per_sample, **verdict.parts}
@@ -194,26 +177,6 @@ def _train(job: Job, run: Path, *, resume: bool, stop: Stop, on_event: OnEvent) 
                 signalled,
             )
     return _finish(job, run, metrics, monitor, seconds=seconds_before + time.monotonic() - began)
-
-
-def _views(job: Job, images: Tensor, rows: Tensor, table: EpochTable) -> tuple[Tensor, Tensor, Target]:
-    """Both views of a batch of uint8 images, and what tells them apart."""
-    device = job.accelerator.device
-    x = to_float(images)
-    parameters = to_device(table.parameters[rows], device)
-    y = job.family.apply(x, parameters)
-    return x, y, Target(to_device(table.targets[rows], device).float(), parameters, job.family, job.size)
-
-
-def _noise(
-    job: Job, step: int, view: str, count: int, code_shape: tuple[int, ...] | None, rank: int, world: int
-) -> Tensor | None:
-    """This process's rows of the step's noise, drawn for the whole batch so that processes do not matter."""
-    if code_shape is None:
-        return None
-    device = job.accelerator.device
-    generator = keyed_generator(job.config.seed, step, "noise", view, device=device)
-    return torch.randn(count, *code_shape, generator=generator, device=device)[rank::world]
 
 
 def _agree(accelerator: Accelerator, signalled: int, due: bool, *, step: int) -> tuple[int, bool]:

@@ -1,26 +1,21 @@
-"""The heads of a probe on one encoder: where their features come from, which rows they learn from, what chooses their rates."""
+"""The heads of a probe on one encoder: where their features come from, and what chooses their rates."""
 
-import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
-from avtcli.config import CLOSED_HEADS, ProbeConfig
+from avtcli.config import CLOSED_HEADS
 from avtcli.core.encoder import Encoder
 from avtcli.core.heads import build_head
-from avtcli.core.keyed import keyed_generator
-from avtcli.errors import AvtError
 from avtcli.runs.closed_heads import Figures, closed_head, split_held_out
 from avtcli.runs.devices import has_room
-from avtcli.runs.events import OnEvent
 from avtcli.runs.features import Feature, FeatureReader, ForwardedImages, KeptFeatures, choose_store, extract, stored_bytes
-from avtcli.runs.heads_training import Curve, HeadPlan, Part, train_heads
-from avtcli.runs.images import Images
-from avtcli.runs.subject import Pictures
+from avtcli.runs.finetuning import tuned_heads
+from avtcli.runs.heads_training import HeadPlan, Part, figures_of, train_heads
+from avtcli.runs.probe_job import Draw, Found, Job
 
 KEPT_BYTES = 2 * 2**30  # test features up to here are kept on the device rather than computed again each epoch
 
@@ -48,60 +43,6 @@ class HeadResult(Figures):
     seed: int
 
 
-@dataclass(frozen=True)
-class Job:
-    """Everything a probe on one data set is made of beside the encoders."""
-
-    config: ProbeConfig
-    pictures: Pictures
-    images: dict[str, Images]
-    labels: dict[str, Tensor]
-    wanted: list[Feature]
-    draws: "list[Draw]"
-    device: torch.device
-    classes: int
-    on_event: OnEvent
-
-    def forwarded(self, encoder: Encoder, part: str, wanted: Sequence[Feature]) -> ForwardedImages:
-        """The features of the train or test images, computed by an encoder when they are needed."""
-        return ForwardedImages(
-            encoder,
-            self.images[part],
-            self.labels[part],
-            wanted,
-            part=part,
-            augment=self.pictures.augment if self.config.augments else None,
-            size=self.pictures.size,
-            samples=self.config.samples,
-            seed=self.config.seed,
-        )
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Which training images the heads learn from: rows, (n,) int64, drawn by a seed."""
-
-    rows: Tensor
-    shots: int | None
-    seed: int
-
-    @property
-    def words(self) -> str:
-        """For the name of a task."""
-        return " ".join([*([f"{self.shots} shots"] if self.shots else []), *([f"seed {self.seed}"] * (self.seed > 0))])
-
-
-def draws(config: ProbeConfig, labels: Tensor) -> Iterator[Draw]:
-    """The draws of training images that a probe asks for, by the number of shots and the seed.
-
-    Raises:
-        AvtError: if there are too few images.
-    """
-    for shots in config.shots or (None,):
-        for seed in range(config.seed, config.seed + config.seeds):
-            yield Draw(drawn_rows(labels.cpu(), shots=shots, fraction=config.fraction, seed=seed), shots, seed)
-
-
 def probe_encoder(job: Job, encoder: Encoder, name: str) -> list[HeadResult]:
     """All heads on one encoder, layer by layer, then by the number of shots and the seed.
 
@@ -113,12 +54,9 @@ def probe_encoder(job: Job, encoder: Encoder, name: str) -> list[HeadResult]:
     with torch.device("meta"):  # a head that does not fit is told before the features are read
         for shape in job.forwarded(encoder, "train", job.wanted).shapes.values():
             build_head(job.config.head, shape, job.classes)
-    found = _tuned(job, encoder, name) if job.config.finetune else _frozen(job, encoder, name)
+    found = tuned_heads(job, encoder, name) if job.config.finetune else _frozen(job, encoder, name)
     results = [_result(job, *parts) for parts in found]
     return sorted(results, key=lambda result: [(f.layer, f.pool) for f in job.wanted].index((result.layer, result.pool)))
-
-
-Found = tuple[Feature, Draw, Figures]
 
 
 def _result(job: Job, feature: Feature, draw: Draw, figures: Figures) -> HeadResult:
@@ -132,71 +70,6 @@ def _result(job: Job, feature: Feature, draw: Draw, figures: Figures) -> HeadRes
         seed=draw.seed,
         **asdict(figures),
     )
-
-
-def _tuned(job: Job, encoder: Encoder, name: str) -> Iterator[Found]:
-    for feature in job.wanted:
-        for draw in job.draws:
-            task = " ".join([name, feature.layer, draw.words]).rstrip()
-            figures, _ = _tune_best(job, encoder, feature, draw, task=task)
-            yield feature, draw, figures
-
-
-def supervised_encoder(job: Job, encoder: Encoder) -> Encoder:
-    """A copy of an encoder, trained with the labels of all training images under a linear head on its last layer."""
-    config = job.config.to_finetune()
-    everything = Draw(torch.arange(len(job.labels["train"])), None, config.seed)
-    last = Feature(list(encoder.backbone.taps)[-1], "avg", 1)
-    _, tuned = _tune_best(replace(job, config=config), encoder, last, everything, task="supervised")
-    return tuned.eval()
-
-
-def _tune_best(job: Job, encoder: Encoder, feature: Feature, draw: Draw, *, task: str) -> tuple[Figures, Encoder]:
-    """Fine-tune with the rate that is best on held-out images, or the only one; return the tuned encoder too."""
-    config = job.config
-    tune = partial(_tune, job, encoder, feature, seed=draw.seed)
-    peaks: list[float | None] = [None] if config.schedule is not None else list(config.peaks)
-    fit, held_out = split_held_out(draw.rows, job.labels["train"], config.held_out, seed=draw.seed)
-    peak, val_top1 = peaks[len(peaks) // 2], None
-    if len(peaks) > 1 and len(held_out):
-        tops = [tune(p, fit, "train", held_out, task=f"{task}: rate {p:g}")[0][-1][0] for p in peaks]
-        val_top1 = max(tops)
-        peak = peaks[tops.index(val_top1)]
-    everything = torch.arange(len(job.labels["test"]))
-    curve, tuned = tune(peak, draw.rows, "test", everything, task=f"{task}: head")
-    return _figures(curve, val_top1, peak), tuned
-
-
-def _tune(
-    job: Job,
-    encoder: Encoder,
-    feature: Feature,
-    peak: float | None,
-    rows: Tensor,
-    part: str,
-    onto: Tensor,
-    *,
-    seed: int,
-    task: str,
-) -> tuple[Curve, Encoder]:
-    """Train a copy of the encoder together with a head; the code is its mean, no noise is drawn."""
-    tuned = copy.deepcopy(encoder)
-    log_var, tuned.log_var = tuned.log_var, None
-    readers = {name: job.forwarded(tuned, name, [feature]) for name in ("train", part)}
-    (curve,) = train_heads(
-        Part(readers["train"], rows),
-        Part(readers[part], onto),
-        [HeadPlan(feature, peak)],
-        job.config,
-        classes=job.classes,
-        seed=seed,
-        every_epoch=part == "test",
-        tuned=tuned,
-        task=task,
-        on_event=job.on_event,
-    )
-    tuned.log_var = log_var
-    return curve, tuned
 
 
 def _frozen(job: Job, encoder: Encoder, name: str) -> Iterator[Found]:
@@ -273,12 +146,7 @@ def _trained(job: Job, train: FeatureReader, test: FeatureReader, draw: Draw, *,
         task=f"{task}: head",
         on_event=job.on_event,
     )
-    return [_figures(curve, val, plan.peak) for plan, curve, val in zip(plans, curves, val_top1, strict=True)]
-
-
-def _figures(curve: Curve, val_top1: float | None, peak: float | None) -> Figures:
-    (top1, top5), best = curve[-1], max(top1 for top1, _ in curve)
-    return Figures(top1, top5, val_top1, {} if peak is None else {"rate": peak}, best)
+    return [figures_of(curve, val, plan.peak) for plan, curve, val in zip(plans, curves, val_top1, strict=True)]
 
 
 def _choose_rates(job: Job, fit: Part, held_out: Part, *, seed: int, task: str) -> tuple[list[HeadPlan], list[float | None]]:
@@ -292,7 +160,6 @@ def _choose_rates(job: Job, fit: Part, held_out: Part, *, seed: int, task: str) 
         config,
         classes=job.classes,
         seed=seed,
-        every_epoch=False,
         task=task,
         on_event=job.on_event,
     )
@@ -304,29 +171,3 @@ def _choose_rates(job: Job, fit: Part, held_out: Part, *, seed: int, task: str) 
         chosen.append(plans[best])
         tops.append(curves[best][-1][0])
     return chosen, tops
-
-
-def drawn_rows(labels: Tensor, *, shots: int | None = None, fraction: float | None = None, seed: int) -> Tensor:
-    """The rows to train on, sorted: all, or a draw by the seed of so many or such a share a class, the fewer among the more.
-
-    Raises:
-        AvtError: if a class has too few images, or there are too few in all.
-    """
-    rows = torch.arange(len(labels))
-    if shots is not None or fraction is not None:
-        order = torch.randperm(len(labels), generator=keyed_generator(seed, "shots"))
-        shuffled = labels[order]
-        groups = torch.split(order[shuffled.argsort(stable=True)], torch.bincount(shuffled).tolist())
-        by_class = {label: mine for label, mine in enumerate(groups) if len(mine)}
-        scarce = min(by_class, key=lambda label: len(by_class[label]))
-        if shots is not None and len(by_class[scarce]) < shots:
-            raise AvtError(
-                f"--shots {shots} asks for {shots} training images of each class, class {scarce} has {len(by_class[scarce])}."
-            )
-        counts = {label: shots or max(1, round(len(mine) * (fraction or 1))) for label, mine in by_class.items()}
-        rows = torch.cat([mine[: counts[label]] for label, mine in by_class.items()]).sort().values
-    if len(rows) < 4:
-        raise AvtError(
-            f"{len(rows)} labelled images are too few to train a head on: 4 is the least. Give more --shots or --fraction."
-        )
-    return rows

@@ -58,7 +58,9 @@ def describe_probe(
         **({} if closed else _training(config)),
         "chosen": _chosen(config),
         "reported": "test split" if closed else "test split, last epoch",
-        "top1_best_test_epoch": None if closed else "the best epoch on test: optimistic, chooses nothing",
+        "top1_best_test_epoch": None
+        if closed or config.schedule is None
+        else "the best epoch on test: optimistic, chooses nothing",
         "normalised": {"mean": list(source.spec.mean), "std": list(source.spec.std)},
         "baseline": _baseline(config) if compared else None,
         "supervised": _supervised(config.to_finetune(), augment) if config.supervised else None,

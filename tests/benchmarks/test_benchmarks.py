@@ -23,7 +23,7 @@ from avtcli.runs.families import build_family
 
 Benchmark = Callable[..., Any]
 
-GROUND = Ground(torch.device("cpu"), compile=False, scale=ON_CPU)
+GROUND = Ground(torch.device("cpu"), ON_CPU)
 PROJECTIVE = build_family(Plugin(name="projective"))
 
 

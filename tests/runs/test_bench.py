@@ -33,7 +33,7 @@ TINY = Scale(
     matmul=64,
     checkpoint_mb=1,
 )
-GROUND = Ground(torch.device("cpu"), compile=False, scale=TINY)
+GROUND = Ground(torch.device("cpu"), TINY)
 
 
 def tiny(*only: str, rounds: int = 2) -> BenchResult:

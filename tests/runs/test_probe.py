@@ -26,7 +26,7 @@ from avtcli.runs.heads_training import HeadPlan, Part, rate_of, train_heads
 from avtcli.runs.loaders import ResidentImages, draw_uniforms
 from avtcli.runs.loading import Source, encoder_of, open_source
 from avtcli.runs.probe import ProbeResult, probe
-from avtcli.runs.probe_heads import drawn_rows
+from avtcli.runs.probe_job import drawn_rows
 from avtcli.settings import resolve_probe
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from torch import Tensor
 from avtcli.config import Plugin
 from avtcli.core.heads import LinearHead, pool_features, stacked_logits
 from avtcli.errors import AvtError
-from avtcli.runs import closed_heads
+from avtcli.runs import closed_heads, finetuning
 from avtcli.runs import features as features_module
 from avtcli.runs import probe_heads as module
 from avtcli.runs.closed_heads import split_held_out
@@ -22,7 +22,7 @@ from avtcli.runs.features import Feature, KeptFeatures
 from avtcli.runs.loaders import build_data, limited
 from avtcli.runs.loading import Source, encoder_of, open_source
 from avtcli.runs.probe import ProbeResult, probe
-from avtcli.runs.probe_heads import drawn_rows
+from avtcli.runs.probe_job import drawn_rows
 from avtcli.settings import resolve_probe
 from tests.support import write_idx
 
@@ -236,7 +236,7 @@ def test_fine_tuning_chooses_its_rate_on_held_out_images_and_is_the_same_every_t
 
 def test_fine_tuning_by_a_schedule_chooses_nothing_and_trains_once(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(module, "train_heads", lambda *a, **k: (calls.append(a[2]), [[(50.0, 60.0)]])[1])
+    monkeypatch.setattr(finetuning, "train_heads", lambda *a, **k: (calls.append(a[2]), [[(50.0, 60.0)]])[1])
     (head,) = run_probe(source, **MINI, finetune=True, schedule={"epochs": 1, "rate": 0.05}).results
 
     assert [[plan.peak for plan in plans] for plans in calls] == [[None]]
@@ -244,7 +244,7 @@ def test_fine_tuning_by_a_schedule_chooses_nothing_and_trains_once(source: Sourc
 
 
 def test_fine_tuning_takes_all_layers_but_the_log_variance(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "train_heads", lambda *a, **k: [[(50.0, 60.0)]])
+    monkeypatch.setattr(finetuning, "train_heads", lambda *a, **k: [[(50.0, 60.0)]])
     result = run_probe(source, **{**MINI, "layers": ("all",)}, finetune=True, rates=(0.1,))
 
     assert [head.layer for head in result.results] == ["conv1", "conv2", "conv3", "conv4", "classifier"]
