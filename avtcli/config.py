@@ -291,8 +291,9 @@ class ProbeConfig(Frozen):
             raise ValueError(f"{self.head} reads features once: it takes no augmented images and trains no backbone")
         if self.head in CLOSED_HEADS and not self.supervised and (self.epochs or self.rates):
             raise ValueError(f"{self.head} is not trained in steps: leave out the epochs and the rate")
-        if self.head != "knn" and self.k:
-            raise ValueError(f"k is of the head knn, this one is {self.head}")
+        for name, head in (("k", "knn"), ("temperature", "knn"), ("penalties", "ridge")):
+            if self.head != head and name in self.model_fields_set:
+                raise ValueError(f"{name} is of the head {head}, this one is {self.head}")
         if self.finetune and self.supervised:
             raise ValueError("the baseline of finetune is a supervised one already: leave supervised out")
         if self.copies and (not self.augmented or self.finetune):

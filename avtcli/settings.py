@@ -64,13 +64,11 @@ def resolve_probe(over: Mapping[str, Any], *, recipe: str | None) -> ProbeConfig
     content = recipes.load(recipe, kind="probe") if recipe is not None else {}
     ours = {"recipe": recipe, "optimizer": ProbeConfig.model_fields["optimizer"].default.model_dump()}
     where = "the command line" if recipe is None else f"recipe {recipe}"
-    settings = merge(merge(ours, content), over)
-    config = validate(ProbeConfig, settings, where=where)
-    if peak is None:
+    given = {} if peak is None else {"rates": (peak,)}
+    config = validate(ProbeConfig, {**merge(merge(ours, content), over), **given}, where=where)
+    if peak is None or config.schedule is None:
         return config
-    if config.schedule is None:
-        return validate(ProbeConfig, {**settings, "rates": (peak,)}, where=where)
-    return config.model_copy(update={"schedule": config.schedule.with_peak(peak)})
+    return config.model_copy(update={"rates": (), "schedule": config.schedule.with_peak(peak)})
 
 
 def validate(model: type[T], settings: Mapping[str, Any], *, where: str) -> T:

@@ -172,7 +172,7 @@ def probe(
         "device": device,
         "workers": workers_from_text(workers),
     }
-    config = resolve_probe(merge(options_from_texts(options or []), given), recipe=recipe)
+    config = resolve_probe(merge(merge({}, given), options_from_texts(options or [])), recipe=recipe)
     with reporting() as on_event:
         result = run_probe(run, config, out=out, on_event=on_event)
     if as_json:

@@ -30,7 +30,12 @@ def corner_error(true_in_from_out: Tensor, decoded_in_from_out: Tensor, size: tu
 
 
 def topk_percent(logits: Tensor, labels: Tensor, k: int) -> float:
-    """The percentage of samples whose label is among the k largest logits; equal logits count in the classes' order.
+    """The percentage of samples whose label is among the k largest logits; see `topk_hits`."""
+    return 100 * topk_hits(logits, labels, k) / len(labels)
+
+
+def topk_hits(logits: Tensor, labels: Tensor, k: int) -> int:
+    """How many samples' label is among the k largest logits; equal logits count in the classes' order.
 
     Args:
         logits: (n, classes).
@@ -38,7 +43,7 @@ def topk_percent(logits: Tensor, labels: Tensor, k: int) -> float:
         k: how many guesses count; no more than there are classes.
     """
     ranked = logits.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return 100 * int((ranked == labels[:, None]).any(1).sum()) / len(labels)
+    return int((ranked == labels[:, None]).any(1).sum())
 
 
 def r2_scores(predicted: Tensor, truth: Tensor) -> tuple[Tensor, float]:

@@ -14,7 +14,7 @@ def prepare_small(ground: Ground, *, images: int, batch_size: int, backbone: str
     """AVT on CIFAR-10's terms: images of 32 px, padded by 4, cropped and mirrored, whole shifts of at most 4 px.
 
     Args:
-        ground: the device, and whether to compile.
+        ground: the device, whether to compile, and the precision.
         images: how many.
         batch_size: images a step.
         backbone: any.

@@ -100,11 +100,11 @@ def _measure_step(ground: Ground, job: Job, name: str) -> Trial:
 
     def figures() -> dict[str, Any]:
         read = [loss.item() for loss in losses]
-        pairs = [(a, b) for a, b in zip(read, plain_losses, strict=True)]
+        largest = max(abs(a - b) for a, b in zip(read, plain_losses, strict=True))
         return {
             "losses": read,
             "baseline_losses": plain_losses,
-            "largest_relative_difference": max(abs(a - b) / abs(b) for a, b in pairs),
+            "largest_relative_difference": largest / max(map(abs, plain_losses)),  # single losses may pass through 0
             "gflop_per_pair": flops / 1e9,
             **_ways(job),
         }
@@ -201,7 +201,7 @@ def measure_arithmetic(ground: Ground) -> Trial:
     pair = next(make_pairs(job, images_of(job), epoch=0))
     flops, ours = flops_of_a_pair(job.net, pair), our_step(job, [])
     side = ground.scale.matmul
-    dtype = torch.bfloat16 if job.accelerator.mixed_precision == "bf16" else torch.float32
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(job.accelerator.mixed_precision, torch.float32)
     matrix = torch.randn(side, side, generator=keyed_generator("bench", "matmul")).to(ground.device, dtype)
     times = max(1, round(steps * job.config.batch_size * flops / (2 * side**3) / 2))  # about as long as the step
     return Trial(

@@ -24,7 +24,7 @@ class Figures:
         top5: likewise.
         val_top1: on the held-out part of train, which chose; none where nothing was chosen.
         chosen: what it chose, by name.
-        top1_best_test_epoch: the best over the epochs of a schedule on test; none where test is looked at once.
+        top1_best_test_epoch: the best over the epochs of a schedule on test; none without one, where test is looked at once.
     """
 
     top1: float

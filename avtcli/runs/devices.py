@@ -92,7 +92,10 @@ def device_in_words(accelerator: Accelerator) -> str:
 
 def has_room(device: torch.device, count: int) -> bool:
     """Whether a device has twice so many bytes free; the CPU and MPS are not asked, they share the machine's memory."""
-    return device.type != "cuda" or 2 * count <= torch.cuda.mem_get_info(device)[0]
+    if device.type != "cuda":
+        return True
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch keeps what was freed
+    return 2 * count <= torch.cuda.mem_get_info(device)[0] + idle
 
 
 def seed_model(seed: int, device: torch.device) -> None:

@@ -88,14 +88,16 @@ class KeptFeatures(FeatureReader):
     def read(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[dict[Feature, Tensor]]:
         """Pick rows; see `FeatureReader`."""
         features = self.copies[drawn[1] % len(self.copies)] if drawn and self.copies else self.features
+        place = next(iter(features.values())).device
         for rows in batches:
-            yield {feature: _rows_of(tensor, rows).to(self.device) for feature, tensor in features.items()}
+            here = rows.to(place)
+            yield {feature: _rows_of(tensor, here).to(self.device) for feature, tensor in features.items()}
 
 
 def _rows_of(features: Tensor, rows: Tensor) -> Tensor:
     """Rows of features in the layout of `extract`; on a CPU three times as fast as indexing."""
     last = features.movedim(1, -1)
-    return last.flatten(1).index_select(0, rows.to(features.device)).view(-1, *last.shape[1:]).movedim(-1, 1)
+    return last.flatten(1).index_select(0, rows).view(-1, *last.shape[1:]).movedim(-1, 1)
 
 
 class ForwardedImages(FeatureReader):
@@ -203,8 +205,12 @@ def memory_bytes() -> int:
     return min(there, int(text)) if text.isdecimal() else there
 
 
-def choose_store(needed: int) -> Path | None:
+def choose_store(needed: int, *, advice: str = "Give fewer images, fewer layers or a smaller --pool-size") -> Path | None:
     """Where features of so many bytes are to be kept: none for memory, or a folder where they exceed `MEMORY_SHARE` of it.
+
+    Args:
+        needed: in bytes.
+        advice: what to do where they fit on neither.
 
     Raises:
         AvtError: if they fit on neither.
@@ -217,8 +223,7 @@ def choose_store(needed: int) -> Path | None:
     if needed > free:
         raise AvtError(
             f"The features would take {needed / 1e9:.0f} GB, more than {MEMORY_SHARE:.0%} of the {there / 1e9:.0f} GB of "
-            f"memory, and {folder} has {free / 1e9:.0f} GB free. Give fewer images, fewer layers or a smaller --pool-size, "
-            "or set TMPDIR to a folder with more room."
+            f"memory, and {folder} has {free / 1e9:.0f} GB free. {advice}, or set TMPDIR to a folder with more room."
         )
     return folder
 

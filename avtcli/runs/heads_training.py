@@ -12,7 +12,7 @@ from torch.nn import functional
 from avtcli.config import ProbeConfig
 from avtcli.core.heads import LinearHead, build_head, stacked_logits
 from avtcli.core.keyed import keyed_generator, seed_of
-from avtcli.core.metrics import topk_percent
+from avtcli.core.metrics import topk_hits
 from avtcli.core.schedule import cosine_rate
 from avtcli.runs.closed_heads import Figures
 from avtcli.runs.devices import seed_model
@@ -25,7 +25,7 @@ from avtcli.runs.ways import choose_fused
 TELL_EVERY = 20  # steps between tellings of the progress
 
 Curve = list[tuple[float, float]]
-"""(top-1, top-5) in percent after each epoch."""
+"""(top-1, top-5) in percent, each time that they were measured."""
 
 
 @dataclass(frozen=True)
@@ -191,14 +191,14 @@ def _logits(heads: Sequence[nn.Module], plans: Sequence[HeadPlan], features: Map
 def score(heads: Sequence[nn.Module], test: Part, plans: Sequence[HeadPlan]) -> Curve:
     """Top-1 and top-5 in percent of each head in eval mode; left in train mode."""
     batches = list(torch.split(test.rows, test.reader.plain_batch))
+    labels, hits = test.reader.labels, [[0, 0] for _ in heads]
     for head in heads:
         head.eval()
-    logits = [_logits(heads, plans, features) for features in test.reader.read(batches, drawn=None)]
+    for rows, features in zip(batches, test.reader.read(batches, drawn=None), strict=True):
+        truth = labels[rows.to(labels.device)]
+        for mine, logits in zip(hits, _logits(heads, plans, features), strict=True):
+            for place, k in enumerate((1, min(5, logits.shape[1]))):
+                mine[place] += topk_hits(logits, truth, k)
     for head in heads:
         head.train()
-    labels = test.reader.labels[test.rows.to(test.reader.labels.device)]
-    return [_top(mine, labels) for mine in torch.cat(logits, 1)]
-
-
-def _top(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    return topk_percent(logits, labels, 1), topk_percent(logits, labels, min(5, logits.shape[1]))
+    return [(100 * first / len(test.rows), 100 * fifth / len(test.rows)) for first, fifth in hits]

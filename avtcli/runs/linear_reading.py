@@ -73,7 +73,7 @@ def pair_features(encoder: Encoder, layer: str, pairs: Pairs, *, task: str, on_e
         block = torch.cat([_vectors(encoder, layer, view) for view in views], 1).float().cpu()
         if not first:
             shape = len(pairs.rows), block.shape[1]
-            out = make_room(shape, choose_store(4 * prod(shape)))
+            out = make_room(shape, choose_store(4 * prod(shape), advice="Give a smaller --count or another --layer"))
         out[first : first + len(block)] = block
         first += len(block)
     return out

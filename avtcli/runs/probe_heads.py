@@ -12,12 +12,22 @@ from avtcli.core.encoder import Encoder
 from avtcli.core.heads import build_head
 from avtcli.runs.closed_heads import Figures, closed_head, split_held_out
 from avtcli.runs.devices import has_room
-from avtcli.runs.features import Feature, FeatureReader, ForwardedImages, KeptFeatures, choose_store, extract, stored_bytes
+from avtcli.runs.features import (
+    MEMORY_SHARE,
+    Feature,
+    FeatureReader,
+    ForwardedImages,
+    KeptFeatures,
+    choose_store,
+    extract,
+    memory_bytes,
+    stored_bytes,
+)
 from avtcli.runs.finetuning import tuned_heads
 from avtcli.runs.heads_training import HeadPlan, Part, figures_of, train_heads
 from avtcli.runs.probe_job import Draw, Found, Job
 
-KEPT_BYTES = 2 * 2**30  # test features up to here are kept on the device rather than computed again each epoch
+KEPT_BYTES = 2 * 2**30  # test features up to here are kept on the device rather than computed again at each look
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +119,7 @@ def _readers(job: Job, encoder: Encoder, name: str) -> Iterator[tuple[FeatureRea
     needed = stored_bytes(train) * (1 + copies) + stored_bytes(test)
     store = choose_store(needed)
     kept_train, kept_test, kept_copies = read(train), read(test), [read(train, copy) for copy in range(copies)]
-    # together where they fit, so that all heads share the batches and the steps; else one at a time
-    together = store is None and has_room(job.device, needed)
-    for group in [job.wanted] if together else [[feature] for feature in job.wanted]:
+    for group in [job.wanted] if _fit_together(job, train, needed) else [[feature] for feature in job.wanted]:
         bytes_of = 4 * len(train.labels) * (1 + copies) * sum(prod(train.shapes[feature]) for feature in group)
         place = torch.device("cpu") if store or not has_room(job.device, bytes_of) else job.device
         mine, theirs, *drawn = (_moved({f: kept[f] for f in group}, place) for kept in (kept_train, kept_test, *kept_copies))
@@ -119,6 +127,16 @@ def _readers(job: Job, encoder: Encoder, name: str) -> Iterator[tuple[FeatureRea
             KeptFeatures(mine, train.labels, device=job.device, copies=drawn),
             KeptFeatures(theirs, test.labels, device=job.device),
         )
+
+
+def _fit_together(job: Job, train: FeatureReader, needed: int) -> bool:
+    """Whether all heads can be trained on the same batches: those that are, with gradients and momenta beside the features."""
+    if job.config.head in CLOSED_HEADS:
+        return False
+    with torch.device("meta"):
+        heads = [build_head(job.config.head, shape, job.classes) for shape in train.shapes.values()]
+    weights = 12 * len(job.config.peaks) * sum(p.numel() for head in heads for p in head.parameters())
+    return needed + weights <= MEMORY_SHARE * memory_bytes() and has_room(job.device, needed + weights)
 
 
 def _moved(features: dict[Feature, Tensor], device: torch.device) -> dict[Feature, Tensor]:

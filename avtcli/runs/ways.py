@@ -29,9 +29,12 @@ class Ways:
 
 
 WAYS: Final = {
-    # Two x86 cores with AVX-512, torch 2.15, one thread, in turn, medians of the ratio to eager contiguous steps: channels last
-    # 1.18 (NIN at width 1, batch 32) and 1.43 (width 0.25); SGD on AlexNet's 61 M parameters 6 times as fast fused, 1.01 of a
-    # NIN's step; compiled contiguous 1.04 (0.85 to 1.19) after minutes of compiling, and so behind channels last.
+    # Two x86 cores with AVX-512 and AMX, torch 2.15, in turn, medians of the ratio to eager contiguous steps at 32 px. Channels
+    # last: NIN 1.17 at width 1 and 1.31 at width 0.25, MobileNetV3 1.95, ConvNeXt 1.08, AlexNet at 224 px 1.07, ResNet-18 0.90
+    # to 0.95 (maps of one cell under 11 M weights). Fused: SGD on AlexNet's 61 M parameters 6 times as fast, 1.01 of a NIN's
+    # step. Compiled, contiguous: 1.09 (1.06 to 1.10) after a minute of compiling, and so behind channels last. bf16: NIN 1.9
+    # (1.3 to 1.45 at width 0.25), AlexNet 1.6, ResNet-18 0.9; never chosen on a CPU, where the same settings would then give
+    # other numbers on one that has not AMX.
     "cpu": Ways(channels_last=True, fused=True, compile_from=None),
     # Not measured on a GPU: what PyTorch's own guides advise for convolutions on tensor cores. Compiling is left to --compile.
     "cuda": Ways(channels_last=True, fused=True, compile_from=None),

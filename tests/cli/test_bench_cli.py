@@ -31,6 +31,13 @@ def test_the_table_gives_both_rates_their_ratio_and_its_spread(avt: Callable[...
     assert "homographies: draw and solve 2000 for 224 px, against a loop over 20" in result.stdout
 
 
+def test_a_precision_that_the_device_has_not_is_refused(avt: Callable[..., Any]) -> None:
+    result = avt("bench --only homographies --device cpu --precision fp16")
+
+    assert result.code == 2
+    assert "fp16 training needs a GPU" in result.stderr
+
+
 def test_a_measurement_that_does_not_exist_is_refused_with_the_list(avt: Callable[..., Any]) -> None:
     result = avt("bench --only homographie")
 

@@ -134,6 +134,17 @@ def test_the_command_line_goes_before_the_recipe() -> None:
 # each for an epoch, through the command line
 
 
+def test_options_of_a_named_backbone_reach_it(avt: Callable[..., Any]) -> None:
+    line = "probe --backbone nin --dataset fashion-mini --head knn --limit-train 20 --layer conv1"
+    wrong = avt(f"{line} -o backbone.widht=1")
+    narrow, wide = (avt(f"{line} -o backbone.width={width} --json").json["results"] for width in (0.05, 0.1))
+
+    assert wrong.code == 2
+    assert "widht" in wrong.stderr
+    assert "Did you mean 'width'" in wrong.stderr
+    assert narrow != wide
+
+
 @pytest.fixture(scope="module")
 def cifar_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run and the data it was trained on, in CIFAR-10's layout."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -85,6 +85,11 @@ def test_a_pair_of_the_published_network_takes_three_gflop() -> None:
     # 253 M multiply-adds an image of three channels, 243 M of one; two views, forward and twice that backward, but for the
     # gradient of the first convolution's input, which nobody asks for
     assert bench_step.flops_of_a_pair(job.net, pair) == pytest.approx(2 * 2 * 3 * 243e6 - 2 * 2 * 4.9e6, rel=0.01)
+
+
+def test_the_step_is_as_precise_as_asked_for() -> None:
+    with pytest.raises(AvtError, match="fp16 training needs a GPU"):
+        prepare_small(replace(GROUND, precision="fp16"), images=2, batch_size=2)
 
 
 def test_the_loop_tells_the_share_of_time_that_it_waits_for_data() -> None:

@@ -19,6 +19,7 @@ from avtcli import load_encoder
 from avtcli.config import Augment, Plugin
 from avtcli.contracts import MemorySplit
 from avtcli.errors import AvtError
+from avtcli.runs import embed_job
 from avtcli.runs.embed import EmbedResult
 from avtcli.runs.embed import embed as run_embed
 from avtcli.runs.embed_job import Wanted
@@ -142,6 +143,13 @@ POOLINGS = {
     "larger than the map": ({"pool": "avg", "pool_size": 100}, lambda tap: tap),
     "max 1": ({"pool": "max"}, lambda tap: tap.amax((2, 3))),
 }
+
+
+def test_a_layer_with_the_name_of_a_column_is_refused(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed_job, "tap_shapes", lambda encoder, layers, size: dict.fromkeys(layers, (3,)))
+
+    with pytest.raises(AvtError, match="The file has a column 'labels' of its own"):
+        embedded(opened(tiny_run), "e.npz", layers=("labels",))
 
 
 @every_format

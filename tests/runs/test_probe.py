@@ -261,6 +261,7 @@ def test_heads_that_are_trained_together_are_those_trained_alone() -> None:
 
     assert together == alone
     assert together[0] != together[1]
+    assert [len(curve) for curve in together] == [1, 1]  # without a schedule, test is looked at once
 
 
 def test_layers_that_are_probed_together_give_what_each_gives_alone(source: Source) -> None:
@@ -328,7 +329,7 @@ def test_the_rate_is_chosen_on_held_out_training_images_and_test_is_looked_at_wi
     assert (len(fit.rows), len(held.rows)) == (54, 6)
     assert sorted([*fit.rows.tolist(), *held.rows.tolist()]) == whole.rows.tolist() == list(range(60))
     assert ([plan.peak for plan in both], [plan.peak for plan in chosen]) == ([0.1, 0.01], [0.01])
-    assert (head.val_top1, head.top1) == (50.0, 50.0)
+    assert (head.val_top1, head.top1, head.top1_best_test_epoch) == (50.0, 50.0, None)
 
 
 def test_test_features_that_are_computed_each_epoch_give_the_same_figures(
@@ -407,6 +408,8 @@ def test_the_protocol_says_what_was_done(source: Source, monkeypatch: pytest.Mon
     )
 
     assert ours["chosen"] == "the rate, on 10% of train held out; the head is then trained on all of train"
+    assert ours["top1_best_test_epoch"] is None
+    assert "optimistic" in fixed["top1_best_test_epoch"]
     assert (ours["schedule"], ours["rates"], ours["augmentation"]) == ("cosine to 0", [0.1, 0.01], "none")
     assert ours["optimizer"] == "SGD, momentum 0.9, Nesterov, weight decay 0.0005"
     assert ours["samples_of_the_code"] == 0

@@ -19,6 +19,7 @@ from avtcli.runs import probe_heads as module
 from avtcli.runs.closed_heads import split_held_out
 from avtcli.runs.events import Event, Notice
 from avtcli.runs.features import Feature, KeptFeatures
+from avtcli.runs.heads_training import _without_dust, train_heads
 from avtcli.runs.loaders import build_data, limited
 from avtcli.runs.loading import Source, encoder_of, open_source
 from avtcli.runs.probe import ProbeResult, probe
@@ -56,13 +57,16 @@ def pooled(source: Source) -> dict[str, tuple[Tensor, Tensor]]:
 # all features of a probe
 
 
-def test_heads_trained_together_do_as_each_does_alone(source: Source) -> None:
-    both = {"layers": ("conv1", "conv2", "classifier"), "pool": ("max", "avg")}
-    together = run_probe(source, **{**MINI, **both}, epochs=3)
-    ways = [(layer, pool) for layer in both["layers"] for pool in both["pool"]][:5]  # a vector is not pooled
-    alone = [run_probe(source, **{**MINI, "layers": (layer,), "pool": (pool,)}, epochs=3).results for layer, pool in ways]
+def test_heads_trained_together_do_as_each_does_alone(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Any] = []
+    monkeypatch.setattr(module, "train_heads", lambda *a, **k: (plans.append(a[2]), train_heads(*a, **k))[1])
+    settings = {**MINI, "layers": ("conv1", "conv2", "classifier"), "pool": ("max", "avg"), "epochs": 3, "rates": (0.1, 0.01)}
+    together = run_probe(source, **settings)
+    monkeypatch.setattr(module, "has_room", lambda *a: False)
+    alone = run_probe(source, **settings)
 
-    assert together.results == [head for heads in alone for head in heads]
+    assert [len(each) for each in plans] == [10, 5] + [2, 1] * 5  # the rates, then the heads; a vector is not pooled
+    assert together.results == alone.results
 
 
 def test_features_are_flattened_for_closed_heads_without_a_copy() -> None:
@@ -166,16 +170,31 @@ def test_layers_and_poolings_are_read_in_one_pass_and_give_what_each_gives_alone
         assert run_probe(source, **{**MINI, "layers": (head.layer,)}, head="knn", pool=(head.pool,)).results == [head]
 
 
-def test_linear_heads_stacked_in_one_product_are_each_their_own() -> None:
+@pytest.mark.parametrize("shape", [(3, 2, 2), (3, 1, 1), (1, 2, 2), (3,)])
+@pytest.mark.parametrize("last", [False, True])
+def test_linear_heads_stacked_in_one_product_are_each_their_own(shape: tuple[int, ...], last: bool) -> None:
     torch.manual_seed(0)
-    heads = [LinearHead((3, 2, 2), 5).double() for _ in range(3)]
+    heads = [LinearHead(shape, 5).double() for _ in range(3)]
     for head in heads:
         head.norm = heads[0].norm
-    x = torch.randn(8, 3, 2, 2, dtype=torch.float64)
-    stacked = stacked_logits(heads, x)
+    x = torch.randn(8, *shape, dtype=torch.float64)
+    x = x.to(memory_format=torch.channels_last) if last and len(shape) == 3 else x
+    stacked, noise = stacked_logits(heads, x), torch.randn(8, 5, dtype=torch.float64)
 
     for logits, head in zip(stacked, heads, strict=True):
-        torch.testing.assert_close(logits, head(x))
+        mine = head(x)
+        torch.testing.assert_close(logits, mine)
+        for weights in (head.linear.weight, head.linear.bias):
+            found, expected = (torch.autograd.grad((y * noise).sum(), weights, retain_graph=True) for y in (logits, mine))
+            torch.testing.assert_close(found, expected)
+
+
+def test_gradients_that_no_weight_can_feel_are_zero_and_others_stay() -> None:
+    given = torch.tensor([1e-39, -1e-31, 1e-29, -3.0, float("nan")])
+    found = _without_dust(given)
+
+    assert found[:4].tolist() == [0.0, 0.0, given[2].item(), -3.0]
+    assert found[4].isnan()
 
 
 def test_several_data_sets_are_each_reported_with_their_counts(source: Source, tmp_path: Path) -> None:
@@ -311,6 +330,11 @@ def test_a_rate_goes_over_a_recipes_schedule_in_proportion() -> None:
     assert ours.peaks == (0.5,)
 
 
+def test_a_rate_that_nothing_is_trained_with_is_refused_beside_a_recipe_too() -> None:
+    with pytest.raises(AvtError, match="knn is not trained in steps"):
+        resolve_probe({"head": "knn", "augmented": False, "lr": 0.1}, recipe="cifar10-mlp2")
+
+
 def test_ridge_that_would_fill_the_memory_is_refused(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(closed_heads, "memory_bytes", lambda: 1_000_000)
     with pytest.raises(AvtError, match=r"Ridge on 200 images of 160 numbers and 10 classes would take 0 GB, more than half"):
@@ -333,6 +357,8 @@ def test_images_smaller_than_the_crop_are_refused_whatever_the_padding(source: S
         ({"head": "knn", "epochs": 3}, "knn is not trained in steps: leave out the epochs and the rate"),
         ({"head": "ridge", "lr": 0.1}, "ridge is not trained in steps"),
         ({"head": "mlp2", "k": (5,)}, "k is of the head knn, this one is mlp2"),
+        ({"temperature": 0.1}, "temperature is of the head knn, this one is linear"),
+        ({"head": "knn", "penalties": (0.1,)}, "penalties is of the head ridge, this one is knn"),
         ({"backbone": {"width": 0.5}}, r"backbone: found options \(width\) and no name: give --backbone too"),
     ],
 )
