@@ -1,9 +1,10 @@
 """The ground of every test: one thread, a folder of its own, and `avt` in this process or another."""
 
+import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before torch is imported: two threads on two busy cores spin, and a library that woke up with two keeps other bits.
@@ -58,3 +59,25 @@ def avt_process() -> Callable[..., Result]:
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that tests read and do not change."""
     return run_tiny(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Leave a distribution where pip would: modules, and the entry points of a group."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def make(entries: dict[str, dict[str, str]], *, distribution: str = "stranger", **modules: str) -> None:
+        for module, text in modules.items():
+            (tmp_path / f"{module}.py").write_text(text)
+        info = tmp_path / f"{distribution}-3.1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 3.1\n")
+        groups = (f"[{group}]\n" + "".join(f"{n} = {v}\n" for n, v in names.items()) for group, names in entries.items())
+        (info / "entry_points.txt").write_text("\n".join(groups))
+        importlib.invalidate_caches()
+
+    yield make
+    for module in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[module], "__file__", "")):
+            del sys.modules[module]

@@ -1,9 +1,6 @@
 """The bell-board: plugins found, told apart, and broken ones named."""
 
-import importlib.metadata
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -29,23 +26,13 @@ def plugin({signature}):
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+def install(install: Callable[..., None]) -> Callable[..., None]:
     """Install a distribution with one objective."""
-    names: list[str] = []
 
     def make(module: str, text: str, *, distribution: str = "stranger", name: str = "fixed") -> None:
-        (tmp_path / f"{module}.py").write_text(text)
-        info = tmp_path / f"{distribution}-3.1.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 3.1\n")
-        (info / "entry_points.txt").write_text(f"[avtcli.objectives]\n{name} = {module}:plugin\n")
-        names.append(module)
-        importlib.invalidate_caches()
+        install({"avtcli.objectives": {name: f"{module}:plugin"}}, distribution=distribution, **{module: text})
 
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield make
-    for module in names:
-        sys.modules.pop(module, None)
+    return make
 
 
 def source(signature: str = "*, value: float = 0.5", made: str = "Fixed(value)", head: str = "") -> str:

@@ -1,9 +1,7 @@
 """Bare names: a plugin with many variants lists them, and is asked only about names that no plugin has."""
 
-import importlib
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -14,23 +12,13 @@ Install = Callable[[str, str], None]
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+def install(install: Callable[..., None]) -> Install:
     """Install a distribution with a list of data sets' variants."""
-    modules: list[str] = []
 
     def make(module: str, text: str) -> None:
-        (tmp_path / f"{module}.py").write_text(text)
-        info = tmp_path / f"{module}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[avtcli.dataset_variants]\nzoo = {module}:variants\n")
-        modules.append(module)
-        importlib.invalidate_caches()
+        install({"avtcli.dataset_variants": {"zoo": f"{module}:variants"}}, distribution=module, **{module: text})
 
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield make
-    for module in modules:
-        sys.modules.pop(module, None)
+    return make
 
 
 def test_a_strangers_variants_are_found_by_their_bare_names(install: Install) -> None:

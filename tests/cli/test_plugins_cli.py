@@ -2,9 +2,8 @@
 
 import importlib
 import re
-import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,28 +29,6 @@ def wrong(*, weight=1.0, power: int = 2) -> Objective:
     {docstring}
     return {made}
 """
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Leave a distribution where pip would: modules, and the entry points of a group."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-    def make(entries: dict[str, dict[str, str]], *, distribution: str = "stranger", **modules: str) -> None:
-        for module, text in modules.items():
-            (tmp_path / f"{module}.py").write_text(text)
-        info = tmp_path / f"{distribution}-3.1.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 3.1\n")
-        groups = (f"[{group}]\n" + "".join(f"{n} = {v}\n" for n, v in names.items()) for group, names in entries.items())
-        (info / "entry_points.txt").write_text("\n".join(groups))
-        importlib.invalidate_caches()
-
-    yield make
-    for module in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[module], "__file__", "")):
-            del sys.modules[module]
 
 
 def test_a_plugin_that_keeps_its_promises_is_told_so_line_by_line(avt: Callable[..., Result]) -> None:
