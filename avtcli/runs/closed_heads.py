@@ -12,7 +12,8 @@ from avtcli.core.knn import nearest, vote
 from avtcli.core.metrics import topk_percent
 from avtcli.core.ridge import choose_ridge, fit_ridges
 from avtcli.errors import AvtError
-from avtcli.runs.features import Feature, KeptFeatures, memory_bytes
+from avtcli.runs.feature_store import memory_bytes
+from avtcli.runs.features import Feature, KeptFeatures
 
 
 @dataclass(frozen=True)

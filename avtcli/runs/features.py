@@ -1,8 +1,5 @@
 """Features of frozen encoders by image: kept after one reading, or read anew each epoch from images cropped and flipped."""
 
-import os
-import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +16,9 @@ from avtcli.core.heads import pool_features
 from avtcli.core.keyed import keyed_generator
 from avtcli.errors import AvtError
 from avtcli.runs.events import OnEvent, Progress
-from avtcli.runs.files import disk_errors_explained
+from avtcli.runs.feature_store import make_room
 from avtcli.runs.images import Images, Window
 from avtcli.runs.loaders import PLAIN_BATCH, draw_uniforms
-
-MEMORY_SHARE = 0.25
-"""Of this machine's memory: features that take more are kept on disk, mapped into memory."""
 
 
 @dataclass(frozen=True)
@@ -195,56 +189,6 @@ def _reduced(tap: Tensor, feature: Feature) -> Tensor:
 def stored_bytes(reader: FeatureReader) -> int:
     """What the features of all images take, in bytes."""
     return 4 * len(reader.labels) * sum(prod(shape) for shape in reader.shapes.values())
-
-
-def memory_bytes() -> int:
-    """The memory of this machine, or of the container that it grants less to, in bytes."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else ""
-    return min(there, int(text)) if text.isdecimal() else there
-
-
-def choose_store(needed: int, *, advice: str = "Give fewer images, fewer layers or a smaller --pool-size") -> Path | None:
-    """Where features of so many bytes are to be kept: none for memory, or a folder where they exceed `MEMORY_SHARE` of it.
-
-    Args:
-        needed: in bytes.
-        advice: what to do where they fit on neither.
-
-    Raises:
-        AvtError: if they fit on neither.
-    """
-    there = memory_bytes()
-    if needed <= MEMORY_SHARE * there:
-        return None
-    folder = Path(tempfile.gettempdir())
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise AvtError(
-            f"The features would take {needed / 1e9:.0f} GB, more than {MEMORY_SHARE:.0%} of the {there / 1e9:.0f} GB of "
-            f"memory, and {folder} has {free / 1e9:.0f} GB free. {advice}, or set TMPDIR to a folder with more room."
-        )
-    return folder
-
-
-def make_room(shape: Sequence[int], store: Path | None) -> Tensor:
-    """An empty float32 tensor in memory or, mapped into it, in a folder's file; see `choose_store`.
-
-    The file has lost its name already, so that whatever happens leaves nothing behind.
-    """
-    if store is None:
-        return torch.empty(*shape)
-    number, name = tempfile.mkstemp(prefix="avt-features-", dir=store)
-    try:
-        with disk_errors_explained(store):
-            os.truncate(number, 4 * prod(shape))
-            if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process
-                os.posix_fallocate(number, 0, 4 * prod(shape))
-            os.close(number)
-        return torch.from_file(name, shared=True, size=prod(shape), dtype=torch.float32).view(*shape)
-    finally:
-        os.unlink(name)
 
 
 def extract(

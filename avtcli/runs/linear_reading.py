@@ -14,7 +14,7 @@ from avtcli.core.metrics import r2_scores
 from avtcli.core.ridge import choose_ridge
 from avtcli.runs.equivariance import Fit, fit_of
 from avtcli.runs.events import OnEvent
-from avtcli.runs.features import choose_store, make_room
+from avtcli.runs.feature_store import choose_store, make_room
 from avtcli.runs.held_out import Pairs, read_pairs
 
 POOL_SIZE: Final = 4

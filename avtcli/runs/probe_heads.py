@@ -12,17 +12,8 @@ from avtcli.core.encoder import Encoder
 from avtcli.core.heads import build_head
 from avtcli.runs.closed_heads import Figures, closed_head, split_held_out
 from avtcli.runs.devices import has_room
-from avtcli.runs.features import (
-    MEMORY_SHARE,
-    Feature,
-    FeatureReader,
-    ForwardedImages,
-    KeptFeatures,
-    choose_store,
-    extract,
-    memory_bytes,
-    stored_bytes,
-)
+from avtcli.runs.feature_store import choose_store, fits_memory
+from avtcli.runs.features import Feature, FeatureReader, ForwardedImages, KeptFeatures, extract, stored_bytes
 from avtcli.runs.finetuning import tuned_heads
 from avtcli.runs.heads_training import HeadPlan, Part, figures_of, train_heads
 from avtcli.runs.probe_job import Draw, Found, Job
@@ -136,7 +127,7 @@ def _fit_together(job: Job, train: FeatureReader, needed: int) -> bool:
     with torch.device("meta"):
         heads = [build_head(job.config.head, shape, job.classes) for shape in train.shapes.values()]
     weights = 12 * len(job.config.peaks) * sum(p.numel() for head in heads for p in head.parameters())
-    return needed + weights <= MEMORY_SHARE * memory_bytes() and has_room(job.device, needed + weights)
+    return fits_memory(needed + weights) and has_room(job.device, needed + weights)
 
 
 def _moved(features: dict[Feature, Tensor], device: torch.device) -> dict[Feature, Tensor]:

@@ -26,8 +26,7 @@ from avtcli.core.bank import BankFamily
 from avtcli.core.encoder import Encoder
 from avtcli.core.keyed import keyed_generator
 from avtcli.errors import AvtError
-from avtcli.runs import features as features_module
-from avtcli.runs import linear_reading
+from avtcli.runs import feature_store, linear_reading
 from avtcli.runs.calibration_picture import draw_calibration
 from avtcli.runs.equivariance import BANK, DecoderFigures, baselines_of, finite, measure_decoder
 from avtcli.runs.evaluate import EvaluateResult, evaluate
@@ -306,8 +305,8 @@ def test_pair_features_that_exceed_a_quarter_of_memory_go_to_disk_and_give_the_s
     exported: Subject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     in_memory = evaluate_small(exported)
-    monkeypatch.setattr(features_module, "memory_bytes", lambda: 4 * 4 * 60 * 320 - 1)
-    monkeypatch.setattr(features_module.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(feature_store, "memory_bytes", lambda: 4 * 4 * 60 * 320 - 1)
+    monkeypatch.setattr(feature_store.tempfile, "tempdir", str(tmp_path))
     stores, make = list[Path | None](), linear_reading.make_room
     monkeypatch.setattr(linear_reading, "make_room", lambda shape, store: (stores.append(store), make(shape, store))[1])
     on_disk = evaluate_small(exported)

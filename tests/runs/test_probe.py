@@ -18,10 +18,11 @@ from avtcli.core.encoder import Encoder
 from avtcli.core.heads import build_head
 from avtcli.core.keyed import keyed_generator, seed_of
 from avtcli.errors import AvtError
-from avtcli.runs import features as features_module
+from avtcli.runs import feature_store
 from avtcli.runs import probe_heads as module
 from avtcli.runs import subject as subject_module
-from avtcli.runs.features import Feature, ForwardedImages, KeptFeatures, choose_store, extract
+from avtcli.runs.feature_store import choose_store
+from avtcli.runs.features import Feature, ForwardedImages, KeptFeatures, extract
 from avtcli.runs.heads_training import HeadPlan, Part, rate_of, train_heads
 from avtcli.runs.loaders import ResidentImages, draw_uniforms
 from avtcli.runs.loading import Source, encoder_of, open_source
@@ -157,8 +158,8 @@ def test_features_that_exceed_a_quarter_of_memory_go_to_disk_and_give_the_same_f
     source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     in_memory = run_probe(source, **OURS)
-    monkeypatch.setattr(features_module, "memory_bytes", lambda: 4 * (60 + 1000) * 10 * 16 * 4 - 1)
-    monkeypatch.setattr(features_module.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(feature_store, "memory_bytes", lambda: 4 * (60 + 1000) * 10 * 16 * 4 - 1)
+    monkeypatch.setattr(feature_store.tempfile, "tempdir", str(tmp_path))
     stores = []
     monkeypatch.setattr(module, "extract", lambda *a, **k: (stores.append(k["store"]), extract(*a, **k))[1])
     on_disk = run_probe(source, **OURS)
@@ -169,7 +170,7 @@ def test_features_that_exceed_a_quarter_of_memory_go_to_disk_and_give_the_same_f
 
 
 def test_features_that_fit_neither_in_memory_nor_on_disk_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_module, "memory_bytes", lambda: 8_000_000_000)
+    monkeypatch.setattr(feature_store, "memory_bytes", lambda: 8_000_000_000)
 
     assert choose_store(2_000_000_000) is None
     with pytest.raises(
