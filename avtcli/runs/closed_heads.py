@@ -7,54 +7,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from avtcli.config import ProbeConfig
-from avtcli.core.keyed import keyed_generator
 from avtcli.core.knn import nearest, vote
 from avtcli.core.metrics import topk_percent
 from avtcli.core.ridge import choose_ridge, fit_ridges
 from avtcli.errors import AvtError
 from avtcli.runs.feature_store import memory_bytes
 from avtcli.runs.features import Feature, KeptFeatures
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What one head gives, in percent.
-
-    Attributes:
-        top1: on the test split.
-        top5: likewise.
-        val_top1: on the held-out part of train, which chose; none where nothing was chosen.
-        chosen: what it chose, by name.
-        top1_best_test_epoch: the best over the epochs of a schedule on test; none without one, where test is looked at once.
-    """
-
-    top1: float
-    top5: float
-    val_top1: float | None
-    chosen: dict[str, float]
-    top1_best_test_epoch: float | None = None
-
-
-def split_held_out(rows: Tensor, labels: Tensor, share: float, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Part the training rows by a draw: those to fit on, and those held out, sorted.
-
-    A class keeps an image to fit on, so that of one image a class nothing is held out.
-
-    Args:
-        rows: to part, (n,) int64.
-        labels: of all images, (N,) int64.
-        share: of the rows to hold out.
-        seed: of the draw.
-    """
-    order = rows[torch.randperm(len(rows), generator=keyed_generator(seed, "held out"))]
-    count = min(max(1, round(len(order) * share)), len(order) - 2)
-    fit, held = order[count:], order[:count]
-    classes = labels.cpu()[held]
-    bare = set(classes.tolist()) - set(labels.cpu()[fit].tolist())
-    back = torch.zeros(len(held), dtype=torch.bool)
-    for label in bare:
-        back[int((classes == label).nonzero()[0])] = True
-    return torch.cat([fit, held[back]]).sort().values, held[~back].sort().values
+from avtcli.runs.probe_job import Figures, split_held_out
 
 
 def closed_head(

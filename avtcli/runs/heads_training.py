@@ -14,12 +14,12 @@ from avtcli.core.heads import LinearHead, build_head, stacked_logits
 from avtcli.core.keyed import keyed_generator, seed_of
 from avtcli.core.metrics import topk_hits
 from avtcli.core.schedule import cosine_rate
-from avtcli.runs.closed_heads import Figures
 from avtcli.runs.devices import seed_model
 from avtcli.runs.events import OnEvent, Progress
 from avtcli.runs.features import Feature, FeatureReader
 from avtcli.runs.loaders import batch_bounds
 from avtcli.runs.optimizing import make_optimizer, rate_of_pieces
+from avtcli.runs.probe_job import Figures
 from avtcli.runs.ways import choose_fused
 
 TELL_EVERY = 20  # steps between tellings of the progress

@@ -173,6 +173,8 @@ def test_features_that_fit_neither_in_memory_nor_on_disk_are_refused(monkeypatch
     monkeypatch.setattr(feature_store, "memory_bytes", lambda: 8_000_000_000)
 
     assert choose_store(2_000_000_000) is None
+    with pytest.raises(AvtError, match=r"GB free\. Give a smaller --count, or set TMPDIR"):
+        choose_store(9 * 10**18, advice="Give a smaller --count")
     with pytest.raises(
         AvtError, match=r"would take 9000000000 GB, more than 25% of the 8 GB of memory, and .* GB free\. Give fewer"
     ):
