@@ -11,7 +11,7 @@ from avtcli.cli.options import Device, Json, Precision
 
 if TYPE_CHECKING:
     from avtcli.runs.bench import BenchResult
-    from avtcli.runs.bench_timing import Comparison
+    from avtcli.runs.benches.timing import Comparison
 
 
 def bench(

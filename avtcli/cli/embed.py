@@ -58,7 +58,7 @@ def embed(
     Example: `avt embed --dataset folder:photos --out photos.parquet -o augment.resize=32 -o augment.crop=32`
     """
     from avtcli.runs.embed import embed as run_embed
-    from avtcli.runs.embed_job import Wanted
+    from avtcli.runs.embeddings.job import Wanted
     from avtcli.runs.subject import open_subject
 
     if pool == "none" and pool_size is not None:

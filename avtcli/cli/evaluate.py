@@ -63,7 +63,7 @@ def evaluate(
     Example: `avt evaluate --backbone resnet18 -o backbone.pretrained=true --dataset cifar10 --transform rotation`
     """
     from avtcli.runs.evaluate import evaluate as run_evaluate
-    from avtcli.runs.evaluate_job import Settings
+    from avtcli.runs.evaluation.job import Settings
     from avtcli.runs.subject import open_subject
 
     given = parts_to_measure("evaluate", options, tables=["transform"], backbone=backbone, dataset=dataset, transform=transform)

@@ -25,7 +25,7 @@ from avtcli.cli.options import (
 
 if TYPE_CHECKING:
     from avtcli.runs.probe import ProbeResult
-    from avtcli.runs.probe_heads import HeadResult
+    from avtcli.runs.probes.heads import HeadResult
 
 Head = Literal["linear", "mlp1", "mlp2", "mlp3", "conv", "nonlinear", "knn", "ridge"]
 

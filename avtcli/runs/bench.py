@@ -9,26 +9,26 @@ from pathlib import Path
 from typing import Any, Final
 
 from avtcli.errors import AvtError, nearest
-from avtcli.runs import bench_data, bench_step, bench_upkeep
-from avtcli.runs.bench_timing import ON_CPU, ON_GPU, Comparison, Ground, Scale, Trial, compare
+from avtcli.runs.benches import data, step, upkeep
+from avtcli.runs.benches.timing import ON_CPU, ON_GPU, Comparison, Ground, Scale, Trial, compare
 from avtcli.runs.devices import build_accelerator, choose_device, choose_precision, device_in_words
 from avtcli.runs.events import OnEvent, Progress
 from avtcli.runs.rundir import describe_environment
 
 MEASUREMENTS: Final[dict[str, Callable[[Ground], Trial]]] = {
-    "homographies": bench_data.measure_homographies,
-    "warp-32": bench_data.measure_warp_small,
-    "warp-224": bench_data.measure_warp_large,
-    "pairs": bench_data.measure_pairs,
-    "step-nin": bench_step.measure_step_nin,
-    "step-alexnet": bench_step.measure_step_alexnet,
-    "step-resnet18": bench_step.measure_step_resnet,
-    "arithmetic": bench_step.measure_arithmetic,
-    "loop": bench_step.measure_loop,
-    "loop-narrow": bench_step.measure_loop_narrow,
-    "probe": bench_upkeep.measure_probe,
-    "checkpoint": bench_upkeep.measure_checkpoint,
-    "start": bench_upkeep.measure_start,
+    "homographies": data.measure_homographies,
+    "warp-32": data.measure_warp_small,
+    "warp-224": data.measure_warp_large,
+    "pairs": data.measure_pairs,
+    "step-nin": step.measure_step_nin,
+    "step-alexnet": step.measure_step_alexnet,
+    "step-resnet18": step.measure_step_resnet,
+    "arithmetic": step.measure_arithmetic,
+    "loop": step.measure_loop,
+    "loop-narrow": step.measure_loop_narrow,
+    "probe": upkeep.measure_probe,
+    "checkpoint": upkeep.measure_checkpoint,
+    "start": upkeep.measure_start,
 }
 """By name, in the order that they are taken in."""
 

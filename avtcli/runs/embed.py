@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from avtcli.errors import AvtError
-from avtcli.runs.embed_job import Job, Wanted, make_rows, prepare, text_of
-from avtcli.runs.embedding_files import format_of, write_embeddings
-from avtcli.runs.embedding_rows import SPLITS, Contents
+from avtcli.runs.embeddings.files import format_of, write_embeddings
+from avtcli.runs.embeddings.job import Job, Wanted, make_rows, prepare, text_of
+from avtcli.runs.embeddings.rows import SPLITS, Contents
 from avtcli.runs.events import OnEvent, Saved, Started
 from avtcli.runs.loading import Source
 from avtcli.runs.subject import Subject

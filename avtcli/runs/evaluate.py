@@ -6,13 +6,13 @@ from typing import Any
 
 from avtcli import registry
 from avtcli.contracts import Objective
-from avtcli.runs.calibration_picture import draw_calibration
-from avtcli.runs.equivariance import DecoderFigures, baselines_of, measure_decoder
-from avtcli.runs.evaluate_job import Job, Settings, prepare
-from avtcli.runs.evaluate_protocol import describe_evaluation
+from avtcli.runs.evaluation.calibration_picture import draw_calibration
+from avtcli.runs.evaluation.equivariance import DecoderFigures, baselines_of, measure_decoder
+from avtcli.runs.evaluation.job import Job, Settings, prepare
+from avtcli.runs.evaluation.linear_reading import measure_ridge
+from avtcli.runs.evaluation.protocol import describe_evaluation
 from avtcli.runs.events import Notice, OnEvent, Saved, Started
 from avtcli.runs.files import disk_errors_explained, refuse_existing, replace_file, to_json, write_synced
-from avtcli.runs.linear_reading import measure_ridge
 from avtcli.runs.loading import Source, build_encoder, model_of
 from avtcli.runs.subject import Subject
 

@@ -14,12 +14,12 @@ from avtcli.runs.devices import choose_device
 from avtcli.runs.events import Notice, OnEvent, Saved, Started
 from avtcli.runs.features import Feature, tap_shapes
 from avtcli.runs.files import disk_errors_explained, refuse_existing, to_json, write_synced
-from avtcli.runs.finetuning import supervised_encoder
 from avtcli.runs.loaders import PLAIN_BATCH, limited
 from avtcli.runs.loading import Source, build_encoder, encoder_of, open_source
-from avtcli.runs.probe_heads import HeadResult, probe_encoder
-from avtcli.runs.probe_job import Job, draws
-from avtcli.runs.probe_protocol import describe_probe, describe_start
+from avtcli.runs.probes.finetuning import supervised_encoder
+from avtcli.runs.probes.heads import HeadResult, probe_encoder
+from avtcli.runs.probes.job import Job, draws
+from avtcli.runs.probes.protocol import describe_probe, describe_start
 from avtcli.runs.subject import Pictures, labelled_test, open_pictures, open_subject, read_images
 
 

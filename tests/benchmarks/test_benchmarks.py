@@ -15,9 +15,10 @@ from avtcli.config import Plugin
 from avtcli.core import knn
 from avtcli.core.augment import to_float
 from avtcli.core.keyed import keyed_generator
-from avtcli.runs import baseline, bench_data, bench_step
-from avtcli.runs.bench_jobs import prepare_small
-from avtcli.runs.bench_timing import ON_CPU, Ground, Trial
+from avtcli.runs import baseline
+from avtcli.runs.benches import data, step
+from avtcli.runs.benches.jobs import prepare_small
+from avtcli.runs.benches.timing import ON_CPU, Ground, Trial
 from avtcli.runs.checkpoint import save_checkpoint
 from avtcli.runs.families import build_family
 
@@ -37,11 +38,11 @@ def time_side(benchmark: Benchmark, trial: Trial, side: str) -> None:
 @pytest.mark.parametrize(
     "measure",
     [
-        bench_data.measure_homographies,
-        bench_data.measure_warp_small,
-        bench_data.measure_warp_large,
-        bench_data.measure_pairs,
-        bench_step.measure_step_nin,
+        data.measure_homographies,
+        data.measure_warp_small,
+        data.measure_warp_large,
+        data.measure_pairs,
+        step.measure_step_nin,
     ],
 )
 def test_beside_the_plain_way(benchmark: Benchmark, measure: Callable[[Ground], Trial], side: str) -> None:
@@ -50,12 +51,12 @@ def test_beside_the_plain_way(benchmark: Benchmark, measure: Callable[[Ground], 
 
 def test_warping_under_matrices_of_one_image_each(benchmark: Benchmark) -> None:
     parameters = PROJECTIVE.draw(1, (224, 224), keyed_generator("one"))
-    benchmark(PROJECTIVE.apply, to_float(bench_data.noise_images(1, 224)), parameters)
+    benchmark(PROJECTIVE.apply, to_float(data.noise_images(1, 224)), parameters)
 
 
 def test_one_plain_pair(benchmark: Benchmark) -> None:
     job = prepare_small(GROUND, images=2, batch_size=2)
-    pairs: baseline.Pairs = bench_data.plain_pairs(job, bench_data.noise_images(2, 32))
+    pairs: baseline.Pairs = data.plain_pairs(job, data.noise_images(2, 32))
     benchmark(pairs.__getitem__, 1)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from avtcli.runs import bench
-from avtcli.runs.bench_timing import Scale
+from avtcli.runs.benches.timing import Scale
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from avtcli.errors import AvtError
-from avtcli.runs import bench_step
 from avtcli.runs.bench import MEASUREMENTS, BenchResult, bench, check_names, commit_of_checkout, cpu_name
-from avtcli.runs.bench_jobs import prepare_small
-from avtcli.runs.bench_timing import Ground, Scale, Trial, compare
+from avtcli.runs.benches import step
+from avtcli.runs.benches.jobs import prepare_small
+from avtcli.runs.benches.timing import Ground, Scale, Trial, compare
 from avtcli.runs.events import Event, Progress
 from avtcli.runs.files import to_json
 
@@ -83,11 +83,11 @@ def test_a_backbone_of_timm_takes_the_same_first_steps_on_both_sides() -> None:
 
 def test_a_pair_of_the_published_network_takes_three_gflop() -> None:
     job = prepare_small(GROUND, images=2, batch_size=2)
-    pair = next(bench_step.make_pairs(job, bench_step.images_of(job), epoch=0))
+    pair = next(step.make_pairs(job, step.images_of(job), epoch=0))
 
     # 253 M multiply-adds an image of three channels, 243 M of one; two views, forward and twice that backward, but for the
     # gradient of the first convolution's input, which nobody asks for
-    assert bench_step.flops_of_a_pair(job.net, pair) == pytest.approx(2 * 2 * 3 * 243e6 - 2 * 2 * 4.9e6, rel=0.01)
+    assert step.flops_of_a_pair(job.net, pair) == pytest.approx(2 * 2 * 3 * 243e6 - 2 * 2 * 4.9e6, rel=0.01)
 
 
 def test_the_step_is_as_precise_as_asked_for() -> None:

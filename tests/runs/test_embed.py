@@ -19,10 +19,10 @@ from avtcli import load_encoder
 from avtcli.config import Augment, Plugin
 from avtcli.contracts import MemorySplit
 from avtcli.errors import AvtError
-from avtcli.runs import embed_job
 from avtcli.runs.embed import EmbedResult
 from avtcli.runs.embed import embed as run_embed
-from avtcli.runs.embed_job import Wanted
+from avtcli.runs.embeddings import job
+from avtcli.runs.embeddings.job import Wanted
 from avtcli.runs.events import Event, Progress
 from avtcli.runs.subject import Subject, open_subject
 from avtplugins.datasets.fashion_mnist import fashion_mini
@@ -146,7 +146,7 @@ POOLINGS = {
 
 
 def test_a_layer_with_the_name_of_a_column_is_refused(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embed_job, "tap_shapes", lambda encoder, layers, size: dict.fromkeys(layers, (3,)))
+    monkeypatch.setattr(job, "tap_shapes", lambda encoder, layers, size: dict.fromkeys(layers, (3,)))
 
     with pytest.raises(AvtError, match="The file has a column 'labels' of its own"):
         embedded(opened(tiny_run), "e.npz", layers=("labels",))

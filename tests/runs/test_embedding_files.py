@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from avtcli.errors import AvtError, RunFailedError
-from avtcli.runs import embedding_table
-from avtcli.runs.embedding_files import FORMATS, write_embeddings
-from avtcli.runs.embedding_rows import FLOAT32, INT64, UINT8, Column, Contents, Rows
+from avtcli.runs.embeddings import table
+from avtcli.runs.embeddings.files import FORMATS, write_embeddings
+from avtcli.runs.embeddings.rows import FLOAT32, INT64, UINT8, Column, Contents, Rows
 
 BATCH = 10
 every_format = pytest.mark.parametrize("suffix", list(FORMATS))
@@ -47,7 +47,7 @@ def batches(count: int) -> Iterator[Rows]:
 @every_format
 @pytest.mark.parametrize("group_bytes", [1, 1500, 10**9])
 def test_any_rows_are_read_back_as_they_were_written(suffix: str, group_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding_table, "GROUP_BYTES", group_bytes)
+    monkeypatch.setattr(table, "GROUP_BYTES", group_bytes)
     file = FORMATS[suffix](Path(f"e{suffix}"), contents(47))
     for rows in batches(47):
         file.write(rows)
@@ -69,7 +69,7 @@ def test_parquet_gathers_batches_into_row_groups(monkeypatch: pytest.MonkeyPatch
     import pyarrow.parquet as pq
 
     one = next(iter(batches(10)))
-    monkeypatch.setattr(embedding_table, "GROUP_BYTES", 2 * sum(values.nbytes for values in one.columns.values()))
+    monkeypatch.setattr(table, "GROUP_BYTES", 2 * sum(values.nbytes for values in one.columns.values()))
     write_embeddings(Path("e.parquet"), contents(47), batches(47))
     groups = pq.read_metadata("e.parquet")
 
@@ -171,11 +171,11 @@ SCRIPT = """
 import os, sys
 from pathlib import Path
 import numpy as np
-from avtcli.runs import embedding_table
-from avtcli.runs.embedding_files import write_embeddings
-from avtcli.runs.embedding_rows import FLOAT32, Column, Contents, Rows
+from avtcli.runs.embeddings import table
+from avtcli.runs.embeddings.files import write_embeddings
+from avtcli.runs.embeddings.rows import FLOAT32, Column, Contents, Rows
 
-embedding_table.GROUP_BYTES = 4_000_000
+table.GROUP_BYTES = 4_000_000
 SHAPE = (64, 8, 8)  # 4 MB a batch
 
 def write(name, batches, stop=None):

@@ -26,15 +26,16 @@ from avtcli.core.bank import BankFamily
 from avtcli.core.encoder import Encoder
 from avtcli.core.keyed import keyed_generator
 from avtcli.errors import AvtError
-from avtcli.runs import feature_store, linear_reading
-from avtcli.runs.calibration_picture import draw_calibration
-from avtcli.runs.equivariance import BANK, DecoderFigures, baselines_of, finite, measure_decoder
+from avtcli.runs import feature_store
 from avtcli.runs.evaluate import EvaluateResult, evaluate
-from avtcli.runs.evaluate_job import Settings, choose_images, prepare
+from avtcli.runs.evaluation import linear_reading
+from avtcli.runs.evaluation.calibration_picture import draw_calibration
+from avtcli.runs.evaluation.equivariance import BANK, DecoderFigures, baselines_of, finite, measure_decoder
+from avtcli.runs.evaluation.job import Settings, choose_images, prepare
+from avtcli.runs.evaluation.linear_reading import measure_ridge, pair_features
 from avtcli.runs.events import Event, Notice, Progress
 from avtcli.runs.held_out import Pairs, draw_pairs, held_out_numbers, read_pairs
 from avtcli.runs.job import build_law
-from avtcli.runs.linear_reading import measure_ridge, pair_features
 from avtcli.runs.loaders import ResidentImages, build_data, limited
 from avtcli.runs.loading import build_encoder, encoder_of
 from avtcli.runs.subject import Subject, open_subject

@@ -19,15 +19,15 @@ from avtcli.core.heads import build_head
 from avtcli.core.keyed import keyed_generator, seed_of
 from avtcli.errors import AvtError
 from avtcli.runs import feature_store
-from avtcli.runs import probe_heads as module
 from avtcli.runs import subject as subject_module
 from avtcli.runs.feature_store import choose_store
 from avtcli.runs.features import Feature, ForwardedImages, KeptFeatures, extract
-from avtcli.runs.heads_training import HeadPlan, Part, rate_of, train_heads
 from avtcli.runs.loaders import ResidentImages, draw_uniforms
 from avtcli.runs.loading import Source, encoder_of, open_source
 from avtcli.runs.probe import ProbeResult, probe
-from avtcli.runs.probe_job import drawn_rows
+from avtcli.runs.probes import heads as module
+from avtcli.runs.probes.job import drawn_rows
+from avtcli.runs.probes.training import HeadPlan, Part, rate_of, train_heads
 from avtcli.settings import resolve_probe
 
 CPU = torch.device("cpu")

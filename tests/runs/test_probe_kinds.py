@@ -13,16 +13,16 @@ from torch import Tensor
 from avtcli.config import Plugin
 from avtcli.core.heads import LinearHead, pool_features, stacked_logits
 from avtcli.errors import AvtError
-from avtcli.runs import closed_heads, finetuning
 from avtcli.runs import features as features_module
-from avtcli.runs import probe_heads as module
 from avtcli.runs.events import Event, Notice
 from avtcli.runs.features import Feature, KeptFeatures
-from avtcli.runs.heads_training import _without_dust, train_heads
 from avtcli.runs.loaders import build_data, limited
 from avtcli.runs.loading import Source, encoder_of, open_source
 from avtcli.runs.probe import ProbeResult, probe
-from avtcli.runs.probe_job import drawn_rows, split_held_out
+from avtcli.runs.probes import closed_heads, finetuning
+from avtcli.runs.probes import heads as module
+from avtcli.runs.probes.job import drawn_rows, split_held_out
+from avtcli.runs.probes.training import _without_dust, train_heads
 from avtcli.settings import resolve_probe
 from tests.support import write_idx
 

@@ -12,9 +12,9 @@ from typing import Final
 from uuid import uuid4
 
 from avtcli.errors import AvtError, RunFailedError
-from avtcli.runs.embedding_arrays import NpzFile, SafetensorsFile
-from avtcli.runs.embedding_rows import Contents, EmbeddingFile, Rows
-from avtcli.runs.embedding_table import ParquetFile, require_pyarrow
+from avtcli.runs.embeddings.arrays import NpzFile, SafetensorsFile
+from avtcli.runs.embeddings.rows import Contents, EmbeddingFile, Rows
+from avtcli.runs.embeddings.table import ParquetFile, require_pyarrow
 from avtcli.runs.files import disk_errors_explained, fsync_folder, refuse_existing
 
 FORMATS: Final[dict[str, type[EmbeddingFile]]] = {".safetensors": SafetensorsFile, ".npz": NpzFile, ".parquet": ParquetFile}

@@ -12,8 +12,8 @@ from avtcli.contracts import MemorySplit
 from avtcli.core.augment import to_float
 from avtcli.core.keyed import keyed_generator
 from avtcli.runs import baseline
-from avtcli.runs.bench_jobs import prepare_small
-from avtcli.runs.bench_timing import Ground, Trial
+from avtcli.runs.benches.jobs import prepare_small
+from avtcli.runs.benches.timing import Ground, Trial
 from avtcli.runs.devices import to_device
 from avtcli.runs.families import build_family
 from avtcli.runs.job import Job

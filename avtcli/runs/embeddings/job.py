@@ -13,7 +13,7 @@ from avtcli.core.encoder import Encoder
 from avtcli.core.heads import pool_features
 from avtcli.errors import AvtError
 from avtcli.runs.devices import choose_device
-from avtcli.runs.embedding_rows import FLOAT32, INT64, UINT8, Array, Column, Rows
+from avtcli.runs.embeddings.rows import FLOAT32, INT64, UINT8, Array, Column, Rows
 from avtcli.runs.events import OnEvent, Progress
 from avtcli.runs.features import tap_shapes
 from avtcli.runs.loaders import PLAIN_BATCH, limited, plain_batches

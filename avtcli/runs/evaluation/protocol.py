@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from avtcli.runs.equivariance import BANK
-from avtcli.runs.evaluate_job import Job, in_words
-from avtcli.runs.linear_reading import HELD_OUT, PENALTIES, POOL_SIZE
+from avtcli.runs.evaluation.equivariance import BANK
+from avtcli.runs.evaluation.job import Job, in_words
+from avtcli.runs.evaluation.linear_reading import HELD_OUT, PENALTIES, POOL_SIZE
 from avtcli.runs.subject import Pictures, Subject
 
 

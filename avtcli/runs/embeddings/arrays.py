@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from avtcli.runs.embedding_rows import FLOAT32, INT64, UINT8, Column, Contents, EmbeddingFile, Rows
+from avtcli.runs.embeddings.rows import FLOAT32, INT64, UINT8, Column, Contents, EmbeddingFile, Rows
 from avtcli.runs.files import METADATA_KEY, to_metadata
 
 

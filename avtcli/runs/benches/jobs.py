@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from avtcli.runs.bench_timing import Ground
+from avtcli.runs.benches.timing import Ground
 from avtcli.runs.events import ignore
 from avtcli.runs.job import Job, prepare
 from avtcli.settings import resolve

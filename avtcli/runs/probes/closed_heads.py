@@ -13,7 +13,7 @@ from avtcli.core.ridge import choose_ridge, fit_ridges
 from avtcli.errors import AvtError
 from avtcli.runs.feature_store import memory_bytes
 from avtcli.runs.features import Feature, KeptFeatures
-from avtcli.runs.probe_job import Figures, split_held_out
+from avtcli.runs.probes.job import Figures, split_held_out
 
 
 def closed_head(

@@ -14,9 +14,9 @@ from avtcli.contracts import Target
 from avtcli.core.keyed import keyed_generator
 from avtcli.core.model import AVTModel
 from avtcli.runs import baseline
-from avtcli.runs.bench_data import make_pairs, plain_pairs
-from avtcli.runs.bench_jobs import prepare_large, prepare_small
-from avtcli.runs.bench_timing import Ground, Trial, synchronise
+from avtcli.runs.benches.data import make_pairs, plain_pairs
+from avtcli.runs.benches.jobs import prepare_large, prepare_small
+from avtcli.runs.benches.timing import Ground, Trial, synchronise
 from avtcli.runs.job import Job
 from avtcli.runs.loaders import ResidentImages
 from avtcli.runs.optimizing import build_optimizer, set_rates

@@ -12,7 +12,7 @@ from avtcli.core.heads import pool_features
 from avtcli.core.keyed import subset
 from avtcli.core.metrics import r2_scores
 from avtcli.core.ridge import choose_ridge
-from avtcli.runs.equivariance import Fit, fit_of
+from avtcli.runs.evaluation.equivariance import Fit, fit_of
 from avtcli.runs.events import OnEvent
 from avtcli.runs.feature_store import choose_store, make_room
 from avtcli.runs.held_out import Pairs, read_pairs

@@ -19,7 +19,7 @@ from avtcli.runs.events import OnEvent, Progress
 from avtcli.runs.features import Feature, FeatureReader
 from avtcli.runs.loaders import batch_bounds
 from avtcli.runs.optimizing import make_optimizer, rate_of_pieces
-from avtcli.runs.probe_job import Figures
+from avtcli.runs.probes.job import Figures
 from avtcli.runs.ways import choose_fused
 
 TELL_EVERY = 20  # steps between tellings of the progress

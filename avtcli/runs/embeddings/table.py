@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from avtcli.errors import AvtError
-from avtcli.runs.embedding_rows import FLOAT32, SPLITS, UINT8, Array, Column, Contents, EmbeddingFile, Rows
+from avtcli.runs.embeddings.rows import FLOAT32, SPLITS, UINT8, Array, Column, Contents, EmbeddingFile, Rows
 from avtcli.runs.files import to_metadata
 
 GROUP_BYTES: Final = 32_000_000

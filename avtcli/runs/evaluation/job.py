@@ -14,7 +14,7 @@ from avtcli.core.encoder import Encoder
 from avtcli.core.keyed import keyed_generator, subset
 from avtcli.errors import AvtError
 from avtcli.runs.devices import choose_device
-from avtcli.runs.equivariance import BANK
+from avtcli.runs.evaluation.equivariance import BANK
 from avtcli.runs.families import build_family
 from avtcli.runs.features import tap_shapes
 from avtcli.runs.held_out import Pairs, draw_pairs, held_out_numbers, held_out_split

@@ -10,13 +10,13 @@ from torch import Tensor
 from avtcli.config import CLOSED_HEADS
 from avtcli.core.encoder import Encoder
 from avtcli.core.heads import build_head
-from avtcli.runs.closed_heads import closed_head
 from avtcli.runs.devices import has_room
 from avtcli.runs.feature_store import choose_store, fits_memory
 from avtcli.runs.features import Feature, FeatureReader, ForwardedImages, KeptFeatures, extract, stored_bytes
-from avtcli.runs.finetuning import tuned_heads
-from avtcli.runs.heads_training import HeadPlan, Part, figures_of, train_heads
-from avtcli.runs.probe_job import Draw, Figures, Found, Job, split_held_out
+from avtcli.runs.probes.closed_heads import closed_head
+from avtcli.runs.probes.finetuning import tuned_heads
+from avtcli.runs.probes.job import Draw, Figures, Found, Job, split_held_out
+from avtcli.runs.probes.training import HeadPlan, Part, figures_of, train_heads
 
 KEPT_BYTES = 2 * 2**30  # test features up to here are kept on the device rather than computed again at each look
 

@@ -16,16 +16,16 @@ from avtcli.config import ProbeConfig
 from avtcli.core.heads import build_head
 from avtcli.core.keyed import keyed_generator
 from avtcli.runs import baseline
-from avtcli.runs.bench_data import make_pairs
-from avtcli.runs.bench_jobs import prepare_small
-from avtcli.runs.bench_step import images_of, our_step
-from avtcli.runs.bench_timing import Ground, Trial, seconds_of
+from avtcli.runs.benches.data import make_pairs
+from avtcli.runs.benches.jobs import prepare_small
+from avtcli.runs.benches.step import images_of, our_step
+from avtcli.runs.benches.timing import Ground, Trial, seconds_of
 from avtcli.runs.checkpoint import save_checkpoint
 from avtcli.runs.events import ignore
 from avtcli.runs.features import Feature, ForwardedImages, KeptFeatures, extract
 from avtcli.runs.files import disk_errors_explained
-from avtcli.runs.heads_training import HeadPlan, Part, train_heads
 from avtcli.runs.optimizing import make_optimizer
+from avtcli.runs.probes.training import HeadPlan, Part, train_heads
 
 PROBE_BATCH = 128
 RATE = 0.01

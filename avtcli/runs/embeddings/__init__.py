@@ -1,0 +1,1 @@
+"""What writes embeddings: rows as they are computed, and each kind of file."""

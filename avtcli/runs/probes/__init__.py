@@ -1,0 +1,1 @@
+"""What a probe is made of: jobs, features' heads of each kind, the protocol."""
