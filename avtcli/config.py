@@ -325,6 +325,13 @@ class ProbeConfig(Frozen):
         """The rates to choose from, the default resolved."""
         return self.rates or (FINETUNE_RATES if self.finetune else HEAD_RATES)
 
+    def to_choose(self) -> "ProbeConfig":
+        """How heads on frozen features are trained to choose a rate: for a fifth of the epochs, along a whole cosine.
+
+        They judge as well as all the epochs, where most of a probe's time would go.
+        """
+        return self.model_copy(update={"epochs": -(-self.total_epochs // 5)})
+
     def to_finetune(self) -> "ProbeConfig":
         """How the supervised backbone is trained: with a linear head, by the rates and epochs of fine-tuning."""
         own = {"finetune": True, "supervised": False, "copies": 0, "schedule": None, "head": "linear", "augmented": None}

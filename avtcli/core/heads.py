@@ -5,7 +5,6 @@ from itertools import pairwise
 from math import prod, sqrt
 from typing import Final
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -68,23 +67,6 @@ class LinearHead(nn.Module):
         """Features (B, *shape) give logits (B, classes)."""
         out: Tensor = self.linear(self.norm(features).flatten(1))
         return out
-
-
-def stacked_logits(heads: Sequence[LinearHead], features: Tensor) -> Tensor:
-    """The logits of several linear heads on one feature, by one normalisation, the first's, and one matrix product.
-
-    Args:
-        heads: of one shape and number of classes.
-        features: (B, *shape).
-
-    Returns:
-        (heads, B, classes).
-    """
-    weight = torch.cat([head.linear.weight for head in heads]).view(-1, *features.shape[1:])
-    bias = torch.cat([head.linear.bias for head in heads])
-    # the channels last: a copy of the few weights, where maps that lie so would need one for every batch
-    x, weight = (part.movedim(1, -1).flatten(1) for part in (heads[0].norm(features), weight))
-    return functional.linear(x, weight, bias).view(len(x), len(heads), -1).transpose(0, 1)
 
 
 def _full_units(*widths: int) -> list[nn.Module]:

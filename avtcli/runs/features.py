@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from pathlib import Path
 
@@ -40,8 +41,13 @@ class FeatureReader(ABC):
     plain_batch: int
     """How many images to ask for at once where it does not matter."""
 
+    @property
+    def stacks(self) -> list[list[Feature]]:
+        """The features, those of one shape together."""
+        return [[f for f, mine in self.shapes.items() if mine == shape] for shape in dict.fromkeys(self.shapes.values())]
+
     @abstractmethod
-    def read(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[dict[Feature, Tensor]]:
+    def read_stacks(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[list[Tensor]]:
         """Read batches in their order.
 
         Args:
@@ -50,8 +56,14 @@ class FeatureReader(ABC):
                 of each image, and the same samples at every reading of the same batches.
 
         Yields:
-            Each feature of the batch, (B, *shape), float32, on the device.
+            Each of `stacks` of the batch, (features, B, *shape), float32, on the device.
         """
+
+    def read(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[dict[Feature, Tensor]]:
+        """Read batches as `read_stacks` does, each feature for itself, (B, *shape)."""
+        order = [feature for stack in self.stacks for feature in stack]
+        for stacks in self.read_stacks(batches, drawn=drawn):
+            yield dict(zip(order, chain.from_iterable(stacks), strict=True))
 
 
 class KeptFeatures(FeatureReader):
@@ -79,19 +91,21 @@ class KeptFeatures(FeatureReader):
         self.labels = labels.to(device)
         self.shapes = {feature: tuple(tensor.shape[1:]) for feature, tensor in features.items()}
 
-    def read(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[dict[Feature, Tensor]]:
+    def read_stacks(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[list[Tensor]]:
         """Pick rows; see `FeatureReader`."""
         features = self.copies[drawn[1] % len(self.copies)] if drawn and self.copies else self.features
-        place = next(iter(features.values())).device
+        stacks = [[features[feature] for feature in stack] for stack in self.stacks]
         for rows in batches:
-            here = rows.to(place)
-            yield {feature: _rows_of(tensor, here).to(self.device) for feature, tensor in features.items()}
+            yield [_rows_of(stack, rows).to(self.device) for stack in stacks]
 
 
-def _rows_of(features: Tensor, rows: Tensor) -> Tensor:
-    """Rows of features in the layout of `extract`; on a CPU three times as fast as indexing."""
-    last = features.movedim(1, -1)
-    return last.flatten(1).index_select(0, rows).view(-1, *last.shape[1:]).movedim(-1, 1)
+def _rows_of(stack: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """Rows of features of one shape in the layout of `extract`, stacked; on a CPU three times as fast as indexing."""
+    last = [features.movedim(1, -1) for features in stack]
+    picked = last[0].new_empty(len(last), len(rows), *last[0].shape[1:])
+    for features, out in zip(last, picked, strict=True):
+        torch.index_select(features.flatten(1), 0, rows.to(features.device), out=out.flatten(1))
+    return picked.movedim(-1, 2)
 
 
 class ForwardedImages(FeatureReader):
@@ -137,18 +151,19 @@ class ForwardedImages(FeatureReader):
         self.code_shape = taps[code]
         self.shapes = {f: tuple(_reduced(torch.empty(1, *taps[f.layer]), f).shape[1:]) for f in wanted}
 
-    def read(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[dict[Feature, Tensor]]:
+    def read_stacks(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[list[Tensor]]:
         """Forward images; see `FeatureReader`."""
         key: tuple[int | str, ...] = (*(drawn or (self.seed,)), "samples", self.part)
         window, uniforms = Window(self.size), None
         if drawn is not None and self.augment is not None:
             window = Window(self.size, padding=self.augment.padding, flip=self.augment.flip)
             uniforms = draw_uniforms(*drawn, len(self.images))
+        wanted = self.stacks
         for index, batch in enumerate(self.images.read_batches(batches, window, uniforms)):
             with torch.set_grad_enabled(self.encoder.training):
                 taps = self._taps(self.encoder.normalise(batch), (*key, index))
-                features = {f: _reduced(taps[f.layer], f).float() for f in self.wanted}
-            yield features
+                stacks = [torch.stack([_reduced(taps[f.layer], f).float() for f in stack]) for stack in wanted]
+            yield stacks
 
     def _taps(self, x: Tensor, key: tuple[int | str, ...]) -> dict[str, Tensor]:
         """The taps of a batch; with samples, the code tap is the mean of so many, and the taps after it see the first."""

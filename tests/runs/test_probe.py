@@ -299,9 +299,11 @@ class Recorder:
     def __init__(self, curves: dict[float | None, list[tuple[float, float]]]) -> None:
         self.curves = curves
         self.calls: list[tuple[Part, Part, list[HeadPlan]]] = []
+        self.epochs: list[int] = []
 
     def __call__(self, train: Part, test: Part, plans: list[HeadPlan], config: ProbeConfig, **about: Any) -> list[Any]:
         self.calls.append((train, test, plans))
+        self.epochs.append(config.total_epochs)
         return [self.curves[plan.peak] for plan in plans]
 
 
@@ -324,8 +326,9 @@ def test_the_rate_is_chosen_on_held_out_training_images_and_test_is_looked_at_wi
 ) -> None:
     recorder = Recorder({0.1: [(90.0, 90.0), (40.0, 60.0)], 0.01: [(10.0, 20.0), (50.0, 60.0)]})
     monkeypatch.setattr(module, "train_heads", recorder)
-    (head,) = run_probe(source, **OURS, augmented=augmented).results
+    (head,) = run_probe(source, **{**OURS, "epochs": 11}, augmented=augmented).results
 
+    assert recorder.epochs == [3, 11]  # a fifth to choose
     (fit, held, both), (whole, test, chosen) = recorder.calls
     assert fit.reader is held.reader is whole.reader
     assert test.reader is not whole.reader
@@ -410,7 +413,9 @@ def test_the_protocol_says_what_was_done(source: Source, monkeypatch: pytest.Mon
         run_probe(source, **FIXED, head="nonlinear", conv_first=["conv2"]).protocol,
     )
 
-    assert ours["chosen"] == "the rate, on 10% of train held out; the head is then trained on all of train"
+    assert ours["chosen"] == (
+        "the rate, each trained for 1 of the epochs, on 10% of train held out; the head is then trained on all of train"
+    )
     assert ours["top1_best_test_epoch"] is None
     assert "optimistic" in fixed["top1_best_test_epoch"]
     assert (ours["schedule"], ours["rates"], ours["augmentation"]) == ("cosine to 0", [0.1, 0.01], "none")

@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from avtcli.config import Plugin
-from avtcli.core.heads import LinearHead, pool_features, stacked_logits
+from avtcli.core.heads import pool_features
 from avtcli.errors import AvtError
 from avtcli.runs import features as features_module
 from avtcli.runs.events import Event, Notice
@@ -167,25 +167,6 @@ def test_layers_and_poolings_are_read_in_one_pass_and_give_what_each_gives_alone
     ]
     for head in together.results:
         assert run_probe(source, **{**MINI, "layers": (head.layer,)}, head="knn", pool=(head.pool,)).results == [head]
-
-
-@pytest.mark.parametrize("shape", [(3, 2, 2), (3, 1, 1), (1, 2, 2), (3,)])
-@pytest.mark.parametrize("last", [False, True])
-def test_linear_heads_stacked_in_one_product_are_each_their_own(shape: tuple[int, ...], last: bool) -> None:
-    torch.manual_seed(0)
-    heads = [LinearHead(shape, 5).double() for _ in range(3)]
-    for head in heads:
-        head.norm = heads[0].norm
-    x = torch.randn(8, *shape, dtype=torch.float64)
-    x = x.to(memory_format=torch.channels_last) if last and len(shape) == 3 else x
-    stacked, noise = stacked_logits(heads, x), torch.randn(8, 5, dtype=torch.float64)
-
-    for logits, head in zip(stacked, heads, strict=True):
-        mine = head(x)
-        torch.testing.assert_close(logits, mine)
-        for weights in (head.linear.weight, head.linear.bias):
-            found, expected = (torch.autograd.grad((y * noise).sum(), weights, retain_graph=True) for y in (logits, mine))
-            torch.testing.assert_close(found, expected)
 
 
 def test_gradients_that_no_weight_can_feel_are_zero_and_others_stay() -> None:

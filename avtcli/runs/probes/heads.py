@@ -159,8 +159,8 @@ def _trained(job: Job, train: FeatureReader, test: FeatureReader, draw: Draw, *,
 
 
 def _choose_rates(job: Job, fit: Part, held_out: Part, *, seed: int, task: str) -> tuple[list[HeadPlan], list[float | None]]:
-    """For each feature the rate that is best on the held-out part after the last epoch, and its top-1 there."""
-    config, features = job.config, list(fit.reader.shapes)
+    """For each feature the rate that is best on the held-out part, and its top-1 there."""
+    config, features = job.config.to_choose(), list(fit.reader.shapes)
     plans = [HeadPlan(feature, rate) for feature in features for rate in config.peaks]
     curves = train_heads(
         fit,

@@ -156,7 +156,8 @@ def _chosen(config: ProbeConfig) -> str:
         return f"k of {_list(sizes)}, {whole}" if len(sizes) > 1 else f"nothing: k is {sizes[0]}"
     if config.schedule is not None or len(config.peaks) == 1:
         return "nothing: fixed rates, the whole training split, the last epoch"
-    return f"the rate, {whole}"
+    after = "" if config.finetune else f" each trained for {config.to_choose().total_epochs} of the epochs,"
+    return f"the rate,{after} {whole}"
 
 
 def describe_start(protocol: Mapping[str, Any], *, device: str) -> tuple[tuple[str, str], ...]:

@@ -1,6 +1,7 @@
 """Training heads on frozen features: all heads of a probe on the same batches, in one pass over the images."""
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, cast
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from avtcli.config import ProbeConfig
-from avtcli.core.heads import LinearHead, build_head, stacked_logits
+from avtcli.core.heads import LinearHead, build_head
 from avtcli.core.keyed import keyed_generator, seed_of
+from avtcli.core.linear_heads import LinearHeads
 from avtcli.core.metrics import topk_hits
 from avtcli.core.schedule import cosine_rate
 from avtcli.runs.devices import seed_model
@@ -94,11 +96,11 @@ def train_heads(
     Raises:
         AvtError: for a head that does not fit its feature.
     """
-    heads = _start(plans, train.reader, config, classes=classes, seed=seed, small=tuned is not None)
+    heads = _start(plans, train.reader, config, classes=classes, seed=seed, tuned=tuned is not None)
     peaks = list(dict.fromkeys(plan.peak for plan in plans))
     groups: list[dict[str, Any]] = [{"params": []} for _ in peaks]  # one a rate
-    for head, plan in zip(heads, plans, strict=True):
-        groups[peaks.index(plan.peak)]["params"] += head.parameters()
+    for parameters, plan in zip(heads.parameters, plans, strict=True):
+        groups[peaks.index(plan.peak)]["params"] += parameters
     if tuned is not None:
         groups[0]["params"] += [p for p in tuned.parameters() if p.requires_grad]
     optimizer = make_optimizer(groups, choose_fused(config.optimizer, train.reader.labels.device.type))
@@ -112,14 +114,14 @@ def train_heads(
             seed_model(seed_of(seed, epoch, "model"), train.reader.labels.device)
         order = train.rows[torch.randperm(len(train.rows), generator=keyed_generator(seed, "order", epoch))]
         batches = [order[first:last] for first, last in bounds]
-        for index, features in enumerate(train.reader.read(batches, drawn=(seed, epoch))):
+        for index, stacks in enumerate(train.reader.read_stacks(batches, drawn=(seed, epoch))):
             labels = train.reader.labels[batches[index].to(train.reader.labels.device)]
             step = epoch * len(bounds) + index
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = rate_of(config, peak, epoch=epoch, progress=step / steps)
-            logits = _logits(heads, plans, features)
+            logits = heads(stacks)
             logits.register_hook(_without_dust)  # type: ignore[no-untyped-call]
-            loss = functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(plans)), reduction="sum") / len(labels)
+            loss = functional.cross_entropy(logits, labels.expand(len(plans), -1), reduction="sum") / len(labels)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
@@ -128,7 +130,7 @@ def train_heads(
         if config.schedule is not None or epoch + 1 == config.total_epochs:
             if tuned is not None:
                 tuned.eval()
-            for curve, scores in zip(curves, score(heads, test, plans), strict=True):
+            for curve, scores in zip(curves, score(heads, test), strict=True):
                 curve.append(scores)
             detail = f"{max(curve[-1][0] for curve in curves):.2f} % after epoch {epoch + 1}"
         on_event(Progress(task, (epoch + 1) * len(bounds), steps, "steps", detail))
@@ -152,53 +154,94 @@ def figures_of(curve: Curve, val_top1: float | None, peak: float | None) -> Figu
     return Figures(top1, top5, val_top1, {"rate": peak})
 
 
-def _start(
-    plans: Sequence[HeadPlan], reader: FeatureReader, config: ProbeConfig, *, classes: int, seed: int, small: bool
-) -> list[nn.Module]:
-    """Heads with the seed's weights, whatever else the process drew; the linear ones of one feature normalise it once.
+class Heads(ABC):
+    """The heads of some plans, on the features of a reader.
 
-    `small` begins their linear layers as PyTorch does: through the release's large ones, the first steps of fine-tuning would
-    throw the layers below about.
+    Attributes:
+        parameters: of each head, in the order of the plans.
+    """
+
+    parameters: list[list[nn.Parameter]]
+
+    @abstractmethod
+    def __call__(self, stacks: Sequence[Tensor]) -> Tensor:
+        """Features as `FeatureReader.read_stacks` gives them give logits (heads, classes, B), in the order of the plans."""
+
+    @abstractmethod
+    def train(self, mode: bool) -> None:
+        """Normalise batches by their own statistics, or by the running ones."""
+
+
+class _Separate(Heads):
+    """Heads that have nothing in common: `places` are the stack and the place in it of each one's feature."""
+
+    def __init__(self, heads: Sequence[nn.Module], places: Sequence[tuple[int, int]]) -> None:
+        self.heads, self.places = heads, places
+        self.parameters = [list(head.parameters()) for head in heads]
+
+    def __call__(self, stacks: Sequence[Tensor]) -> Tensor:
+        pairs = zip(self.heads, self.places, strict=True)
+        return torch.stack([head(stacks[stack][place]).T for head, (stack, place) in pairs])
+
+    def train(self, mode: bool) -> None:
+        for head in self.heads:
+            head.train(mode)
+
+
+class _Linear(Heads):
+    """Linear heads, as many on each feature, all those of one shape in one product."""
+
+    def __init__(self, heads: Sequence[LinearHead], places: Sequence[tuple[int, int]]) -> None:
+        order = sorted(range(len(heads)), key=lambda i: places[i])
+        self.stacks = [
+            LinearHeads([[heads[i] for i in mine] for _, mine in groupby(members, key=lambda i: places[i])])
+            for _, members in groupby(order, key=lambda i: places[i][0])
+        ]
+        found = [list(parameters) for stack in self.stacks for parameters in stack.parameters]
+        self.parameters = [found[order.index(i)] for i in range(len(heads))]
+        self.where = torch.tensor(order).argsort()
+
+    def __call__(self, stacks: Sequence[Tensor]) -> Tensor:
+        logits = torch.cat([mine(features) for mine, features in zip(self.stacks, stacks, strict=True)])
+        return logits if len(self.stacks) == 1 else logits[self.where.to(logits.device)]
+
+    def train(self, mode: bool) -> None:
+        for stack in self.stacks:
+            stack.training = mode
+
+
+def _start(
+    plans: Sequence[HeadPlan], reader: FeatureReader, config: ProbeConfig, *, classes: int, seed: int, tuned: bool
+) -> Heads:
+    """Heads with the seed's weights, whatever else the process drew.
+
+    Under fine-tuning, linear layers begin as PyTorch has them: through the release's large weights, the first steps would throw
+    the layers below about.
     """
     heads: list[nn.Module] = []
-    norms: dict[Feature, nn.Module] = {}
     for plan in plans:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed_of(seed, "head"))
             conv_first = plan.feature.layer in config.conv_first
             head = build_head(config.head, reader.shapes[plan.feature], classes, conv_first=conv_first)
-            for linear in (m for m in head.modules() if small and isinstance(m, nn.Linear)):
+            for linear in (m for m in head.modules() if tuned and isinstance(m, nn.Linear)):
                 linear.reset_parameters()
-        if isinstance(head, LinearHead):  # without parameters, so that it is the same for all of them
-            head.norm = norms.setdefault(plan.feature, head.norm)
         heads.append(head.to(reader.labels.device))
-    return heads
-
-
-def _logits(heads: Sequence[nn.Module], plans: Sequence[HeadPlan], features: Mapping[Feature, Tensor]) -> Tensor:
-    """The logits of all heads, (heads, B, classes); linear heads on one feature that stand together are one matrix product."""
-    logits: list[Tensor] = []
-    for feature, pairs in groupby(zip(plans, heads, strict=True), key=lambda pair: pair[0].feature):
-        mine = [head for _, head in pairs]
-        if isinstance(mine[0], LinearHead):
-            logits.append(stacked_logits(cast("list[LinearHead]", mine), features[feature]))
-        else:
-            logits += [head(features[feature]).unsqueeze(0) for head in mine]
-    return torch.cat(logits)
+    places = {f: (i, j) for i, stack in enumerate(reader.stacks) for j, f in enumerate(stack)}
+    kind = _Linear if isinstance(heads[0], LinearHead) and not tuned else _Separate
+    return kind(cast("list[LinearHead]", heads), [places[plan.feature] for plan in plans])
 
 
 @torch.no_grad()
-def score(heads: Sequence[nn.Module], test: Part, plans: Sequence[HeadPlan]) -> Curve:
+def score(heads: Heads, test: Part) -> Curve:
     """Top-1 and top-5 in percent of each head in eval mode; left in train mode."""
     batches = list(torch.split(test.rows, test.reader.plain_batch))
-    labels, hits = test.reader.labels, [[0, 0] for _ in heads]
-    for head in heads:
-        head.eval()
-    for rows, features in zip(batches, test.reader.read(batches, drawn=None), strict=True):
+    labels, hits = test.reader.labels, [[0, 0] for _ in heads.parameters]
+    heads.train(False)
+    for rows, stacks in zip(batches, test.reader.read_stacks(batches, drawn=None), strict=True):
         truth = labels[rows.to(labels.device)]
-        for mine, logits in zip(hits, _logits(heads, plans, features), strict=True):
-            for place, k in enumerate((1, min(5, logits.shape[1]))):
-                mine[place] += topk_hits(logits, truth, k)
-    for head in heads:
-        head.train()
+        for mine, logits in zip(hits, heads(stacks), strict=True):
+            for place, k in enumerate((1, min(5, len(logits)))):
+                mine[place] += topk_hits(logits.T, truth, k)
+    heads.train(True)
     return [(100 * first / len(test.rows), 100 * fifth / len(test.rows)) for first, fifth in hits]

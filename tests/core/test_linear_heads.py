@@ -1,0 +1,69 @@
+"""Linear heads in one product: what each would be alone."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from avtcli.core.heads import LinearHead
+from avtcli.core.linear_heads import LinearHeads
+
+FEATURES, HEADS, CLASSES = 2, 3, 5
+
+
+def make_batches(shape: tuple[int, ...], *, last: bool, offset: float = 0.0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Four batches of (features, B, *shape) and their labels; maps with the channels last in memory, or first."""
+    for count in (8, 8, 8, 3):
+        x = torch.randn(FEATURES, count, *shape, dtype=torch.float64) + offset
+        yield x.movedim(2, -1).contiguous().movedim(-1, 2) if last else x, torch.randint(CLASSES, (count,))
+
+
+def optimiser_of(rates: list[float], heads: list[list[nn.Parameter]]) -> torch.optim.Optimizer:
+    groups = [{"params": mine, "lr": rate} for rate, mine in zip(rates, heads, strict=True)]
+    return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=0.1)
+
+
+def fresh(shape: tuple[int, ...]) -> list[list[LinearHead]]:
+    torch.manual_seed(0)
+    return [[LinearHead(shape, CLASSES).double() for _ in range(HEADS)] for _ in range(FEATURES)]
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 2), (3, 1, 1), (1, 2, 3), (3,)])
+@pytest.mark.parametrize("last", [False, True])
+def test_heads_learn_in_one_product_what_each_learns_alone(shape: tuple[int, ...], last: bool) -> None:
+    apart = fresh(shape)
+    together = LinearHeads(fresh(shape))
+    rates = [0.3, 0.1, 0.03, 0.2, 0.02, 0.01]
+    alone = [head for mine in apart for head in mine]
+    ours, theirs = (
+        optimiser_of(rates, found)
+        for found in ([list(pair) for pair in together.parameters], [list(head.parameters()) for head in alone])
+    )
+    for x, labels in make_batches(shape, last=last):
+        logits = torch.stack([head(x[i]).T for i, mine in enumerate(apart) for head in mine])
+        found = together(x)
+        torch.testing.assert_close(found, logits)
+        for each, optimizer in ((found, ours), (logits, theirs)):
+            functional.cross_entropy(each, labels.expand(len(each), -1), reduction="sum").backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    for head in alone:
+        head.eval()
+    together.training = False
+    x = torch.randn(FEATURES, 4, *shape, dtype=torch.float64)
+    torch.testing.assert_close(together(x), torch.stack([head(x[i]).T for i, mine in enumerate(apart) for head in mine]))
+    for (_, bias), head in zip(together.parameters, alone, strict=True):
+        torch.testing.assert_close(bias, head.linear.bias)
+
+
+def test_channels_far_from_zero_are_normalised_as_well_as_by_themselves() -> None:
+    """A mean of 300 deviations, in float32: folding the mean into the bias costs a few of the last digits alone."""
+    heads = [[head.float() for head in mine] for mine in fresh((3, 4, 4))]
+    for x, _ in make_batches((3, 4, 4), last=True, offset=300.0):
+        expected = torch.stack([head.double()(x[i]).T for i, mine in enumerate(heads) for head in mine])
+        found = LinearHeads([[head.float() for head in mine] for mine in heads])(x.float())
+
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-3 * expected.abs().max().item())
