@@ -326,11 +326,12 @@ class ProbeConfig(Frozen):
         return self.rates or (FINETUNE_RATES if self.finetune else HEAD_RATES)
 
     def to_choose(self) -> "ProbeConfig":
-        """How heads on frozen features are trained to choose a rate: for a fifth of the epochs, along a whole cosine.
+        """How heads on frozen features are trained to choose a rate: for a tenth of the epochs, along a whole cosine.
 
-        They judge as well as all the epochs, where most of a probe's time would go.
+        They judge as well as all the epochs, where most of a probe's time would go: on 200 to 10 000 images, heads (linear and
+        mlp2, the mean over eight features) ended 0.2 points below to 1.6 above those whose rates all the epochs had chosen.
         """
-        return self.model_copy(update={"epochs": -(-self.total_epochs // 5)})
+        return self.model_copy(update={"epochs": -(-self.total_epochs // 10)})
 
     def to_finetune(self) -> "ProbeConfig":
         """How the supervised backbone is trained: with a linear head, by the rates and epochs of fine-tuning."""

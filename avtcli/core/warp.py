@@ -48,17 +48,18 @@ def warp(images: Tensor, in_from_out: Tensor, *, fill: Outside = GREY, truncate:
     source = images.to(work)
     if (high, wide) != (height, width):
         source = functional.pad(source, (0, wide - width, 0, high - height), mode="replicate")
-    ends = torch.tensor([2 * width / wide, 2 * height / high], device=images.device, dtype=work)[:, None, None]
+    ends = 2 * width / wide, 2 * height / high
     columns, rows = (line.to(images.device, work) for line in _lines(in_from_out, (height, width), (high, wide)))
     uvw = columns + rows
     places = uvw[:, :2] / uvw[:, 2:]  # from 0 to the ends
-    grid = (_reflect(places, ends) if fill == "reflect" else places).sub_(1)
+    if fill == "reflect":
+        places = _reflect(places, places.new_tensor(ends)[:, None, None])
+    grid = places.sub_(1)
     out = functional.grid_sample(source, grid.permute(0, 2, 3, 1), mode="bilinear", padding_mode="border", align_corners=False)
     if truncate:
         out = out.mul_(LEVELS).floor_().div_(255)
     if not isinstance(fill, str):
-        inside = _is_inside(grid.detach(), ends)
-        out = out.mul_(inside).add_((1 - inside).mul_(fill))  # exactly the one or the other
+        out = torch.lerp(out.new_tensor(fill), out, _is_inside(grid.detach(), ends))  # exactly the one or the other
     return out.to(images.dtype)
 
 
@@ -76,13 +77,15 @@ def _lines(in_from_out: Tensor, size: Size, sides: Size) -> tuple[Tensor, Tensor
     return (m[:, :, :1] * x)[:, :, None, :], (m[:, :, 1:2] * y + m[:, :, 2:])[:, :, :, None]
 
 
-def _is_inside(grid: Tensor, ends: Tensor) -> Tensor:
+def _is_inside(grid: Tensor, ends: tuple[float, float]) -> Tensor:
     """1 where a place, both x and y, lies from -1 to below its end - 1, and 0 elsewhere: (B, 1, H, W).
 
     As numbers: comparisons that give truth values take several times as long on a CPU.
     """
-    x, y = (grid + 1).div_(ends).floor_().eq_(0).unbind(1)
-    return (x * y)[:, None]
+    line = torch.tensor(ends, dtype=grid.dtype) - 1
+    last = line.nextafter(-line).tolist()
+    x, y = (axis.clamp(-1, most).eq_(axis) for axis, most in zip(grid.unbind(1), last, strict=True))
+    return x.mul_(y)[:, None]
 
 
 def _power_of_two(side: int) -> int:

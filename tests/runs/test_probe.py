@@ -328,7 +328,7 @@ def test_the_rate_is_chosen_on_held_out_training_images_and_test_is_looked_at_wi
     monkeypatch.setattr(module, "train_heads", recorder)
     (head,) = run_probe(source, **{**OURS, "epochs": 11}, augmented=augmented).results
 
-    assert recorder.epochs == [3, 11]  # a fifth to choose
+    assert recorder.epochs == [2, 11]  # a tenth to choose
     (fit, held, both), (whole, test, chosen) = recorder.calls
     assert fit.reader is held.reader is whole.reader
     assert test.reader is not whole.reader
