@@ -56,7 +56,8 @@ class Encoder(nn.Module):
     def normalise(self, images: Tensor) -> Tensor:
         """Turn images, float in [0, 1] or uint8, (B, C, H, W), into what the network takes."""
         images = to_float(images)
-        mean, var = (stat.flatten().to(images.dtype) for stat in (self.pixel_mean, self.pixel_std.square()))
+        stats = (self.pixel_mean, self.pixel_std.square())
+        mean, var = (stat.flatten().to(images.dtype).expand(images.shape[1]).contiguous() for stat in stats)
         return functional.batch_norm(images, mean, var, eps=0)  # one pass over the images, where the formula makes two
 
     @property
