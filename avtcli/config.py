@@ -1,5 +1,6 @@
 """What a run is told: frozen models, every field documented. Published values stand in `recipes/`, never here."""
 
+from math import ceil
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -11,6 +12,7 @@ CLOSED_HEADS = ("knn", "ridge")
 NEIGHBOURS = (5, 10, 20, 50, 100)
 HEAD_RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 FINETUNE_RATES = (0.1, 0.03, 0.01)
+CHOOSING_STEPS = 100
 
 
 class Frozen(BaseModel):
@@ -325,13 +327,16 @@ class ProbeConfig(Frozen):
         """The rates to choose from, the default resolved."""
         return self.rates or (FINETUNE_RATES if self.finetune else HEAD_RATES)
 
-    def to_choose(self) -> "ProbeConfig":
+    def to_choose(self, images: int) -> "ProbeConfig":
         """How heads on frozen features are trained to choose a rate: for a tenth of the epochs, along a whole cosine.
+
+        Of few images, for as many epochs as make `CHOOSING_STEPS`, where the head's own are not fewer.
 
         They judge as well as all the epochs, where most of a probe's time would go: on 200 to 10 000 images, heads (linear and
         mlp2, the mean over eight features) ended 0.2 points below to 1.6 above those whose rates all the epochs had chosen.
         """
-        return self.model_copy(update={"epochs": -(-self.total_epochs // 10)})
+        enough = ceil(CHOOSING_STEPS / ceil(images / self.batch_size))
+        return self.model_copy(update={"epochs": min(self.total_epochs, max(ceil(self.total_epochs / 10), enough))})
 
     def to_finetune(self) -> "ProbeConfig":
         """How the supervised backbone is trained: with a linear head, by the rates and epochs of fine-tuning."""

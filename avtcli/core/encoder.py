@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from avtcli.contracts import Backbone
 from avtcli.core.augment import to_float
-from avtcli.errors import AvtError, nearest
+from avtcli.errors import AvtError, ShapeError, nearest
 
 
 class Encoder(nn.Module):
@@ -54,8 +54,15 @@ class Encoder(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Turn images, float in [0, 1] or uint8, (B, C, H, W), into what the network takes."""
-        images = to_float(images)
+        """Turn images, float in [0, 1] or uint8, (B, C, H, W), into what the network takes.
+
+        Raises:
+            ShapeError: for images of another shape or with other channels than there are statistics of.
+        """
+        known = self.pixel_mean.numel()
+        if images.ndim != 4 or known not in (1, images.shape[1]):
+            raise ShapeError(f"Images are (B, {known}, H, W), found {tuple(images.shape)}.")
+        images = to_float(images).to(torch.promote_types(images.dtype, self.pixel_mean.dtype))
         stats = (self.pixel_mean, self.pixel_std.square())
         mean, var = (stat.flatten().to(images.dtype).expand(images.shape[1]).contiguous() for stat in stats)
         return functional.batch_norm(images, mean, var, eps=0)  # one pass over the images, where the formula makes two

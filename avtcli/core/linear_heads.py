@@ -8,18 +8,22 @@ from torch import Tensor, nn
 
 from avtcli.core.heads import LinearHead
 
+FAST_STATISTICS = ("cpu",)
+"""Classes of device where var_mean over the rows takes 15 times as long as what a BatchNorm computes its statistics with."""
+
 
 class LinearHeads:
     """Several `LinearHead`s on each of several features of one shape, each with weights and a rate of its own.
 
-    What normalisation does to a batch is done to the few weights instead, so that no normalised copy of the features is made.
+    What normalisation does to a batch is done to the few weights instead, so that no normalised copy of the features is made. A
+    channel whose mean is hundreds of deviations costs the logits two digits.
 
     Args:
         heads: for each feature its heads, as many for each, all of one shape and number of classes; they are not changed.
 
     Attributes:
         parameters: for each feature and head in turn its (weight, bias), to be given to an optimiser. They share memory with
-            the stacks that the products read, and a backward pass leaves them their gradients.
+            the stacks that the products read, and a backward pass leaves them its gradients, in place of earlier ones.
         training: whether batches are normalised by their own statistics, and these added to the running ones.
     """
 
@@ -66,12 +70,12 @@ class LinearHeads:
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of each channel in a batch (features, B, cells, channels), (features, channels) each."""
         rows = x.flatten(1, 2)
-        if x.device.type == "cpu":  # where var_mean takes 15 times as long
+        if x.device.type in FAST_STATISTICS:
             found = [torch.batch_norm_update_stats(mine, None, None, 0.0) for mine in rows]
             mean, var = (torch.stack(parts) for parts in zip(*found, strict=True))
         else:
             var, mean = torch.var_mean(rows, 1, correction=0)
-        many = rows.shape[1]
+        count = rows.shape[1]
         self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(var * (many / (many - 1)), self.momentum)
+        self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
         return mean, var

@@ -162,8 +162,8 @@ class ForwardedImages(FeatureReader):
         for index, batch in enumerate(self.images.read_batches(batches, window, uniforms)):
             with torch.set_grad_enabled(self.encoder.training):
                 taps = self._taps(self.encoder.normalise(batch), (*key, index))
-                stacks = [torch.stack([_reduced(taps[f.layer], f).float() for f in stack]) for stack in wanted]
-            yield stacks
+                stacks = [[_reduced(taps[f.layer], f).float().movedim(1, -1) for f in stack] for stack in wanted]
+            yield [torch.stack(stack).movedim(-1, 2) for stack in stacks]
 
     def _taps(self, x: Tensor, key: tuple[int | str, ...]) -> dict[str, Tensor]:
         """The taps of a batch; with samples, the code tap is the mean of so many, and the taps after it see the first."""
@@ -222,7 +222,7 @@ def extract(
         Each feature of all images, (n, *shape), float32, channels last in memory, on the CPU.
     """
     count = len(reader.labels)
-    # channels last in memory, which is how batches of them are normalised fastest
+    # channels last in memory, as heads read them fastest
     out = {f: make_room((count, *shape[1:], shape[0]), store).movedim(-1, 1) for f, shape in reader.shapes.items()}
     batches = list(torch.split(torch.arange(count), reader.plain_batch))
     for rows, features in zip(batches, reader.read(batches, drawn=drawn), strict=True):

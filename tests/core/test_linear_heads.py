@@ -7,16 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from avtcli.core import linear_heads as module
 from avtcli.core.heads import LinearHead
 from avtcli.core.linear_heads import LinearHeads
 
 FEATURES, HEADS, CLASSES = 2, 3, 5
 
 
-def make_batches(shape: tuple[int, ...], *, last: bool, offset: float = 0.0) -> Iterator[tuple[Tensor, Tensor]]:
+def make_batches(shape: tuple[int, ...], *, last: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Four batches of (features, B, *shape) and their labels; maps with the channels last in memory, or first."""
     for count in (8, 8, 8, 3):
-        x = torch.randn(FEATURES, count, *shape, dtype=torch.float64) + offset
+        x = torch.randn(FEATURES, count, *shape, dtype=torch.float64)
         yield x.movedim(2, -1).contiguous().movedim(-1, 2) if last else x, torch.randint(CLASSES, (count,))
 
 
@@ -59,11 +60,25 @@ def test_heads_learn_in_one_product_what_each_learns_alone(shape: tuple[int, ...
         torch.testing.assert_close(bias, head.linear.bias)
 
 
-def test_channels_far_from_zero_are_normalised_as_well_as_by_themselves() -> None:
-    """A mean of 300 deviations, in float32: folding the mean into the bias costs a few of the last digits alone."""
-    heads = [[head.float() for head in mine] for mine in fresh((3, 4, 4))]
-    for x, _ in make_batches((3, 4, 4), last=True, offset=300.0):
-        expected = torch.stack([head.double()(x[i]).T for i, mine in enumerate(heads) for head in mine])
-        found = LinearHeads([[head.float() for head in mine] for mine in heads])(x.float())
+@pytest.mark.parametrize(("scale", "offset", "digits"), [(1.0, 300.0, 3), (0.0, 10.0, 2), (1.0, 0.5, 6)])
+def test_folding_the_normalisation_into_weights_keeps_the_digits_that_it_should(
+    scale: float, offset: float, digits: int
+) -> None:
+    """In float32, against float64: means of 300 deviations, channels that are constant, and such as a ReLU gives."""
+    heads = fresh((3, 4, 4))
+    x = (torch.randn(FEATURES, 64, 3, 4, 4, dtype=torch.float64) * scale + offset).float()
+    expected = torch.stack([head(x[i].double()).T for i, mine in enumerate(heads) for head in mine])
+    found = LinearHeads([[head.float() for head in mine] for mine in heads])(x)
 
-        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-3 * expected.abs().max().item())
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=10**-digits * max(1.0, expected.abs().max().item()))
+
+
+def test_statistics_are_the_same_by_what_each_device_computes_them_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads, x = LinearHeads(fresh((3, 2, 2))), torch.randn(FEATURES, 8, 4, 3, dtype=torch.float64)
+    mean, var = heads._statistics(x)
+    running = heads.running_var.clone()
+    other = LinearHeads(fresh((3, 2, 2)))
+    monkeypatch.setattr(module, "FAST_STATISTICS", ())
+
+    torch.testing.assert_close(other._statistics(x), (mean, var))
+    torch.testing.assert_close(other.running_var, running)

@@ -1,7 +1,7 @@
 """The probe: where its features come from, how its heads are trained, what decides, and what it reports."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -203,14 +203,21 @@ def test_images_of_a_size_that_the_backbone_cannot_take_are_refused() -> None:
 # how the heads are trained
 
 
-def kept(count: int = 33) -> KeptFeatures:
-    generator = torch.Generator().manual_seed(1)
-    features = {Feature("a", "none", 4): torch.randn(count, 3, 2, 2, generator=generator)}
+SHAPES = {"a": (3, 2, 2), "vector": (5,), "b": (3, 2, 2)}
+
+
+def kept(*layers: str, count: int = 33) -> KeptFeatures:
+    generators = {name: torch.Generator().manual_seed(seed) for seed, name in enumerate(SHAPES, 1)}
+    features = {
+        Feature(name, "none", 4): torch.randn(count, *SHAPES[name], generator=generators[name]) for name in layers or ("a",)
+    }
     return KeptFeatures(features, torch.arange(count) % 4, device=CPU)
 
 
-def train(config: ProbeConfig, *, plans: list[HeadPlan] | None = None, seed: int = 3) -> list[list[tuple[float, float]]]:
-    reader = kept()
+def train(
+    config: ProbeConfig, *, plans: list[HeadPlan] | None = None, seed: int = 3, layers: Sequence[str] = ("a",)
+) -> list[list[tuple[float, float]]]:
+    reader = kept(*layers)
     part = Part(reader, torch.arange(33))
     return train_heads(
         part,
@@ -224,17 +231,18 @@ def train(config: ProbeConfig, *, plans: list[HeadPlan] | None = None, seed: int
     )
 
 
+@pytest.mark.parametrize("kind", ["mlp2", "linear"])
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_training_is_that_of_plain_torch(name: str) -> None:
+def test_training_is_that_of_plain_torch(name: str, kind: str) -> None:
     """Written out: keyed weights and order, batches of 16 and 17 of 33, fixed rates; measured in eval mode."""
     pieces = [{"start": 0, "rate": 0.1}, {"start": 2, "rate": 0.01}]
-    settings = {"head": "mlp2", "batch_size": 16, "schedule": {"epochs": 3, "pieces": pieces}}
+    settings = {"head": kind, "batch_size": 16, "schedule": {"epochs": 3, "pieces": pieces}}
     config = resolve_probe({**settings, "optimizer": {"name": name, "weight_decay": 5e-4}}, recipe=None)
     reader = kept()
     features, labels = next(iter(reader.features.values())), reader.labels
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(3, "head"))
-        head = build_head("mlp2", (3, 2, 2), 4)
+        head = build_head(kind, (3, 2, 2), 4)
     optimizer = {
         "sgd": lambda: torch.optim.SGD(head.parameters(), momentum=0.9, nesterov=True, weight_decay=5e-4),
         "adamw": lambda: torch.optim.AdamW(head.parameters(), weight_decay=5e-4),
@@ -265,6 +273,37 @@ def test_heads_that_are_trained_together_are_those_trained_alone() -> None:
     assert together == alone
     assert together[0] != together[1]
     assert [len(curve) for curve in together] == [1, 1]  # without a schedule, test is looked at once
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp2"])
+@pytest.mark.parametrize("layers", [("a", "b"), ("b", "vector", "a")])
+def test_heads_give_the_same_figures_in_whatever_order_they_are_asked_for(head: str, layers: tuple[str, ...]) -> None:
+    pieces = [{"start": 0, "rate": 0.1}]
+    config = resolve_probe({"head": head, "batch_size": 16, "schedule": {"epochs": 4, "pieces": pieces}}, recipe=None)
+    features = [Feature(name, "none", 4) for name in layers]
+    alone = [train(config, plans=[HeadPlan(f, None)], layers=(f.layer,))[0] for f in features]
+    reverse = [HeadPlan(f, None) for f in features[::-1]]
+
+    assert train(config, plans=[HeadPlan(f, None) for f in features], layers=layers) == alone
+    assert train(config, plans=[*reverse, *reverse], layers=layers) == [*alone[::-1], *alone[::-1]]
+    assert len({tuple(curve) for curve in alone}) == len(layers)
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "batch_size", "expected"),
+    [
+        (10_000, 100, 128, 10),
+        (10_000, 100, 5000, 50),
+        (180, 100, 128, 50),
+        (18, 100, 128, 100),
+        (180, 8, 128, 8),
+        (90_000, 11, 128, 2),
+    ],
+)
+def test_a_rate_is_chosen_after_a_tenth_of_the_epochs_or_a_hundred_steps(
+    images: int, epochs: int, batch_size: int, expected: int
+) -> None:
+    assert ProbeConfig(epochs=epochs, batch_size=batch_size).to_choose(images).total_epochs == expected
 
 
 def test_layers_that_are_probed_together_give_what_each_gives_alone(source: Source) -> None:
@@ -328,7 +367,6 @@ def test_the_rate_is_chosen_on_held_out_training_images_and_test_is_looked_at_wi
     monkeypatch.setattr(module, "train_heads", recorder)
     (head,) = run_probe(source, **{**OURS, "epochs": 11}, augmented=augmented).results
 
-    assert recorder.epochs == [2, 11]  # a tenth to choose
     (fit, held, both), (whole, test, chosen) = recorder.calls
     assert fit.reader is held.reader is whole.reader
     assert test.reader is not whole.reader
@@ -414,7 +452,8 @@ def test_the_protocol_says_what_was_done(source: Source, monkeypatch: pytest.Mon
     )
 
     assert ours["chosen"] == (
-        "the rate, each trained for 1 of the epochs, on 10% of train held out; the head is then trained on all of train"
+        "the rate, after a tenth of the epochs (100 steps at least) with a cosine of their own on 10% of train held out; "
+        "the head is then trained on all of train"
     )
     assert ours["top1_best_test_epoch"] is None
     assert "optimistic" in fixed["top1_best_test_epoch"]

@@ -121,12 +121,13 @@ def _readers(job: Job, encoder: Encoder, name: str) -> Iterator[tuple[FeatureRea
 
 
 def _fit_together(job: Job, train: FeatureReader, needed: int) -> bool:
-    """Whether all heads can be trained on the same batches: those that are, with gradients and momenta beside the features."""
+    """Whether all heads can be trained on the same batches, with all that a step keeps of their weights beside the features."""
     if job.config.head in CLOSED_HEADS:
         return False
     with torch.device("meta"):
         heads = [build_head(job.config.head, shape, job.classes) for shape in train.shapes.values()]
-    weights = 12 * len(job.config.peaks) * sum(p.numel() for head in heads for p in head.parameters())
+    copies = 6  # the weights, two moments, those with the normalisation in them, their gradients and the weights' own
+    weights = 4 * copies * len(job.config.peaks) * sum(p.numel() for head in heads for p in head.parameters())
     return fits_memory(needed + weights) and has_room(job.device, needed + weights)
 
 
@@ -160,7 +161,7 @@ def _trained(job: Job, train: FeatureReader, test: FeatureReader, draw: Draw, *,
 
 def _choose_rates(job: Job, fit: Part, held_out: Part, *, seed: int, task: str) -> tuple[list[HeadPlan], list[float | None]]:
     """For each feature the rate that is best on the held-out part, and its top-1 there."""
-    config, features = job.config.to_choose(), list(fit.reader.shapes)
+    config, features = job.config.to_choose(len(fit.rows)), list(fit.reader.shapes)
     plans = [HeadPlan(feature, rate) for feature in features for rate in config.peaks]
     curves = train_heads(
         fit,

@@ -37,7 +37,7 @@ class Figures:
     Attributes:
         top1: on the test split.
         top5: likewise.
-        val_top1: on the held-out part of train, which chose; none where nothing was chosen.
+        val_top1: on the held-out part of train, by the head that was trained to choose; none where nothing was chosen.
         chosen: what it chose, by name.
         top1_best_test_epoch: the best over the epochs of a schedule on test; none without one, where test is looked at once.
     """

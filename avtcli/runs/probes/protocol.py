@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from avtcli.config import CLOSED_HEADS, Augment, ProbeConfig
+from avtcli.config import CHOOSING_STEPS, CLOSED_HEADS, Augment, ProbeConfig
 from avtcli.runs.loading import Source
 
 HEADS_IN_WORDS = {
@@ -156,8 +156,8 @@ def _chosen(config: ProbeConfig) -> str:
         return f"k of {_list(sizes)}, {whole}" if len(sizes) > 1 else f"nothing: k is {sizes[0]}"
     if config.schedule is not None or len(config.peaks) == 1:
         return "nothing: fixed rates, the whole training split, the last epoch"
-    after = "" if config.finetune else f" each trained for {config.to_choose().total_epochs} of the epochs,"
-    return f"the rate,{after} {whole}"
+    short = f" after a tenth of the epochs ({CHOOSING_STEPS} steps at least) with a cosine of their own"
+    return f"the rate,{'' if config.finetune else short} {whole}"
 
 
 def describe_start(protocol: Mapping[str, Any], *, device: str) -> tuple[tuple[str, str], ...]:

@@ -82,7 +82,8 @@ def train_heads(
     Args:
         train: to learn from; two images at least.
         test: to measure on: after each epoch of a schedule, as the release does, else after the last alone.
-        plans: the heads. Those on one feature start from the same weights.
+        plans: the heads, in any order; linear ones as many on each feature of the reader. Those on one feature start from the
+            same weights.
         config: head, schedule, epochs, batch size and optimiser.
         classes: the number of classes.
         seed: of the weights, the order, the crops and flips.
@@ -199,11 +200,11 @@ class _Linear(Heads):
         ]
         found = [list(parameters) for stack in self.stacks for parameters in stack.parameters]
         self.parameters = [found[order.index(i)] for i in range(len(heads))]
-        self.where = torch.tensor(order).argsort()
+        self.where = torch.tensor(order).argsort() if order != sorted(order) else None
 
     def __call__(self, stacks: Sequence[Tensor]) -> Tensor:
         logits = torch.cat([mine(features) for mine, features in zip(self.stacks, stacks, strict=True)])
-        return logits if len(self.stacks) == 1 else logits[self.where.to(logits.device)]
+        return logits if self.where is None else logits[self.where.to(logits.device)]
 
     def train(self, mode: bool) -> None:
         for stack in self.stacks:
