@@ -27,7 +27,8 @@ from avtcli.runs.loading import Source, encoder_of, open_source
 from avtcli.runs.probe import ProbeResult, probe
 from avtcli.runs.probes import heads as module
 from avtcli.runs.probes.job import drawn_rows
-from avtcli.runs.probes.training import HeadPlan, Part, rate_of, train_heads
+from avtcli.runs.probes.planned import HeadPlan
+from avtcli.runs.probes.training import Part, rate_of, train_heads
 from avtcli.settings import resolve_probe
 
 CPU = torch.device("cpu")

@@ -25,7 +25,8 @@ from avtcli.runs.events import ignore
 from avtcli.runs.features import Feature, ForwardedImages, KeptFeatures, extract
 from avtcli.runs.files import disk_errors_explained
 from avtcli.runs.optimizing import make_optimizer
-from avtcli.runs.probes.training import HeadPlan, Part, train_heads
+from avtcli.runs.probes.planned import HeadPlan
+from avtcli.runs.probes.training import Part, train_heads
 
 PROBE_BATCH = 128
 RATE = 0.01

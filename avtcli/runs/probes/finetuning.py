@@ -11,7 +11,8 @@ from torch import Tensor
 from avtcli.core.encoder import Encoder
 from avtcli.runs.features import Feature
 from avtcli.runs.probes.job import Draw, Figures, Found, Job, split_held_out
-from avtcli.runs.probes.training import Curve, HeadPlan, Part, figures_of, train_heads
+from avtcli.runs.probes.planned import HeadPlan
+from avtcli.runs.probes.training import Curve, Part, figures_of, train_heads
 
 
 def tuned_heads(job: Job, encoder: Encoder, name: str) -> Iterator[Found]:

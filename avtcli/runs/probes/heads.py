@@ -16,7 +16,8 @@ from avtcli.runs.features import Feature, FeatureReader, ForwardedImages, KeptFe
 from avtcli.runs.probes.closed_heads import closed_head
 from avtcli.runs.probes.finetuning import tuned_heads
 from avtcli.runs.probes.job import Draw, Figures, Found, Job, split_held_out
-from avtcli.runs.probes.training import HeadPlan, Part, figures_of, train_heads
+from avtcli.runs.probes.planned import HeadPlan
+from avtcli.runs.probes.training import Part, figures_of, train_heads
 
 KEPT_BYTES = 2 * 2**30  # test features up to here are kept on the device rather than computed again at each look
 

@@ -1,27 +1,24 @@
 """Training heads on frozen features: all heads of a probe on the same batches, in one pass over the images."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from avtcli.config import ProbeConfig
-from avtcli.core.heads import LinearHead, build_head
 from avtcli.core.keyed import keyed_generator, seed_of
-from avtcli.core.linear_heads import LinearHeads
 from avtcli.core.metrics import topk_hits
 from avtcli.core.schedule import cosine_rate
 from avtcli.runs.devices import seed_model
 from avtcli.runs.events import OnEvent, Progress
-from avtcli.runs.features import Feature, FeatureReader
+from avtcli.runs.features import FeatureReader
 from avtcli.runs.loaders import batch_bounds
 from avtcli.runs.optimizing import make_optimizer, rate_of_pieces
 from avtcli.runs.probes.job import Figures
+from avtcli.runs.probes.planned import HeadPlan, Heads, start_heads
 from avtcli.runs.ways import choose_fused
 
 TELL_EVERY = 20  # steps between tellings of the progress
@@ -36,14 +33,6 @@ class Part:
 
     reader: FeatureReader
     rows: Tensor
-
-
-@dataclass(frozen=True)
-class HeadPlan:
-    """A head to train: on which feature, and the peak of its cosine; none for the rates of the schedule."""
-
-    feature: Feature
-    peak: float | None
 
 
 def rate_of(config: ProbeConfig, peak: float | None, *, epoch: int, progress: float) -> float:
@@ -97,7 +86,7 @@ def train_heads(
     Raises:
         AvtError: for a head that does not fit its feature.
     """
-    heads = _start(plans, train.reader, config, classes=classes, seed=seed, tuned=tuned is not None)
+    heads = start_heads(plans, train.reader, config, classes=classes, seed=seed, tuned=tuned is not None)
     peaks = list(dict.fromkeys(plan.peak for plan in plans))
     groups: list[dict[str, Any]] = [{"params": []} for _ in peaks]  # one a rate
     for parameters, plan in zip(heads.parameters, plans, strict=True):
@@ -153,84 +142,6 @@ def figures_of(curve: Curve, val_top1: float | None, peak: float | None) -> Figu
     if peak is None:
         return Figures(top1, top5, val_top1, {}, max(top1 for top1, _ in curve))
     return Figures(top1, top5, val_top1, {"rate": peak})
-
-
-class Heads(ABC):
-    """The heads of some plans, on the features of a reader.
-
-    Attributes:
-        parameters: of each head, in the order of the plans.
-    """
-
-    parameters: list[list[nn.Parameter]]
-
-    @abstractmethod
-    def __call__(self, stacks: Sequence[Tensor]) -> Tensor:
-        """Features as `FeatureReader.read_stacks` gives them give logits (heads, classes, B), in the order of the plans."""
-
-    @abstractmethod
-    def train(self, mode: bool) -> None:
-        """Normalise batches by their own statistics, or by the running ones."""
-
-
-class _Separate(Heads):
-    """Heads that have nothing in common: `places` are the stack and the place in it of each one's feature."""
-
-    def __init__(self, heads: Sequence[nn.Module], places: Sequence[tuple[int, int]]) -> None:
-        self.heads, self.places = heads, places
-        self.parameters = [list(head.parameters()) for head in heads]
-
-    def __call__(self, stacks: Sequence[Tensor]) -> Tensor:
-        pairs = zip(self.heads, self.places, strict=True)
-        return torch.stack([head(stacks[stack][place]).T for head, (stack, place) in pairs])
-
-    def train(self, mode: bool) -> None:
-        for head in self.heads:
-            head.train(mode)
-
-
-class _Linear(Heads):
-    """Linear heads, as many on each feature, all those of one shape in one product."""
-
-    def __init__(self, heads: Sequence[LinearHead], places: Sequence[tuple[int, int]]) -> None:
-        order = sorted(range(len(heads)), key=lambda i: places[i])
-        self.stacks = [
-            LinearHeads([[heads[i] for i in mine] for _, mine in groupby(members, key=lambda i: places[i])])
-            for _, members in groupby(order, key=lambda i: places[i][0])
-        ]
-        found = [list(parameters) for stack in self.stacks for parameters in stack.parameters]
-        self.parameters = [found[order.index(i)] for i in range(len(heads))]
-        self.where = torch.tensor(order).argsort() if order != sorted(order) else None
-
-    def __call__(self, stacks: Sequence[Tensor]) -> Tensor:
-        logits = torch.cat([mine(features) for mine, features in zip(self.stacks, stacks, strict=True)])
-        return logits if self.where is None else logits[self.where.to(logits.device)]
-
-    def train(self, mode: bool) -> None:
-        for stack in self.stacks:
-            stack.training = mode
-
-
-def _start(
-    plans: Sequence[HeadPlan], reader: FeatureReader, config: ProbeConfig, *, classes: int, seed: int, tuned: bool
-) -> Heads:
-    """Heads with the seed's weights, whatever else the process drew.
-
-    Under fine-tuning, linear layers begin as PyTorch has them: through the release's large weights, the first steps would throw
-    the layers below about.
-    """
-    heads: list[nn.Module] = []
-    for plan in plans:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed_of(seed, "head"))
-            conv_first = plan.feature.layer in config.conv_first
-            head = build_head(config.head, reader.shapes[plan.feature], classes, conv_first=conv_first)
-            for linear in (m for m in head.modules() if tuned and isinstance(m, nn.Linear)):
-                linear.reset_parameters()
-        heads.append(head.to(reader.labels.device))
-    places = {f: (i, j) for i, stack in enumerate(reader.stacks) for j, f in enumerate(stack)}
-    kind = _Linear if isinstance(heads[0], LinearHead) and not tuned else _Separate
-    return kind(cast("list[LinearHead]", heads), [places[plan.feature] for plan in plans])
 
 
 @torch.no_grad()
