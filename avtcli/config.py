@@ -327,6 +327,11 @@ class ProbeConfig(Frozen):
         """The rates to choose from, the default resolved."""
         return self.rates or (FINETUNE_RATES if self.finetune else HEAD_RATES)
 
+    @property
+    def chooses_rate(self) -> bool:
+        """Whether heads that are trained have a rate to choose, on held-out images."""
+        return self.schedule is None and len(self.peaks) > 1
+
     def to_choose(self, images: int) -> "ProbeConfig":
         """How heads on frozen features are trained to choose a rate: for a tenth of the epochs, along a whole cosine.
 

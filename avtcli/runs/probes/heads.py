@@ -108,15 +108,17 @@ def _readers(job: Job, encoder: Encoder, name: str) -> Iterator[tuple[FeatureRea
         small = stored_bytes(test) <= KEPT_BYTES
         yield train, KeptFeatures(_moved(read(test), job.device), test.labels, device=job.device) if small else test
         return
-    needed = stored_bytes(train) * (1 + copies) + stored_bytes(test)
+    plain = not copies or job.config.chooses_rate  # what is held out is read as it is
+    needed = stored_bytes(train) * (plain + copies) + stored_bytes(test)
     store = choose_store(needed)
-    kept_train, kept_test, kept_copies = read(train), read(test), [read(train, copy) for copy in range(copies)]
+    kept_test = read(test)
+    kept_train = [*([read(train)] if plain else []), *(read(train, copy) for copy in range(copies))]
     for group in [job.wanted] if _fit_together(job, train, needed) else [[feature] for feature in job.wanted]:
-        bytes_of = 4 * len(train.labels) * (1 + copies) * sum(prod(train.shapes[feature]) for feature in group)
+        bytes_of = 4 * len(train.labels) * (plain + copies) * sum(prod(train.shapes[feature]) for feature in group)
         place = torch.device("cpu") if store or not has_room(job.device, bytes_of) else job.device
-        mine, theirs, *drawn = (_moved({f: kept[f] for f in group}, place) for kept in (kept_train, kept_test, *kept_copies))
+        theirs, *mine = (_moved({f: kept[f] for f in group}, place) for kept in (kept_test, *kept_train))
         yield (
-            KeptFeatures(mine, train.labels, device=job.device, copies=drawn),
+            KeptFeatures(mine[0], train.labels, device=job.device, copies=mine[plain:]),
             KeptFeatures(theirs, test.labels, device=job.device),
         )
 
@@ -143,7 +145,7 @@ def _trained(job: Job, train: FeatureReader, test: FeatureReader, draw: Draw, *,
     plans = [HeadPlan(feature, middle if config.schedule is None else None) for feature in features]
     val_top1: list[float | None] = [None for _ in features]
     fit, held_out = split_held_out(draw.rows, train.labels, config.held_out, seed=draw.seed)
-    if config.schedule is None and len(config.peaks) > 1 and len(held_out):
+    if config.chooses_rate and len(held_out):
         parts = Part(train, fit), Part(train, held_out)
         plans, val_top1 = _choose_rates(job, *parts, seed=draw.seed, task=f"{task}: rate")
     whole = Part(train, draw.rows)

@@ -154,7 +154,7 @@ def _chosen(config: ProbeConfig) -> str:
     if config.head == "knn":
         sizes = config.neighbours
         return f"k of {_list(sizes)}, {whole}" if len(sizes) > 1 else f"nothing: k is {sizes[0]}"
-    if config.schedule is not None or len(config.peaks) == 1:
+    if not config.chooses_rate:
         return "nothing: fixed rates, the whole training split, the last epoch"
     short = f" after a tenth of the epochs ({CHOOSING_STEPS} steps at least) with a cosine of their own"
     return f"the rate,{'' if config.finetune else short} {whole}"
