@@ -13,6 +13,7 @@ NEIGHBOURS = (5, 10, 20, 50, 100)
 HEAD_RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 FINETUNE_RATES = (0.1, 0.03, 0.01)
 CHOOSING_STEPS = 100
+"""Rates are not compared after fewer steps than these, but where the heads' own are fewer."""
 
 
 class Frozen(BaseModel):

@@ -59,7 +59,7 @@ def warp(images: Tensor, in_from_out: Tensor, *, fill: Outside = GREY, truncate:
     if truncate:
         out = out.mul_(LEVELS).floor_().div_(255)
     if not isinstance(fill, str):
-        out = torch.lerp(out.new_tensor(fill), out, _is_inside(grid.detach(), ends))  # exactly the one or the other
+        out = torch.lerp(out.new_full((), fill), out, _is_inside(grid.detach(), ends))  # exactly the one or the other
     return out.to(images.dtype)
 
 
