@@ -270,12 +270,12 @@ def test_copies_are_features_of_drawn_images_taken_in_turn(source: Source, monke
     monkeypatch.setattr(module, "extract", lambda *a, **k: (drawn.append(k["drawn"]), features_module.extract(*a, **k))[1])
     settings = {**MINI, "limit_train": 40, "augmented": True, "epochs": 2, "schedule": {"epochs": 2, "rate": 0.01}}
     kept = run_probe(source, **settings, copies=2)
-    assert drawn == [None, (0, 0), (0, 1)]  # test as it is, and the draws of epochs 0 and 1
+    assert drawn == [(0, 0), (0, 1), None]  # the draws of epochs 0 and 1, and test as it is
     drawn.clear()
     forwarded = run_probe(source, **settings)
 
     run_probe(source, **{**settings, "schedule": None}, copies=2)
-    assert drawn[1:] == [None, None, (0, 0), (0, 1)]  # held-out images of train as they are, where a rate is chosen
+    assert drawn[1:] == [None, (0, 0), (0, 1), None]  # held-out images of train as they are, where a rate is chosen
     assert kept.results == forwarded.results  # two epochs see just the two draws
     assert kept.protocol["features"].endswith("those of 2 draws of each image kept and taken in turn")
 

@@ -111,8 +111,8 @@ def _readers(job: Job, encoder: Encoder, name: str) -> Iterator[tuple[FeatureRea
     plain = not copies or job.config.chooses_rate  # what is held out is read as it is
     needed = stored_bytes(train) * (plain + copies) + stored_bytes(test)
     store = choose_store(needed)
-    kept_test = read(test)
     kept_train = [*([read(train)] if plain else []), *(read(train, copy) for copy in range(copies))]
+    kept_test = read(test)
     for group in [job.wanted] if _fit_together(job, train, needed) else [[feature] for feature in job.wanted]:
         bytes_of = 4 * len(train.labels) * (plain + copies) * sum(prod(train.shapes[feature]) for feature in group)
         place = torch.device("cpu") if store or not has_room(job.device, bytes_of) else job.device
