@@ -1,7 +1,6 @@
 """Many linear heads at once: the same as one by one, in a few large products instead of many small ones."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -39,21 +38,8 @@ class LinearHeads:
         by_channel = torch.stack([torch.stack([head.linear.weight.detach() for head in mine]) for mine in heads])
         self._weight = by_channel.view(*by_channel.shape[:3], self.channels, -1).transpose(-1, -2).flatten(-2)
         self._bias = torch.stack([torch.stack([head.linear.bias.detach() for head in mine]) for mine in heads])
-        self.parameters = [
-            (nn.Parameter(weight), nn.Parameter(bias))
-            for weight, bias in zip(self._weight.flatten(0, 1), self._bias.flatten(0, 1), strict=True)
-        ]
-        for place, stack in enumerate((self._weight, self._bias)):
-            hook = partial(self._share, place=place)
-            stack.requires_grad_().register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+        self.parameters = list(zip(_parts_of(self._weight), _parts_of(self._bias), strict=True))
         self.training = True
-
-    def _share(self, stack: Tensor, *, place: int) -> None:
-        """Leave the parameters their parts of a stack's gradient."""
-        assert stack.grad is not None
-        for parameters, gradient in zip(self.parameters, stack.grad.flatten(0, 1), strict=True):
-            parameters[place].grad = gradient
-        stack.grad = None
 
     def __call__(self, features: Tensor) -> Tensor:
         """Features (features, B, *shape), without gradients of their own, give logits (features x heads, classes, B)."""
@@ -79,3 +65,17 @@ class LinearHeads:
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
         return mean, var
+
+
+def _parts_of(stack: Tensor) -> list[nn.Parameter]:
+    """Make a stack (features, heads, ...) a leaf whose backward passes leave parameters, made of its parts, their gradients."""
+    parts = [nn.Parameter(part) for part in stack.flatten(0, 1)]
+
+    def share(stack: Tensor) -> None:
+        assert stack.grad is not None
+        for part, gradient in zip(parts, stack.grad.flatten(0, 1), strict=True):
+            part.grad = gradient
+        stack.grad = None
+
+    stack.requires_grad_().register_post_accumulate_grad_hook(share)  # type: ignore[no-untyped-call]
+    return parts

@@ -366,8 +366,10 @@ def test_the_rate_is_chosen_on_held_out_training_images_and_test_is_looked_at_wi
 ) -> None:
     recorder = Recorder({0.1: [(90.0, 90.0), (40.0, 60.0)], 0.01: [(10.0, 20.0), (50.0, 60.0)]})
     monkeypatch.setattr(module, "train_heads", recorder)
+    monkeypatch.setattr("avtcli.config.CHOOSING_STEPS", 1)
     (head,) = run_probe(source, **{**OURS, "epochs": 11}, augmented=augmented).results
 
+    assert recorder.epochs == [2, 11]  # a tenth to choose
     (fit, held, both), (whole, test, chosen) = recorder.calls
     assert fit.reader is held.reader is whole.reader
     assert test.reader is not whole.reader

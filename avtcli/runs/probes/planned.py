@@ -68,12 +68,13 @@ class _Linear(Heads):
             for _, members in groupby(order, key=lambda i: places[i][0])
         ]
         found = [list(parameters) for stack in self.stacks for parameters in stack.parameters]
-        self.parameters = [found[order.index(i)] for i in range(len(heads))]
-        self.where = torch.tensor(order).argsort() if order != sorted(order) else None
+        where = torch.tensor(order).argsort()
+        self.parameters = [found[place] for place in where.tolist()]
+        self.where = where.to(found[0][0].device) if order != sorted(order) else None
 
     def __call__(self, stacks: Sequence[Tensor]) -> Tensor:
         logits = torch.cat([mine(features) for mine, features in zip(self.stacks, stacks, strict=True)])
-        return logits if self.where is None else logits[self.where.to(logits.device)]
+        return logits if self.where is None else logits[self.where]
 
     def train(self, mode: bool) -> None:
         for stack in self.stacks:
