@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from avtcli.core.heads import LinearHead
 
@@ -22,8 +23,7 @@ class LinearHeads:
 
     Attributes:
         parameters: for each feature and head in turn its (weight, bias), to be given to an optimiser. They share memory with
-            the stacks that the products read, and a backward pass leaves them its gradients, in place of earlier ones.
-        training: whether batches are normalised by their own statistics, and these added to the running ones.
+            the stacks that the products read and write.
     """
 
     def __init__(self, heads: Sequence[Sequence[LinearHead]]) -> None:
@@ -36,22 +36,59 @@ class LinearHeads:
         )
         # the channels last, as the features lie
         by_channel = torch.stack([torch.stack([head.linear.weight.detach() for head in mine]) for mine in heads])
-        self._weight = by_channel.view(*by_channel.shape[:3], self.channels, -1).transpose(-1, -2).flatten(-2)
-        self._bias = torch.stack([torch.stack([head.linear.bias.detach() for head in mine]) for mine in heads])
-        self.parameters = list(zip(_parts_of(self._weight), _parts_of(self._bias), strict=True))
-        self.training = True
+        weight = by_channel.view(*by_channel.shape[:3], self.channels, -1).transpose(-1, -2).flatten(-2)
+        bias = torch.stack([torch.stack([head.linear.bias.detach() for head in mine]) for mine in heads])
+        self._weight, self._bias = weight, bias
+        self._gradients = torch.empty_like(weight), torch.empty_like(bias)
+        self.parameters = [
+            (nn.Parameter(w), nn.Parameter(b)) for w, b in zip(weight.flatten(0, 1), bias.flatten(0, 1), strict=True)
+        ]
 
+    @torch.no_grad()
     def __call__(self, features: Tensor) -> Tensor:
-        """Features (features, B, *shape), without gradients of their own, give logits (features x heads, classes, B)."""
-        groups, count = features.shape[:2]
-        classes = self._bias.shape[-1]
-        x = features.movedim(2, -1).reshape(groups, count, -1, self.channels)
-        mean, var = self._statistics(x) if self.training else (self.running_mean, self.running_var)
-        weight = self._weight.view(groups, -1, self.channels) * (var + self.eps).rsqrt().unsqueeze(1)
+        """Features (features, B, *shape), normalised by the running statistics, give logits (features x heads, classes, B)."""
+        return self._logits(self._cells(features), self.running_mean, (self.running_var + self.eps).rsqrt())
+
+    @torch.no_grad()
+    def learn(self, features: Tensor, labels: Tensor) -> None:
+        """Leave the parameters the gradients of their heads' mean cross-entropies on a batch, in place of earlier ones.
+
+        The batch is normalised by its own statistics, which are added to the running ones. Where g = (softmax - one-hot) / B is
+        the gradient of the logits W (x - mean) rate + b, that of W is (g'x - sum(g)' mean) rate.
+
+        Args:
+            features: (features, B, *shape).
+            labels: (B,) int64.
+        """
+        x = self._cells(features)
+        groups, count, cells, channels = x.shape
+        mean, var = self._statistics(x)
+        rate = (var + self.eps).rsqrt()
+        signal = self._logits(x, mean, rate).softmax(1)
+        signal.scatter_add_(1, labels.expand(len(signal), 1, -1), signal.new_tensor(-1).expand(len(signal), 1, count))
+        signal = without_dust(signal.div_(count)).view(groups, -1, count)  # (features, heads x classes, B)
+        of_weight, of_bias = self._gradients
+        total = torch.sum(signal, 2, out=of_bias.view(groups, -1))
+        torch.bmm(signal, x.flatten(2), out=of_weight.view(groups, -1, cells * channels))
+        centre = (total.unsqueeze(2) * mean.unsqueeze(1)).unsqueeze(2)
+        of_weight.view(groups, -1, cells, channels).sub_(centre).mul_(rate[:, None, None])
+        gradients = zip(of_weight.flatten(0, 1), of_bias.flatten(0, 1), strict=True)
+        for mine, theirs in zip(self.parameters, gradients, strict=True):
+            for parameter, gradient in zip(mine, theirs, strict=True):
+                parameter.grad = gradient
+
+    def _cells(self, features: Tensor) -> Tensor:
+        """(features, B, *shape) as (features, B, cells, channels)."""
+        return features.movedim(2, -1).reshape(*features.shape[:2], -1, self.channels)
+
+    def _logits(self, x: Tensor, mean: Tensor, rate: Tensor) -> Tensor:
+        """W (x - mean) rate + b for x (features, B, cells, channels), mean and rate of (features, channels) each."""
+        groups, count = x.shape[:2]
+        weight = self._weight.view(groups, -1, self.channels) * rate.unsqueeze(1)
         shift = (weight @ mean.unsqueeze(2)).view(groups, -1, x.shape[2]).sum(2)
         bias = (self._bias.view(groups, -1) - shift).unsqueeze(2)
         logits = torch.baddbmm(bias, weight.view(groups, -1, self._weight.shape[-1]), x.flatten(2).transpose(1, 2))
-        return logits.view(-1, classes, count)
+        return logits.view(-1, self._bias.shape[-1], count)
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of each channel in a batch (features, B, cells, channels), (features, channels) each."""
@@ -67,15 +104,10 @@ class LinearHeads:
         return mean, var
 
 
-def _parts_of(stack: Tensor) -> list[nn.Parameter]:
-    """Make a stack (features, heads, ...) a leaf whose backward passes leave parameters, made of its parts, their gradients."""
-    parts = [nn.Parameter(part) for part in stack.flatten(0, 1)]
+def without_dust(gradient: Tensor) -> Tensor:
+    """Zero for what no float32 weight can feel.
 
-    def share(stack: Tensor) -> None:
-        assert stack.grad is not None
-        for part, gradient in zip(parts, stack.grad.flatten(0, 1), strict=True):
-            part.grad = gradient
-        stack.grad = None
-
-    stack.requires_grad_().register_post_accumulate_grad_hook(share)  # type: ignore[no-untyped-call]
-    return parts
+    The saturated softmaxes of a high rate give gradients below 1e-38, which a CPU computes so slowly that the product which
+    takes them to the weights took five times as long.
+    """
+    return functional.hardshrink(gradient, 1e-30)

@@ -15,6 +15,7 @@ from avtcli.runs.events import Notice, OnEvent, Saved, Started
 from avtcli.runs.files import disk_errors_explained, refuse_existing, replace_file, to_json, write_synced
 from avtcli.runs.loading import Source, build_encoder, model_of
 from avtcli.runs.subject import Subject
+from avtcli.runs.ways import place
 
 PICTURE = "evaluate.png"
 
@@ -114,7 +115,7 @@ def _decoder_figures(source: Source, job: Job, *, on_event: OnEvent) -> DecoderF
     assert source.config is not None
     named = source.config.objective
     objective: Objective = registry.build("objective", named.name, named.options)
-    net = model_of(source).to(job.device)
+    net = place(model_of(source), job.device)
     return measure_decoder(net, job.held_out, job.versions, predicts_classes=objective.predicts_classes, on_event=on_event)
 
 
@@ -122,7 +123,7 @@ def _ridge_table(source: Source, job: Job, *, on_event: OnEvent) -> dict[str, An
     tables = {}
     for name, encoder in (("trained", job.encoder), ("random", build_encoder(source.spec, seed=job.seed).eval())):
         figures = measure_ridge(
-            encoder.to(job.device), job.layer, job.fit, job.held_out, name=name, seed=job.seed, on_event=on_event
+            place(encoder, job.device), job.layer, job.fit, job.held_out, name=name, seed=job.seed, on_event=on_event
         )
         features = f"{job.layer} of both views, {figures.width} numbers a pair"
         tables[name] = {"features": features, "penalty": figures.penalty, **asdict(figures.fit)}

@@ -21,6 +21,7 @@ from avtcli.runs.probes.heads import HeadResult, probe_encoder
 from avtcli.runs.probes.job import Job, draws
 from avtcli.runs.probes.protocol import describe_probe, describe_start
 from avtcli.runs.subject import Pictures, labelled_test, open_pictures, open_subject, read_images
+from avtcli.runs.ways import place
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def probe(run: Source | str | Path | None, config: ProbeConfig, *, out: Path | N
     contestants = {"trained": given, **({"random": random} if compared else {})}
     tables = {name: _probe_all(jobs, encoder, name) for name, encoder in contestants.items()}
     if config.supervised:
-        moved = random.to(jobs[0].device)
+        moved = place(random, jobs[0].device)
         tables["supervised"] = [
             result for job in jobs for result in probe_encoder(job, supervised_encoder(job, moved), "supervised")
         ]
@@ -129,7 +130,7 @@ def _same(given: Encoder, random: Encoder, *, on_event: OnEvent) -> bool:
 
 
 def _probe_all(jobs: list[Job], encoder: Encoder, name: str) -> list[HeadResult]:
-    moved = encoder.to(jobs[0].device)
+    moved = place(encoder, jobs[0].device)
     return [result for job in jobs for result in probe_encoder(job, moved, name)]
 
 

@@ -1,4 +1,4 @@
-"""How a training step is computed on each class of device: from a table of what was measured, never timed inside a run.
+"""How networks are computed on each class of device: from a table of what was measured, never timed inside a run.
 
 What is chosen is written into config.toml and kept on resumption, since each way rounds in its own last bits. `avt bench`
 measures the same on any machine.
@@ -7,10 +7,15 @@ measures the same on any machine.
 import os
 import shutil
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
+
+import torch
+from torch import nn
 
 from avtcli.config import Optimizer, PretrainConfig
 from avtcli.errors import AvtError
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,12 @@ def resolve_ways(config: PretrainConfig, device: str, *, steps: int) -> Pretrain
 def choose_fused(optimizer: Optimizer, device: str) -> Optimizer:
     """Settle whether the optimiser walks each parameter once, where its settings leave that open."""
     return optimizer if optimizer.fused is not None else optimizer.model_copy(update={"fused": WAYS[device].fused})
+
+
+def place(net: Net, device: torch.device) -> Net:
+    """Send a network that is only read to a device, laid out as that is fastest: on its class of device as in training."""
+    moved = net.to(device)
+    return moved.to(memory_format=torch.channels_last) if WAYS[device.type].channels_last else moved
 
 
 def _has_compiler() -> bool:

@@ -1,5 +1,6 @@
 """Linear heads in one product: what each would be alone."""
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -43,17 +44,18 @@ def test_heads_learn_in_one_product_what_each_learns_alone(shape: tuple[int, ...
         for found in ([list(pair) for pair in together.parameters], [list(head.parameters()) for head in alone])
     )
     for x, labels in make_batches(shape, last=last):
-        logits = torch.stack([head(x[i]).T for i, mine in enumerate(apart) for head in mine])
-        found = together(x)
-        torch.testing.assert_close(found, logits)
-        for each, optimizer in ((found, ours), (logits, theirs)):
-            functional.cross_entropy(each, labels.expand(len(each), -1), reduction="sum").backward()
+        together.learn(x, labels)
+        losses = [functional.cross_entropy(head(x[i]), labels) for i, mine in enumerate(apart) for head in mine]
+        torch.stack(losses).sum().backward()
+        for (weight, bias), head in zip(together.parameters, alone, strict=True):
+            torch.testing.assert_close(weight.grad, head.linear.weight.grad.view(CLASSES, shape[0], -1).mT.flatten(1))
+            torch.testing.assert_close(bias.grad, head.linear.bias.grad)
+        for optimizer in (ours, theirs):
             optimizer.step()
             optimizer.zero_grad()
 
     for head in alone:
         head.eval()
-    together.training = False
     x = torch.randn(FEATURES, 4, *shape, dtype=torch.float64)
     torch.testing.assert_close(together(x), torch.stack([head(x[i]).T for i, mine in enumerate(apart) for head in mine]))
     for (_, bias), head in zip(together.parameters, alone, strict=True):
@@ -66,11 +68,17 @@ def test_folding_the_normalisation_into_weights_keeps_the_digits_that_it_should(
 ) -> None:
     """In float32, against float64: means of 300 deviations, channels that are constant, and such as a ReLU gives."""
     heads = fresh((3, 4, 4))
+    for head in (head for mine in heads for head in mine):
+        head.norm.momentum = 1.0  # the running statistics are the batch's own
     x = (torch.randn(FEATURES, 64, 3, 4, 4, dtype=torch.float64) * scale + offset).float()
+    together = LinearHeads([[copy.deepcopy(head).float() for head in mine] for mine in heads])
+    together.learn(x, torch.zeros(64, dtype=torch.int64))
+    for i, head in ((i, head) for i, mine in enumerate(heads) for head in mine):
+        head(x[i].double())
+        head.eval()
     expected = torch.stack([head(x[i].double()).T for i, mine in enumerate(heads) for head in mine])
-    found = LinearHeads([[head.float() for head in mine] for mine in heads])(x)
 
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=10**-digits * max(1.0, expected.abs().max().item()))
+    torch.testing.assert_close(together(x).double(), expected, rtol=0, atol=10**-digits * max(1.0, expected.abs().max().item()))
 
 
 def test_statistics_are_the_same_by_what_each_device_computes_them_with(monkeypatch: pytest.MonkeyPatch) -> None:

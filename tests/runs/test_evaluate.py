@@ -39,6 +39,7 @@ from avtcli.runs.job import build_law
 from avtcli.runs.loaders import ResidentImages, build_data, limited
 from avtcli.runs.loading import build_encoder, encoder_of
 from avtcli.runs.subject import Subject, open_subject
+from avtcli.runs.ways import place
 from avtplugins.transforms.photometric import photometric
 from avtplugins.transforms.projective import projective
 from avtplugins.transforms.translation import translation
@@ -292,7 +293,7 @@ def test_the_random_ridge_is_the_same_measurement_of_an_encoder_that_was_not_tra
     exported: Subject, result: EvaluateResult
 ) -> None:
     job = prepare(exported, Settings({}, count=60))
-    encoder = build_encoder(exported.source.spec, seed=0).eval()
+    encoder = place(build_encoder(exported.source.spec, seed=0).eval(), job.device)
     figures = measure_ridge(encoder, "conv2", job.fit, job.held_out, name="x", seed=0, on_event=quiet)
 
     assert result.ridge["random"]["r2"] == figures.fit.r2

@@ -96,7 +96,7 @@ def test_drawn_features_are_those_of_the_cropped_and_flipped_images(source: Sour
 def test_each_epoch_and_seed_draws_other_crops_and_measuring_draws_none(source: Source) -> None:
     reader = reader_of(source, ["conv2"])
     read = {drawn: next(iter(next(reader.read([ROWS], drawn=drawn)).values())) for drawn in ((0, 0), (0, 1), (1, 0), None)}
-    (kept,) = extract(reader, task="x", on_event=lambda event: None).values()
+    ((kept,),) = extract(reader, task="x", on_event=lambda event: None).values()
     encoder = encoder_of(source)
 
     assert len({values.sum().item() for values in read.values()}) == 4
@@ -209,10 +209,16 @@ SHAPES = {"a": (3, 2, 2), "vector": (5,), "b": (3, 2, 2)}
 
 def kept(*layers: str, count: int = 33) -> KeptFeatures:
     generators = {name: torch.Generator().manual_seed(seed) for seed, name in enumerate(SHAPES, 1)}
-    features = {
-        Feature(name, "none", 4): torch.randn(count, *SHAPES[name], generator=generators[name]) for name in layers or ("a",)
+    drawn = {name: torch.randn(count, *SHAPES[name], generator=generators[name]) for name in layers or ("a",)}
+    shapes = dict.fromkeys(SHAPES[name] for name in drawn)
+    alike = [[name for name in drawn if SHAPES[name] == shape] for shape in shapes]
+    stacks = {
+        tuple(Feature(name, "none", 4) for name in names): torch.stack(
+            [drawn[name].movedim(1, -1).contiguous() for name in names]
+        ).movedim(-1, 2)
+        for names in alike
     }
-    return KeptFeatures(features, torch.arange(count) % 4, device=CPU)
+    return KeptFeatures(stacks, torch.arange(count) % 4, device=CPU)
 
 
 def train(

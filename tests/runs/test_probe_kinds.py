@@ -12,6 +12,7 @@ from torch import Tensor
 
 from avtcli.config import Plugin
 from avtcli.core.heads import pool_features
+from avtcli.core.linear_heads import without_dust
 from avtcli.errors import AvtError
 from avtcli.runs import features as features_module
 from avtcli.runs.events import Event, Notice
@@ -22,7 +23,7 @@ from avtcli.runs.probe import ProbeResult, probe
 from avtcli.runs.probes import closed_heads, finetuning
 from avtcli.runs.probes import heads as module
 from avtcli.runs.probes.job import drawn_rows, split_held_out
-from avtcli.runs.probes.training import _without_dust, train_heads
+from avtcli.runs.probes.training import train_heads
 from avtcli.settings import resolve_probe
 from tests.support import write_idx
 
@@ -70,7 +71,7 @@ def test_heads_trained_together_do_as_each_does_alone(source: Source, monkeypatc
 
 def test_features_are_flattened_for_closed_heads_without_a_copy() -> None:
     feature, images = Feature("conv1", "max", 2), torch.randn(5, 2, 2, 3)
-    kept = KeptFeatures({feature: images.movedim(-1, 1)}, torch.arange(5), device=torch.device("cpu"))
+    kept = KeptFeatures({(feature,): images.movedim(-1, 1)[None]}, torch.arange(5), device=torch.device("cpu"))
     flat = closed_heads._Flat.of(kept, feature)
 
     assert flat.features.data_ptr() == images.data_ptr()
@@ -171,7 +172,7 @@ def test_layers_and_poolings_are_read_in_one_pass_and_give_what_each_gives_alone
 
 def test_gradients_that_no_weight_can_feel_are_zero_and_others_stay() -> None:
     given = torch.tensor([1e-39, -1e-31, 1e-29, -3.0, float("nan")])
-    found = _without_dust(given)
+    found = without_dust(given)
 
     assert found[:4].tolist() == [0.0, 0.0, given[2].item(), -3.0]
     assert found[4].isnan()

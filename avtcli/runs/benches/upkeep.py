@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from avtcli.config import ProbeConfig
 from avtcli.core.heads import build_head
@@ -22,7 +21,7 @@ from avtcli.runs.benches.step import images_of, our_step
 from avtcli.runs.benches.timing import Ground, Trial, seconds_of
 from avtcli.runs.checkpoint import save_checkpoint
 from avtcli.runs.events import ignore
-from avtcli.runs.features import Feature, ForwardedImages, KeptFeatures, extract
+from avtcli.runs.features import Feature, ForwardedImages, KeptFeatures, Stacks, extract
 from avtcli.runs.files import disk_errors_explained
 from avtcli.runs.optimizing import make_optimizer
 from avtcli.runs.probes.planned import HeadPlan
@@ -49,7 +48,7 @@ def measure_probe(ground: Ground) -> Trial:
         encoder, images, labels, [feature], part="train", augment=None, size=job.size, samples=0, seed=0
     )
 
-    def read() -> dict[Feature, Tensor]:
+    def read() -> Stacks:
         return {f: kept.to(device) for f, kept in extract(forwarded, task="features", on_event=ignore).items()}
 
     reader = KeptFeatures(read(), labels, device=device)

@@ -19,6 +19,7 @@ from avtcli.runs.features import tap_shapes
 from avtcli.runs.loaders import PLAIN_BATCH, limited, plain_batches
 from avtcli.runs.loading import Source, encoder_of
 from avtcli.runs.subject import Pictures, Subject, read_images
+from avtcli.runs.ways import place
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def prepare(subject: Subject, wanted: Wanted, *, device: str, workers: int | Non
     parts = _parts(pictures, wanted)
     _check_size(source, pictures)
     chosen = torch.device(choose_device(device))
-    encoder = encoder_of(source).to(chosen)
+    encoder = place(encoder_of(source), chosen)
     layers = list(dict.fromkeys(wanted.layers)) or [encoder.backbone.code_tap]
     taps = tap_shapes(encoder, layers, pictures.size)
     if taken := sorted({"labels", "split", "names"} & set(layers)):

@@ -22,6 +22,7 @@ from avtcli.runs.images import Images
 from avtcli.runs.job import build_law
 from avtcli.runs.loading import Source, encoder_of
 from avtcli.runs.subject import Pictures, Subject, read_images
+from avtcli.runs.ways import place
 from avtcli.settings import merge, validate
 
 COUNT: Final = 1000
@@ -120,7 +121,7 @@ def prepare(subject: Subject, settings: Settings) -> Job:
         plugin=plugin,
         family=family,
         no_decoder=no_decoder,
-        encoder=encoder.to(device),
+        encoder=place(encoder, device),
         layer=layer,
         choice=choice,
         held_out=draw_pairs(images, family, pictures.size, key=(seed, "held out")),

@@ -2,17 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from math import prod
 
 import torch
-from torch import Tensor
 
 from avtcli.config import CLOSED_HEADS
 from avtcli.core.encoder import Encoder
 from avtcli.core.heads import build_head
 from avtcli.runs.devices import has_room
 from avtcli.runs.feature_store import choose_store, fits_memory
-from avtcli.runs.features import Feature, FeatureReader, ForwardedImages, KeptFeatures, extract, stored_bytes
+from avtcli.runs.features import Feature, FeatureReader, ForwardedImages, KeptFeatures, Stacks, extract, stored_bytes
 from avtcli.runs.probes.closed_heads import closed_head
 from avtcli.runs.probes.finetuning import tuned_heads
 from avtcli.runs.probes.job import Draw, Figures, Found, Job, split_held_out
@@ -98,7 +96,7 @@ def _readers(job: Job, encoder: Encoder, name: str) -> Iterator[tuple[FeatureRea
     train, test = (job.forwarded(encoder, part, job.wanted) for part in ("train", "test"))
     copies = job.config.copies
 
-    def read(reader: ForwardedImages, copy: int | None = None) -> dict[Feature, Tensor]:
+    def read(reader: ForwardedImages, copy: int | None = None) -> Stacks:
         drawn = None if copy is None else (job.config.seed, copy)
         which = "" if copy is None else f", copy {copy + 1} of {copies}"
         return extract(reader, drawn=drawn, store=store, task=f"{name} features, {reader.part}{which}", on_event=job.on_event)
@@ -113,10 +111,11 @@ def _readers(job: Job, encoder: Encoder, name: str) -> Iterator[tuple[FeatureRea
     store = choose_store(needed)
     kept_train = [*([read(train)] if plain else []), *(read(train, copy) for copy in range(copies))]
     kept_test = read(test)
-    for group in [job.wanted] if _fit_together(job, train, needed) else [[feature] for feature in job.wanted]:
-        bytes_of = 4 * len(train.labels) * (plain + copies) * sum(prod(train.shapes[feature]) for feature in group)
+    whole = [kept_test, *kept_train]
+    for group in [whole] if _fit_together(job, train, needed) else zip(*map(_apart, whole), strict=True):
+        bytes_of = 4 * sum(tensor.numel() for kept in group for tensor in kept.values())
         place = torch.device("cpu") if store or not has_room(job.device, bytes_of) else job.device
-        theirs, *mine = (_moved({f: kept[f] for f in group}, place) for kept in (kept_test, *kept_train))
+        theirs, *mine = (_moved(kept, place) for kept in group)
         yield (
             KeptFeatures(mine[0], train.labels, device=job.device, copies=mine[plain:]),
             KeptFeatures(theirs, test.labels, device=job.device),
@@ -134,8 +133,13 @@ def _fit_together(job: Job, train: FeatureReader, needed: int) -> bool:
     return fits_memory(needed + weights) and has_room(job.device, needed + weights)
 
 
-def _moved(features: dict[Feature, Tensor], device: torch.device) -> dict[Feature, Tensor]:
-    return {feature: tensor.to(device) for feature, tensor in features.items()}
+def _apart(kept: Stacks) -> list[Stacks]:
+    """Each feature for itself, without a copy."""
+    return [{(feature,): tensor[i : i + 1]} for stack, tensor in kept.items() for i, feature in enumerate(stack)]
+
+
+def _moved(kept: Stacks, device: torch.device) -> Stacks:
+    return {stack: tensor.to(device) for stack, tensor in kept.items()}
 
 
 def _trained(job: Job, train: FeatureReader, test: FeatureReader, draw: Draw, *, task: str) -> list[Figures]:

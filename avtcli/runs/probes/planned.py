@@ -8,11 +8,12 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from avtcli.config import ProbeConfig
 from avtcli.core.heads import LinearHead, build_head
 from avtcli.core.keyed import seed_of
-from avtcli.core.linear_heads import LinearHeads
+from avtcli.core.linear_heads import LinearHeads, without_dust
 from avtcli.runs.features import Feature, FeatureReader
 
 
@@ -34,12 +35,17 @@ class Heads(ABC):
     parameters: list[list[nn.Parameter]]
 
     @abstractmethod
-    def __call__(self, stacks: Sequence[Tensor]) -> Tensor:
-        """Features as `FeatureReader.read_stacks` gives them give logits (heads, classes, B), in the order of the plans."""
+    def learn(self, stacks: Sequence[Tensor], labels: Tensor) -> None:
+        """Leave the parameters the gradients of their heads' mean cross-entropies, the batch normalised by its own statistics.
+
+        Args:
+            stacks: features as `FeatureReader.read_stacks` gives them.
+            labels: theirs, (B,) int64.
+        """
 
     @abstractmethod
-    def train(self, mode: bool) -> None:
-        """Normalise batches by their own statistics, or by the running ones."""
+    def __call__(self, stacks: Sequence[Tensor]) -> list[Tensor]:
+        """Logits of each head, (classes, B), in the order of the plans, by the running statistics."""
 
 
 class _Separate(Heads):
@@ -49,13 +55,18 @@ class _Separate(Heads):
         self.heads, self.places = heads, places
         self.parameters = [list(head.parameters()) for head in heads]
 
-    def __call__(self, stacks: Sequence[Tensor]) -> Tensor:
-        pairs = zip(self.heads, self.places, strict=True)
-        return torch.stack([head(stacks[stack][place]).T for head, (stack, place) in pairs])
+    def learn(self, stacks: Sequence[Tensor], labels: Tensor) -> None:
+        logits = torch.stack(self._logits(stacks, training=True))
+        logits.register_hook(without_dust)  # type: ignore[no-untyped-call]
+        loss = functional.cross_entropy(logits, labels.expand(len(logits), -1), reduction="sum") / len(labels)
+        loss.backward()  # type: ignore[no-untyped-call]
 
-    def train(self, mode: bool) -> None:
-        for head in self.heads:
-            head.train(mode)
+    def __call__(self, stacks: Sequence[Tensor]) -> list[Tensor]:
+        return self._logits(stacks, training=False)
+
+    def _logits(self, stacks: Sequence[Tensor], *, training: bool) -> list[Tensor]:
+        pairs = zip(self.heads, self.places, strict=True)
+        return [head.train(training)(stacks[stack][place]).T for head, (stack, place) in pairs]
 
 
 class _Linear(Heads):
@@ -68,17 +79,16 @@ class _Linear(Heads):
             for _, members in groupby(order, key=lambda i: places[i][0])
         ]
         found = [list(parameters) for stack in self.stacks for parameters in stack.parameters]
-        where = torch.tensor(order).argsort()
-        self.parameters = [found[place] for place in where.tolist()]
-        self.where = where.to(found[0][0].device) if order != sorted(order) else None
+        self.where = sorted(range(len(order)), key=lambda i: order[i])  # of each plan among the stacks' heads
+        self.parameters = [found[place] for place in self.where]
 
-    def __call__(self, stacks: Sequence[Tensor]) -> Tensor:
-        logits = torch.cat([mine(features) for mine, features in zip(self.stacks, stacks, strict=True)])
-        return logits if self.where is None else logits[self.where]
+    def learn(self, stacks: Sequence[Tensor], labels: Tensor) -> None:
+        for mine, features in zip(self.stacks, stacks, strict=True):
+            mine.learn(features, labels)
 
-    def train(self, mode: bool) -> None:
-        for stack in self.stacks:
-            stack.training = mode
+    def __call__(self, stacks: Sequence[Tensor]) -> list[Tensor]:
+        found = [logits for mine, features in zip(self.stacks, stacks, strict=True) for logits in mine(features)]
+        return [found[place] for place in self.where]
 
 
 def start_heads(

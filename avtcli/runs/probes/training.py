@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from avtcli.config import ProbeConfig
 from avtcli.core.keyed import keyed_generator, seed_of
@@ -109,10 +108,7 @@ def train_heads(
             step = epoch * len(bounds) + index
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = rate_of(config, peak, epoch=epoch, progress=step / steps)
-            logits = heads(stacks)
-            logits.register_hook(_without_dust)  # type: ignore[no-untyped-call]
-            loss = functional.cross_entropy(logits, labels.expand(len(plans), -1), reduction="sum") / len(labels)
-            loss.backward()  # type: ignore[no-untyped-call]
+            heads.learn(stacks, labels)
             optimizer.step()
             optimizer.zero_grad()
             if step % TELL_EVERY == 0:
@@ -127,15 +123,6 @@ def train_heads(
     return curves
 
 
-def _without_dust(gradient: Tensor) -> Tensor:
-    """Zero for what no float32 weight can feel.
-
-    The saturated softmaxes of a high rate give gradients below 1e-38, which a CPU computes so slowly that the product which
-    takes them to the weights took five times as long.
-    """
-    return functional.hardshrink(gradient, 1e-30)
-
-
 def figures_of(curve: Curve, val_top1: float | None, peak: float | None) -> Figures:
     """What is reported of a head: the last epoch, with the peak of its rate, or beside the best epoch of a schedule."""
     top1, top5 = curve[-1]
@@ -146,14 +133,12 @@ def figures_of(curve: Curve, val_top1: float | None, peak: float | None) -> Figu
 
 @torch.no_grad()
 def score(heads: Heads, test: Part) -> Curve:
-    """Top-1 and top-5 in percent of each head in eval mode; left in train mode."""
+    """Top-1 and top-5 in percent of each head."""
     batches = list(torch.split(test.rows, test.reader.plain_batch))
     labels, hits = test.reader.labels, [[0, 0] for _ in heads.parameters]
-    heads.train(False)
     for rows, stacks in zip(batches, test.reader.read_stacks(batches, drawn=None), strict=True):
         truth = labels[rows.to(labels.device)]
         for mine, logits in zip(hits, heads(stacks), strict=True):
             for place, k in enumerate((1, min(5, len(logits)))):
                 mine[place] += topk_hits(logits.T, truth, k)
-    heads.train(True)
     return [(100 * first / len(test.rows), 100 * fifth / len(test.rows)) for first, fifth in hits]
