@@ -15,6 +15,12 @@ GREY = 128 / 255
 LEVELS = 255 * (1 + 2e-7)
 """Grey levels in [0, 1], and a hair, so that one which float32 puts just below itself does not fall by one."""
 
+CACHE_BYTES = 2_500_000
+"""How large a part of a batch, as float32, is warped at once on a CPU, so that what comes between stays in its caches.
+
+Four images of 224 px: on two x86 cores with 1 MiB each, 1.5 times as fast as 32 at once, 1.7 times on two threads.
+"""
+
 Outside = float | Literal["border", "reflect"]
 """What lies outside an image: one value in [0, 1], its nearest pixel, or its mirror image."""
 
@@ -41,6 +47,10 @@ def warp(images: Tensor, in_from_out: Tensor, *, fill: Outside = GREY, truncate:
         raise ShapeError(
             f"{len(images)} images need in_from_out of shape ({len(images)}, 3, 3), found {tuple(in_from_out.shape)}."
         )
+    at_once = max(1, CACHE_BYTES // (4 * images[0].numel())) if len(images) else 1
+    if images.device.type == "cpu" and len(images) > at_once:
+        parts = zip(torch.split(images, at_once), torch.split(in_from_out, at_once), strict=True)
+        return torch.cat([warp(part, matrices, fill=fill, truncate=truncate) for part, matrices in parts])
     height, width = images.shape[-2:]
     work = torch.promote_types(images.dtype, torch.float32)  # coordinates never in reduced precision
     # grid_sample takes coordinates as shares of a side: exact in float32 where the side is a power of two
@@ -59,7 +69,7 @@ def warp(images: Tensor, in_from_out: Tensor, *, fill: Outside = GREY, truncate:
     if truncate:
         out = out.mul_(LEVELS).floor_().div_(255)
     if not isinstance(fill, str):
-        out = torch.lerp(out.new_full((), fill), out, _is_inside(grid.detach(), ends))  # exactly the one or the other
+        out = out.lerp_(out.new_full((), fill), _is_outside(grid.detach(), ends))  # exactly the one or the other
     return out.to(images.dtype)
 
 
@@ -77,15 +87,15 @@ def _lines(in_from_out: Tensor, size: Size, sides: Size) -> tuple[Tensor, Tensor
     return (m[:, :, :1] * x)[:, :, None, :], (m[:, :, 1:2] * y + m[:, :, 2:])[:, :, :, None]
 
 
-def _is_inside(grid: Tensor, ends: tuple[float, float]) -> Tensor:
-    """1 where a place, both x and y, lies from -1 to below its end - 1, and 0 elsewhere: (B, 1, H, W).
+def _is_outside(grid: Tensor, ends: tuple[float, float]) -> Tensor:
+    """0 where a place, both x and y, lies from -1 to below its end - 1, and 1 elsewhere: (B, 1, H, W).
 
     As numbers: comparisons that give truth values take several times as long on a CPU.
     """
     line = torch.tensor(ends, dtype=grid.dtype) - 1
     last = line.nextafter(-line).tolist()
-    x, y = (axis.clamp(-1, most).eq_(axis) for axis, most in zip(grid.unbind(1), last, strict=True))
-    return x.mul_(y)[:, None]
+    x, y = (axis.clamp(-1, most).ne_(axis) for axis, most in zip(grid.unbind(1), last, strict=True))
+    return torch.maximum(x, y)[:, None]
 
 
 def _power_of_two(side: int) -> int:

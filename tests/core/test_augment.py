@@ -24,12 +24,12 @@ def test_crops_and_flips_are_those_of_numpy_image_by_image() -> None:
 
 def test_windows_sliced_on_a_cpu_are_those_indexed_on_other_devices() -> None:
     images = torch.arange(2 * 3 * 5 * 7).view(3, 2, 5, 7).transpose(0, 1)  # not whole in memory
-    top, left = torch.tensor([1, 2]), torch.tensor([3, 0])
+    rows, top, left = torch.tensor([1, 0]), torch.tensor([1, 2]), torch.tensor([3, 0])
 
-    sliced, indexed = (cut(images, top, left, (3, 4)) for cut in (augment._slice_windows, augment._index_windows))
+    sliced, indexed = (cut(images, rows, top, left, (3, 4)) for cut in (augment._slice_windows, augment._index_windows))
 
     assert torch.equal(sliced, indexed)
-    assert torch.equal(sliced, torch.stack([images[0, :, 1:4, 3:7], images[1, :, 2:5, 0:4]]))
+    assert torch.equal(sliced, torch.stack([images[1, :, 1:4, 3:7], images[0, :, 2:5, 0:4]]))
 
 
 def test_a_window_larger_than_the_padded_image_is_refused() -> None:

@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from avtcli.core import warp as module
 from avtcli.core.homography import coefficients_from_matrix, in_from_out_from_corners, matrix_from_coefficients
 from avtcli.core.keyed import keyed_generator
 from avtcli.core.warp import GREY, warp
@@ -106,6 +107,18 @@ def test_a_row_does_not_depend_on_its_batch():
     corners += torch.tensor([[0, 0], [24, 0], [24, 24], [0, 24]])
     matrices = in_from_out_from_corners(corners, size)
     assert torch.equal(warp(images, matrices)[2:4], warp(images[2:4], matrices[2:4]))
+
+
+@pytest.mark.parametrize("fill", [GREY, "reflect"])
+def test_a_batch_warped_in_parts_is_the_batch_warped_at_once(monkeypatch, fill):
+    images, whole = random_levels(5, (32, 32)) / 255, []
+    matrices = torch.cat([shifted(1.5 * i, -0.3) for i in range(5)])
+    for images_at_once in (1, 2, 5):
+        monkeypatch.setattr(module, "CACHE_BYTES", images_at_once * 4 * images[0].numel())
+        whole.append(warp(images, matrices, fill=fill, truncate=True))
+    assert torch.equal(whole[0], whole[2])
+    assert torch.equal(whole[1], whole[2])
+    assert warp(images[:0], matrices[:0]).shape == images[:0].shape
 
 
 def test_half_precision_images_keep_their_type_and_full_precision_coordinates():

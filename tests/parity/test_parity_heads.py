@@ -53,7 +53,7 @@ def test_a_head_in_eval_mode_gives_the_golden_logits(name: str) -> None:
 @pytest.mark.parametrize("name", KINDS)
 @torch.no_grad()
 def test_a_head_in_train_mode_gives_the_golden_logits(name: str) -> None:
-    """In float64: statistics of four images magnify what a processor rounds, the golden side's too, to most of the tolerance."""
+    """In float64: statistics of four images magnify what processors round, the golden side too, to most of the tolerance."""
     features = features_of(name)
     head = head_of(name, features).double().train()
 

@@ -113,7 +113,7 @@ def measure_pairs(ground: Ground) -> Trial:
     pixels = noise_images(scale.pairs, 32)
     numbers = torch.arange(scale.pairs)
     images = ResidentImages(MemorySplit(pixels, None, prefix="noise"), numbers, device=job.accelerator.device)
-    plain, epochs = plain_pairs(job, pixels), count()
+    plain, epochs = baseline.pair_batches(plain_pairs(job, pixels), batch_size=scale.pair_batch, workers=0), count()
 
     def ours() -> None:
         with one_thread():
@@ -122,11 +122,11 @@ def measure_pairs(ground: Ground) -> Trial:
 
     def items() -> None:
         with one_thread():
-            for i in range(scale.plain_pairs):
-                plain[i]
+            for _ in range(0, scale.plain_pairs, scale.pair_batch):
+                next(plain)
 
     return Trial(
-        what=f"pairs of 3x32x32 in batches of {scale.pair_batch} on one core, against a Dataset's items",
+        what=f"pairs of 3x32x32 in batches of {scale.pair_batch} on one core, against a DataLoader of items",
         unit="pairs/s",
         ours=ours,
         baseline=items,

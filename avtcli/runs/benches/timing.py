@@ -19,7 +19,7 @@ class Scale:
         small: images of 32 px to warp.
         large: images of 224 px to warp.
         pairs: that ours makes, in batches.
-        plain_pairs: that the baseline makes.
+        plain_pairs: that the baseline makes, whole batches.
         pair_batch: pairs that ours makes at once.
         batch: images of 32 px in a training step.
         batch_large: images of 224 px in a training step.
@@ -36,7 +36,7 @@ class Scale:
     large: int = 32
     pairs: int = 1_024
     plain_pairs: int = 256
-    pair_batch: int = 256
+    pair_batch: int = 128
     batch: int = 32
     batch_large: int = 8
     steps: int = 1
