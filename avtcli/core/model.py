@@ -12,7 +12,8 @@ class AVTModel(nn.Module):
     """q(t | z~, z): mean and log-variance are two linear layers on [vector(original), vector(moved)] (AVT, section 3.3).
 
     The encoder is called once a view, original first: each view is normalised by its own batch statistics and the running
-    averages move twice, as published. Concatenating the views into one batch is not the same.
+    averages move twice, as published. Concatenating the views into one batch is not the same. Under autocast the encoder alone
+    computes in reduced precision: what the decoder says has the precision of its weights.
 
     Args:
         encoder: the Siamese encoder.
@@ -62,5 +63,7 @@ class AVTModel(nn.Module):
         """
         seen = [(x, noise_x), (y, noise_y)] if self.views == "both" else [(y, noise_y)]
         vectors = torch.cat([self.encoder.encode(view, noise)[0] for view, noise in seen], dim=1)
-        log_var = None if self.log_var_head is None else self.log_var_head(vectors) * self.log_var_scale
-        return self.mean_head(vectors), log_var
+        with torch.autocast(vectors.device.type, enabled=False):
+            vectors = vectors.to(self.mean_head.weight.dtype)
+            log_var = None if self.log_var_head is None else self.log_var_head(vectors) * self.log_var_scale
+            return self.mean_head(vectors), log_var

@@ -95,6 +95,20 @@ def test_the_log_variance_is_scaled_and_the_mean_is_not(encoder: Encoder, x: tor
     torch.testing.assert_close(log_var, model.log_var_head(both) / 1000)
 
 
+def test_what_the_decoder_says_keeps_full_precision_under_autocast(encoder: Encoder, x: torch.Tensor) -> None:
+    model = AVTModel(encoder, 8, has_log_var=True).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        mean, log_var = model(x, -x)
+        vectors = torch.cat([encoder.encode(x)[0], encoder.encode(-x)[0]], 1)
+    exact = model(x, -x)[0]
+
+    assert vectors.dtype == torch.bfloat16
+    assert (mean.dtype, log_var.dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(mean, model.mean_head(vectors.float()))
+    assert not torch.equal(mean, mean.bfloat16().float())
+    assert 0 < (mean - exact).abs().max() < 0.02 * exact.abs().max()
+
+
 def test_the_published_nin_has_as_many_parameters_as_published() -> None:
     model = AVTModel(Encoder(NIN(3, 1.0), noise_scale=0.001, pixel_mean=[0] * 3, pixel_std=[1] * 3), 8, has_log_var=True)
 

@@ -79,6 +79,27 @@ def test_the_layout_and_the_fused_step_round_otherwise_and_change_nothing_else(t
     assert chosen == pytest.approx(plain, rel=0.02)
 
 
+def test_bf16_changes_the_losses_by_the_digits_that_it_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight bits of the encoder's numbers: 0.1 % in the first loss, of which statistics of 16 images make 4 % in nine steps."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)  # without it the same numbers take longer
+    half, single = (losses(run_tiny(tmp_path / name, precision=name)) for name in ("bf16", "fp32"))
+    kept = load_newest(tmp_path / "bf16" / "checkpoints", on_event=ignore)
+
+    assert half != single
+    assert half[0] == pytest.approx(single[0], rel=0.005)
+    assert half == pytest.approx(single, rel=0.1)
+    assert {t.dtype for t in [*kept.model.values(), *kept.state.values()] if t.is_floating_point()} == {torch.float32}
+
+
+def test_bf16_on_a_cpu_without_its_arithmetic_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    with pytest.raises(
+        AvtError, match=r"This CPU has no bf16 arithmetic, so bf16 would be many times slower\. Choose --precision fp32\."
+    ):
+        run_tiny(tmp_path / "run", device="cpu", precision="bf16")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_a_fused_optimiser_goes_on_from_a_file_as_if_it_had_never_stopped(name: str) -> None:
     """Its state comes back contiguous while the weights lie channels last: a fused step walks both alike."""
