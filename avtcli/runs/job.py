@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from avtcli.runs.init_from import build_initial, stored_backbone
 from avtcli.runs.loaders import PLAIN_BATCH, batch_bounds, build_data, image_size, limited
 from avtcli.runs.rundir import describe_environment
 from avtcli.runs.streaming import choose_workers
-from avtcli.runs.ways import resolve_ways
+from avtcli.runs.ways import lay_channels_last, resolve_ways
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def prepare(config: PretrainConfig, *, resume: bool = False, on_event: OnEvent) 
     )
     net = build_initial(config, spec, resume=resume, on_event=on_event).to(accelerator.device)
     if config.channels_last:
-        net = net.to(memory_format=torch.channels_last)
+        lay_channels_last(net)
     plugins = [(kind, name) for kind in registry.KINDS for name in plugin_names(getattr(config, kind).name)]
     job = Job(
         config=config,

@@ -18,12 +18,16 @@ from avtcli.errors import AvtError
 Net = TypeVar("Net", bound=nn.Module)
 
 
+FEW_CHANNELS: Final = 4
+"""Weights of a first convolution, which tell its images' layout, have no more."""
+
+
 @dataclass(frozen=True)
 class Ways:
     """What a class of device is fastest with.
 
     Attributes:
-        channels_last: whether the weights and maps of convolutions lie channels last.
+        channels_last: whether the maps of convolutions lie channels last; see `lay_channels_last`.
         fused: whether the optimiser walks each parameter once.
         compile_from: the planned steps from which compiling pays for its minutes; none where it does not.
     """
@@ -34,12 +38,12 @@ class Ways:
 
 
 WAYS: Final = {
-    # Two x86 cores with AVX-512 and AMX, torch 2.15, in turn, medians of the ratio to eager contiguous steps at 32 px. Channels
-    # last: NIN 1.17 at width 1 and 1.31 at width 0.25, MobileNetV3 1.95, ConvNeXt 1.08, AlexNet at 224 px 1.07, ResNet-18 0.90
-    # to 0.95 (maps of one cell under 11 M weights). Fused: SGD on AlexNet's 61 M parameters 6 times as fast, 1.01 of a NIN's
-    # step. Compiled, contiguous: 1.09 (1.06 to 1.10) after a minute of compiling, and so behind channels last. bf16: NIN 1.9
-    # (1.3 to 1.45 at width 0.25), AlexNet 1.6, ResNet-18 0.9; never chosen on a CPU, where the same settings would then give
-    # other numbers on one that has not AMX.
+    # Medians of the ratio to eager contiguous steps of 32 pairs of 32 px, in turn, on two x86 cores with AVX-512 and bf16 (no
+    # AMX), torch 2.14. Channels last and fused: NIN 1.24 at width 1 and 1.44 at width 0.25, MobileNetV3 1.8, ConvNeXt 1.12,
+    # AlexNet at 224 px 1.17, ResNet-18 1.06. Compiled: NIN 1.10, after a minute of compiling: oneDNN's convolutions alone take
+    # 200 of the plain step's 320 ms, and inductor's normalisation in between is slower than eager's. Two others with AMX and
+    # torch 2.15 gave 1.17, 1.31, 1.95, 1.08 and 1.07, and compiled 1.09. bf16: NIN 2.2, AlexNet 2.2, ResNet-18 1.1, with AMX
+    # 2.15, 1.9 and 0.7; never chosen on a CPU, where the same settings would then give other numbers on one that has it not.
     "cpu": Ways(channels_last=True, fused=True, compile_from=None),
     # Not measured on a GPU: what PyTorch's own guides advise for convolutions on tensor cores. Compiling is left to --compile.
     "cuda": Ways(channels_last=True, fused=True, compile_from=None),
@@ -84,7 +88,22 @@ def choose_fused(optimizer: Optimizer, device: str) -> Optimizer:
 def place(net: Net, device: torch.device) -> Net:
     """Send a network that is only read to a device, laid out as that is fastest: on its class of device as in training."""
     moved = net.to(device)
-    return moved.to(memory_format=torch.channels_last) if WAYS[device.type].channels_last else moved
+    if WAYS[device.type].channels_last:
+        lay_channels_last(moved)
+    return moved
+
+
+def lay_channels_last(net: nn.Module) -> None:
+    """Make the maps of a network lie channels last, by the layout of its convolutions' weights.
+
+    A weight of one cell, or of one channel a group, says so without a copy. On a CPU the larger ones stay as they are, since
+    oneDNN brings them to a layout of its own anyway and their gradients would have to be turned at each step: of a ResNet-18 at
+    32 px, most of whose weights see maps of one cell, that was a seventh.
+    """
+    net.to(memory_format=torch.channels_last)
+    for p in net.parameters():
+        if p.device.type == "cpu" and p.ndim == 4 and p.shape[1] > FEW_CHANNELS and p.shape[2:].numel() > 1:
+            p.data = p.data.contiguous()
 
 
 def _has_compiler() -> bool:

@@ -16,7 +16,7 @@ from avtcli.runs.events import ignore
 from avtcli.runs.job import prepare
 from avtcli.runs.optimizing import build_optimizer, load_optimizer, optimizer_tensors
 from avtcli.runs.ways import WAYS, Ways, resolve_ways
-from tests.support import run_tiny, tiny_config
+from tests.support import run_tiny, tiny_config, write_cifar10
 
 
 @pytest.mark.parametrize(("device", "last", "fused"), [("cpu", True, True), ("cuda", True, True), ("mps", False, False)])
@@ -79,6 +79,29 @@ def test_the_layout_and_the_fused_step_round_otherwise_and_change_nothing_else(t
     assert chosen == pytest.approx(plain, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "layer"), [("nin", "conv2"), ("timm:resnet18", "layer2"), ("timm:mobilenetv3_small_050", "blocks.1")]
+)
+@pytest.mark.parametrize("dataset", ["fashion-mini", "cifar10"])
+def test_maps_lie_channels_last_and_large_weights_stay_on_a_cpu(
+    backbone: str, layer: str, dataset: str, tmp_path: Path
+) -> None:
+    """Of one channel and of three: weights whose layout is not told apart would leave the first maps as they were."""
+    write_cifar10(tmp_path)
+    settings = {"dataset": {"name": dataset}, "data_dir": str(tmp_path), "backbone": {"name": backbone}, "device": "cpu"}
+    nets = [prepare(tiny_config(**settings, channels_last=way), on_event=ignore).net.encoder.eval() for way in (True, False)]
+    x = torch.randn(2, nets[0].pixel_mean.numel(), 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        last, plain = (net.features(x, [layer])[layer] for net in nets)
+
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert not last.is_contiguous()
+    assert plain.is_contiguous()
+    torch.testing.assert_close(last, plain, rtol=1e-4, atol=1e-4)
+    large = [p for p in nets[0].parameters() if p.ndim == 4 and p.shape[1] > 4 and p.shape[2] > 1]
+    assert all(p.is_contiguous() for p in large)
+
+
 def test_bf16_changes_the_losses_by_the_digits_that_it_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight bits of the encoder's numbers: 0.1 % in the first loss, of which statistics of 16 images make 4 % in nine steps."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)  # without it the same numbers take longer
@@ -106,6 +129,7 @@ def test_a_fused_optimiser_goes_on_from_a_file_as_if_it_had_never_stopped(name: 
 
     def optimizer_of() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         job = prepare(tiny_config(optimizer={"name": name}), on_event=ignore)
+        job.net.to(memory_format=torch.channels_last)  # all weights, as on a GPU
         optimizer = build_optimizer(job.config, job.net)
         for group in optimizer.param_groups:
             group["lr"] = 0.1

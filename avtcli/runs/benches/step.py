@@ -122,10 +122,9 @@ def _measure_step(ground: Ground, job: Job, name: str) -> Trial:
 
 def _ways(job: Job) -> dict[str, Any]:
     """How ours does its arithmetic: precision, layout of the weights, compiled or not."""
-    last = max((p for p in job.net.parameters() if p.ndim == 4 and p.shape[2] > 1), key=Tensor.numel)
     return {
         "precision": job.accelerator.mixed_precision.replace("no", "fp32"),
-        "channels_last": last.is_contiguous(memory_format=torch.channels_last) and last.shape[1] > 1,
+        "channels_last": job.config.channels_last,
         "compile": job.config.compile,
     }
 
