@@ -114,6 +114,14 @@ def test_the_penalty_and_its_score_are_those_of_a_search_with_scikit_learn() -> 
     torch.testing.assert_close(chosen.weight, fit_ridges(x, y, [chosen.penalty])[0].weight)
 
 
+def test_a_penalty_that_is_lost_in_rounding_is_refused() -> None:
+    x = torch.cat([data(60, 8)[0]] * 3, 1)
+    with pytest.raises(
+        AvtError, match=r"A ridge penalty of 1e-40 times the features' variance is lost in rounding: give a larger one"
+    ):
+        fit_ridges(x, x[:, :2], [1e-40])
+
+
 def test_a_mask_holds_out_what_its_rows_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ridge, "CHUNK_BYTES", 800)
     x, y = data(*SHAPES["primal"])

@@ -97,7 +97,7 @@ def _check_memory(count: int, width: int, classes: int) -> None:
     Raises:
         AvtError: with what to give instead.
     """
-    needed, there = 8 * (3 * min(width, count) ** 2 + 3 * count * classes), memory_bytes()
+    needed, there = 8 * (5 * min(width, count) ** 2 + 3 * count * classes), memory_bytes()
     if needed > there / 2:
         raise AvtError(
             f"Ridge on {count} images of {width} numbers and {classes} classes would take {needed / 1e9:.0f} GB, more than "
