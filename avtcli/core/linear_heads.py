@@ -16,7 +16,7 @@ class LinearHeads:
     """Several `LinearHead`s on each of several features of one shape, each with weights and a rate of its own.
 
     What normalisation does to a batch is done to the few weights instead, so that no normalised copy of the features is made. A
-    channel whose mean is hundreds of deviations costs the logits two digits.
+    channel whose mean is hundreds of deviations costs the logits and the gradients two digits.
 
     Args:
         heads: for each feature its heads, as many for each, all of one shape and number of classes; they are not changed.
@@ -65,7 +65,7 @@ class LinearHeads:
         mean, var = self._statistics(x)
         rate = (var + self.eps).rsqrt()
         signal = self._logits(x, mean, rate).softmax(1)
-        signal.scatter_add_(1, labels.expand(len(signal), 1, -1), signal.new_tensor(-1).expand(len(signal), 1, count))
+        signal.scatter_add_(1, labels.expand(len(signal), 1, -1), signal.new_full((), -1).expand(len(signal), 1, count))
         signal = without_dust(signal.div_(count)).view(groups, -1, count)  # (features, heads x classes, B)
         of_weight, of_bias = self._gradients
         total = torch.sum(signal, 2, out=of_bias.view(groups, -1))

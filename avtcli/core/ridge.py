@@ -59,7 +59,9 @@ def fit_ridges(x: Tensor, y: Tensor, penalties: Sequence[float], *, rows: Tensor
     """
     _check(x, y, penalties)
     rows = torch.arange(len(x), device=x.device) if rows is None else rows.to(x.device)
-    return _dual(x, y, penalties, rows) if x.shape[1] > len(rows) else _primal(_sum(x, y, rows), penalties)
+    ridges = _dual(x, y, penalties, rows) if x.shape[1] > len(rows) else _primal(_sum(x, y, rows), penalties)
+    _refuse_lost(penalties, [ridge.penalty for ridge in ridges])
+    return ridges
 
 
 def choose_ridge(
@@ -76,7 +78,7 @@ def choose_ridge(
     Args:
         x: (n, d), as `fit_ridges` takes it.
         y: (n, m).
-        penalties: above 0; the smallest of equally good ones is chosen.
+        penalties: above 0; one that is lost in rounding is passed over, the smallest of equally good ones is chosen.
         held_out: a mask (n,) bool, or the numbers of rows, int64.
         rows: the numbers of the rows to use at all, (n',) int64; all where left out.
         score: of the predicted and the true (h, m) on the held-out rows, float64; larger is better, nan is worst.
@@ -96,6 +98,7 @@ def choose_ridge(
         raise AvtError(f"{len(held)} of {len(rows)} rows are held out; at least one must be, and at least one must not.")
     sums = _sum(x, y, rest) if x.shape[1] <= len(rest) else None  # of the rows to choose on, and of all once they are added
     ridges = _dual(x, y, sorted(penalties), rest) if sums is None else _primal(sums, sorted(penalties))
+    _refuse_lost(penalties if not ridges else [], [])
     truth = y[held.to(y.device)].to(ridges[0].weight)
     scores = [score(predicted, truth) for predicted in _predictions(ridges, x, held)]
     best = max(range(len(scores)), key=lambda i: -math.inf if math.isnan(scores[i]) else scores[i])
@@ -104,24 +107,32 @@ def choose_ridge(
     return ridge[0], scores[best]
 
 
+def _refuse_lost(penalties: Sequence[float], kept: Sequence[float]) -> None:
+    """Raise AvtError for penalties so small beside the features that the sums' rounding hides them."""
+    lost = [f"{penalty:g}" for penalty in penalties if penalty not in kept]
+    if lost:
+        raise AvtError(f"Ridge penalties of {', '.join(lost)} are lost in rounding: give larger ones.")
+
+
 class _Sums:
-    """Sums over rows of x, seen from a row of theirs, of y, and of their products, to which those of more rows can be added.
+    """Sums over rows of x and y and of their products, to which those of more rows can be added.
 
     Args:
-        origin: of x, (d,), float64: exact zeros for constant columns, and sums that lose few digits.
-        targets: m.
+        x: of a row of theirs, (d,), float64, from which all rows are seen: exact zeros for constant columns, and sums that
+            lose few digits.
+        y: likewise, (m,).
     """
 
-    def __init__(self, origin: Tensor, targets: int) -> None:
-        width = len(origin)
-        self.origin, self.count = origin, 0
-        self.x, self.y = torch.zeros_like(origin), origin.new_zeros(targets)
-        self.gram, self.cross = origin.new_zeros(width, width), origin.new_zeros(width, targets)
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.origin, self.y_origin, self.count = x, y, 0
+        self.x, self.y = torch.zeros_like(x), torch.zeros_like(y)
+        self.gram, self.cross = x.new_zeros(len(x), len(x)), x.new_zeros(len(x), len(y))
 
     def add(self, x: Tensor, y: Tensor, rows: Tensor) -> "_Sums":
         """Add those of some rows, read in chunks; return itself."""
         for part in torch.split(rows, _chunk(x.shape[1])):
-            shifted, targets = x[part].to(self.origin) - self.origin, y[part.to(y.device)].to(self.origin)
+            shifted = x[part].to(self.origin) - self.origin
+            targets = y[part.to(y.device)].to(self.origin) - self.y_origin
             self.x += shifted.sum(0)
             self.y += targets.sum(0)
             self.gram.addmm_(shifted.T, shifted)
@@ -131,7 +142,8 @@ class _Sums:
 
 
 def _sum(x: Tensor, y: Tensor, rows: Tensor) -> _Sums:
-    return _Sums(x[rows[0]].to(_device(x), torch.float64), y.shape[1]).add(x, y, rows)
+    first_x, first_y = (each[rows[0].to(each.device)].to(_device(x), torch.float64) for each in (x, y))
+    return _Sums(first_x, first_y).add(x, y, rows)
 
 
 def _primal(sums: _Sums, penalties: Sequence[float]) -> list[Ridge]:
@@ -142,7 +154,7 @@ def _primal(sums: _Sums, penalties: Sequence[float]) -> list[Ridge]:
     gram.div_(std).div_(std[:, None])
     cross = sums.cross.addr(mean, y_mean, alpha=-sums.count) / std[:, None]
     weights = _shrunk(gram, cross, [penalty * sums.count for penalty in penalties])
-    return _ridges(penalties, weights, mean=sums.origin + mean, std=std, y_mean=y_mean)
+    return _ridges(penalties, weights, mean=sums.origin + mean, std=std, y_mean=sums.y_origin + y_mean)
 
 
 def _dual(x: Tensor, y: Tensor, penalties: Sequence[float], rows: Tensor) -> list[Ridge]:
@@ -155,16 +167,20 @@ def _dual(x: Tensor, y: Tensor, penalties: Sequence[float], rows: Tensor) -> lis
         kernel.addmm_(z, z.T)
         means.append(mean)
         stds.append(std)
-    duals = torch.cat(_shrunk(kernel, y - y_mean, [penalty * len(rows) for penalty in penalties]), 1)
+    found = _shrunk(kernel, y - y_mean, [penalty * len(rows) for penalty in penalties])
+    duals = torch.cat([y.new_zeros(y.shape) if dual is None else dual for dual in found], 1)
     parts = [_standardised(columns[rows].to(y))[0].T @ duals for columns in torch.split(x, _chunk(len(rows)), dim=1)]
-    weights = torch.split(torch.cat(parts), y.shape[1], dim=1)
+    solved = torch.split(torch.cat(parts), y.shape[1], dim=1)
+    weights = [None if dual is None else weight for dual, weight in zip(found, solved, strict=True)]
     return _ridges(penalties, weights, mean=torch.cat(means), std=torch.cat(stds), y_mean=y_mean)
 
 
-def _ridges(penalties: Sequence[float], weights: Sequence[Tensor], *, mean: Tensor, std: Tensor, y_mean: Tensor) -> list[Ridge]:
-    """From weights (d, m) for standardised x to ridges for x as it came."""
-    unscaled = [weight / std[:, None] for weight in weights]
-    return [Ridge(penalty, w, y_mean - mean @ w) for penalty, w in zip(penalties, unscaled, strict=True)]
+def _ridges(
+    penalties: Sequence[float], weights: Sequence[Tensor | None], *, mean: Tensor, std: Tensor, y_mean: Tensor
+) -> list[Ridge]:
+    """From weights (d, m) for standardised x to ridges for x as it came, of the penalties that were not lost."""
+    unscaled = [(penalty, w / std[:, None]) for penalty, w in zip(penalties, weights, strict=True) if w is not None]
+    return [Ridge(penalty, w, y_mean - mean @ w) for penalty, w in unscaled]
 
 
 def _standardised(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,17 +196,18 @@ def _std(variance: Tensor) -> Tensor:
     return torch.where(variance > 0, variance, torch.inf).sqrt()
 
 
-def _shrunk(symmetric: Tensor, right: Tensor, shrinks: Sequence[float]) -> list[Tensor]:
-    """(a + shrink)^-1 b for each shrink: seven Choleskys take less time than the one eigendecomposition that serves all."""
-    one, solved = torch.eye(len(symmetric)).to(symmetric), []
+def _shrunk(symmetric: Tensor, right: Tensor, shrinks: Sequence[float]) -> list[Tensor | None]:
+    """(a + shrink)^-1 b for each shrink, or none where the shrink is lost in rounding.
+
+    Seven Choleskys take less time than the one eigendecomposition that would serve all.
+    """
+    solved: list[Tensor | None] = []
     for shrink in shrinks:
-        factor, broken = torch.linalg.cholesky_ex(symmetric + shrink * one)
-        if broken:
-            share = shrink / float(symmetric.diagonal().max())
-            raise AvtError(
-                f"A ridge penalty of {share:.0e} times the features' variance is lost in rounding: give a larger one."
-            )
-        solved.append(torch.cholesky_solve(right, factor))
+        factor = symmetric.clone()
+        factor.diagonal().add_(shrink)
+        factor, broken = torch.linalg.cholesky_ex(factor)
+        solved.append(None if broken else torch.cholesky_solve(right, factor))
+        del factor  # before there is another: each is as large as the sums
     return solved
 
 

@@ -47,7 +47,7 @@ def warp(images: Tensor, in_from_out: Tensor, *, fill: Outside = GREY, truncate:
         raise ShapeError(
             f"{len(images)} images need in_from_out of shape ({len(images)}, 3, 3), found {tuple(in_from_out.shape)}."
         )
-    at_once = max(1, CACHE_BYTES // (4 * images[0].numel())) if len(images) else 1
+    at_once = max(torch.get_num_threads(), CACHE_BYTES // max(1, 4 * images.shape[1:].numel()))
     if images.device.type == "cpu" and len(images) > at_once:
         parts = zip(torch.split(images, at_once), torch.split(in_from_out, at_once), strict=True)
         return torch.cat([warp(part, matrices, fill=fill, truncate=truncate) for part, matrices in parts])

@@ -18,10 +18,6 @@ from avtcli.errors import AvtError
 Net = TypeVar("Net", bound=nn.Module)
 
 
-FEW_CHANNELS: Final = 4
-"""Weights of a first convolution, which tell its images' layout, have no more."""
-
-
 @dataclass(frozen=True)
 class Ways:
     """What a class of device is fastest with.
@@ -96,13 +92,13 @@ def place(net: Net, device: torch.device) -> Net:
 def lay_channels_last(net: nn.Module) -> None:
     """Make the maps of a network lie channels last, by the layout of its convolutions' weights.
 
-    A weight of one cell, or of one channel a group, says so without a copy. On a CPU the larger ones stay as they are, since
-    oneDNN brings them to a layout of its own anyway and their gradients would have to be turned at each step: of a ResNet-18 at
-    32 px, most of whose weights see maps of one cell, that was a seventh.
+    The first weight says so, and those of one cell or of one channel a group do without a copy. On a CPU the others stay as
+    they are: oneDNN brings them to a layout of its own anyway, and their gradients would have to be turned at each step, which
+    was a seventh of the step of a ResNet-18 at 32 px, most of whose weights see maps of one cell.
     """
     net.to(memory_format=torch.channels_last)
-    for p in net.parameters():
-        if p.device.type == "cpu" and p.ndim == 4 and p.shape[1] > FEW_CHANNELS and p.shape[2:].numel() > 1:
+    for p in [p for p in net.parameters() if p.ndim == 4][1:]:
+        if p.device.type == "cpu" and p.shape[1] > 1 and p.shape[2:].numel() > 1:
             p.data = p.data.contiguous()
 
 

@@ -72,9 +72,15 @@ def test_folding_the_normalisation_into_weights_keeps_the_digits_that_it_should(
         head.norm.momentum = 1.0  # the running statistics are the batch's own
     x = (torch.randn(FEATURES, 64, 3, 4, 4, dtype=torch.float64) * scale + offset).float()
     together = LinearHeads([[copy.deepcopy(head).float() for head in mine] for mine in heads])
-    together.learn(x, torch.zeros(64, dtype=torch.int64))
-    for i, head in ((i, head) for i, mine in enumerate(heads) for head in mine):
-        head(x[i].double())
+    labels = torch.arange(64) % CLASSES
+    together.learn(x, labels)
+    for (weight, _), (i, head) in zip(
+        together.parameters, ((i, head) for i, mine in enumerate(heads) for head in mine), strict=True
+    ):
+        functional.cross_entropy(head(x[i].double()), labels).backward()
+        gradient = head.linear.weight.grad.view(CLASSES, 3, -1).mT.flatten(1)
+        near = 10**-digits * max(1.0, gradient.abs().max().item())
+        torch.testing.assert_close(weight.grad.double(), gradient, rtol=0, atol=near)
         head.eval()
     expected = torch.stack([head(x[i].double()).T for i, mine in enumerate(heads) for head in mine])
 

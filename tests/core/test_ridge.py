@@ -114,12 +114,24 @@ def test_the_penalty_and_its_score_are_those_of_a_search_with_scikit_learn() -> 
     torch.testing.assert_close(chosen.weight, fit_ridges(x, y, [chosen.penalty])[0].weight)
 
 
-def test_a_penalty_that_is_lost_in_rounding_is_refused() -> None:
-    x = torch.cat([data(60, 8)[0]] * 3, 1)
-    with pytest.raises(
-        AvtError, match=r"A ridge penalty of 1e-40 times the features' variance is lost in rounding: give a larger one"
-    ):
-        fit_ridges(x, x[:, :2], [1e-40])
+@pytest.mark.parametrize("count", [60, 20], ids=["primal", "dual"])
+def test_a_penalty_that_is_lost_in_rounding_is_refused_and_never_chosen(count: int) -> None:
+    x = torch.cat([data(count, 8)[0]] * 3, 1)
+    x, y = torch.cat([x, x[: count // 2]]), torch.cat([x[:, :2], x[: count // 2, :2]])
+    held = torch.arange(0, len(x), 5)
+
+    with pytest.raises(AvtError, match=r"^Ridge penalties of 1e-40 are lost in rounding: give larger ones\.$"):
+        fit_ridges(x, y, [1e-40, 1e-3])
+    with pytest.raises(AvtError, match=r"^Ridge penalties of 1e-40, 1e-50 are lost in rounding: give larger ones\.$"):
+        choose_ridge(x, y, [1e-40, 1e-50], held_out=held, score=pooled)
+    assert choose_ridge(x, y, [1e-40, 1e-3], held_out=held, score=pooled)[0].penalty == 1e-3
+
+
+def test_targets_far_from_zero_keep_their_digits() -> None:
+    x, y = data(*SHAPES["primal"])
+    (near,), (far,) = fit_ridges(x, y, [0.1]), fit_ridges(x, y + 1e6, [0.1])
+
+    torch.testing.assert_close(far.weight, near.weight, rtol=1e-7, atol=1e-9)
 
 
 def test_a_mask_holds_out_what_its_rows_do(monkeypatch: pytest.MonkeyPatch) -> None:

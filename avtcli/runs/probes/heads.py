@@ -128,7 +128,7 @@ def _fit_together(job: Job, train: FeatureReader, needed: int) -> bool:
         return False
     with torch.device("meta"):
         heads = [build_head(job.config.head, shape, job.classes) for shape in train.shapes.values()]
-    copies = 6  # the weights, two moments, those with the normalisation in them, their gradients and the weights' own
+    copies = 5  # the weights, two moments, their gradients and, of linear heads, those with the normalisation in them
     weights = 4 * copies * len(job.config.peaks) * sum(p.numel() for head in heads for p in head.parameters())
     return fits_memory(needed + weights) and has_room(job.device, needed + weights)
 

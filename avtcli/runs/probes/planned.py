@@ -1,4 +1,4 @@
-"""The heads that a probe trains side by side, as one thing that takes features and gives logits."""
+"""The heads that a probe trains side by side, as one thing that learns from features and gives logits."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -36,7 +36,9 @@ class Heads(ABC):
 
     @abstractmethod
     def learn(self, stacks: Sequence[Tensor], labels: Tensor) -> None:
-        """Leave the parameters the gradients of their heads' mean cross-entropies, the batch normalised by its own statistics.
+        """Leave the parameters, which have no gradients, those of their heads' mean cross-entropies.
+
+        The batch is normalised by its own statistics.
 
         Args:
             stacks: features as `FeatureReader.read_stacks` gives them.
