@@ -1,6 +1,7 @@
 """The front door: the commands by name, and errors turned into one message and an exit code."""
 
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -71,5 +72,18 @@ app.add_typer(plugins.app, name="plugins")
 
 
 def main() -> None:
-    """Run `avt`."""
-    app()
+    """Run `avt`.
+
+    One of several processes leaves at once when it is done: threads that connect it to the others abort the interpreter's own
+    farewell now and then.
+    """
+    try:
+        app()
+    except SystemExit as end:
+        if "RANK" not in os.environ:
+            raise
+        code = int(end.code or 0)
+    # outside of the handler, where nothing holds on to what the command had open
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

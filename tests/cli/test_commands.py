@@ -31,6 +31,14 @@ def test_the_three_lines_work_as_they_stand_one_after_the_other(avt_process) -> 
     assert f"encoder = load_encoder('{run}/encoder.safetensors')" in exported.stdout
 
 
+@pytest.mark.parametrize(("line", "code"), [("recipes list", 0), ("recipes show nowhere", 2), ("--nothing", 2)])
+def test_one_of_several_processes_ends_with_the_output_and_the_code_of_one_alone(avt_process, line: str, code: int) -> None:
+    alone, among = avt_process(line), avt_process(line, RANK="0")
+
+    assert among.code == code
+    assert vars(among) == vars(alone)
+
+
 def test_an_exported_file_gives_the_runs_own_features(avt, tiny_run: Path) -> None:
     shutil.copytree(tiny_run, "run")
     result = avt("export run --json")
