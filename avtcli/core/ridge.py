@@ -98,7 +98,8 @@ def choose_ridge(
         raise AvtError(f"{len(held)} of {len(rows)} rows are held out; at least one must be, and at least one must not.")
     sums = _sum(x, y, rest) if x.shape[1] <= len(rest) else None  # of the rows to choose on, and of all once they are added
     ridges = _dual(x, y, sorted(penalties), rest) if sums is None else _primal(sums, sorted(penalties))
-    _refuse_lost(penalties if not ridges else [], [])
+    if not ridges:
+        _refuse_lost(penalties, [])
     truth = y[held.to(y.device)].to(ridges[0].weight)
     scores = [score(predicted, truth) for predicted in _predictions(ridges, x, held)]
     best = max(range(len(scores)), key=lambda i: -math.inf if math.isnan(scores[i]) else scores[i])

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from math import prod
 from pathlib import Path
 
@@ -60,12 +59,6 @@ class FeatureReader(ABC):
             Each of `stacks` of the batch, (features, B, *shape), float32, on the device.
         """
 
-    def read(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[dict[Feature, Tensor]]:
-        """Read batches as `read_stacks` does, each feature for itself, (B, *shape)."""
-        order = [feature for stack in self.stacks for feature in stack]
-        for stacks in self.read_stacks(batches, drawn=drawn):
-            yield dict(zip(order, chain.from_iterable(stacks), strict=True))
-
 
 Stacks = Mapping[tuple[Feature, ...], Tensor]
 """Features of n images, those of one shape together: (features, n, *shape), float32, channels last in memory."""
@@ -97,7 +90,7 @@ class KeptFeatures(FeatureReader):
         """Pick rows; see `FeatureReader`."""
         stacks = self.copies[drawn[1] % len(self.copies)] if drawn and self.copies else self.kept
         for rows in batches:
-            yield [_rows_of(stacks[stack], rows).to(self.device) for stack in self.stacks]
+            yield [_rows_of(stack, rows).to(self.device) for stack in stacks.values()]
 
 
 def _rows_of(stack: Tensor, rows: Tensor) -> Tensor:
@@ -214,7 +207,7 @@ def extract(
 
     Args:
         reader: where to read.
-        drawn: as `FeatureReader.read` takes it.
+        drawn: as `FeatureReader.read_stacks` takes it.
         store: a folder whose disk keeps them, mapped into memory; none keeps them in memory. See `choose_store`.
         task: its name in the progress.
         on_event: told how far it is.

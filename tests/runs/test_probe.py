@@ -1,8 +1,9 @@
 """The probe: where its features come from, how its heads are trained, what decides, and what it reports."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from avtcli.errors import AvtError
 from avtcli.runs import feature_store
 from avtcli.runs import subject as subject_module
 from avtcli.runs.feature_store import choose_store
-from avtcli.runs.features import Feature, ForwardedImages, KeptFeatures, extract
+from avtcli.runs.features import Feature, FeatureReader, ForwardedImages, KeptFeatures, extract
 from avtcli.runs.loaders import ResidentImages, draw_uniforms
 from avtcli.runs.loading import Source, encoder_of, open_source
 from avtcli.runs.probe import ProbeResult, probe
@@ -81,9 +82,18 @@ ROWS = torch.tensor([3, 9, 0, 5])
 # where the features come from
 
 
+def read_features(
+    reader: FeatureReader, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None
+) -> Iterator[dict[Feature, Tensor]]:
+    """Each feature of each batch for itself."""
+    order = [feature for stack in reader.stacks for feature in stack]
+    for stacks in reader.read_stacks(batches, drawn=drawn):
+        yield dict(zip(order, chain.from_iterable(stacks), strict=True))
+
+
 def test_drawn_features_are_those_of_the_cropped_and_flipped_images(source: Source) -> None:
     reader, encoder = reader_of(source, ["conv1", "conv3"]), encoder_of(source)
-    (read,) = reader.read([ROWS], drawn=(4, 2))
+    (read,) = read_features(reader, [ROWS], drawn=(4, 2))
     x = crop_and_flip(pixels()[ROWS], draw_uniforms(4, 2, 12)[ROWS], crop=(32, 32), padding=4)
     with torch.no_grad():
         expected = encoder.features(encoder.normalise(x), ["conv1", "conv3"])
@@ -95,7 +105,9 @@ def test_drawn_features_are_those_of_the_cropped_and_flipped_images(source: Sour
 
 def test_each_epoch_and_seed_draws_other_crops_and_measuring_draws_none(source: Source) -> None:
     reader = reader_of(source, ["conv2"])
-    read = {drawn: next(iter(next(reader.read([ROWS], drawn=drawn)).values())) for drawn in ((0, 0), (0, 1), (1, 0), None)}
+    read = {
+        drawn: next(iter(next(read_features(reader, [ROWS], drawn=drawn)).values())) for drawn in ((0, 0), (0, 1), (1, 0), None)
+    }
     ((kept,),) = extract(reader, task="x", on_event=lambda event: None).values()
     encoder = encoder_of(source)
 
@@ -108,7 +120,7 @@ def test_each_epoch_and_seed_draws_other_crops_and_measuring_draws_none(source: 
 def test_the_code_is_the_mean_of_its_samples_and_later_layers_see_the_first(source: Source) -> None:
     reader, encoder = reader_of(source, ["conv1", "conv2", "conv3"], samples=5), encoder_of(source)
     encoder.noise_scale = reader.encoder.noise_scale = 0.5
-    read = {feature.layer: values for feature, values in next(reader.read([ROWS], drawn=(4, 2))).items()}
+    read = {feature.layer: values for feature, values in next(read_features(reader, [ROWS], drawn=(4, 2))).items()}
     generator = keyed_generator(4, 2, "samples", "train", 0)
     noise = [torch.randn(4, 10, 8, 8, generator=generator) for _ in range(5)]
     x = encoder.normalise(crop_and_flip(pixels()[ROWS], draw_uniforms(4, 2, 12)[ROWS], crop=(32, 32), padding=4))
@@ -127,7 +139,9 @@ def test_the_code_is_the_mean_of_its_samples_and_later_layers_see_the_first(sour
 def test_measuring_sees_the_same_samples_every_time_and_training_others_each_epoch(source: Source) -> None:
     reader = reader_of(source, ["conv2"], samples=2, augment=Augment(flip=False))
     reader.encoder.noise_scale = 0.5
-    first, again, one, two = (next(iter(next(reader.read([ROWS], drawn=d)).values())) for d in (None, None, (0, 0), (0, 1)))
+    first, again, one, two = (
+        next(iter(next(read_features(reader, [ROWS], drawn=d)).values())) for d in (None, None, (0, 0), (0, 1))
+    )
 
     assert torch.equal(first, again)
     assert not torch.allclose(first, one)
@@ -143,14 +157,14 @@ def test_an_encoder_without_noise_has_its_code_for_any_number_of_samples(source:
     options: dict[str, Any] = {"part": "test", "augment": Augment(), "size": (32, 32), "seed": 0}
     a, b = (ForwardedImages(plain, images, torch.zeros(12), wanted, samples=n, **options) for n in (0, 5))
 
-    assert torch.equal(*(next(reader.read([ROWS], drawn=None))[wanted[0]] for reader in (a, b)))
+    assert torch.equal(*(next(read_features(reader, [ROWS], drawn=None))[wanted[0]] for reader in (a, b)))
 
 
 def test_one_forward_of_the_encoder_a_batch_gives_all_layers(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, calls = reader_of(source, ["conv1", "conv2", "conv3", "conv4"], samples=5), []
     encode = reader.encoder.encode
     monkeypatch.setattr(reader.encoder, "encode", lambda *args: (calls.append(1), encode(*args))[1])
-    list(reader.read([ROWS, ROWS], drawn=(0, 0)))
+    list(read_features(reader, [ROWS, ROWS], drawn=(0, 0)))
 
     assert len(calls) == 2
 
