@@ -40,9 +40,10 @@ class LinearHeads:
         bias = torch.stack([torch.stack([head.linear.bias.detach() for head in mine]) for mine in heads])
         self._weight, self._bias = weight, bias
         self._gradients = torch.empty_like(weight), torch.empty_like(bias)
-        self.parameters = [
-            (nn.Parameter(w), nn.Parameter(b)) for w, b in zip(weight.flatten(0, 1), bias.flatten(0, 1), strict=True)
-        ]
+        weights, biases = ([nn.Parameter(part) for part in stack.flatten(0, 1)] for stack in (weight, bias))
+        self.parameters = list(zip(weights, biases, strict=True))
+        parts = (part for stack in self._gradients for part in stack.flatten(0, 1))
+        self._pairs = list(zip([*weights, *biases], parts, strict=True))  # each parameter and its gradient
 
     @torch.no_grad()
     def __call__(self, features: Tensor) -> Tensor:
@@ -72,10 +73,8 @@ class LinearHeads:
         torch.bmm(signal, x.flatten(2), out=of_weight.view(groups, -1, cells * channels))
         centre = (total.unsqueeze(2) * mean.unsqueeze(1)).unsqueeze(2)
         of_weight.view(groups, -1, cells, channels).sub_(centre).mul_(rate[:, None, None])
-        gradients = zip(of_weight.flatten(0, 1), of_bias.flatten(0, 1), strict=True)
-        for mine, theirs in zip(self.parameters, gradients, strict=True):
-            for parameter, gradient in zip(mine, theirs, strict=True):
-                parameter.grad = gradient
+        for parameter, gradient in self._pairs:
+            parameter.grad = gradient
 
     def _cells(self, features: Tensor) -> Tensor:
         """(features, B, *shape) as (features, B, cells, channels)."""

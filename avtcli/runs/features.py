@@ -200,6 +200,11 @@ def stored_bytes(reader: FeatureReader) -> int:
     return 4 * len(reader.labels) * sum(prod(shape) for shape in reader.shapes.values())
 
 
+def moved(kept: Stacks, device: torch.device) -> Stacks:
+    """The same features on a device."""
+    return {stack: tensor.to(device) for stack, tensor in kept.items()}
+
+
 def extract(
     reader: FeatureReader, *, drawn: tuple[int, int] | None = None, store: Path | None = None, task: str, on_event: OnEvent
 ) -> Stacks:

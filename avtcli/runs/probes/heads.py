@@ -10,7 +10,7 @@ from avtcli.core.encoder import Encoder
 from avtcli.core.heads import build_head
 from avtcli.runs.devices import has_room
 from avtcli.runs.feature_store import choose_store, fits_memory
-from avtcli.runs.features import Feature, FeatureReader, ForwardedImages, KeptFeatures, Stacks, extract, stored_bytes
+from avtcli.runs.features import Feature, FeatureReader, ForwardedImages, KeptFeatures, Stacks, extract, moved, stored_bytes
 from avtcli.runs.probes.closed_heads import closed_head
 from avtcli.runs.probes.finetuning import tuned_heads
 from avtcli.runs.probes.job import Draw, Figures, Found, Job, split_held_out
@@ -104,7 +104,7 @@ def _readers(job: Job, encoder: Encoder, name: str) -> Iterator[tuple[FeatureRea
     if job.config.augments and not copies:
         store = None
         small = stored_bytes(test) <= KEPT_BYTES
-        yield train, KeptFeatures(_moved(read(test), job.device), test.labels, device=job.device) if small else test
+        yield train, KeptFeatures(moved(read(test), job.device), test.labels, device=job.device) if small else test
         return
     plain = not copies or job.config.chooses_rate  # what is held out is read as it is
     needed = stored_bytes(train) * (plain + copies) + stored_bytes(test)
@@ -115,7 +115,7 @@ def _readers(job: Job, encoder: Encoder, name: str) -> Iterator[tuple[FeatureRea
     for group in [whole] if _fit_together(job, train, needed) else zip(*map(_apart, whole), strict=True):
         bytes_of = 4 * sum(tensor.numel() for kept in group for tensor in kept.values())
         place = torch.device("cpu") if store or not has_room(job.device, bytes_of) else job.device
-        theirs, *mine = (_moved(kept, place) for kept in group)
+        theirs, *mine = (moved(kept, place) for kept in group)
         yield (
             KeptFeatures(mine[0], train.labels, device=job.device, copies=mine[plain:]),
             KeptFeatures(theirs, test.labels, device=job.device),
@@ -136,10 +136,6 @@ def _fit_together(job: Job, train: FeatureReader, needed: int) -> bool:
 def _apart(kept: Stacks) -> list[Stacks]:
     """Each feature for itself, without a copy."""
     return [{(feature,): tensor[i : i + 1]} for stack, tensor in kept.items() for i, feature in enumerate(stack)]
-
-
-def _moved(kept: Stacks, device: torch.device) -> Stacks:
-    return {stack: tensor.to(device) for stack, tensor in kept.items()}
 
 
 def _trained(job: Job, train: FeatureReader, test: FeatureReader, draw: Draw, *, task: str) -> list[Figures]:
