@@ -313,15 +313,15 @@ def test_heads_give_the_same_figures_in_whatever_order_they_are_asked_for(head: 
 @pytest.mark.parametrize(
     ("images", "epochs", "batch_size", "expected"),
     [
-        (10_000, 100, 128, 10),
-        (10_000, 100, 5000, 50),
-        (180, 100, 128, 50),
+        (10_000, 100, 128, 3),
+        (10_000, 100, 5000, 100),
+        (180, 200, 128, 100),
         (18, 100, 128, 100),
         (180, 8, 128, 8),
-        (90_000, 11, 128, 2),
+        (90_000, 11, 128, 1),
     ],
 )
-def test_a_rate_is_chosen_after_a_tenth_of_the_epochs_or_a_hundred_steps(
+def test_a_rate_is_chosen_after_two_hundred_steps_in_whole_epochs(
     images: int, epochs: int, batch_size: int, expected: int
 ) -> None:
     assert ProbeConfig(epochs=epochs, batch_size=batch_size).to_choose(images).total_epochs == expected
@@ -389,7 +389,7 @@ def test_the_rate_is_chosen_on_held_out_training_images_and_test_is_looked_at_wi
     monkeypatch.setattr("avtcli.config.CHOOSING_STEPS", 1)
     (head,) = run_probe(source, **{**OURS, "epochs": 11}, augmented=augmented).results
 
-    assert recorder.epochs == [2, 11]  # a tenth to choose
+    assert recorder.epochs == [1, 11]  # a step to choose
     (fit, held, both), (whole, test, chosen) = recorder.calls
     assert fit.reader is held.reader is whole.reader
     assert test.reader is not whole.reader
@@ -475,7 +475,7 @@ def test_the_protocol_says_what_was_done(source: Source, monkeypatch: pytest.Mon
     )
 
     assert ours["chosen"] == (
-        "the rate, after a tenth of the epochs (100 steps at least) with a cosine of their own on 10% of train held out; "
+        "the rate, after 200 steps, rounded up to epochs, with a cosine of their own on 10% of train held out; "
         "the head is then trained on all of train"
     )
     assert ours["top1_best_test_epoch"] is None

@@ -156,7 +156,7 @@ def _chosen(config: ProbeConfig) -> str:
         return f"k of {_list(sizes)}, {whole}" if len(sizes) > 1 else f"nothing: k is {sizes[0]}"
     if not config.chooses_rate:
         return "nothing: fixed rates, the whole training split, the last epoch"
-    short = f" after a tenth of the epochs ({CHOOSING_STEPS} steps at least) with a cosine of their own"
+    short = f" after {CHOOSING_STEPS} steps, rounded up to epochs, with a cosine of their own"
     return f"the rate,{'' if config.finetune else short} {whole}"
 
 
