@@ -11,7 +11,10 @@ from torch.nn import functional
 from avtcli.errors import AvtError
 
 HEADS: Final = ("linear", "mlp1", "mlp2", "mlp3", "conv", "nonlinear")
-"""The kinds of head that are trained in steps; linear and mlp1 are the same, named by the ImageNet and the CIFAR recipes."""
+"""The kinds of head that are trained in steps."""
+
+LINEAR_HEADS: Final = ("linear", "mlp1")
+"""A `LinearHead`, named as the ImageNet and as the CIFAR recipes do."""
 
 MLP_WIDTH: Final = 200  # the release's cifar/NonLinearClassifier.py
 NONLINEAR_WIDTH: Final = 4096  # the release's ImageNet/architectures/NonLinearClassifier.py: AlexNet's own
@@ -58,9 +61,7 @@ class LinearHead(nn.Module):
 
     def __init__(self, shape: Sequence[int], classes: int) -> None:
         super().__init__()
-        self.norm: nn.Module = (
-            nn.BatchNorm1d(shape[0], affine=False) if len(shape) == 1 else nn.BatchNorm2d(shape[0], affine=False)
-        )
+        self.norm = nn.BatchNorm1d(shape[0], affine=False) if len(shape) == 1 else nn.BatchNorm2d(shape[0], affine=False)
         self.linear = init_linear(nn.Linear(prod(shape), classes))
 
     def forward(self, features: Tensor) -> Tensor:

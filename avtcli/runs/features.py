@@ -14,6 +14,7 @@ from avtcli.contracts import Size
 from avtcli.core.encoder import Encoder
 from avtcli.core.heads import pool_features
 from avtcli.core.keyed import keyed_generator
+from avtcli.core.linear_heads import ChannelMoments, Statistics
 from avtcli.errors import AvtError
 from avtcli.runs.events import OnEvent, Progress
 from avtcli.runs.feature_store import make_room
@@ -28,6 +29,63 @@ class Feature:
     layer: str
     pool: str
     pool_size: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Features of a few images, those of one shape together, in the order of a reader's `stacks`.
+
+    Attributes:
+        stacks: each (B, features, *shape), float32.
+        statistics: of the batch's channels; none where they were not kept.
+    """
+
+    stacks: list[Tensor]
+    statistics: Statistics | None = None
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """Features of all images, those of one shape together.
+
+    Attributes:
+        tensors: each (n, features, *shape), float32; an image's features lie together, the channels last in memory.
+        moments: of all their channels; none where they are not kept.
+    """
+
+    tensors: Mapping[tuple[Feature, ...], Tensor]
+    moments: ChannelMoments | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """What they take, in bytes."""
+        return sum(t.nbytes for t in self.tensors.values()) + (self.moments.of_images.nbytes if self.moments else 0)
+
+    def to(self, device: torch.device) -> "Stacks":
+        """The same on a device."""
+        tensors = {names: tensor.to(device) for names, tensor in self.tensors.items()}
+        moments = self.moments and ChannelMoments(self.moments.origin.to(device), self.moments.of_images.to(device))
+        return Stacks(tensors, moments)
+
+    def batch(self, rows: Tensor, device: torch.device) -> Batch:
+        """Some of the images, (B,) int64, on a device: on a CPU one copy an image, three times as fast as by indexing."""
+        last = (tensor.movedim(2, -1) for tensor in self.tensors.values())
+        stacks = [tensor.index_select(0, rows.to(tensor.device)).movedim(-1, 2).to(device) for tensor in last]
+        if self.moments is None:
+            return Batch(stacks)
+        mean, var = self.moments.statistics(rows.to(self.moments.origin.device))
+        return Batch(stacks, (mean.to(device), var.to(device)))
+
+    def fill(self, rows: slice, parts: Sequence[Tensor]) -> None:
+        """Put in what was read of some images, whose first are the first of all."""
+        for tensor, part in zip(self.tensors.values(), parts, strict=True):
+            tensor[rows] = part.cpu()
+        if self.moments is not None:
+            # the first batch's own mean, which is near that of all
+            origin = self.moments.origin.to(parts[0].device) if rows.start else None
+            found = ChannelMoments.of(parts, origin)
+            self.moments.origin.copy_(found.origin)
+            self.moments.of_images[rows] = found.of_images.cpu()
 
 
 class FeatureReader(ABC):
@@ -47,7 +105,7 @@ class FeatureReader(ABC):
         return [tuple(f for f, mine in self.shapes.items() if mine == shape) for shape in shapes]
 
     @abstractmethod
-    def read_stacks(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[list[Tensor]]:
+    def read_batches(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[Batch]:
         """Read batches in their order.
 
         Args:
@@ -56,12 +114,8 @@ class FeatureReader(ABC):
                 of each image, and the same samples at every reading of the same batches.
 
         Yields:
-            Each of `stacks` of the batch, (features, B, *shape), float32, on the device.
+            Each batch, on the device.
         """
-
-
-Stacks = Mapping[tuple[Feature, ...], Tensor]
-"""Features of n images, those of one shape together: (features, n, *shape), float32, channels last in memory."""
 
 
 class KeptFeatures(FeatureReader):
@@ -79,27 +133,19 @@ class KeptFeatures(FeatureReader):
     def __init__(self, stacks: Stacks, labels: Tensor, *, device: torch.device, copies: Sequence[Stacks] = ()) -> None:
         self.kept, self.copies, self.device = stacks, copies, device
         self.labels = labels.to(device)
-        self.shapes = {feature: tuple(tensor.shape[2:]) for stack, tensor in stacks.items() for feature in stack}
+        self.shapes = {name: tuple(tensor.shape[2:]) for names, tensor in stacks.tensors.items() for name in names}
 
     @property
     def features(self) -> dict[Feature, Tensor]:
         """Each feature of the images as they are, (n, *shape)."""
-        return {feature: mine for stack, tensor in self.kept.items() for feature, mine in zip(stack, tensor, strict=True)}
+        pairs = ((names, tensor.unbind(1)) for names, tensor in self.kept.tensors.items())
+        return {name: mine for names, tensors in pairs for name, mine in zip(names, tensors, strict=True)}
 
-    def read_stacks(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[list[Tensor]]:
+    def read_batches(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[Batch]:
         """Pick rows; see `FeatureReader`."""
         stacks = self.copies[drawn[1] % len(self.copies)] if drawn and self.copies else self.kept
         for rows in batches:
-            yield [_rows_of(stack, rows).to(self.device) for stack in stacks.values()]
-
-
-def _rows_of(stack: Tensor, rows: Tensor) -> Tensor:
-    """Rows of each feature of a stack, in its layout: in one call, and on a CPU three times as fast as by indexing."""
-    last = stack.movedim(2, -1)
-    groups, count = last.shape[:2]
-    places = torch.arange(groups, device=last.device)[:, None] * count + rows.to(last.device)
-    picked = last.view(groups * count, -1).index_select(0, places.flatten())
-    return picked.view(groups, len(rows), *last.shape[2:]).movedim(-1, 2)
+            yield stacks.batch(rows, self.device)
 
 
 class ForwardedImages(FeatureReader):
@@ -145,7 +191,7 @@ class ForwardedImages(FeatureReader):
         self.code_shape = taps[code]
         self.shapes = {f: tuple(_reduced(torch.empty(1, *taps[f.layer]), f).shape[1:]) for f in wanted}
 
-    def read_stacks(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[list[Tensor]]:
+    def read_batches(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[Batch]:
         """Forward images; see `FeatureReader`."""
         key: tuple[int | str, ...] = (*(drawn or (self.seed,)), "samples", self.part)
         window, uniforms = Window(self.size), None
@@ -156,8 +202,8 @@ class ForwardedImages(FeatureReader):
         for index, batch in enumerate(self.images.read_batches(batches, window, uniforms)):
             with torch.set_grad_enabled(self.encoder.training):
                 taps = self._taps(self.encoder.normalise(batch), (*key, index))
-                stacks = [[_reduced(taps[f.layer], f).float().movedim(1, -1) for f in stack] for stack in wanted]
-            yield [torch.stack(stack).movedim(-1, 2) for stack in stacks]
+                parts = [[_reduced(taps[f.layer], f).float().movedim(1, -1) for f in names] for names in wanted]
+            yield Batch([torch.stack(part, 1).movedim(-1, 2) for part in parts])
 
     def _taps(self, x: Tensor, key: tuple[int | str, ...]) -> dict[str, Tensor]:
         """The taps of a batch; with samples, the code tap is the mean of so many, and the taps after it see the first."""
@@ -195,40 +241,59 @@ def _reduced(tap: Tensor, feature: Feature) -> Tensor:
     return pool_features(tap, feature.pool, feature.pool_size)
 
 
-def stored_bytes(reader: FeatureReader) -> int:
-    """What the features of all images take, in bytes."""
-    return 4 * len(reader.labels) * sum(prod(shape) for shape in reader.shapes.values())
+def stored_bytes(reader: FeatureReader, *, moments: bool) -> int:
+    """What the features of all images take, in bytes, with or without their moments."""
+    shapes = list(reader.shapes.values())
+    return 4 * len(reader.labels) * (sum(map(prod, shapes)) + moments * _moments_of(shapes))
 
 
-def moved(kept: Stacks, device: torch.device) -> Stacks:
-    """The same features on a device."""
-    return {stack: tensor.to(device) for stack, tensor in kept.items()}
+def _moments_of(shapes: Sequence[tuple[int, ...]]) -> int:
+    """How many moments of an image are worth keeping: none where each channel is a single number."""
+    return 2 * sum(channels for channels, *_ in shapes) if any(prod(cells) > 1 for _, *cells in shapes) else 0
+
+
+def _empty(reader: FeatureReader, names: Sequence[tuple[Feature, ...]], *, moments: bool, store: Path | None) -> Stacks:
+    """Room for stacks of a reader's features."""
+    count, tensors = len(reader.labels), {}
+    for mine in names:
+        channels, *cells = reader.shapes[mine[0]]
+        # channels last in memory, as heads read them fastest
+        tensors[mine] = make_room((count, len(mine), *cells, channels), store).movedim(-1, 2)
+    numbers = moments * _moments_of([reader.shapes[name] for mine in names for name in mine])
+    return Stacks(tensors, ChannelMoments(torch.zeros(numbers // 2), make_room((count, numbers), store)) if numbers else None)
 
 
 def extract(
-    reader: FeatureReader, *, drawn: tuple[int, int] | None = None, store: Path | None = None, task: str, on_event: OnEvent
-) -> Stacks:
+    reader: FeatureReader,
+    *,
+    apart: bool,
+    moments: bool,
+    drawn: tuple[int, int] | None = None,
+    store: Path | None = None,
+    task: str,
+    on_event: OnEvent,
+) -> list[Stacks]:
     """Read the features of all images in one pass.
 
     Args:
         reader: where to read.
-        drawn: as `FeatureReader.read_stacks` takes it.
+        apart: whether each feature is kept for itself.
+        moments: whether moments are kept too, of maps.
+        drawn: as `FeatureReader.read_batches` takes it.
         store: a folder whose disk keeps them, mapped into memory; none keeps them in memory. See `choose_store`.
         task: its name in the progress.
         on_event: told how far it is.
 
     Returns:
-        The features of all images, on the CPU.
+        All features together, or each for itself, on the CPU.
     """
-    count = len(reader.labels)
-    out = {}
-    for stack in reader.stacks:
-        channels, *cells = reader.shapes[stack[0]]
-        # channels last in memory, as heads read them fastest
-        out[stack] = make_room((len(stack), count, *cells, channels), store).movedim(-1, 2)
-    batches = list(torch.split(torch.arange(count), reader.plain_batch))
-    for rows, stacks in zip(batches, reader.read_stacks(batches, drawn=drawn), strict=True):
-        for kept, values in zip(out.values(), stacks, strict=True):
-            kept[:, rows[0] : rows[-1] + 1] = values.cpu()
-        on_event(Progress(task, int(rows[-1]) + 1, count, "images"))
-    return out
+    groups = [[(name,)] for names in reader.stacks for name in names] if apart else [reader.stacks]
+    kept = [_empty(reader, names, moments=moments, store=store) for names in groups]
+    batches = list(torch.split(torch.arange(len(reader.labels)), reader.plain_batch))
+    for rows, batch in zip(batches, reader.read_batches(batches, drawn=drawn), strict=True):
+        mine = slice(int(rows[0]), int(rows[-1]) + 1)
+        parts = [[part] for stack in batch.stacks for part in torch.split(stack, 1, 1)] if apart else [batch.stacks]
+        for stacks, values in zip(kept, parts, strict=True):
+            stacks.fill(mine, values)
+        on_event(Progress(task, mine.stop, len(reader.labels), "images"))
+    return kept

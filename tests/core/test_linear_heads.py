@@ -8,18 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avtcli.core import linear_heads as module
 from avtcli.core.heads import LinearHead
-from avtcli.core.linear_heads import LinearHeads
+from avtcli.core.linear_heads import ChannelMoments, LinearHeads, Statistics
 
 FEATURES, HEADS, CLASSES = 2, 3, 5
 
+Shape = tuple[int, ...]
 
-def make_batches(shape: tuple[int, ...], *, last: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Four batches of (features, B, *shape) and their labels; maps with the channels last in memory, or first."""
+
+def make_batches(shapes: list[Shape], *, last: bool) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """Four batches of stacks (B, features, *shape) and their labels; the channels last in memory, or first."""
     for count in (8, 8, 8, 3):
-        x = torch.randn(FEATURES, count, *shape, dtype=torch.float64)
-        yield x.movedim(2, -1).contiguous().movedim(-1, 2) if last else x, torch.randint(CLASSES, (count,))
+        stacks = [torch.randn(count, FEATURES, *shape, dtype=torch.float64) for shape in shapes]
+        yield [x.movedim(2, -1).contiguous().movedim(-1, 2) if last else x for x in stacks], torch.randint(CLASSES, (count,))
 
 
 def optimiser_of(rates: list[float], heads: list[list[nn.Parameter]]) -> torch.optim.Optimizer:
@@ -27,38 +28,48 @@ def optimiser_of(rates: list[float], heads: list[list[nn.Parameter]]) -> torch.o
     return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=0.1)
 
 
-def fresh(shape: tuple[int, ...]) -> list[list[LinearHead]]:
+def fresh(shapes: list[Shape]) -> list[list[list[LinearHead]]]:
     torch.manual_seed(0)
-    return [[LinearHead(shape, CLASSES).double() for _ in range(HEADS)] for _ in range(FEATURES)]
+    return [[[LinearHead(shape, CLASSES).double() for _ in range(HEADS)] for _ in range(FEATURES)] for shape in shapes]
 
 
-@pytest.mark.parametrize("shape", [(3, 2, 2), (3, 1, 1), (1, 2, 3), (3,)])
+def statistics_of(stacks: list[Tensor]) -> Statistics:
+    return ChannelMoments.of(stacks).statistics(torch.arange(len(stacks[0])))
+
+
+def each(heads: list[list[list[LinearHead]]]) -> Iterator[tuple[int, int, LinearHead]]:
+    """Every head with the numbers of its stack and its feature."""
+    for i, stack in enumerate(heads):
+        for j, mine in enumerate(stack):
+            yield from ((i, j, head) for head in mine)
+
+
+@pytest.mark.parametrize("shapes", [[(3, 2, 2)], [(3, 1, 1)], [(1, 2, 3)], [(3,)], [(3, 2, 2), (4,), (2, 3, 1)]])
 @pytest.mark.parametrize("last", [False, True])
-def test_heads_learn_in_one_product_what_each_learns_alone(shape: tuple[int, ...], last: bool) -> None:
-    apart = fresh(shape)
-    together = LinearHeads(fresh(shape))
-    rates = [0.3, 0.1, 0.03, 0.2, 0.02, 0.01]
-    alone = [head for mine in apart for head in mine]
+def test_heads_learn_in_one_product_what_each_learns_alone(shapes: list[Shape], last: bool) -> None:
+    apart = list(each(fresh(shapes)))
+    together = LinearHeads(fresh(shapes))
+    rates = [0.3, 0.1, 0.03, 0.2, 0.02, 0.01] * len(shapes)
     ours, theirs = (
         optimiser_of(rates, found)
-        for found in ([list(pair) for pair in together.parameters], [list(head.parameters()) for head in alone])
+        for found in ([list(pair) for pair in together.parameters], [list(head.parameters()) for _, _, head in apart])
     )
-    for x, labels in make_batches(shape, last=last):
-        together.learn(x, labels)
-        losses = [functional.cross_entropy(head(x[i]), labels) for i, mine in enumerate(apart) for head in mine]
+    for stacks, labels in make_batches(shapes, last=last):
+        together.learn(stacks, statistics_of(stacks), labels)
+        losses = [functional.cross_entropy(head(stacks[i][:, j]), labels) for i, j, head in apart]
         torch.stack(losses).sum().backward()
-        for (weight, bias), head in zip(together.parameters, alone, strict=True):
-            torch.testing.assert_close(weight.grad, head.linear.weight.grad.view(CLASSES, shape[0], -1).mT.flatten(1))
+        for (weight, bias), (i, _, head) in zip(together.parameters, apart, strict=True):
+            torch.testing.assert_close(weight.grad, head.linear.weight.grad.view(CLASSES, shapes[i][0], -1).mT.flatten(1))
             torch.testing.assert_close(bias.grad, head.linear.bias.grad)
         for optimizer in (ours, theirs):
             optimizer.step()
             optimizer.zero_grad()
 
-    for head in alone:
+    for _, _, head in apart:
         head.eval()
-    x = torch.randn(FEATURES, 4, *shape, dtype=torch.float64)
-    torch.testing.assert_close(together(x), torch.stack([head(x[i]).T for i, mine in enumerate(apart) for head in mine]))
-    for (_, bias), head in zip(together.parameters, alone, strict=True):
+    stacks = [torch.randn(4, FEATURES, *shape, dtype=torch.float64) for shape in shapes]
+    torch.testing.assert_close(together(stacks), torch.stack([head(stacks[i][:, j]).T for i, j, head in apart]))
+    for (_, bias), (_, _, head) in zip(together.parameters, apart, strict=True):
         torch.testing.assert_close(bias, head.linear.bias)
 
 
@@ -67,32 +78,34 @@ def test_folding_the_normalisation_into_weights_keeps_the_digits_that_it_should(
     scale: float, offset: float, digits: int
 ) -> None:
     """In float32, against float64: means of 300 deviations, channels that are constant, and such as a ReLU gives."""
-    heads = fresh((3, 4, 4))
-    for head in (head for mine in heads for head in mine):
+    heads = fresh([(3, 4, 4)])
+    for _, _, head in each(heads):
         head.norm.momentum = 1.0  # the running statistics are the batch's own
-    x = (torch.randn(FEATURES, 64, 3, 4, 4, dtype=torch.float64) * scale + offset).float()
-    together = LinearHeads([[copy.deepcopy(head).float() for head in mine] for mine in heads])
+    x = (torch.randn(64, FEATURES, 3, 4, 4, dtype=torch.float64) * scale + offset).float()
+    together = LinearHeads([[[copy.deepcopy(head).float() for head in mine] for mine in heads[0]]])
     labels = torch.arange(64) % CLASSES
-    together.learn(x, labels)
-    for (weight, _), (i, head) in zip(
-        together.parameters, ((i, head) for i, mine in enumerate(heads) for head in mine), strict=True
-    ):
-        functional.cross_entropy(head(x[i].double()), labels).backward()
+    together.learn([x], statistics_of([x]), labels)
+    for (weight, _), (_, j, head) in zip(together.parameters, each(heads), strict=True):
+        functional.cross_entropy(head(x[:, j].double()), labels).backward()
         gradient = head.linear.weight.grad.view(CLASSES, 3, -1).mT.flatten(1)
         near = 10**-digits * max(1.0, gradient.abs().max().item())
         torch.testing.assert_close(weight.grad.double(), gradient, rtol=0, atol=near)
         head.eval()
-    expected = torch.stack([head(x[i].double()).T for i, mine in enumerate(heads) for head in mine])
+    expected = torch.stack([head(x[:, j].double()).T for _, j, head in each(heads)])
 
-    torch.testing.assert_close(together(x).double(), expected, rtol=0, atol=10**-digits * max(1.0, expected.abs().max().item()))
+    torch.testing.assert_close(
+        together([x]).double(), expected, rtol=0, atol=10**-digits * max(1.0, expected.abs().max().item())
+    )
 
 
-def test_statistics_are_the_same_by_what_each_device_computes_them_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    heads, x = LinearHeads(fresh((3, 2, 2))), torch.randn(FEATURES, 8, 4, 3, dtype=torch.float64)
-    mean, var = heads._statistics(x)
-    running = heads.running_var.clone()
-    other = LinearHeads(fresh((3, 2, 2)))
-    monkeypatch.setattr(module, "FAST_STATISTICS", ())
+def test_statistics_of_any_images_follow_from_their_moments() -> None:
+    maps, vectors, constant = torch.randn(9, 2, 3, 2, 4) + 100, torch.randn(9, 1, 6), torch.full((9, 1, 2, 3, 3), 0.1)
+    first = ChannelMoments.of([maps[:4], vectors[:4], constant[:4]])
+    moments = ChannelMoments.of([maps, vectors, constant], first.origin)
+    rows = torch.tensor([7, 2, 5])
+    mean, var = moments.statistics(rows)
+    expected = [torch.var_mean(x[rows].double(), axes, correction=0) for x, axes in ((maps, (0, 3, 4)), (vectors, 0))]
 
-    torch.testing.assert_close(other._statistics(x), (mean, var))
-    torch.testing.assert_close(other.running_var, running)
+    torch.testing.assert_close(mean[:-2].double(), torch.cat([m.flatten() for _, m in expected]))
+    torch.testing.assert_close(var[:-2].double(), torch.cat([v.flatten() for v, _ in expected]), rtol=1e-4, atol=1e-6)
+    assert (mean[-2:].tolist(), var[-2:].tolist()) == ([pytest.approx(0.1)] * 2, [pytest.approx(0, abs=1e-12)] * 2)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ from avtcli.core.augment import crop_and_flip
 from avtcli.core.encoder import Encoder
 from avtcli.core.heads import build_head
 from avtcli.core.keyed import keyed_generator, seed_of
+from avtcli.core.linear_heads import ChannelMoments
 from avtcli.errors import AvtError
 from avtcli.runs import feature_store
 from avtcli.runs import subject as subject_module
 from avtcli.runs.feature_store import choose_store
-from avtcli.runs.features import Feature, FeatureReader, ForwardedImages, KeptFeatures, extract
+from avtcli.runs.features import Feature, FeatureReader, ForwardedImages, KeptFeatures, Stacks, extract, stored_bytes
 from avtcli.runs.loaders import ResidentImages, draw_uniforms
 from avtcli.runs.loading import Source, encoder_of, open_source
 from avtcli.runs.probe import ProbeResult, probe
@@ -86,9 +86,8 @@ def read_features(
     reader: FeatureReader, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None
 ) -> Iterator[dict[Feature, Tensor]]:
     """Each feature of each batch for itself."""
-    order = [feature for stack in reader.stacks for feature in stack]
-    for stacks in reader.read_stacks(batches, drawn=drawn):
-        yield dict(zip(order, chain.from_iterable(stacks), strict=True))
+    for batch in reader.read_batches(batches, drawn=drawn):
+        yield {f: stack[:, i] for names, stack in zip(reader.stacks, batch.stacks, strict=True) for i, f in enumerate(names)}
 
 
 def test_drawn_features_are_those_of_the_cropped_and_flipped_images(source: Source) -> None:
@@ -108,13 +107,29 @@ def test_each_epoch_and_seed_draws_other_crops_and_measuring_draws_none(source: 
     read = {
         drawn: next(iter(next(read_features(reader, [ROWS], drawn=drawn)).values())) for drawn in ((0, 0), (0, 1), (1, 0), None)
     }
-    ((kept,),) = extract(reader, task="x", on_event=lambda event: None).values()
+    (whole,) = extract(reader, apart=False, moments=False, task="x", on_event=lambda event: None)
+    (kept,) = KeptFeatures(whole, torch.zeros(12), device=CPU).features.values()
     encoder = encoder_of(source)
 
     assert len({values.sum().item() for values in read.values()}) == 4
     torch.testing.assert_close(read[None], kept[ROWS])
     with torch.no_grad():
         torch.testing.assert_close(kept, encoder(encoder.normalise(pixels())))
+
+
+def test_moments_are_kept_of_maps_in_the_order_of_the_features_and_not_of_vectors_alone(source: Source) -> None:
+    def read(*layers: str, apart: bool = False) -> list[Stacks]:
+        reader = reader_of(source, list(layers))
+        kept = extract(reader, apart=apart, moments=True, task="x", on_event=lambda event: None)
+        assert stored_bytes(reader, moments=True) == sum(stacks.nbytes for stacks in kept) or apart
+        return kept
+
+    (vectors,) = read("classifier")
+    assert vectors.moments is None
+    for stacks in (*read("conv1", "classifier", "conv2"), *read("conv1", "conv2", apart=True)):
+        batch = stacks.batch(ROWS, CPU)
+        mean, var = ChannelMoments.of(batch.stacks).statistics(torch.arange(4))
+        torch.testing.assert_close(batch.statistics, (mean, var), rtol=1e-4, atol=1e-6)
 
 
 def test_the_code_is_the_mean_of_its_samples_and_later_layers_see_the_first(source: Source) -> None:
@@ -228,11 +243,11 @@ def kept(*layers: str, count: int = 33) -> KeptFeatures:
     alike = [[name for name in drawn if SHAPES[name] == shape] for shape in shapes]
     stacks = {
         tuple(Feature(name, "none", 4) for name in names): torch.stack(
-            [drawn[name].movedim(1, -1).contiguous() for name in names]
+            [drawn[name].movedim(1, -1).contiguous() for name in names], 1
         ).movedim(-1, 2)
         for names in alike
     }
-    return KeptFeatures(stacks, torch.arange(count) % 4, device=CPU)
+    return KeptFeatures(Stacks(stacks), torch.arange(count) % 4, device=CPU)
 
 
 def train(

@@ -16,7 +16,7 @@ from avtcli.core.linear_heads import without_dust
 from avtcli.errors import AvtError
 from avtcli.runs import features as features_module
 from avtcli.runs.events import Event, Notice
-from avtcli.runs.features import Feature, KeptFeatures
+from avtcli.runs.features import Feature, KeptFeatures, Stacks
 from avtcli.runs.loaders import build_data, limited
 from avtcli.runs.loading import Source, encoder_of, open_source
 from avtcli.runs.probe import ProbeResult, probe
@@ -71,7 +71,7 @@ def test_heads_trained_together_do_as_each_does_alone(source: Source, monkeypatc
 
 def test_features_are_flattened_for_closed_heads_without_a_copy() -> None:
     feature, images = Feature("conv1", "max", 2), torch.randn(5, 2, 2, 3)
-    kept = KeptFeatures({(feature,): images.movedim(-1, 1)[None]}, torch.arange(5), device=torch.device("cpu"))
+    kept = KeptFeatures(Stacks({(feature,): images.movedim(-1, 1)[:, None]}), torch.arange(5), device=torch.device("cpu"))
     flat = closed_heads._Flat.of(kept, feature)
 
     assert flat.features.data_ptr() == images.data_ptr()

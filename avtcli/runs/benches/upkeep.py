@@ -21,7 +21,7 @@ from avtcli.runs.benches.step import images_of, our_step
 from avtcli.runs.benches.timing import Ground, Trial, seconds_of
 from avtcli.runs.checkpoint import save_checkpoint
 from avtcli.runs.events import ignore
-from avtcli.runs.features import Feature, ForwardedImages, KeptFeatures, Stacks, extract, moved
+from avtcli.runs.features import Feature, ForwardedImages, KeptFeatures, Stacks, extract
 from avtcli.runs.files import disk_errors_explained
 from avtcli.runs.optimizing import make_optimizer
 from avtcli.runs.probes.planned import HeadPlan
@@ -49,7 +49,8 @@ def measure_probe(ground: Ground) -> Trial:
     )
 
     def read() -> Stacks:
-        return moved(extract(forwarded, task="features", on_event=ignore), device)
+        (kept,) = extract(forwarded, apart=False, moments=True, task="features", on_event=ignore)
+        return kept.to(device)
 
     reader = KeptFeatures(read(), labels, device=device)
     config = ProbeConfig(epochs=1, batch_size=PROBE_BATCH)

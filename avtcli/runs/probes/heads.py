@@ -7,10 +7,10 @@ import torch
 
 from avtcli.config import CLOSED_HEADS
 from avtcli.core.encoder import Encoder
-from avtcli.core.heads import build_head
+from avtcli.core.heads import LINEAR_HEADS, build_head
 from avtcli.runs.devices import has_room
 from avtcli.runs.feature_store import choose_store, fits_memory
-from avtcli.runs.features import Feature, FeatureReader, ForwardedImages, KeptFeatures, Stacks, extract, moved, stored_bytes
+from avtcli.runs.features import Feature, FeatureReader, ForwardedImages, KeptFeatures, Stacks, extract, stored_bytes
 from avtcli.runs.probes.closed_heads import closed_head
 from avtcli.runs.probes.finetuning import tuned_heads
 from avtcli.runs.probes.job import Draw, Figures, Found, Job, split_held_out
@@ -94,31 +94,40 @@ def _frozen(job: Job, encoder: Encoder, name: str) -> Iterator[Found]:
 def _readers(job: Job, encoder: Encoder, name: str) -> Iterator[tuple[FeatureReader, FeatureReader]]:
     """Where the training and the test features come from: kept, all at once or one at a time, or forwarded, all at once."""
     train, test = (job.forwarded(encoder, part, job.wanted) for part in ("train", "test"))
-    copies = job.config.copies
-
-    def read(reader: ForwardedImages, copy: int | None = None) -> Stacks:
-        drawn = None if copy is None else (job.config.seed, copy)
-        which = "" if copy is None else f", copy {copy + 1} of {copies}"
-        return extract(reader, drawn=drawn, store=store, task=f"{name} features, {reader.part}{which}", on_event=job.on_event)
-
-    if job.config.augments and not copies:
-        store = None
-        small = stored_bytes(test) <= KEPT_BYTES
-        yield train, KeptFeatures(moved(read(test), job.device), test.labels, device=job.device) if small else test
-        return
+    copies, linear = job.config.copies, job.config.head in LINEAR_HEADS
+    forwards = job.config.augments and not copies
     plain = not copies or job.config.chooses_rate  # what is held out is read as it is
-    needed = stored_bytes(train) * (plain + copies) + stored_bytes(test)
-    store = choose_store(needed)
+    of_test = stored_bytes(test, moments=False)
+    needed = stored_bytes(train, moments=linear) * (plain + copies) + of_test
+    store, together = (None, True) if forwards else (choose_store(needed), _fit_together(job, train, needed))
+
+    def read(reader: ForwardedImages, copy: int | None = None) -> list[Stacks]:
+        which = "" if copy is None else f", copy {copy + 1} of {copies}"
+        return extract(
+            reader,
+            apart=not together,
+            moments=linear and reader is train,
+            drawn=None if copy is None else (job.config.seed, copy),
+            store=store,
+            task=f"{name} features, {reader.part}{which}",
+            on_event=job.on_event,
+        )
+
+    if forwards:
+        if of_test <= KEPT_BYTES:
+            (kept,) = read(test)
+            yield train, KeptFeatures(kept.to(job.device), test.labels, device=job.device)
+        else:
+            yield train, test
+        return
     kept_train = [*([read(train)] if plain else []), *(read(train, copy) for copy in range(copies))]
-    kept_test = read(test)
-    whole = [kept_test, *kept_train]
-    for group in [whole] if _fit_together(job, train, needed) else zip(*map(_apart, whole), strict=True):
-        bytes_of = 4 * sum(tensor.numel() for kept in group for tensor in kept.values())
+    for theirs, *mine in zip(read(test), *kept_train, strict=True):
+        bytes_of = sum(kept.nbytes for kept in (theirs, *mine))
         place = torch.device("cpu") if store or not has_room(job.device, bytes_of) else job.device
-        theirs, *mine = (moved(kept, place) for kept in group)
+        there = [kept.to(place) for kept in mine]
         yield (
-            KeptFeatures(mine[0], train.labels, device=job.device, copies=mine[plain:]),
-            KeptFeatures(theirs, test.labels, device=job.device),
+            KeptFeatures(there[0], train.labels, device=job.device, copies=there[plain:]),
+            KeptFeatures(theirs.to(place), test.labels, device=job.device),
         )
 
 
@@ -131,11 +140,6 @@ def _fit_together(job: Job, train: FeatureReader, needed: int) -> bool:
     copies = 5  # the weights, two moments, their gradients and, of linear heads, those with the normalisation in them
     weights = 4 * copies * len(job.config.peaks) * sum(p.numel() for head in heads for p in head.parameters())
     return fits_memory(needed + weights) and has_room(job.device, needed + weights)
-
-
-def _apart(kept: Stacks) -> list[Stacks]:
-    """Each feature for itself, without a copy."""
-    return [{(feature,): tensor[i : i + 1]} for stack, tensor in kept.items() for i, feature in enumerate(stack)]
 
 
 def _trained(job: Job, train: FeatureReader, test: FeatureReader, draw: Draw, *, task: str) -> list[Figures]:

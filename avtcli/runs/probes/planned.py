@@ -13,8 +13,8 @@ from torch.nn import functional
 from avtcli.config import ProbeConfig
 from avtcli.core.heads import LinearHead, build_head
 from avtcli.core.keyed import seed_of
-from avtcli.core.linear_heads import LinearHeads, without_dust
-from avtcli.runs.features import Feature, FeatureReader
+from avtcli.core.linear_heads import ChannelMoments, LinearHeads, without_dust
+from avtcli.runs.features import Batch, Feature, FeatureReader
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ class Heads(ABC):
     parameters: list[list[nn.Parameter]]
 
     @abstractmethod
-    def learn(self, stacks: Sequence[Tensor], labels: Tensor) -> None:
+    def learn(self, batch: Batch, labels: Tensor) -> None:
         """Leave the parameters, which have no gradients, those of their heads' mean cross-entropies.
 
         The batch is normalised by its own statistics.
 
         Args:
-            stacks: features as `FeatureReader.read_stacks` gives them.
+            batch: of features.
             labels: theirs, (B,) int64.
         """
 
     @abstractmethod
-    def __call__(self, stacks: Sequence[Tensor]) -> list[Tensor]:
+    def __call__(self, batch: Batch) -> list[Tensor]:
         """Logits of each head, (classes, B), in the order of the plans, by the running statistics."""
 
 
@@ -57,40 +57,39 @@ class _Separate(Heads):
         self.heads, self.places = heads, places
         self.parameters = [list(head.parameters()) for head in heads]
 
-    def learn(self, stacks: Sequence[Tensor], labels: Tensor) -> None:
-        logits = torch.stack(self._logits(stacks, training=True))
+    def learn(self, batch: Batch, labels: Tensor) -> None:
+        logits = torch.stack(self._logits(batch, training=True))
         logits.register_hook(without_dust)  # type: ignore[no-untyped-call]
         loss = functional.cross_entropy(logits, labels.expand(len(logits), -1), reduction="sum") / len(labels)
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def __call__(self, stacks: Sequence[Tensor]) -> list[Tensor]:
-        return self._logits(stacks, training=False)
+    def __call__(self, batch: Batch) -> list[Tensor]:
+        return self._logits(batch, training=False)
 
-    def _logits(self, stacks: Sequence[Tensor], *, training: bool) -> list[Tensor]:
+    def _logits(self, batch: Batch, *, training: bool) -> list[Tensor]:
         pairs = zip(self.heads, self.places, strict=True)
-        return [head.train(training)(stacks[stack][place]).T for head, (stack, place) in pairs]
+        return [head.train(training)(batch.stacks[stack][:, place]).T for head, (stack, place) in pairs]
 
 
 class _Linear(Heads):
-    """Linear heads, as many on each feature, all those of one shape in one product."""
+    """Linear heads, as many on each feature of a shape, all those of one shape in one product."""
 
     def __init__(self, heads: Sequence[LinearHead], places: Sequence[tuple[int, int]]) -> None:
         order = sorted(range(len(heads)), key=lambda i: places[i])
-        self.stacks = [
-            LinearHeads([[heads[i] for i in mine] for _, mine in groupby(members, key=lambda i: places[i])])
-            for _, members in groupby(order, key=lambda i: places[i][0])
-        ]
-        found = [list(parameters) for stack in self.stacks for parameters in stack.parameters]
-        self.where = sorted(range(len(order)), key=lambda i: order[i])  # of each plan among the stacks' heads
-        self.parameters = [found[place] for place in self.where]
+        by_stack = (list(members) for _, members in groupby(order, key=lambda i: places[i][0]))
+        self.joined = LinearHeads(
+            [[[heads[i] for i in mine] for _, mine in groupby(members, key=lambda i: places[i])] for members in by_stack]
+        )
+        self.where = sorted(range(len(order)), key=lambda i: order[i])  # of each plan among the joined heads
+        self.parameters = [list(self.joined.parameters[place]) for place in self.where]
 
-    def learn(self, stacks: Sequence[Tensor], labels: Tensor) -> None:
-        for mine, features in zip(self.stacks, stacks, strict=True):
-            mine.learn(features, labels)
+    def learn(self, batch: Batch, labels: Tensor) -> None:
+        found = batch.statistics or ChannelMoments.of(batch.stacks).statistics(torch.arange(len(labels), device=labels.device))
+        self.joined.learn(batch.stacks, found, labels)
 
-    def __call__(self, stacks: Sequence[Tensor]) -> list[Tensor]:
-        found = [logits for mine, features in zip(self.stacks, stacks, strict=True) for logits in mine(features)]
-        return [found[place] for place in self.where]
+    def __call__(self, batch: Batch) -> list[Tensor]:
+        logits = self.joined(batch.stacks)
+        return [logits[place] for place in self.where]
 
 
 def start_heads(

@@ -103,12 +103,12 @@ def train_heads(
             seed_model(seed_of(seed, epoch, "model"), train.reader.labels.device)
         order = train.rows[torch.randperm(len(train.rows), generator=keyed_generator(seed, "order", epoch))]
         batches = [order[first:last] for first, last in bounds]
-        for index, stacks in enumerate(train.reader.read_stacks(batches, drawn=(seed, epoch))):
+        for index, batch in enumerate(train.reader.read_batches(batches, drawn=(seed, epoch))):
             labels = train.reader.labels[batches[index].to(train.reader.labels.device)]
             step = epoch * len(bounds) + index
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = rate_of(config, peak, epoch=epoch, progress=step / steps)
-            heads.learn(stacks, labels)
+            heads.learn(batch, labels)
             optimizer.step()
             optimizer.zero_grad()
             if step % TELL_EVERY == 0:
@@ -136,9 +136,9 @@ def score(heads: Heads, test: Part) -> Curve:
     """Top-1 and top-5 in percent of each head."""
     batches = list(torch.split(test.rows, test.reader.plain_batch))
     labels, hits = test.reader.labels, [[0, 0] for _ in heads.parameters]
-    for rows, stacks in zip(batches, test.reader.read_stacks(batches, drawn=None), strict=True):
+    for rows, batch in zip(batches, test.reader.read_batches(batches, drawn=None), strict=True):
         truth = labels[rows.to(labels.device)]
-        for mine, logits in zip(hits, heads(stacks), strict=True):
+        for mine, logits in zip(hits, heads(batch), strict=True):
             for place, k in enumerate((1, min(5, len(logits)))):
                 mine[place] += topk_hits(logits.T, truth, k)
     return [(100 * first / len(test.rows), 100 * fifth / len(test.rows)) for first, fifth in hits]
