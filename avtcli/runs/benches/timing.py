@@ -18,7 +18,7 @@ class Scale:
         plain_homographies: drawn one by one by the baseline.
         small: images of 32 px to warp.
         large: images of 224 px to warp.
-        pairs: that ours makes, in batches.
+        pairs: that ours makes, in batches: an epoch of them. One of 1 024 still shows the start of an epoch, a twentieth.
         plain_pairs: that the baseline makes, whole batches.
         pair_batch: pairs that ours makes at once.
         batch: images of 32 px in a training step.
@@ -34,7 +34,7 @@ class Scale:
     plain_homographies: int = 1_000
     small: int = 512
     large: int = 32
-    pairs: int = 1_024
+    pairs: int = 1_920
     plain_pairs: int = 256
     pair_batch: int = 128
     batch: int = 32
