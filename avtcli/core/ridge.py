@@ -16,6 +16,9 @@ from avtcli.errors import AvtError, ShapeError
 CHUNK_BYTES = 2**26
 """How much of x is held in float64 at once."""
 
+BLOCK = 512
+"""Columns of a matrix of products that are computed at once: a triangle of 3072 rows takes 0.6 of the time of the whole."""
+
 
 @dataclass(frozen=True)
 class Ridge:
@@ -127,7 +130,7 @@ class _Sums:
     def __init__(self, x: Tensor, y: Tensor) -> None:
         self.origin, self.y_origin, self.count = x, y, 0
         self.x, self.y = torch.zeros_like(x), torch.zeros_like(y)
-        self.gram, self.cross = x.new_zeros(len(x), len(x)), x.new_zeros(len(x), len(y))
+        self.gram, self.cross = x.new_zeros(len(x), len(x)), x.new_zeros(len(x), len(y))  # gram: its lower triangle
 
     def add(self, x: Tensor, y: Tensor, rows: Tensor) -> "_Sums":
         """Add those of some rows, read in chunks; return itself."""
@@ -136,7 +139,7 @@ class _Sums:
             targets = y[part.to(y.device)].to(self.origin) - self.y_origin
             self.x += shifted.sum(0)
             self.y += targets.sum(0)
-            self.gram.addmm_(shifted.T, shifted)
+            _add_products(self.gram, shifted.T)
             self.cross.addmm_(shifted.T, targets)
         self.count += len(rows)
         return self
@@ -165,7 +168,7 @@ def _dual(x: Tensor, y: Tensor, penalties: Sequence[float], rows: Tensor) -> lis
     means, stds = [], []
     for columns in torch.split(x, _chunk(len(rows)), dim=1):
         z, mean, std = _standardised(columns[rows].to(y))
-        kernel.addmm_(z, z.T)
+        _add_products(kernel, z)
         means.append(mean)
         stds.append(std)
     found = _shrunk(kernel, y - y_mean, [penalty * len(rows) for penalty in penalties])
@@ -190,6 +193,12 @@ def _standardised(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     centred = shifted - mean
     std = _std(centred.square().mean(0))
     return centred / std, x[0] + mean, std
+
+
+def _add_products(lower: Tensor, x: Tensor) -> None:
+    """Add those of the rows of x with each other: the triangle below the diagonal, which is all that Cholesky reads."""
+    for first in range(0, len(x), BLOCK):
+        lower[first:, first : first + BLOCK].addmm_(x[first:], x[first : first + BLOCK].T)
 
 
 def _std(variance: Tensor) -> Tensor:

@@ -76,16 +76,17 @@ class Stacks:
         mean, var = self.moments.statistics(rows.to(self.moments.origin.device))
         return Batch(stacks, (mean.to(device), var.to(device)))
 
-    def fill(self, rows: slice, parts: Sequence[Tensor]) -> None:
+    def fill(self, rows: slice, features: Mapping[Feature, Tensor]) -> None:
         """Put in what was read of some images, whose first are the first of all."""
-        for tensor, part in zip(self.tensors.values(), parts, strict=True):
-            tensor[rows] = part.cpu()
+        for names, tensor in self.tensors.items():
+            for place, name in enumerate(names):
+                tensor[rows, place] = features[name].cpu()
         if self.moments is not None:
-            # the first batch's own mean, which is near that of all
-            origin = self.moments.origin.to(parts[0].device) if rows.start else None
-            found = ChannelMoments.of(parts, origin)
+            # the first images' own mean, which is near that of all
+            origin = self.moments.origin if rows.start else None
+            found = ChannelMoments.of([tensor[rows] for tensor in self.tensors.values()], origin)
             self.moments.origin.copy_(found.origin)
-            self.moments.of_images[rows] = found.of_images.cpu()
+            self.moments.of_images[rows] = found.of_images
 
 
 class FeatureReader(ABC):
@@ -193,17 +194,22 @@ class ForwardedImages(FeatureReader):
 
     def read_batches(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[Batch]:
         """Forward images; see `FeatureReader`."""
+        for found in self.read_features(batches, drawn=drawn):
+            parts = ([found[name].movedim(1, -1) for name in names] for names in self.stacks)
+            yield Batch([torch.stack(part, 1).movedim(-1, 2) for part in parts])
+
+    def read_features(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[dict[Feature, Tensor]]:
+        """As `read_batches`, each feature for itself, (B, *shape)."""
         key: tuple[int | str, ...] = (*(drawn or (self.seed,)), "samples", self.part)
         window, uniforms = Window(self.size), None
         if drawn is not None and self.augment is not None:
             window = Window(self.size, padding=self.augment.padding, flip=self.augment.flip)
             uniforms = draw_uniforms(*drawn, len(self.images))
-        wanted = self.stacks
         for index, batch in enumerate(self.images.read_batches(batches, window, uniforms)):
             with torch.set_grad_enabled(self.encoder.training):
                 taps = self._taps(self.encoder.normalise(batch), (*key, index))
-                parts = [[_reduced(taps[f.layer], f).float().movedim(1, -1) for f in names] for names in wanted]
-            yield Batch([torch.stack(part, 1).movedim(-1, 2) for part in parts])
+                found = {feature: _reduced(taps[feature.layer], feature).float() for feature in self.wanted}
+            yield found
 
     def _taps(self, x: Tensor, key: tuple[int | str, ...]) -> dict[str, Tensor]:
         """The taps of a batch; with samples, the code tap is the mean of so many, and the taps after it see the first."""
@@ -264,7 +270,7 @@ def _empty(reader: FeatureReader, names: Sequence[tuple[Feature, ...]], *, momen
 
 
 def extract(
-    reader: FeatureReader,
+    reader: ForwardedImages,
     *,
     apart: bool,
     moments: bool,
@@ -279,7 +285,7 @@ def extract(
         reader: where to read.
         apart: whether each feature is kept for itself.
         moments: whether moments are kept too, of maps.
-        drawn: as `FeatureReader.read_batches` takes it.
+        drawn: as `read_features` takes it.
         store: a folder whose disk keeps them, mapped into memory; none keeps them in memory. See `choose_store`.
         task: its name in the progress.
         on_event: told how far it is.
@@ -290,10 +296,9 @@ def extract(
     groups = [[(name,)] for names in reader.stacks for name in names] if apart else [reader.stacks]
     kept = [_empty(reader, names, moments=moments, store=store) for names in groups]
     batches = list(torch.split(torch.arange(len(reader.labels)), reader.plain_batch))
-    for rows, batch in zip(batches, reader.read_batches(batches, drawn=drawn), strict=True):
+    for rows, features in zip(batches, reader.read_features(batches, drawn=drawn), strict=True):
         mine = slice(int(rows[0]), int(rows[-1]) + 1)
-        parts = [[part] for stack in batch.stacks for part in torch.split(stack, 1, 1)] if apart else [batch.stacks]
-        for stacks, values in zip(kept, parts, strict=True):
-            stacks.fill(mine, values)
+        for stacks in kept:
+            stacks.fill(mine, features)
         on_event(Progress(task, mine.stop, len(reader.labels), "images"))
     return kept
