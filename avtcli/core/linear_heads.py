@@ -83,7 +83,7 @@ class LinearHeads:
         the gradient of the logits W (x - mean) rate + b, that of W is (g'x - sum(g)' mean) rate.
 
         Args:
-            stacks: the features.
+            stacks: the features, of two images at least.
             statistics: theirs, from `ChannelMoments`.
             labels: (B,) int64.
         """
@@ -122,8 +122,10 @@ class LinearHeads:
 class ChannelMoments:
     """What the statistics of any batch of some images follow from: the features need not be read for them at each step.
 
+    A batch whose mean lies far from the origin loses digits of its variance, where a channel's own deviation is small beside.
+
     Attributes:
-        origin: of each channel, near its mean, so that what is seen from there loses no digits, (channels,).
+        origin: of each channel, where its values are seen from, (channels,).
         of_images: over each image's cells the mean of x - origin, then of its square, (n, 2 x channels).
     """
 
@@ -131,19 +133,24 @@ class ChannelMoments:
     of_images: Tensor
 
     @classmethod
-    def of(cls, stacks: Sequence[Tensor], origin: Tensor | None = None) -> "ChannelMoments":
-        """Those of features.
+    def of(cls, stacks: Sequence[Tensor]) -> "ChannelMoments":
+        """Those of features, seen from their own mean.
 
         Args:
             stacks: (n, features, C, *cells) or (n, features, C) each; their channels are taken in turn.
-            origin: of each channel; the mean of these where left out.
         """
         cells = [_by_cell(features) for features in stacks]
         means = torch.cat([x.mean(2).flatten(1) for x in cells], 1)
-        origin = means.mean(0) if origin is None else origin
+        origin = means.mean(0)
         parts = torch.split(origin, [x.shape[1] * x.shape[3] for x in cells])
         squares = [(x - part.view(-1, 1, x.shape[3])).square_().mean(2) for x, part in zip(cells, parts, strict=True)]
         return cls(origin, torch.cat([means - origin, *[square.flatten(1) for square in squares]], 1))
+
+    def seen_from(self, origin: Tensor) -> "ChannelMoments":
+        """The same from another origin."""
+        shift = self.origin - origin
+        first, second = self.of_images.chunk(2, 1)
+        return ChannelMoments(origin, torch.cat([first + shift, second + shift * (2 * first + shift)], 1))
 
     def statistics(self, rows: Tensor) -> Statistics:
         """Mean and variance of each channel over some of the images, (B,) int64."""

@@ -206,14 +206,14 @@ def _std(variance: Tensor) -> Tensor:
     return torch.where(variance > 0, variance, torch.inf).sqrt()
 
 
-def _shrunk(symmetric: Tensor, right: Tensor, shrinks: Sequence[float]) -> list[Tensor | None]:
-    """(a + shrink)^-1 b for each shrink, or none where the shrink is lost in rounding.
+def _shrunk(lower: Tensor, right: Tensor, shrinks: Sequence[float]) -> list[Tensor | None]:
+    """(a + shrink)^-1 b for each shrink, or none where the shrink is lost in rounding; of a the lower triangle is read.
 
     Seven Choleskys take less time than the one eigendecomposition that would serve all.
     """
     solved: list[Tensor | None] = []
     for shrink in shrinks:
-        factor = symmetric.clone()
+        factor = lower.clone()
         factor.diagonal().add_(shrink)
         factor, broken = torch.linalg.cholesky_ex(factor)
         solved.append(None if broken else torch.cholesky_solve(right, factor))

@@ -76,18 +76,6 @@ class Stacks:
         mean, var = self.moments.statistics(rows.to(self.moments.origin.device))
         return Batch(stacks, (mean.to(device), var.to(device)))
 
-    def fill(self, rows: slice, features: Mapping[Feature, Tensor]) -> None:
-        """Put in what was read of some images, whose first are the first of all."""
-        for names, tensor in self.tensors.items():
-            for place, name in enumerate(names):
-                tensor[rows, place] = features[name].cpu()
-        if self.moments is not None:
-            # the first images' own mean, which is near that of all
-            origin = self.moments.origin if rows.start else None
-            found = ChannelMoments.of([tensor[rows] for tensor in self.tensors.values()], origin)
-            self.moments.origin.copy_(found.origin)
-            self.moments.of_images[rows] = found.of_images
-
 
 class FeatureReader(ABC):
     """Features of labelled images, by row."""
@@ -248,7 +236,7 @@ def _reduced(tap: Tensor, feature: Feature) -> Tensor:
 
 
 def stored_bytes(reader: FeatureReader, *, moments: bool) -> int:
-    """What the features of all images take, in bytes, with or without their moments."""
+    """What the features of all images take at most, in bytes, with or without their moments."""
     shapes = list(reader.shapes.values())
     return 4 * len(reader.labels) * (sum(map(prod, shapes)) + moments * _moments_of(shapes))
 
@@ -258,15 +246,41 @@ def _moments_of(shapes: Sequence[tuple[int, ...]]) -> int:
     return 2 * sum(channels for channels, *_ in shapes) if any(prod(cells) > 1 for _, *cells in shapes) else 0
 
 
-def _empty(reader: FeatureReader, names: Sequence[tuple[Feature, ...]], *, moments: bool, store: Path | None) -> Stacks:
-    """Room for stacks of a reader's features."""
-    count, tensors = len(reader.labels), {}
-    for mine in names:
-        channels, *cells = reader.shapes[mine[0]]
-        # channels last in memory, as heads read them fastest
-        tensors[mine] = make_room((count, len(mine), *cells, channels), store).movedim(-1, 2)
-    numbers = moments * _moments_of([reader.shapes[name] for mine in names for name in mine])
-    return Stacks(tensors, ChannelMoments(torch.zeros(numbers // 2), make_room((count, numbers), store)) if numbers else None)
+class _Filling:
+    """Stacks of a reader's features that are being filled, in memory or in a folder's files."""
+
+    def __init__(
+        self, reader: FeatureReader, names: Sequence[tuple[Feature, ...]], *, moments: bool, store: Path | None
+    ) -> None:
+        count, self.tensors = len(reader.labels), dict[tuple[Feature, ...], Tensor]()
+        for mine in names:
+            channels, *cells = reader.shapes[mine[0]]
+            # channels last in memory, as heads read them fastest
+            self.tensors[mine] = make_room((count, len(mine), *cells, channels), store).movedim(-1, 2)
+        numbers = moments * _moments_of([reader.shapes[name] for mine in names for name in mine])
+        self.moments = make_room((count, numbers), store) if numbers else None
+        self.origins: list[tuple[slice, Tensor]] = []  # what each batch's moments are seen from
+
+    def put(self, rows: slice, features: Mapping[Feature, Tensor]) -> None:
+        """Put in what was read of some images."""
+        for names, tensor in self.tensors.items():
+            for place, name in enumerate(names):
+                tensor[rows, place] = features[name].cpu()
+        if self.moments is not None:
+            found = ChannelMoments.of([tensor[rows] for tensor in self.tensors.values()])
+            self.moments[rows] = found.of_images
+            self.origins.append((rows, found.origin))
+
+    def finish(self) -> Stacks:
+        """The stacks, all moments seen from one origin: the mean of all images, where no class lies far from it."""
+        if self.moments is None:
+            return Stacks(self.tensors)
+        total = sum(origin * (rows.stop - rows.start) for rows, origin in self.origins)
+        assert isinstance(total, Tensor)
+        origin = total / len(self.moments)
+        for rows, theirs in self.origins:
+            self.moments[rows] = ChannelMoments(theirs, self.moments[rows]).seen_from(origin).of_images
+        return Stacks(self.tensors, ChannelMoments(origin, self.moments))
 
 
 def extract(
@@ -294,11 +308,11 @@ def extract(
         All features together, or each for itself, on the CPU.
     """
     groups = [[(name,)] for names in reader.stacks for name in names] if apart else [reader.stacks]
-    kept = [_empty(reader, names, moments=moments, store=store) for names in groups]
+    kept = [_Filling(reader, names, moments=moments, store=store) for names in groups]
     batches = list(torch.split(torch.arange(len(reader.labels)), reader.plain_batch))
     for rows, features in zip(batches, reader.read_features(batches, drawn=drawn), strict=True):
         mine = slice(int(rows[0]), int(rows[-1]) + 1)
-        for stacks in kept:
-            stacks.fill(mine, features)
+        for filling in kept:
+            filling.put(mine, features)
         on_event(Progress(task, mine.stop, len(reader.labels), "images"))
-    return kept
+    return [filling.finish() for filling in kept]

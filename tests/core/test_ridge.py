@@ -77,11 +77,12 @@ def test_a_linear_law_without_noise_is_recovered() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_the_size_of_the_chunks_does_not_change_the_fit(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sizes_of_chunks_and_blocks_do_not_change_the_fit(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = data(*shape)
     (whole,) = fit_ridges(x, y, [0.01])
     predicted = whole.predict(x)
     monkeypatch.setattr(ridge, "CHUNK_BYTES", 8 * 7 * min(shape))
+    monkeypatch.setattr(ridge, "BLOCK", 5)
     (chunked,) = fit_ridges(x, y, [0.01])
 
     torch.testing.assert_close(chunked.weight, whole.weight, rtol=1e-9, atol=1e-12)

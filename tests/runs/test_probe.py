@@ -117,19 +117,35 @@ def test_each_epoch_and_seed_draws_other_crops_and_measuring_draws_none(source: 
         torch.testing.assert_close(kept, encoder(encoder.normalise(pixels())))
 
 
-def test_moments_are_kept_of_maps_in_the_order_of_the_features_and_not_of_vectors_alone(source: Source) -> None:
-    def read(*layers: str, apart: bool = False) -> list[Stacks]:
+def test_moments_are_kept_of_maps_in_the_order_of_the_features_and_not_of_vectors_alone(source: Source, tmp_path: Path) -> None:
+    def read(*layers: str, apart: bool = False, store: Path | None = None) -> list[Stacks]:
         reader = reader_of(source, list(layers))
-        kept = extract(reader, apart=apart, moments=True, task="x", on_event=lambda event: None)
-        assert stored_bytes(reader, moments=True) == sum(stacks.nbytes for stacks in kept) or apart
+        reader.plain_batch = 5
+        kept = extract(reader, apart=apart, moments=True, store=store, task="x", on_event=lambda event: None)
+        assert stored_bytes(reader, moments=True) == sum(stacks.nbytes for stacks in kept)
         return kept
 
     (vectors,) = read("classifier")
     assert vectors.moments is None
-    for stacks in (*read("conv1", "classifier", "conv2"), *read("conv1", "conv2", apart=True)):
+    for stacks in (*read("conv1", "classifier", "conv2"), *read("conv1", "conv2", apart=True, store=tmp_path)):
         batch = stacks.batch(ROWS, CPU)
         mean, var = ChannelMoments.of(batch.stacks).statistics(torch.arange(4))
         torch.testing.assert_close(batch.statistics, (mean, var), rtol=1e-4, atol=1e-6)
+
+
+def test_moments_keep_their_digits_where_the_first_images_lie_far_off(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a folder's first class is the only one that a channel answers to."""
+    reader, feature = reader_of(source, ["conv1"]), Feature("conv1", "none", 4)
+    reader.plain_batch = 1
+    far = torch.randn(12, *reader.shapes[feature], generator=torch.Generator().manual_seed(0)) * 0.01
+    far[0] += 10
+    monkeypatch.setattr(reader, "read_features", lambda batches, drawn: ({feature: far[rows]} for rows in batches))
+    (stacks,) = extract(reader, apart=False, moments=True, task="x", on_event=lambda event: None)
+    rows = torch.arange(1, 9)
+
+    assert stacks.moments is not None
+    var = stacks.moments.statistics(rows)[1]
+    torch.testing.assert_close(var, far[rows].var((0, 2, 3), correction=0), rtol=0.02, atol=0)
 
 
 def test_the_code_is_the_mean_of_its_samples_and_later_layers_see_the_first(source: Source) -> None:
@@ -188,7 +204,8 @@ def test_features_that_exceed_a_quarter_of_memory_go_to_disk_and_give_the_same_f
     source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     in_memory = run_probe(source, **OURS)
-    monkeypatch.setattr(feature_store, "memory_bytes", lambda: 4 * (60 + 1000) * 10 * 16 * 4 - 1)
+    needed = 4 * ((60 + 1000) * 10 * 16 + 60 * 2 * 10)  # features of train and test, moments of train
+    monkeypatch.setattr(feature_store, "memory_bytes", lambda: 4 * needed - 1)
     monkeypatch.setattr(feature_store.tempfile, "tempdir", str(tmp_path))
     stores = []
     monkeypatch.setattr(module, "extract", lambda *a, **k: (stores.append(k["store"]), extract(*a, **k))[1])
