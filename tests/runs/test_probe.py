@@ -22,7 +22,8 @@ from avtcli.errors import AvtError
 from avtcli.runs import feature_store
 from avtcli.runs import subject as subject_module
 from avtcli.runs.feature_store import choose_store
-from avtcli.runs.features import Feature, FeatureReader, ForwardedImages, KeptFeatures, Stacks, extract, stored_bytes
+from avtcli.runs.features import Feature, FeatureReader, ForwardedImages
+from avtcli.runs.kept_features import KeptFeatures, Stacks, extract, stored_bytes
 from avtcli.runs.loaders import ResidentImages, draw_uniforms
 from avtcli.runs.loading import Source, encoder_of, open_source
 from avtcli.runs.probe import ProbeResult, probe

@@ -14,9 +14,10 @@ from avtcli.config import Plugin
 from avtcli.core.heads import pool_features
 from avtcli.core.linear_heads import without_dust
 from avtcli.errors import AvtError
-from avtcli.runs import features as features_module
+from avtcli.runs import kept_features
 from avtcli.runs.events import Event, Notice
-from avtcli.runs.features import Feature, KeptFeatures, Stacks
+from avtcli.runs.features import Feature
+from avtcli.runs.kept_features import KeptFeatures, Stacks
 from avtcli.runs.loaders import build_data, limited
 from avtcli.runs.loading import Source, encoder_of, open_source
 from avtcli.runs.probe import ProbeResult, probe
@@ -159,7 +160,7 @@ def test_layers_and_poolings_are_read_in_one_pass_and_give_what_each_gives_alone
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[str] = []
-    monkeypatch.setattr(module, "extract", lambda *a, **k: (passes.append(k["task"]), features_module.extract(*a, **k))[1])
+    monkeypatch.setattr(module, "extract", lambda *a, **k: (passes.append(k["task"]), kept_features.extract(*a, **k))[1])
     together = run_probe(source, **{**MINI, "layers": ("conv1", "conv2", "classifier")}, head="knn", pool=("max", "avg"))
     assert len(passes) == 2  # train and test
 
@@ -268,7 +269,7 @@ def test_the_supervised_backbone_learns_from_the_labels_and_is_probed_like_the_o
 
 def test_copies_are_features_of_drawn_images_taken_in_turn(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(module, "extract", lambda *a, **k: (drawn.append(k["drawn"]), features_module.extract(*a, **k))[1])
+    monkeypatch.setattr(module, "extract", lambda *a, **k: (drawn.append(k["drawn"]), kept_features.extract(*a, **k))[1])
     settings = {**MINI, "limit_train": 40, "augmented": True, "epochs": 2, "schedule": {"epochs": 2, "rate": 0.01}}
     kept = run_probe(source, **settings, copies=2)
     assert drawn == [(0, 0), (0, 1), None]  # the draws of epochs 0 and 1, and test as it is

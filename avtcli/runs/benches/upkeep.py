@@ -21,8 +21,9 @@ from avtcli.runs.benches.step import images_of, our_step
 from avtcli.runs.benches.timing import Ground, Trial, seconds_of
 from avtcli.runs.checkpoint import save_checkpoint
 from avtcli.runs.events import ignore
-from avtcli.runs.features import Feature, ForwardedImages, KeptFeatures, Stacks, extract
+from avtcli.runs.features import Feature, ForwardedImages
 from avtcli.runs.files import disk_errors_explained
+from avtcli.runs.kept_features import KeptFeatures, Stacks, extract
 from avtcli.runs.optimizing import make_optimizer
 from avtcli.runs.probes.planned import HeadPlan
 from avtcli.runs.probes.training import Part, train_heads

@@ -12,7 +12,8 @@ from avtcli.core.metrics import topk_percent
 from avtcli.core.ridge import choose_ridge, fit_ridges
 from avtcli.errors import AvtError
 from avtcli.runs.feature_store import memory_bytes
-from avtcli.runs.features import Feature, KeptFeatures
+from avtcli.runs.features import Feature
+from avtcli.runs.kept_features import KeptFeatures
 from avtcli.runs.probes.job import Figures, split_held_out
 
 

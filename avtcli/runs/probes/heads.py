@@ -10,7 +10,8 @@ from avtcli.core.encoder import Encoder
 from avtcli.core.heads import LINEAR_HEADS, build_head
 from avtcli.runs.devices import has_room
 from avtcli.runs.feature_store import choose_store, fits_memory
-from avtcli.runs.features import Feature, FeatureReader, ForwardedImages, KeptFeatures, Stacks, extract, stored_bytes
+from avtcli.runs.features import Feature, FeatureReader, ForwardedImages
+from avtcli.runs.kept_features import KeptFeatures, Stacks, extract, stored_bytes
 from avtcli.runs.probes.closed_heads import closed_head
 from avtcli.runs.probes.finetuning import tuned_heads
 from avtcli.runs.probes.job import Draw, Figures, Found, Job, split_held_out
