@@ -62,13 +62,12 @@ class LinearHeads:
             part = _Part(weight, torch.empty_like(weight), mine, slice(channels, channels := channels + features * depth))
             self._cells[part.channels] = cells
             self._parts.append(part)
-            values, gradients = (
-                list(zip(w.view(-1, self._bias.shape[1], cells * depth), b[mine], strict=True))
-                for w, b in ((part.weight, self._bias), (part.gradient, self._bias_gradient))
-            )
-            parameters = [(nn.Parameter(w), nn.Parameter(b)) for w, b in values]
-            self.parameters += parameters
-            self._pairs += [pair for two in zip(parameters, gradients, strict=True) for pair in zip(*two, strict=True)]
+            weights, of_weights = (w.view(-1, self._bias.shape[1], cells * depth) for w in (part.weight, part.gradient))
+            of_heads = zip(weights, self._bias[mine], of_weights, self._bias_gradient[mine], strict=True)
+            for of_head, bias, weight_gradient, bias_gradient in of_heads:
+                parameters = nn.Parameter(of_head), nn.Parameter(bias)
+                self.parameters.append(parameters)
+                self._pairs += zip(parameters, (weight_gradient, bias_gradient), strict=True)
 
     @torch.no_grad()
     def __call__(self, stacks: Sequence[Tensor]) -> Tensor:
