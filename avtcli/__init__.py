@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from avtcli.core.encoder import Encoder
-    from avtcli.core.model import AVTModel
+    from avtcli.models.encoder import Encoder
+    from avtcli.models.siamese import AVTModel
 
 __all__ = ["load_encoder", "load_model"]
 __version__ = "0.1.0"
@@ -24,7 +24,7 @@ def load_model(run: str | Path) -> "AVTModel":
     Raises:
         AvtError: if nothing valid is there, or a plugin that the run needs is missing.
     """
-    from avtcli.runs.loading import load_model as load
+    from avtcli.models.weights import load_model as load
 
     return load(run)
 
@@ -38,6 +38,6 @@ def load_encoder(run: str | Path) -> "Encoder":
     Raises:
         AvtError: if nothing valid is there, or a plugin that the run needs is missing.
     """
-    from avtcli.runs.loading import load_encoder as load
+    from avtcli.models.weights import load_encoder as load
 
     return load(run)

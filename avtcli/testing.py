@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from avtcli.core.conformance import Check
+    from avtcli.plugin_kit.checking import Check
 
 
 def check_plugin(spec: str, *, kind: str | None = None) -> "list[Check]":
@@ -23,6 +23,6 @@ def check_plugin(spec: str, *, kind: str | None = None) -> "list[Check]":
     Raises:
         AvtError: if there is no such plugin, or it cannot be imported or built.
     """
-    from avtcli.runs.plugins import check_plugin as check
+    from avtcli.plugin_kit.plugin_checks import check_plugin as check
 
     return check(spec, kind=kind)

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from avtcli.config import PretrainConfig
-from avtcli.runs.events import Event
-from avtcli.runs.pretrain import pretrain
-from avtcli.settings import resolve
+from avtcli.config.pretrain_config import PretrainConfig
+from avtcli.config.resolution import resolve
+from avtcli.events import Event
+from avtcli.training.pretrain import pretrain
 
 TINY: dict[str, Any] = {"backbone": {"width": 0.05}, "limit_train": 40, "batch_size": 16, "epochs": 3, "eval_every": 0}
 """Three epochs of three steps, the last of each with 8 images."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from avtcli.runs import plugin_facts
+from avtcli.plugin_kit import plugin_facts
 from tests.hostile.broken import KINDS, imported, install, name_of
 from tests.support import Result
 

@@ -9,7 +9,7 @@ from typer.main import get_command
 
 from avtcli import recipes
 from avtcli.cli.app import app
-from avtcli.settings import options_from_texts
+from avtcli.config.resolution import options_from_texts
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)

@@ -3,9 +3,9 @@
 import pytest
 
 from avtcli import registry
-from avtcli.config import PretrainConfig
-from avtcli.runs.optimizing import rates_at
-from avtcli.settings import resolve
+from avtcli.config.pretrain_config import PretrainConfig
+from avtcli.config.resolution import resolve
+from avtcli.training.optimizer import rates_at
 
 CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

@@ -10,8 +10,8 @@ from avtcli.cli.console import reporting, say, say_json, say_table
 from avtcli.cli.options import Device, Json, Precision
 
 if TYPE_CHECKING:
-    from avtcli.runs.bench import BenchResult
-    from avtcli.runs.benches.timing import Comparison
+    from avtcli.bench.suite import BenchResult
+    from avtcli.bench.timing import Comparison
 
 
 def bench(
@@ -32,7 +32,7 @@ def bench(
 
     Example: `avt bench --only pairs,step-nin --rounds 9`
     """
-    from avtcli.runs.bench import bench as run_bench
+    from avtcli.bench.suite import bench as run_bench
 
     names = [name.strip() for name in only.split(",")] if only else []
     with reporting() as on_event:

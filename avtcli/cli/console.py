@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from avtcli.runs.events import Event, OnEvent
+    from avtcli.events import Event, OnEvent
 
 PLAIN_SECONDS = 10.0
 """How often a plain line tells the progress where there is no terminal."""
@@ -37,7 +37,7 @@ def results_alone_on_stdout() -> Iterator[None]:
 @contextlib.contextmanager
 def reporting() -> Iterator["OnEvent"]:
     """Render events on stderr: a live bar on a terminal, a plain line now and then elsewhere; nothing else on stdout."""
-    from avtcli.runs.events import ignore
+    from avtcli.events import ignore
 
     with results_alone_on_stdout():
         if int(os.environ.get("RANK", "0")) > 0:  # one process of several speaks
@@ -54,7 +54,7 @@ def _live() -> Iterator["OnEvent"]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from avtcli.runs import events
+    from avtcli import events
 
     console = Console(stderr=True, markup=False, highlight=False, no_color="NO_COLOR" in os.environ or None)
     columns = (
@@ -80,7 +80,7 @@ def _live() -> Iterator["OnEvent"]:
 
 
 def _plain() -> Callable[["Event"], None]:
-    from avtcli.runs import events
+    from avtcli import events
 
     said: dict[str, float] = {}
     began: dict[str, tuple[float, int]] = {}
@@ -110,7 +110,7 @@ def _duration(seconds: float) -> str:
 
 
 def _lines(event: "Event") -> list[str]:
-    from avtcli.runs import events
+    from avtcli import events
 
     if isinstance(event, events.Started):
         width = max(len(label) for label, _ in event.facts)

@@ -17,7 +17,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Go the whole way on the embedded images: pretrain, probe against random, export. Minutes on a CPU, no network."""
-    from avtcli.runs.demo import demo as run_demo
+    from avtcli.reporting.demo import demo as run_demo
 
     with reporting() as on_event:
         result = run_demo(out, on_event=on_event)

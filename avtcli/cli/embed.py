@@ -57,9 +57,9 @@ def embed(
 
     Example: `avt embed --dataset folder:photos --out photos.parquet -o augment.resize=32 -o augment.crop=32`
     """
-    from avtcli.runs.embed import embed as run_embed
-    from avtcli.runs.embeddings.job import Wanted
-    from avtcli.runs.subject import open_subject
+    from avtcli.embedding.embed import embed as run_embed
+    from avtcli.embedding.embedding_setup import Wanted
+    from avtcli.features.evaluation_target import open_subject
 
     if pool == "none" and pool_size is not None:
         raise AvtError("--pool none keeps maps whole, and --pool-size is the side of a pooled one: leave one of them out.")

@@ -24,7 +24,7 @@ from avtcli.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from avtcli.runs.evaluate import EvaluateResult
+    from avtcli.evaluation.evaluate import EvaluateResult
 
 BASELINES = {"quarter_turn": "quarter turn known", "constant": "constant", "identity": "identity"}
 SHOWN_LEVELS = (0.5, 0.8, 0.95)
@@ -62,9 +62,9 @@ def evaluate(
 
     Example: `avt evaluate --backbone resnet18 -o backbone.pretrained=true --dataset cifar10 --transform rotation`
     """
-    from avtcli.runs.evaluate import evaluate as run_evaluate
-    from avtcli.runs.evaluation.job import Settings
-    from avtcli.runs.subject import open_subject
+    from avtcli.evaluation.evaluate import evaluate as run_evaluate
+    from avtcli.evaluation.evaluation_setup import Settings
+    from avtcli.features.evaluation_target import open_subject
 
     given = parts_to_measure("evaluate", options, tables=["transform"], backbone=backbone, dataset=dataset, transform=transform)
     settings = Settings(

@@ -25,8 +25,8 @@ def export(
 
     Example: `avt export --format safetensors`
     """
-    from avtcli.runs.export import export as run_export
-    from avtcli.runs.loading import open_source
+    from avtcli.exporting.export import export as run_export
+    from avtcli.models.weights import open_source
 
     assert file_format == "safetensors"
     with reporting() as on_event:

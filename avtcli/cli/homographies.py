@@ -28,10 +28,10 @@ def gen_homographies(
 
     Example: `avt gen-homographies bank.safetensors --size 224`
     """
-    from avtcli.config import Plugin
+    from avtcli.config.components import Plugin
+    from avtcli.config.resolution import options_from_texts
     from avtcli.errors import AvtError
-    from avtcli.runs.homographies import generate
-    from avtcli.settings import options_from_texts
+    from avtcli.storage.banks import generate
 
     given = options_from_texts(options or [])
     for kind in given:

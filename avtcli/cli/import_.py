@@ -24,7 +24,7 @@ def import_(
 
     Example: `avt import cifar10.pth`
     """
-    from avtcli.runs.import_ import import_checkpoint
+    from avtcli.exporting.published_import import import_checkpoint
 
     with reporting() as on_event:
         result = import_checkpoint(file, backbone=backbone, out=out, on_event=on_event)

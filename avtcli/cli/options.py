@@ -120,8 +120,8 @@ def parts_to_measure(
     Raises:
         AvtError: for options that the command does not take, or of a part that is not named.
     """
-    from avtcli.config import Augment, Plugin
-    from avtcli.settings import options_from_texts, validate
+    from avtcli.config.components import Augment, Plugin
+    from avtcli.config.resolution import options_from_texts, validate
 
     given = options_from_texts(options or [])
     augment = given.pop("augment", None)

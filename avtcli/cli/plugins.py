@@ -42,7 +42,7 @@ def check(
     Example: `avt plugins check nin`
     """
     from avtcli.errors import RunFailedError
-    from avtcli.runs.plugins import check_plugin, find_plugin
+    from avtcli.plugin_kit.plugin_checks import check_plugin, find_plugin
 
     info = find_plugin(name, kind)
     with reporting():
@@ -72,7 +72,7 @@ def new(
 
     Example: `avt plugins new my-backbone`
     """
-    from avtcli.runs.new_plugin import new_plugin
+    from avtcli.plugin_kit.scaffold import new_plugin
 
     written = new_plugin(folder, kind=kind)
     say(f"wrote the {kind} '{written.name}' in {folder}: {', '.join(written.files)}", "next:")

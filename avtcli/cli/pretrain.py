@@ -27,7 +27,7 @@ from avtcli.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from avtcli.config import PretrainConfig
+    from avtcli.config.pretrain_config import PretrainConfig
 
 
 class OptionalValue(TyperCommand):
@@ -153,9 +153,9 @@ def pretrain(
 
     Example: `avt pretrain --dataset cifar10 --backbone nin`
     """
+    from avtcli.config.resolution import merge, options_from_texts, resolve
     from avtcli.errors import AvtError
-    from avtcli.runs.rundir import default_folder
-    from avtcli.settings import merge, options_from_texts, resolve
+    from avtcli.storage.run_folders import default_folder
 
     named = {"dataset": dataset, "backbone": backbone, "transform": transform, "objective": objective}
     settings: dict[str, Any] = {
@@ -190,11 +190,11 @@ def pretrain(
         raise typer.Exit(_launch(processes, [*_without_place(sys.argv[1:]), *place]))
     with reporting() as on_event:
         if dry_run:
-            from avtcli.runs.job import prepare
+            from avtcli.training.training_setup import prepare
 
             job = prepare(config, on_event=on_event)
         else:
-            from avtcli.runs.pretrain import pretrain as train
+            from avtcli.training.pretrain import pretrain as train
 
             result = train(config, run=run, resume=resume is not None, on_event=on_event)
     if int(os.environ.get("RANK", "0")) > 0:
@@ -220,10 +220,10 @@ def pretrain(
 def _resumed(name: str, settings: dict[str, Any]) -> tuple[Path, "PretrainConfig"]:
     """The run to go on with and its settings; only what cannot change the numbers may be given anew."""
     from avtcli import recipes
-    from avtcli.config import PretrainConfig
+    from avtcli.config.pretrain_config import PretrainConfig
+    from avtcli.config.resolution import merge, validate
     from avtcli.errors import AvtError
-    from avtcli.runs.rundir import is_run, newest_run
-    from avtcli.settings import merge, validate
+    from avtcli.storage.run_folders import is_run, newest_run
 
     run = newest_run() if name == "last" else Path(name)
     if not is_run(run):

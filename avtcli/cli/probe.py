@@ -24,8 +24,8 @@ from avtcli.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from avtcli.runs.probe import ProbeResult
-    from avtcli.runs.probes.heads import HeadResult
+    from avtcli.probing.encoder_probing import HeadResult
+    from avtcli.probing.probe import ProbeResult
 
 Head = Literal["linear", "mlp1", "mlp2", "mlp3", "conv", "nonlinear", "knn", "ridge"]
 
@@ -143,8 +143,8 @@ def probe(
 
     Example: `avt probe --recipe cifar10-conv --shots 20,100,400,1000,5000`
     """
-    from avtcli.runs.probe import probe as run_probe
-    from avtcli.settings import merge, options_from_texts, resolve_probe
+    from avtcli.config.resolution import merge, options_from_texts, resolve_probe
+    from avtcli.probing.probe import probe as run_probe
 
     given: dict[str, Any] = {
         "backbone": None if backbone is None else {"name": backbone},

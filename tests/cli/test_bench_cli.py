@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from avtcli.runs import bench
-from avtcli.runs.benches.timing import Scale
+from avtcli.bench import suite as bench
+from avtcli.bench.timing import Scale
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from avtcli.runs.files import to_metadata
-from avtcli.runs.loading import encoder_of, open_source
+from avtcli.models.weights import encoder_of, open_source
+from avtcli.storage.files import to_metadata
 
 FIELDS = {
     *("run", "dataset", "transform", "count", "mace_px", "mse_normalised", "r2", "r2_per_parameter", "nll", "calibration"),

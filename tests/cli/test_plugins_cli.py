@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from avtcli import registry
-from avtcli.runs.new_plugin import new_plugin
+from avtcli.plugin_kit.scaffold import new_plugin
 from tests.support import Result
 
 KINDS = ["backbone", "transform", "dataset", "objective"]

@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from avtcli import recipes
-from avtcli.config import ModelSpec
-from avtcli.runs.files import METADATA_KEY
-from avtcli.runs.loading import build_encoder
-from avtcli.settings import resolve_probe
+from avtcli.config.model_spec import ModelSpec
+from avtcli.config.resolution import resolve_probe
+from avtcli.models.model_building import build_encoder
+from avtcli.storage.files import METADATA_KEY
 from tests.support import run_tiny, write_cifar10
 
 SGD = {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from avtcli import registry
 from avtcli.contracts import Backbone, Objective, Target
-from avtcli.core.encoder import Encoder
-from avtcli.core.model import AVTModel
-from avtcli.runs.import_ import MODULES
+from avtcli.exporting.published_import import MODULES
+from avtcli.models.encoder import Encoder
+from avtcli.models.siamese import AVTModel
 from tests.parity.weights import load_golden, released_state_dict
 
 IMAGE_SIDE = {"nin": 32, "alexnet": 224}

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from avtcli.core.heads import build_head, pool_features
+from avtcli.features.pooling import pool_features
+from avtcli.probing.head_modules import build_head
 from tests.parity.tolerances import assert_near
 from tests.parity.weights import filled, load_golden
 

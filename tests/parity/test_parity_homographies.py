@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from avtcli.core.homography import coefficients_from_matrix, in_from_out_from_corners, matrix_from_coefficients
-from avtcli.core.warp import warp
+from avtcli.geometry.homography import coefficients_from_matrix, in_from_out_from_corners, matrix_from_coefficients
+from avtcli.geometry.warp import warp
 from avtplugins.transforms.projective import move_corners
 from tests.parity.tolerances import WARP_EQUAL, WARP_LEVELS, assert_near
 from tests.parity.weights import GOLDEN, load_golden

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from avtcli.config import ModelSpec, Plugin
-from avtcli.core.model import AVTModel
-from avtcli.runs.loading import build_model
+from avtcli.config.components import Plugin
+from avtcli.config.model_spec import ModelSpec
+from avtcli.models.model_building import build_model
+from avtcli.models.siamese import AVTModel
 from tests.parity.models import build, golden_of, loss_of, our_name
 from tests.parity.tolerances import assert_near, assert_summary
 from tests.parity.weights import image_pair, target

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from avtcli.runs.optimizing import rates_at
-from avtcli.settings import resolve
+from avtcli.config.resolution import resolve
+from avtcli.training.optimizer import rates_at
 from tests.parity.tolerances import assert_near
 
 STEPS = 98

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from avtcli import registry
-from avtcli.runs.plugin_facts import FreshImport
+from avtcli.plugin_kit.plugin_facts import FreshImport
 from avtcli.testing import check_plugin
 from tests.support import write_cifar10
 
@@ -70,7 +70,7 @@ def test_every_plugin_of_ours_keeps_every_promise(
     info: registry.PluginInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # a fresh process for each would cost minutes: the next test imports all of them in one
-    monkeypatch.setattr("avtcli.runs.plugins.import_afresh", lambda info: FreshImport(info.value, seconds=0.0))
+    monkeypatch.setattr("avtcli.plugin_kit.plugin_checks.import_afresh", lambda info: FreshImport(info.value, seconds=0.0))
     spec = f"{info.name}:{VARIANTS[info.name]}" if info.name in VARIANTS else info.name
     if info.name in SMALL:
         spec = f"{info.name}:{SMALL[info.name](tmp_path / 'small')}"

@@ -5,9 +5,9 @@ from scipy.linalg import logm, polar  # type: ignore[import-untyped]
 from torch.distributions import Categorical, Independent, Normal
 
 from avtcli.contracts import Target
-from avtcli.core.compose import SumFamily
-from avtcli.core.keyed import keyed_generator
 from avtcli.errors import AvtError
+from avtcli.geometry.sum_family import SumFamily
+from avtcli.seeding import keyed_generator
 from avtplugins.objectives.aet import aet
 from avtplugins.objectives.aetv2 import NearestRotation, aetv2, rotation_angle
 from avtplugins.objectives.avt import avt

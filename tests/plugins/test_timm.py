@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from avtcli import registry
-from avtcli.core.encoder import Encoder
-from avtcli.core.model import AVTModel
 from avtcli.errors import AvtError
+from avtcli.models.encoder import Encoder
+from avtcli.models.siamese import AVTModel
 from avtplugins.backbones._timm_taps import Place, default_code_tap
 from avtplugins.backbones.timm import TimmBackbone
 

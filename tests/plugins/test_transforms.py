@@ -7,10 +7,10 @@ import torch
 from PIL import Image, ImageEnhance
 from pydantic import ValidationError, validate_call
 
-from avtcli.core.homography import corners_of, map_points
-from avtcli.core.keyed import keyed_generator
-from avtcli.core.law import parameters_from_raw, raw_target
 from avtcli.errors import AvtError, ShapeError
+from avtcli.geometry.distributions import parameters_from_raw, raw_target
+from avtcli.geometry.homography import corners_of, map_points
+from avtcli.seeding import keyed_generator
 from avtplugins.transforms.affine import affine
 from avtplugins.transforms.euclidean import euclidean
 from avtplugins.transforms.photometric import photometric

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from avtcli.contracts import Size
-from avtcli.core.keyed import keyed_generator
 from avtcli.errors import AvtError
+from avtcli.seeding import keyed_generator
 
 LEAST_SIDE = 4
 """Cells: the code stands at the deepest map that is at least so high and wide."""

@@ -7,10 +7,10 @@ import torch
 from torch import Generator, Tensor
 
 from avtcli.contracts import Size
-from avtcli.core.geometric import GeometricFamily, Geometry, check_geometry
-from avtcli.core.homography import inverse, matrix_from_coefficients, unit_last_entry
-from avtcli.core.law import Law
 from avtcli.errors import AvtError
+from avtcli.geometry.distributions import Law
+from avtcli.geometry.geometric_family import GeometricFamily, Geometry, check_geometry
+from avtcli.geometry.homography import inverse, matrix_from_coefficients, unit_last_entry
 
 ALL_UNITS = {
     "cos": "",

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from avtcli.core.geometric import Fill, GeometricFamily, Geometry
+from avtcli.geometry.geometric_family import Fill, GeometricFamily, Geometry
 from avtplugins.transforms._affine import build_affine
 
 

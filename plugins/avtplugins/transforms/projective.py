@@ -7,16 +7,16 @@ import torch
 from torch import Generator, Tensor
 
 from avtcli.contracts import Size
-from avtcli.core.geometric import Fill, GeometricFamily, Geometry, check_geometry
-from avtcli.core.homography import (
+from avtcli.errors import AvtError
+from avtcli.geometry.distributions import Law
+from avtcli.geometry.geometric_family import Fill, GeometricFamily, Geometry, check_geometry
+from avtcli.geometry.homography import (
     coefficients_from_matrix,
     corners_of,
     in_from_out_from_corners,
     matrix_from_coefficients,
     unit_last_entry,
 )
-from avtcli.core.law import Law
-from avtcli.errors import AvtError
 
 CHUNK = 8_192
 """Draws that are solved at once."""

@@ -8,9 +8,9 @@ import torch
 from torch import Generator, Tensor
 
 from avtcli.contracts import Size
-from avtcli.core.geometric import Fill, GeometricFamily, Geometry, check_geometry
-from avtcli.core.homography import matrix_from_coefficients
-from avtcli.core.law import Law
+from avtcli.geometry.distributions import Law
+from avtcli.geometry.geometric_family import Fill, GeometricFamily, Geometry, check_geometry
+from avtcli.geometry.homography import matrix_from_coefficients
 
 
 def cos_sin_of_quarters(quarters: Tensor) -> tuple[Tensor, Tensor]:

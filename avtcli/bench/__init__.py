@@ -1,0 +1,1 @@
+"""Benchmarks, and the independent baseline that they and the tests compare with."""

@@ -1,0 +1,223 @@
+"""The plain way: one image, one equation system, one reading of the loss at a time.
+
+What `avt bench` compares with, and a second opinion for tests: everything here is written from the mathematics with Pillow,
+NumPy, torchvision's transforms and a DataLoader, the means of the release, and shares nothing with `avtcli.core` but the
+network whose weights are trained.
+"""
+
+import random
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import functional as functional_of_images
+
+from avtcli.features.pooling import pool_features
+from avtcli.models.encoder import Encoder
+from avtcli.models.siamese import AVTModel
+from avtcli.seeding import keyed_generator
+
+Numbers = npt.NDArray[np.float64]
+Pair = tuple[Tensor, Tensor, Tensor]
+"""Original and moved image, normalised, and the normalised target; of one image or of a batch."""
+
+GREY = 128
+
+
+def draw_corners(side: int, rng: random.Random) -> list[tuple[float, float]]:
+    """Draw where the corners of a square image go, by the law of the release (its cifar/dataset.py).
+
+    They are scaled about W/2 + 0.5 by U(0.8, 1.2), their order is turned by 0 to 3 quarters, and each coordinate is shifted
+    by a whole number of pixels of at most an eighth of the side.
+
+    Returns:
+        Four (x, y), pixels.
+    """
+    centre, most = side / 2 + 0.5, side // 8
+    scale, turn = rng.uniform(0.8, 1.2), rng.randrange(4)
+    scaled = [(centre + (x - centre) * scale, centre + (y - centre) * scale) for x, y in _corners(side)]
+    turned = [scaled[(i + turn) % 4] for i in range(4)]
+    return [(x + rng.randint(-most, most), y + rng.randint(-most, most)) for x, y in turned]
+
+
+def _corners(side: int) -> list[tuple[int, int]]:
+    return [(0, 0), (side, 0), (side, side), (0, side)]
+
+
+def solve_homography(moved: Sequence[tuple[float, float]], side: int) -> Numbers:
+    """Solve for Pillow's eight coefficients, which take the moved corners (x, y) to the corners (u, v) of the image.
+
+    u = (a x + b y + c) / (g x + h y + 1) and v = (d x + e y + f) / (g x + h y + 1), multiplied out: two rows a corner. As
+    in the release by the normal equations, (A'A)^-1 A' times the corners, though A is square.
+
+    Returns:
+        (8,), a to h.
+    """
+    rows, right = [], []
+    for (x, y), (u, v) in zip(moved, _corners(side), strict=True):
+        rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
+        right += [u, v]
+    matrix = np.array(rows, dtype=np.float64)
+    solved: Numbers = np.linalg.inv(matrix.T @ matrix) @ matrix.T @ np.array(right, dtype=np.float64)
+    return solved
+
+
+def draw_homographies(count: int, side: int, *, seed: int) -> Numbers:
+    """Draw and solve one after another: (count, 8)."""
+    rng = random.Random(seed)
+    return np.stack([solve_homography(draw_corners(side, rng), side) for _ in range(count)])
+
+
+def image_of(pixels: Tensor) -> Image.Image:
+    """One uint8 image (C, H, W) of one or three channels, for Pillow."""
+    array = pixels.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[:, :, 0] if len(pixels) == 1 else array)
+
+
+def tensor_of(image: Image.Image) -> Tensor:
+    """Float32 (C, H, W) in [0, 1] of a Pillow image, by torchvision's ToTensor."""
+    tensor: Tensor = functional_of_images.to_tensor(image)
+    return tensor
+
+
+def warp_image(image: Image.Image, coefficients: Numbers) -> Image.Image:
+    """Warp by Pillow's PERSPECTIVE, bilinearly, grey outside."""
+    fill = GREY if image.mode == "L" else (GREY,) * 3
+    method, filter_ = Image.Transform.PERSPECTIVE, Image.Resampling.BILINEAR
+    return image.transform(image.size, method, coefficients.tolist(), filter_, fillcolor=fill)
+
+
+def crop_and_flip(image: Image.Image, *, top: int, left: int, mirrored: bool, padding: int) -> Image.Image:
+    """Pad with black, cut a window of the image's own size, mirror it perhaps."""
+    width, height = image.size
+    window: Image.Image = functional_of_images.crop(functional_of_images.pad(image, [padding]), top, left, height, width)
+    return functional_of_images.hflip(window) if mirrored else window
+
+
+@dataclass(frozen=True)
+class Pairs(Dataset[Pair]):
+    """Pairs made item by item: padded, cropped, mirrored, moved, normalised.
+
+    Attributes:
+        images: uint8 (n, C, side, side).
+        padding: black pixels around an image before the crop.
+        mean: of each channel of images in [0, 1].
+        std: likewise.
+        target_mean: of the eight coefficients.
+        target_std: likewise.
+        seed: of all draws; an item's depend on its number too.
+    """
+
+    images: Tensor
+    padding: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    target_mean: Sequence[float]
+    target_std: Sequence[float]
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Pair:
+        """Make pair i."""
+        rng, side = random.Random(f"{self.seed}/{i}"), self.images.shape[-1]
+        top, left = rng.randint(0, 2 * self.padding), rng.randint(0, 2 * self.padding)
+        image = crop_and_flip(image_of(self.images[i]), top=top, left=left, mirrored=rng.random() < 0.5, padding=self.padding)
+        coefficients = solve_homography(draw_corners(side, rng), side)
+        target = (coefficients - np.array(self.target_mean)) / np.array(self.target_std)
+        views = [tensor_of(view) for view in (image, warp_image(image, coefficients))]
+        original, moved = (functional_of_images.normalize(view, list(self.mean), list(self.std)) for view in views)
+        return original, moved, torch.from_numpy(target).float()
+
+
+def pair_batches(pairs: Pairs, *, batch_size: int, workers: int) -> Iterator[Pair]:
+    """Batches of shuffled pairs without end, read ahead by worker processes."""
+    generator = keyed_generator(pairs.seed, "order")
+    loader = DataLoader(
+        pairs, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0, generator=generator
+    )
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        while True:
+            yield from loader
+    finally:  # torch leaves its own, which would break into whoever ends a worker later
+        if handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
+
+
+def build_optimizer(net: AVTModel) -> torch.optim.Optimizer:
+    """The release's SGD: momentum 0.9, Nesterov, weight decay 5e-4 on everything; the log-variance layer a group of its own."""
+    assert net.log_var_head is not None
+    own = list(net.log_var_head.parameters())
+    rest = [p for p in net.parameters() if all(p is not q for q in own)]
+    groups = [{"params": rest}, {"params": own}]
+    return torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+def loss_of(mean: Tensor, raw: Tensor, target: Tensor) -> Tensor:
+    """The release's loss: [sum raw / 1000 + sum (mean - t)^2 / (exp(raw / 1000) + 1e-4)] / batch; (B, 8) each."""
+    log_var = raw / 1000
+    return (log_var + (mean - target) ** 2 / (torch.exp(log_var) + 1e-4)).sum() / len(target)
+
+
+def train_step(
+    net: AVTModel, optimizer: torch.optim.Optimizer, pair: Pair, noise: tuple[Tensor | None, Tensor | None]
+) -> float:
+    """One eager step in float32: the network called on one view and then on the other, the loss read at once.
+
+    Args:
+        net: in train mode.
+        optimizer: over its parameters.
+        pair: of a batch, on the network's device.
+        noise: eps of the codes of both views.
+
+    Returns:
+        The loss.
+    """
+    assert net.log_var_head is not None
+    optimizer.zero_grad()
+    vectors = [net.encoder.encode(view, eps)[0] for view, eps in zip(pair[:2], noise, strict=True)]
+    both = torch.cat(vectors, dim=1)
+    loss = loss_of(net.mean_head(both), net.log_var_head(both), pair[2])
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.item()
+
+
+def probe_epoch(
+    encoder: Encoder,
+    layer: str,
+    head: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[tuple[Tensor, Tensor]],
+) -> list[float]:
+    """Train a head for an epoch, forwarding every image through the frozen encoder, 4x4 max pooling between them.
+
+    Args:
+        encoder: in eval mode.
+        layer: the tap that the head reads.
+        head: in train mode.
+        optimizer: over the head's parameters.
+        batches: images (B, C, H, W) uint8 and labels (B,), on the encoder's device.
+
+    Returns:
+        The loss of each step.
+    """
+    losses = []
+    for images, labels in batches:
+        with torch.no_grad():
+            features = encoder.features(encoder.normalise(images), [layer])[layer]
+        loss = functional.cross_entropy(head(pool_features(features, "max", 4)), labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+    return losses

@@ -1,0 +1,214 @@
+"""Measured: the training step, the loop around it, and the arithmetic in it."""
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain, count
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from avtcli.bench import baseline
+from avtcli.bench.bench_setups import prepare_large, prepare_small
+from avtcli.bench.data_benchmarks import make_pairs, plain_pairs
+from avtcli.bench.timing import Ground, Trial, synchronise
+from avtcli.contracts import Target
+from avtcli.data.resident_images import ResidentImages
+from avtcli.models.siamese import AVTModel
+from avtcli.seeding import keyed_generator
+from avtcli.training.optimizer import build_optimizer, set_rates
+from avtcli.training.pretrain import LOG_EVERY
+from avtcli.training.step import Stepper, noise_of
+from avtcli.training.training_setup import Job
+
+READERS = 2
+"""Worker processes of the baseline's DataLoader."""
+EPOCH = 3
+"""Batches in an epoch of the loop, at least, so that its table is drawn now and then."""
+
+Step = Callable[[baseline.Pair], None]
+
+
+def our_step(job: Job, losses: list[Tensor]) -> Step:
+    """A step as the loop of `avt pretrain` takes it; the losses stay on the device and are read every so many steps."""
+    stepper, steps = Stepper(job, build_optimizer(job.config, job.net)), count()
+
+    def step(pair: baseline.Pair) -> None:
+        original, moved, values = pair
+        target = Target(values, values, job.family, job.size)
+        verdict, _ = stepper.take(next(steps), original, moved, target, count=len(values))
+        losses.append(verdict.per_sample.detach().mean())
+        if len(losses) % LOG_EVERY == 0:
+            torch.stack(losses[-LOG_EVERY:]).tolist()
+
+    return step
+
+
+def plain_step(job: Job, net: AVTModel, losses: list[float]) -> Step:
+    """The baseline's step on a network with the same weights, at the same rates and with the same noise."""
+    optimizer, noise, steps = baseline.build_optimizer(net), noise_of(job), count()
+    net.train()
+
+    def step(pair: baseline.Pair) -> None:
+        index = next(steps)
+        set_rates(optimizer, job.config, index, len(job.bounds))
+        losses.append(baseline.train_step(net, optimizer, pair, noise(index, len(pair[2]))))
+
+    return step
+
+
+def plain_copy(net: AVTModel) -> AVTModel:
+    """The same weights in a network of its own, laid out as PyTorch does by itself."""
+    return copy.deepcopy(net).to(memory_format=torch.contiguous_format)
+
+
+def images_of(job: Job) -> ResidentImages:
+    """The job's images on its device."""
+    return ResidentImages(job.data.train, job.numbers, device=job.accelerator.device, shorter=job.config.augment.resize)
+
+
+def measure_step_nin(ground: Ground) -> Trial:
+    """NIN at 32 px, the published network at width 1."""
+    return _measure_step(ground, _nin(ground, width=ground.scale.width), "NIN")
+
+
+def measure_step_resnet(ground: Ground) -> Trial:
+    """ResNet-18 at 32 px."""
+    batch = ground.scale.batch
+    job = prepare_small(ground, images=EPOCH * batch, batch_size=batch, backbone="timm:resnet18")
+    return _measure_step(ground, job, "ResNet-18")
+
+
+def measure_step_alexnet(ground: Ground) -> Trial:
+    """AlexNet at 224 px."""
+    batch = ground.scale.batch_large
+    return _measure_step(ground, prepare_large(ground, images=EPOCH * batch, batch_size=batch), "AlexNet")
+
+
+def _nin(ground: Ground, *, width: float) -> Job:
+    batch = ground.scale.batch
+    return prepare_small(ground, images=EPOCH * batch, batch_size=batch, width=width)
+
+
+def _measure_step(ground: Ground, job: Job, name: str) -> Trial:
+    pair, steps, batch = next(make_pairs(job, images_of(job), epoch=0)), ground.scale.steps, job.config.batch_size
+    flops, net = flops_of_a_pair(job.net, pair), plain_copy(job.net)
+    losses, plain_losses = list[Tensor](), list[float]()
+    ours, plain = our_step(job, losses), plain_step(job, net, plain_losses)
+
+    def figures() -> dict[str, Any]:
+        read = [loss.item() for loss in losses]
+        largest = max(abs(a - b) for a, b in zip(read, plain_losses, strict=True))
+        return {
+            "losses": read,
+            "baseline_losses": plain_losses,
+            "largest_relative_difference": largest / max(map(abs, plain_losses)),  # single losses may pass through 0
+            "gflop_per_pair": flops / 1e9,
+            **_ways(job),
+        }
+
+    return Trial(
+        what=f"training step of {name}, {job.spec.channels}x{job.size[0]}x{job.size[1]}, batch {batch}: same weights and pairs",
+        unit="pairs/s",
+        ours=lambda: [ours(pair) for _ in range(steps)],
+        baseline=lambda: [plain(pair) for _ in range(steps)],
+        ours_count=steps * batch,
+        baseline_count=steps * batch,
+        figures=figures,
+    )
+
+
+def _ways(job: Job) -> dict[str, Any]:
+    """How ours does its arithmetic: precision, layout of the weights, compiled or not."""
+    return {
+        "precision": job.accelerator.mixed_precision.replace("no", "fp32"),
+        "channels_last": job.config.channels_last,
+        "compile": job.config.compile,
+    }
+
+
+def flops_of_a_pair(net: AVTModel, pair: baseline.Pair) -> float:
+    """Count the floating-point operations of convolutions and matrix products in a training step, for one pair."""
+    net = copy.deepcopy(net).train()
+    original, moved, _ = (part[:2] for part in pair)
+    with FlopCounterMode(display=False) as counter:
+        mean, _ = net(original, moved)
+        mean.sum().backward()
+    total: int = counter.get_total_flops()
+    return total / len(original)
+
+
+def measure_loop(ground: Ground) -> Trial:
+    """Pairs made and trained on."""
+    return _measure_loop(ground, width=ground.scale.width)
+
+
+def measure_loop_narrow(ground: Ground) -> Trial:
+    """The same with a quarter of the channels, where the data path shows."""
+    return _measure_loop(ground, width=ground.scale.width / 4)
+
+
+def _measure_loop(ground: Ground, *, width: float) -> Trial:
+    job, device = _nin(ground, width=width), ground.device
+    batch, steps = job.config.batch_size, ground.scale.steps
+    images, net = images_of(job), plain_copy(job.net)
+    ours_data = chain.from_iterable(make_pairs(job, images, epoch=epoch) for epoch in count())
+    items = baseline.pair_batches(plain_pairs(job, images.images), batch_size=batch, workers=READERS)
+    plain_data = (_sent(pair, device) for pair in items)
+    waits: dict[str, list[tuple[float, float]]] = {"ours": [], "baseline": []}
+
+    def run(side: str, data: Iterator[baseline.Pair], step: Step) -> Callable[[], None]:
+        def work() -> None:
+            began, waited = time.perf_counter(), 0.0
+            for _ in range(steps):
+                asked = time.perf_counter()
+                pair = next(data)
+                waited += time.perf_counter() - asked
+                step(pair)
+            synchronise(device)
+            waits[side].append((waited, time.perf_counter() - began))
+
+        return work
+
+    return Trial(
+        what=f"pairs and step, NIN at width {width:g}, 32 px, batch {batch}, against a DataLoader of {READERS} workers",
+        unit="pairs/s",
+        ours=run("ours", ours_data, our_step(job, [])),
+        baseline=run("baseline", plain_data, plain_step(job, net, [])),
+        ours_count=steps * batch,
+        baseline_count=steps * batch,
+        figures=lambda: {"data_wait": _share(waits["ours"]), "baseline_data_wait": _share(waits["baseline"])},
+    )
+
+
+def _sent(pair: baseline.Pair, device: torch.device) -> baseline.Pair:
+    original, moved, target = (part.to(device) for part in pair)
+    return original, moved, target
+
+
+def _share(waits: list[tuple[float, float]]) -> float:
+    """The share of the time that was waited, without the round that warms up."""
+    counted = waits[1:]
+    return sum(waited for waited, _ in counted) / sum(seconds for _, seconds in counted)
+
+
+def measure_arithmetic(ground: Ground) -> Trial:
+    """The step's arithmetic as a share of what a large matrix product reaches in the same minutes."""
+    job, steps = _nin(ground, width=ground.scale.width), ground.scale.steps
+    pair = next(make_pairs(job, images_of(job), epoch=0))
+    flops, ours = flops_of_a_pair(job.net, pair), our_step(job, [])
+    side = ground.scale.matmul
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(job.accelerator.mixed_precision, torch.float32)
+    matrix = torch.randn(side, side, generator=keyed_generator("bench", "matmul")).to(ground.device, dtype)
+    times = max(1, round(steps * job.config.batch_size * flops / (2 * side**3) / 2))  # about as long as the step
+    return Trial(
+        what=f"arithmetic of the NIN step, against products of {side}x{side} matrices in {str(dtype).removeprefix('torch.')}",
+        unit="GFLOP/s",
+        ours=lambda: [ours(pair) for _ in range(steps)],
+        baseline=lambda: [matrix @ matrix for _ in range(times)],
+        ours_count=steps * job.config.batch_size * flops / 1e9,
+        baseline_count=times * 2 * side**3 / 1e9,
+        figures=lambda: {"gflop_per_pair": flops / 1e9, **_ways(job)},
+    )

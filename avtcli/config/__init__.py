@@ -1,0 +1,1 @@
+"""Settings of every command: recipe and command line become one frozen, fully resolved model."""

@@ -1,0 +1,34 @@
+"""What a model is built from."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from avtcli.config.components import Frozen, Plugin
+
+
+class ModelSpec(Frozen):
+    """What it takes to build a model again before its weights are loaded; stored with every checkpoint and export."""
+
+    backbone: Plugin
+    """The network."""
+    channels: int = Field(gt=0)
+    """Of the images."""
+    size: tuple[int, int]
+    """(height, width) of the images that it was trained on."""
+    mean: tuple[float, ...]
+    """Per channel, of images in [0, 1]."""
+    std: tuple[float, ...]
+    """Per channel."""
+    noise_scale: float = 0.0
+    """Of the encoder; 0 means no log-variance branch."""
+    outputs: int = Field(default=0, ge=0)
+    """How many numbers the decoder predicts; 0 means that there is no decoder."""
+    has_log_var: bool = False
+    """Whether the decoder predicts a log-variance."""
+    log_var_scale: float = 1.0
+    """Factor on the log-variance layer's output."""
+    views: Literal["both", "moved"] = "both"
+    """Whose codes the decoder sees: the pair's, or the moved image's alone."""
+    layer: str | None = None
+    """The tap that calling the encoder returns; none means the mean of the code."""

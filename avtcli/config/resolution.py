@@ -1,0 +1,130 @@
+"""From a recipe and the command line to checked settings, and back to TOML.
+
+Layers are plain tables, merged before one validation; None means not given.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from avtcli import recipes
+from avtcli.config.pretrain_config import PretrainConfig
+from avtcli.config.probe_config import ProbeConfig
+from avtcli.errors import AvtError, nearest
+from avtcli.registry import KINDS, parse_value
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Overlay settings; None means not given. A plugin of another name leaves the options of the one it replaces behind."""
+    out = dict(base)
+    for key, value in over.items():
+        if value is None:
+            continue
+        if isinstance(value, Mapping):
+            below = out.get(key, {})
+            replaced = "name" in value and value["name"] != below.get("name")
+            out[key] = merge({} if replaced else below, value)
+        else:
+            out[key] = value
+    return out
+
+
+def resolve(over: Mapping[str, Any], *, recipe: str | None) -> PretrainConfig:
+    """Overlay a recipe with the command line.
+
+    Args:
+        over: settings by section, None where not given; `lr` is the backbone's peak rate.
+        recipe: a recipe's name or a TOML file; where left out, data set and backbone choose the published one, else our own.
+
+    Raises:
+        AvtError: for an unknown recipe, or with every bad setting at once.
+    """
+    over = dict(over)
+    peak = over.pop("lr", None)
+    name = recipe or recipes.choose(over)
+    content = recipes.load(name, kind="pretrain")
+    named = {kind: {"name": PretrainConfig.model_fields[kind].default.name} for kind in KINDS}
+    settings = merge(merge({"recipe": name, **named}, content), over)
+    config = validate(PretrainConfig, settings, where=f"recipe {name}")
+    if peak is not None:
+        config = config.model_copy(update={"schedule": config.schedule.with_peak(peak)})
+    return config
+
+
+def resolve_probe(over: Mapping[str, Any], *, recipe: str | None) -> ProbeConfig:
+    """Overlay an evaluation recipe, or our own protocol where left out, with the command line; `lr` is the heads' peak rate.
+
+    Raises:
+        AvtError: for an unknown recipe, or with every bad setting at once.
+    """
+    over = dict(over)
+    peak = over.pop("lr", None)
+    content = recipes.load(recipe, kind="probe") if recipe is not None else {}
+    ours = {"recipe": recipe, "optimizer": ProbeConfig.model_fields["optimizer"].default.model_dump()}
+    where = "the command line" if recipe is None else f"recipe {recipe}"
+    given = {} if peak is None else {"rates": (peak,)}
+    config = validate(ProbeConfig, {**merge(merge(ours, content), over), **given}, where=where)
+    if peak is None or config.schedule is None:
+        return config
+    return config.model_copy(update={"rates": (), "schedule": config.schedule.with_peak(peak)})
+
+
+def validate(model: type[T], settings: Mapping[str, Any], *, where: str) -> T:
+    """Check settings, all at once.
+
+    Raises:
+        AvtError: naming each bad setting, what was found and what was expected.
+    """
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        problems = [_problem(model, detail) for detail in error.errors()]
+        raise AvtError(f"These settings ({where}) are not right:\n" + "\n".join(f"  {p}" for p in problems)) from None
+
+
+def _problem(model: type[BaseModel], detail: Any) -> str:
+    path = [str(part) for part in detail["loc"]]
+    where = ".".join(path)
+    if detail["type"] == "extra_forbidden":
+        known = _fields_at(model, path[:-1])
+        return f"{where}: there is no such setting. {nearest(path[-1], known)}Known here: {', '.join(known)}."
+    if detail["type"] == "value_error":  # our own words, which say what was found
+        return f"{where}: {detail['ctx']['error']}" if where else str(detail["ctx"]["error"])
+    if detail["type"] == "missing" and path[1:] == ["name"]:
+        return f"{path[0]}: found options ({', '.join(detail['input'])}) and no name: give --{path[0]} too"
+    return f"{where}: {detail['msg']}, found {detail['input']!r}"
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(part)
+        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+    return list(model.model_fields)
+
+
+def options_from_texts(texts: list[str]) -> dict[str, dict[str, Any]]:
+    """Read `KIND.KEY=VALUE` from the command line into settings by section.
+
+    A key with a point of its own, as in `transform.projective.shift=0.1`, goes a level deeper.
+
+    Raises:
+        AvtError: for a text of another form or an unknown kind.
+    """
+    kinds = (*KINDS, "optimizer", "schedule", "augment")
+    out: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        kind, *path = key.strip().split(".")
+        if not equals or not path or not all(path):
+            raise AvtError(f"-o takes KIND.KEY=VALUE, as in `-o backbone.width=0.25`, found {text!r}.")
+        if kind not in kinds:
+            raise AvtError(f"-o knows no kind '{kind}'. {nearest(kind, kinds)}Kinds: {', '.join(kinds)}.")
+        place = out
+        for part in (kind, *path[:-1]):
+            place = place.setdefault(part, {})
+        place[path[-1]] = parse_value(value.strip())
+    return out

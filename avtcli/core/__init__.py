@@ -1,1 +1,0 @@
-"""Maths: tensors in, tensors out; no disk, no print, no config."""

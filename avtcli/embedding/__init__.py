@@ -1,0 +1,1 @@
+"""The features of every image in one file."""

@@ -1,0 +1,1 @@
+"""Weights out of the tool and published checkpoints into it."""

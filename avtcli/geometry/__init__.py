@@ -1,0 +1,1 @@
+"""Homographies, warps, and random families of them: tensors in, tensors out."""

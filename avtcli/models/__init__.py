@@ -1,0 +1,1 @@
+"""The stochastic encoder, the Siamese model, and loading and initialising their weights."""

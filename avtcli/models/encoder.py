@@ -1,0 +1,151 @@
+"""The stochastic encoder: a backbone whose map at one tap is the mean of a Gaussian code."""
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from avtcli.contracts import Backbone
+from avtcli.errors import AvtError, ShapeError, nearest
+from avtcli.geometry.cropping import to_float
+
+
+class Encoder(nn.Module):
+    """z = mean + noise_scale * exp(log_var / 2) * eps (the paper's reparametrised code; the release's scale is 0.001).
+
+    The mean is the backbone's map at its code tap; the log-variance is a 1x1 convolution and a BatchNorm on it. Without a
+    noise scale there is no branch and the code is its mean (the sister paper's AET).
+
+    Args:
+        backbone: any backbone of the contract.
+        noise_scale: the factor before the standard deviation; 0 for none.
+        output: the tap that calling the encoder returns; the code tap where left out.
+        pixel_mean: of each channel of images in [0, 1], for `normalise`.
+        pixel_std: likewise.
+
+    Raises:
+        AvtError: if the backbone has no tap called `output`.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        noise_scale: float = 0.0,
+        output: str | None = None,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        channels = backbone.taps[backbone.code_tap]
+        self.backbone = backbone
+        self.noise_scale = noise_scale
+        self.log_var: nn.Module | None = None
+        if noise_scale:
+            self.log_var = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
+        self.output = output or backbone.code_tap
+        self.check_layers([self.output])
+        # not weights: whoever stores the encoder stores them beside it
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn images, float in [0, 1] or uint8, (B, C, H, W), into what the network takes.
+
+        Raises:
+            ShapeError: for images of another shape or with other channels than there are statistics of.
+        """
+        known = self.pixel_mean.numel()
+        if images.ndim != 4 or known not in (1, images.shape[1]):
+            raise ShapeError(f"Images are (B, {known}, H, W), found {tuple(images.shape)}.")
+        images = to_float(images).to(torch.promote_types(images.dtype, self.pixel_mean.dtype))
+        stats = (self.pixel_mean, self.pixel_std.square())
+        mean, var = (stat.flatten().to(images.dtype).expand(images.shape[1]).contiguous() for stat in stats)
+        return functional.batch_norm(images, mean, var, eps=0)  # one pass over the images, where the formula makes two
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names that `features` takes, in the order of the network."""
+        names = list(self.backbone.taps)
+        if self.log_var is not None:
+            names.insert(names.index(self.backbone.code_tap) + 1, self._log_var_name)
+        return tuple(names)
+
+    @property
+    def _log_var_name(self) -> str:
+        return f"{self.backbone.code_tap}.log_var"
+
+    def check_layers(self, layers: Collection[str]) -> None:
+        """Check names of taps.
+
+        Raises:
+            AvtError: for one that does not exist; the message lists them.
+        """
+        for layer in layers:
+            if layer not in self.layers:
+                raise AvtError(
+                    f"The backbone has no layer '{layer}'. {nearest(layer, self.layers)}Its layers: {', '.join(self.layers)}."
+                )
+
+    def encode(self, x: Tensor, noise: Tensor | None = None, want: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        """Encode images, with the noise given, drawn (in training mode), or none (in eval mode).
+
+        Args:
+            x: normalised images, (B, C, H, W).
+            noise: eps, of the code's shape.
+            want: the taps to hand out.
+
+        Returns:
+            The vector that the decoder sees, (B, vector_dim), and the wanted taps; the code tap is the mean of the code.
+        """
+        taps: dict[str, Tensor] = {}
+
+        def code(mean: Tensor) -> Tensor:
+            if self.backbone.code_tap in want:
+                taps[self.backbone.code_tap] = mean
+            if self.log_var is None or not (self.training or noise is not None or self._log_var_name in want):
+                return mean
+            log_var = self.log_var(mean)
+            if self._log_var_name in want:
+                taps[self._log_var_name] = log_var
+            if noise is None and not self.training:
+                return mean
+            eps = torch.randn_like(mean) if noise is None else noise
+            sampled: Tensor = mean + self.noise_scale * (0.5 * log_var).exp() * eps
+            return sampled
+
+        asked = [name for name in want if name in self.backbone.taps and name != self.backbone.code_tap]
+        vector, maps = self.backbone(x, code, asked)
+        return vector, {**maps, **taps}
+
+    def features(self, x: Tensor, layers: Sequence[str], noise: Tensor | None = None) -> dict[str, Tensor]:
+        """Read taps by name: name -> (B, C, H, W), or (B, C) for a vector.
+
+        The code tap gives the mean of the code, `NAME.log_var` its log-variance; in eval mode without noise all later taps
+        are computed from the mean.
+
+        Raises:
+            AvtError: for a name that is no tap; the message lists them.
+        """
+        self.check_layers(layers)
+        _, taps = self.encode(x, noise, layers)
+        return {name: taps[name] for name in layers}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mean of the code, (B, C, H, W), or the tap that the encoder was exported with."""
+        return self.features(x, [self.output])[self.output]
+
+    def code_shape(self, channels: int, size: tuple[int, int]) -> tuple[int, ...]:
+        """The shape (C, H, W) of the code for images of a size."""
+        training = self.training
+        self.eval()
+        parameter = next(self.parameters())
+        with torch.no_grad():
+            x = torch.zeros(1, channels, *size, device=parameter.device, dtype=parameter.dtype)
+            shape = self.features(x, [self.backbone.code_tap])[self.backbone.code_tap].shape[1:]
+        self.train(training)
+        return tuple(shape)

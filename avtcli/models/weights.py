@@ -1,0 +1,120 @@
+"""From a name on the command line to a model with its weights: run folders, checkpoints, exported files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load
+from torch import Tensor
+
+from avtcli.config.model_spec import ModelSpec
+from avtcli.config.pretrain_config import PretrainConfig
+from avtcli.config.resolution import validate
+from avtcli.errors import AvtError
+from avtcli.events import Notice, OnEvent, ignore
+from avtcli.models.encoder import Encoder
+from avtcli.models.model_building import build_encoder, build_model, load_weights
+from avtcli.models.siamese import AVTModel
+from avtcli.storage.checkpoints import load_checkpoint, load_newest, step_of
+from avtcli.storage.files import from_metadata
+from avtcli.storage.run_folders import is_run, newest_run
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where weights come from.
+
+    Attributes:
+        path: the run folder, checkpoint folder or file.
+        run: the run folder, or none for a file.
+        spec: what to build.
+        tensors: the weights, of the whole model, or of the encoder alone for an exported file.
+        about: what is known of their making.
+    """
+
+    path: Path
+    run: Path | None
+    spec: ModelSpec
+    tensors: dict[str, Tensor]
+    about: dict[str, Any]
+
+    @property
+    def config(self) -> PretrainConfig | None:
+        """The settings of the run that made them, where they are known."""
+        settings = self.about.get("config")
+        return None if settings is None else validate(PretrainConfig, settings, where=str(self.path))
+
+
+def open_source(run: str | Path | None, *, on_event: OnEvent = ignore) -> Source:
+    """Open a run folder, a checkpoint or an exported file; left out, the newest run under ./runs, and it is said which.
+
+    Raises:
+        AvtError: if nothing of the kind is there, or it is not whole.
+    """
+    if run is None:
+        path = newest_run()
+        on_event(Notice(f"taking the newest run, {path}"))
+    else:
+        path = Path(run)
+    if path.is_file():
+        return _open_file(path)
+    if not path.exists():
+        raise AvtError(f"There is no run folder, checkpoint or file {path}.")
+    if is_run(path):
+        checkpoint, folder = load_newest(path / "checkpoints", on_event=on_event), path
+    elif step_of(path) is not None:
+        checkpoint, folder = load_checkpoint(path), path.parent.parent
+    else:
+        raise AvtError(f"{path} is no run folder (it has no config.toml and checkpoints) and no checkpoint (step-N).")
+    spec = validate(ModelSpec, checkpoint.about["model"], where=str(path))
+    return Source(path, folder, spec, checkpoint.model, checkpoint.about)
+
+
+def _open_file(path: Path) -> Source:
+    if path.suffix != ".safetensors":
+        raise AvtError(
+            f"{path} is no safetensors file, and nothing else is read here. Checkpoints of the release: `avt import`."
+        )
+    blob = path.read_bytes()
+    try:
+        tensors = load(blob)
+    except safetensors.SafetensorError as error:
+        raise AvtError(f"{path} does not parse as safetensors: {error}. Was it cut short?") from error
+    about = from_metadata(blob)
+    if about is None or "model" not in about:
+        raise AvtError(f"{path} was not written by `avt export`: it does not say which backbone its weights are for.")
+    return Source(path, None, validate(ModelSpec, about["model"], where=str(path)), tensors, about)
+
+
+def encoder_of(source: Source) -> Encoder:
+    """The encoder of a source with its weights, in eval mode, on the CPU."""
+    tensors = source.tensors
+    if source.run is not None:
+        tensors = {n.removeprefix("encoder."): t for n, t in tensors.items() if n.startswith("encoder.")}
+    encoder = build_encoder(source.spec)
+    load_weights(encoder, tensors, path=source.path)
+    return encoder.eval()
+
+
+def model_of(source: Source) -> AVTModel:
+    """Encoder and decoder of a source with their weights, in eval mode, on the CPU.
+
+    Raises:
+        AvtError: for an exported file, which holds no decoder.
+    """
+    if source.run is None:
+        raise AvtError(f"{source.path} holds an encoder only. Name the run folder, or use load_encoder.")
+    model = build_model(source.spec)
+    load_weights(model, source.tensors, path=source.path)
+    return model.eval()
+
+
+def load_model(run: str | Path) -> AVTModel:
+    """See `avtcli.load_model`."""
+    return model_of(open_source(run))
+
+
+def load_encoder(run: str | Path) -> Encoder:
+    """See `avtcli.load_encoder`."""
+    return encoder_of(open_source(run))

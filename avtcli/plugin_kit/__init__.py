@@ -1,0 +1,1 @@
+"""For authors of plugins: conformance checks, and a package to start from."""

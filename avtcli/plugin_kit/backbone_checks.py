@@ -1,0 +1,181 @@
+"""What a backbone promises: its taps, its code, its shapes, its weights and their gradients."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from avtcli.contracts import Backbone, Code, Size
+from avtcli.errors import AvtError
+from avtcli.plugin_kit.checking import expect
+from avtcli.seeding import keyed_generator
+
+BATCH: Final = 3
+
+
+@dataclass(frozen=True)
+class BackboneSubject:
+    """A backbone on trial.
+
+    Attributes:
+        make: builds it anew from a seed, for so many channels.
+        network: one that was built from seed 0, for `channels`; promises leave it as it is.
+        size: (height, width) of the images that it takes.
+        channels: of these images.
+    """
+
+    make: Callable[[int, int], Backbone]
+    network: Backbone
+    size: Size
+    channels: int
+
+    def images(self, channels: int | None = None) -> Tensor:
+        """The same normalised images each time, (BATCH, C, H, W)."""
+        return torch.randn(BATCH, channels or self.channels, *self.size, generator=keyed_generator("conformance images"))
+
+
+def _as_it_is(code: Tensor) -> Tensor:
+    return code
+
+
+def _encode(
+    network: Backbone, x: Tensor, code: Code = _as_it_is, want: Collection[str] = ()
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Encode in eval mode without gradients."""
+    with torch.no_grad():
+        return network.eval()(x, code, want)  # type: ignore[no-any-return]
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    return a.shape != b.shape or not torch.allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def the_taps_have_names_and_channels_and_the_code_is_one_of_them(subject: BackboneSubject) -> str:
+    """`taps`, `code_tap` and `vector_dim` are set."""
+    network = subject.network
+    taps = dict(network.taps)
+    expect(
+        all(isinstance(name, str) and isinstance(channels, int) and channels > 0 for name, channels in taps.items()),
+        f"taps needs names with their channels, found {taps}",
+    )
+    expect(network.code_tap in taps, f"code_tap is {network.code_tap!r}, expected one of the taps {', '.join(taps)}")
+    expect(
+        isinstance(network.vector_dim, int) and network.vector_dim > 0,
+        f"vector_dim is {network.vector_dim!r}, expected the length of the vector",
+    )
+    return ", ".join(f"{name} {channels}" for name, channels in taps.items())
+
+
+def the_code_is_asked_for_once_with_the_map_of_its_tap(subject: BackboneSubject) -> str:
+    """`forward` calls `code` one time, with (B, C, H, W)."""
+    network, calls = subject.network, list[tuple[int, ...]]()
+
+    def code(mean: Tensor) -> Tensor:
+        calls.append(tuple(mean.shape))
+        return mean
+
+    _encode(network, subject.images(), code)
+    expect(len(calls) == 1, f"forward called code {len(calls)} times, expected once")
+    expected = (BATCH, network.taps[network.code_tap])
+    expect(
+        len(calls[0]) == 4 and calls[0][:2] == expected, f"code got a map of shape {calls[0]}, expected {(*expected, 'H', 'W')}"
+    )
+    return "x".join(map(str, calls[0][1:]))
+
+
+def the_vector_and_the_wanted_taps_have_the_promised_shapes(subject: BackboneSubject) -> str:
+    """The vector is (B, vector_dim); the taps are those asked for, (B, C, H, W) or (B, C)."""
+    network = subject.network
+    names = [name for name in network.taps if name != network.code_tap]
+    vector, taps = _encode(network, subject.images(), want=names)
+    found, expected = tuple(vector.shape), (BATCH, network.vector_dim)
+    expect(found == expected, f"the vector has shape {found}, expected {expected}")
+    expect(set(taps) == set(names), f"asked for the taps {', '.join(names)}, it gave {', '.join(taps) or 'none'}")
+    for name, features in taps.items():
+        shape, promised = tuple(features.shape), (BATCH, network.taps[name])
+        expect(
+            len(shape) in (2, 4) and shape[:2] == promised,
+            f"the tap {name} has shape {shape}, expected {promised} or {(*promised, 'H', 'W')}",
+        )
+    unasked = _encode(network, subject.images())[1]
+    expect(not unasked, f"asked for no tap, it gave {', '.join(unasked)}")
+    return f"vector {network.vector_dim}"
+
+
+def the_layers_after_the_code_work_on_what_it_returns(subject: BackboneSubject) -> str:
+    """Another code gives another vector: otherwise the encoder's noise would be lost."""
+    x = subject.images()
+    noisy = _encode(subject.network, x, lambda mean: mean + torch.randn(mean.shape, generator=keyed_generator("noise")))[0]
+    expect(_differ(_encode(subject.network, x)[0], noisy), "the vector is the same whatever code returns")
+    return ""
+
+
+def one_seed_makes_one_network(subject: BackboneSubject) -> str:
+    """Building draws from torch's generator alone, so that a seed decides every weight."""
+    first, second = subject.network.state_dict(), subject.make(0, subject.channels).state_dict()
+    expect(list(first) == list(second), "built twice, the weights have other names")
+    other = [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
+    expect(
+        not other,
+        f"built twice from one seed, {len(other)} of {len(first)} weights differ, the first is {', '.join(other[:1])}",
+    )
+    return f"{sum(parameter.numel() for parameter in subject.network.parameters()):,} parameters"
+
+
+def its_weights_are_its_whole_state(subject: BackboneSubject) -> str:
+    """Another one that loads them gives the same features: so do checkpoints and exported files."""
+    other, x = subject.make(1, subject.channels), subject.images()
+    other.load_state_dict(subject.network.state_dict())
+    expect(
+        not _differ(_encode(subject.network, x)[0], _encode(other, x)[0]),
+        "built from another seed and given the same state_dict, it gives another vector: register what it keeps as buffers",
+    )
+    return ""
+
+
+def evaluation_is_repeatable_and_each_image_stands_alone(subject: BackboneSubject) -> str:
+    """In eval mode the vector is a function of the image, whatever else is in the batch."""
+    x = subject.images()
+    vector = _encode(subject.network, x)[0]
+    expect(torch.equal(vector, _encode(subject.network, x)[0]), "in eval mode, the same images gave two vectors")
+    expect(not _differ(vector[:1], _encode(subject.network, x[:1])[0]), "an image's vector depends on the rest of its batch")
+    return ""
+
+
+def every_weight_gets_a_finite_gradient(subject: BackboneSubject) -> str:
+    """Training in several processes waits for the gradient of each weight."""
+    network = subject.make(0, subject.channels).train()
+    x = subject.images().requires_grad_()
+    network(x, _as_it_is, ())[0].square().sum().backward()
+    weights = {name: weight.grad for name, weight in network.named_parameters() if weight.requires_grad}
+    without = [name for name, gradient in weights.items() if gradient is None]
+    expect(not without, f"{len(without)} weights have no part in the vector, the first is {', '.join(without[:1])}")
+    odd = [name for name, gradient in weights.items() if gradient is not None and not gradient.isfinite().all()]
+    expect(not odd, f"{len(odd)} weights get NaN or infinity, the first is {', '.join(odd[:1])}")
+    expect(x.grad is not None and bool(x.grad.isfinite().all()), "the gradient of the images is missing or not finite")
+    return ""
+
+
+def grey_images_are_taken_or_refused_with_a_message(subject: BackboneSubject) -> str:
+    """One channel works, or is an AvtError that the user can act on."""
+    try:
+        network = subject.make(0, 1)
+    except AvtError:
+        return "refused"
+    expect(len(_encode(network, subject.images(1))[0]) == BATCH, "images of one channel give no vector each")
+    return "taken"
+
+
+PROMISES: Final = (
+    the_taps_have_names_and_channels_and_the_code_is_one_of_them,
+    the_code_is_asked_for_once_with_the_map_of_its_tap,
+    the_vector_and_the_wanted_taps_have_the_promised_shapes,
+    the_layers_after_the_code_work_on_what_it_returns,
+    one_seed_makes_one_network,
+    its_weights_are_its_whole_state,
+    evaluation_is_repeatable_and_each_image_stands_alone,
+    every_weight_gets_a_finite_gradient,
+    grey_images_are_taken_or_refused_with_a_message,
+)

@@ -1,0 +1,86 @@
+"""A new plugin package: one module that works, the test that tries its promises, and what pip needs to install it."""
+
+import importlib.util
+import keyword
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Final
+
+from avtcli import registry
+from avtcli.errors import AvtError
+from avtcli.storage.files import disk_errors_explained, refuse_existing, write_synced
+
+TEMPLATES: Final = files("avtcli.plugin_kit") / "templates"
+
+
+@dataclass(frozen=True)
+class NewPlugin:
+    """What `avt plugins new` wrote.
+
+    Attributes:
+        folder: the package.
+        name: the plugin's name, and the distribution's.
+        files: their names in the folder.
+    """
+
+    folder: Path
+    name: str
+    files: tuple[str, ...]
+
+
+def new_plugin(folder: Path, *, kind: str) -> NewPlugin:
+    """Write a plugin package that works as it is; the folder's name becomes the plugin's.
+
+    Args:
+        folder: made anew.
+        kind: backbone, transform, dataset or objective.
+
+    Raises:
+        AvtError: if the folder exists, or its name is no name for a plugin, or is taken.
+        RunFailedError: if the disk refuses.
+    """
+    refuse_existing(folder, flag="DIR")
+    name = folder.absolute().name
+    module = _module_of(name)
+    words = {
+        "kind": kind,
+        "name": name,
+        "module": module,
+        "Class": "".join(word.capitalize() for word in module.split("_")),
+        "version": str(registry.CONTRACT_VERSION),
+    }
+    templates = {
+        f"{module}.py": f"{kind}.py",
+        f"test_{module}.py": "test.py",
+        "pyproject.toml": "pyproject.toml",
+        "README.md": "README.md",
+    }
+    with disk_errors_explained(folder):
+        folder.mkdir(parents=True)
+        for file, template in templates.items():
+            text = (TEMPLATES / f"{template}.tmpl").read_text(encoding="utf-8")
+            write_synced(folder / file, Template(text).substitute(words).encode())
+    return NewPlugin(folder, name, tuple(templates))
+
+
+def _module_of(name: str) -> str:
+    """The module that a plugin's name gives.
+
+    Raises:
+        AvtError: if it gives none, or a plugin or a module is called so already.
+    """
+    module = name.replace("-", "_")
+    if not re.fullmatch(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*", name) or keyword.iskeyword(module):
+        raise AvtError(
+            f"A plugin is named after its folder, and '{name}' is no name for one: expected small letters and digits, with "
+            "single hyphens between, as in `my-backbone`."
+        )
+    for info in registry.listing():
+        if info.name == name:
+            raise AvtError(f"The {info.kind} of {info.origin} is called '{name}' already. Name the folder otherwise.")
+    if importlib.util.find_spec(module) is not None:
+        raise AvtError(f"A module is called '{module}' already, and the plugin would hide it. Name the folder otherwise.")
+    return module

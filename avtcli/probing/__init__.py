@@ -1,0 +1,1 @@
+"""Classifiers on features: setup, head training, closed-form heads, fine-tuning."""

@@ -1,1 +1,0 @@
-"""Deeds: one file per command, and what they share; nothing here prints."""

@@ -1,1 +1,0 @@
-"""What the bench measures, and how it is timed."""

@@ -1,1 +1,0 @@
-"""What a probe is made of: jobs, features' heads of each kind, the protocol."""

@@ -1,0 +1,1 @@
+"""What a run executes on: devices, precision, execution defaults, signals, processes."""

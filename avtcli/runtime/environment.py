@@ -1,0 +1,51 @@
+"""What the numbers of a run may depend on besides its settings."""
+
+import os
+import platform
+import socket
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from avtcli import registry
+
+
+def describe_environment(
+    *, device: str, processes: int, plugins: list[tuple[str, str]], data_fingerprint: str
+) -> dict[str, Any]:
+    """What a run's numbers may depend on beside its settings.
+
+    Args:
+        device: where the arithmetic happens, in words.
+        processes: how many share it.
+        plugins: (kind, name) of those in use.
+        data_fingerprint: of the data set.
+    """
+    packages = ("avtcli", "torch", "torchvision", "timm", "accelerate", "safetensors", "numpy")
+    infos = [registry.info(kind, name) for kind, name in plugins]
+    return {
+        "command": sys.argv,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: version(name) for name in packages},
+        "device": device,
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "plugins": {f"{i.kind}.{i.name}": i.origin for i in infos},
+        "data_fingerprint": data_fingerprint,
+    }
+
+
+def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two environments in a way that can change bits: one line each."""
+    pairs = [(key, before.get(key), now[key]) for key in ("device", "processes", "threads", "cpu_capability")]
+    old = before.get("versions", {})
+    pairs += [(f"{name} version", old.get(name), new) for name, new in now["versions"].items() if name in ("torch", "avtcli")]
+    return [f"{what} was {was}, is {became}" for what, was, became in pairs if was != became]

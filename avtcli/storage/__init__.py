@@ -1,0 +1,1 @@
+"""Everything on disk: files, homography banks, checkpoints, run folders, the metrics log."""

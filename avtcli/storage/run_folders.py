@@ -1,0 +1,84 @@
+"""Run folders: made once, locked while in use, never overwritten."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from avtcli.errors import AvtError
+from avtcli.storage.files import disk_errors_explained, refuse_existing, replace_file, to_json
+
+RUNS = Path("runs")
+
+
+def default_folder(dataset: str, *others: str) -> Path:
+    """runs/DATE-DATASET-OTHERS, with a number behind it where that is taken."""
+    words = [spec.replace(":", "-").replace("/", "-").strip("-") for spec in (dataset.split(":")[0], *others)]
+    base = RUNS / "-".join([datetime.now().strftime("%Y%m%d-%H%M%S"), *words])
+    numbered = (base if n == 1 else base.with_name(f"{base.name}-{n}") for n in range(1, 1000))
+    return next(path for path in numbered if not path.exists())
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's."""
+    return (path / "config.toml").is_file() and (path / "checkpoints").is_dir()
+
+
+def newest_run(root: Path = RUNS) -> Path:
+    """The run under `root` that was started last.
+
+    Raises:
+        AvtError: if there is none.
+    """
+    found = [path for path in root.iterdir() if is_run(path)] if root.is_dir() else []
+    if not found:
+        raise AvtError(f"There is no run under {root}. Name a run folder, or make one with `avt pretrain`.")
+    return max(found, key=lambda path: ((path / "config.toml").stat().st_mtime_ns, path.name))
+
+
+def create_run(path: Path, config_toml: str, env: dict[str, Any]) -> None:
+    """Make a run folder.
+
+    Raises:
+        AvtError: if the folder exists.
+        RunFailedError: if it cannot be written.
+    """
+    refuse_existing(path)
+    with disk_errors_explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir()
+        except FileExistsError:  # another process was faster
+            refuse_existing(path)
+        (path / "checkpoints").mkdir()
+        replace_file(path / "env.json", to_json(env))
+        replace_file(path / "config.toml", config_toml.encode())
+
+
+def lock_run(path: Path) -> FileLock:
+    """Take the run's lock; the kernel gives it back when the process ends, however it ends.
+
+    Raises:
+        AvtError: if another process holds it.
+    """
+    lock = FileLock(path / "lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        holder = read_env(path)
+        raise AvtError(
+            f"{path} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}. "
+            "Wait for it, or choose another --out."
+        ) from None
+    return lock
+
+
+def read_env(path: Path) -> dict[str, Any]:
+    """The run's env.json, or nothing where it does not read."""
+    try:
+        content = json.loads((path / "env.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,1 @@
+"""Pretraining: THE loop, its setup, step, optimiser, schedule, monitor and collapse check."""

@@ -1,0 +1,201 @@
+"""The plain way and ours do the same: each is the other's second opinion."""
+
+import copy
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from avtcli.bench import baseline
+from avtcli.config.components import Plugin
+from avtcli.config.resolution import resolve
+from avtcli.contracts import Target
+from avtcli.geometry import cropping as augment
+from avtcli.geometry.family_building import build_family
+from avtcli.geometry.homography import in_from_out_from_corners
+from avtcli.models.siamese import AVTModel
+from avtcli.seeding import keyed_generator
+from avtcli.training.optimizer import build_optimizer, set_rates
+from avtcli.training.training_setup import Job, prepare
+
+PROJECTIVE = build_family(Plugin(name="projective"))
+
+
+def noise(count: int, side: int, channels: int = 3) -> Tensor:
+    return torch.randint(256, (count, channels, side, side), generator=keyed_generator("noise"), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("side", [32, 224])
+def test_one_system_of_equations_at_a_time_gives_the_homographies_of_the_closed_form(side: int) -> None:
+    rng = random.Random(0)
+    corners = [baseline.draw_corners(side, rng) for _ in range(200)]
+    solved = np.stack([baseline.solve_homography(moved, side) for moved in corners])
+
+    closed = in_from_out_from_corners(torch.tensor(corners, dtype=torch.float64), (side, side)).flatten(1)[:, :8]
+
+    np.testing.assert_allclose(solved, closed.numpy(), rtol=0, atol=1e-9)
+
+
+def test_the_plain_law_has_the_statistics_of_ours() -> None:
+    plain = torch.from_numpy(baseline.draw_homographies(20_000, 32, seed=0))
+    mean, std = PROJECTIVE.statistics((32, 32))
+
+    # five standard errors of the mean of 20 000 draws
+    assert ((plain.mean(0) - mean).abs() < 5 * std / 20_000**0.5).all()
+    torch.testing.assert_close(plain.std(0), std, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize(("side", "channels"), [(32, 1), (32, 3), (224, 3)])
+def test_warping_one_by_one_with_pillow_gives_the_grey_levels_of_our_batch(side: int, channels: int) -> None:
+    pixels = noise(8, side, channels)
+    parameters = PROJECTIVE.draw(8, (side, side), keyed_generator("warp"))
+    plain = [baseline.warp_image(baseline.image_of(p), c) for p, c in zip(pixels, parameters.numpy(), strict=True)]
+
+    levels = 255 * (PROJECTIVE.apply(pixels / 255, parameters) - torch.stack([baseline.tensor_of(i) for i in plain])).abs()
+
+    # a coordinate in float32 can fall on the other side of a whole grey level, or of the image's edge
+    assert (levels < 0.5).float().mean() > 0.999
+    assert (levels < 1.5).float().mean() > 0.9999
+
+
+def test_an_image_goes_to_pillow_and_back_unchanged() -> None:
+    pixels = noise(2, 8)
+
+    assert torch.equal(baseline.tensor_of(baseline.image_of(pixels[0])) * 255, pixels[0].float())
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_cropping_one_by_one_gives_the_pixels_of_our_batch(mirrored: bool) -> None:
+    pixels, (top, left) = noise(1, 32), (7, 2)
+    uniforms = torch.tensor([[(top + 0.5) / 9, (left + 0.5) / 9, 0.25 if mirrored else 0.75]], dtype=torch.float64)
+
+    ours = augment.crop_and_flip(pixels, uniforms, crop=(32, 32), padding=4)
+    plain = baseline.crop_and_flip(baseline.image_of(pixels[0]), top=top, left=left, mirrored=mirrored, padding=4)
+
+    assert torch.equal(baseline.tensor_of(plain) * 255, ours[0].float())
+
+
+def plain_pairs(**over: object) -> baseline.Pairs:
+    settings = {
+        "images": noise(6, 32),
+        "padding": 4,
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+        "target_mean": [0, 0, 16, 0, 0, 16, 0, 0],
+        "target_std": [1, 1, 20, 1, 1, 20, 0.015, 0.015],
+        "seed": 0,
+    }
+    return baseline.Pairs(**{**settings, **over})  # type: ignore[arg-type]
+
+
+def test_a_plain_pair_is_an_image_its_warp_and_the_target_that_our_family_decodes_to_that_warp() -> None:
+    pairs = plain_pairs()
+    options = {"mean": pairs.target_mean, "std": pairs.target_std}
+    family = build_family(Plugin.model_validate({"name": "projective", **options}))
+    original, moved, target = pairs[3]
+    parameters = family.decode(target[None].double(), (32, 32))
+
+    ours = family.apply(original[None] * 0.25 + 0.5, parameters)[0]
+
+    levels = 255 * (ours - (moved * 0.25 + 0.5)).abs()
+    assert (levels < 1.5).float().mean() > 0.99  # the target's float32 moves a few pixels across the image's edge
+
+
+def test_a_plain_pair_depends_on_its_seed_and_number_alone() -> None:
+    first, again, other = plain_pairs()[2], plain_pairs()[2], plain_pairs(seed=1)[2]
+
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[2], other[2])
+
+
+def test_plain_batches_go_on_without_end_and_visit_every_image_each_epoch() -> None:
+    images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 32, 32) * 40 + 10
+    pairs = plain_pairs(images=images, padding=0, mean=[0.0] * 3, std=[1 / 255] * 3)
+    batches = baseline.pair_batches(pairs, batch_size=4, workers=0)
+    seen = [next(batches)[0] for _ in range(4)]
+
+    assert [len(batch) for batch in seen] == [4, 2, 4, 2]
+    for epoch in (seen[:2], seen[2:]):
+        assert sorted(torch.cat(epoch)[:, 0, 0, 0].round().tolist()) == [10, 50, 90, 130, 170, 210]
+
+
+def job_of(recipe: str, **over: object) -> Job:
+    settings = {"dataset": {"name": "fashion-mini"}, "limit_train": 32, "batch_size": 8, "device": "cpu", **over}
+    return prepare(resolve(settings, recipe=recipe), on_event=lambda event: None)
+
+
+def batch_of(job: Job) -> tuple[baseline.Pair, tuple[Tensor, Tensor]]:
+    generator, dtype = keyed_generator("batch"), next(job.net.parameters()).dtype
+    original, moved = torch.randn(2, 8, job.spec.channels, *job.size, generator=generator).to(dtype)
+    target = torch.randn(8, 8, generator=generator).to(dtype)
+    code = job.net.encoder.code_shape(job.spec.channels, job.size)
+    first, second = torch.randn(2, 8, *code, generator=generator).to(dtype)
+    return (original, moved, target), (first, second)
+
+
+def our_loss(job: Job, net: AVTModel, pair: baseline.Pair, eps: tuple[Tensor, Tensor]) -> Tensor:
+    mean, log_var = net(pair[0], pair[1], *eps)
+    return job.objective.loss(mean, log_var, Target(pair[2], pair[2], job.family, job.size)).per_sample.mean()
+
+
+def test_plain_training_has_our_losses_and_weights_step_by_step() -> None:
+    """In float64: in float32 both sides round otherwise, and a few steps make much of it."""
+    job = job_of("cifar10-nin", backbone={"width": 0.05})
+    job.net.double()
+    plain = copy.deepcopy(job.net)
+    optimizers = build_optimizer(job.config, job.net.train()), baseline.build_optimizer(plain.train())
+    pair, eps = batch_of(job)
+    ours, theirs = [], []
+    for step in range(4):
+        for optimizer in optimizers:
+            set_rates(optimizer, job.config, step, len(job.bounds))
+        loss = our_loss(job, job.net, pair, eps)
+        loss.backward()
+        optimizers[0].step()
+        optimizers[0].zero_grad()
+        ours.append(loss.item())
+        theirs.append(baseline.train_step(plain, optimizers[1], pair, eps))
+
+    assert ours[0] != ours[-1]
+    np.testing.assert_allclose(theirs, ours, rtol=1e-9)
+    for (name, a), b in zip(job.net.state_dict().items(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_plain_probe_learns_what_a_head_on_kept_features_learns() -> None:
+    job = job_of("cifar10-nin", backbone={"width": 0.05})
+    encoder = job.net.encoder.eval()
+    pixels, labels = noise(12, 32, 1), torch.arange(12) % 3
+    batches = list(zip(pixels.split(4), labels.split(4), strict=True))
+    torch.default_generator.manual_seed(0)
+    kept_head = torch.nn.Linear(encoder.backbone.taps["conv2"] * 16, 3)
+    head = torch.nn.Sequential(torch.nn.Flatten(), copy.deepcopy(kept_head))
+    with torch.no_grad():
+        kept = torch.nn.functional.adaptive_max_pool2d(encoder(encoder.normalise(pixels)), 4).flatten(1)
+    optimizer = torch.optim.SGD(kept_head.parameters(), lr=0.1)
+    expected = []
+    for rows in torch.arange(12).split(4):
+        loss = torch.nn.functional.cross_entropy(kept_head(kept[rows]), labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+
+    losses = baseline.probe_epoch(encoder, "conv2", head, torch.optim.SGD(head.parameters(), lr=0.1), batches)
+
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+
+
+def test_its_worker_processes_leave_no_handler_of_signals_behind() -> None:
+    found = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        batches = baseline.pair_batches(plain_pairs(), batch_size=2, workers=1)
+        next(batches)
+        batches.close()
+
+        assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGCHLD, found)

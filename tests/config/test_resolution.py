@@ -1,0 +1,122 @@
+"""Settings: layers merged, checked at once, written and read back."""
+
+from pathlib import Path
+
+import pytest
+
+from avtcli import recipes
+from avtcli.config.pretrain_config import PretrainConfig
+from avtcli.config.resolution import merge, options_from_texts, resolve, validate
+from avtcli.config.toml_text import to_toml
+from avtcli.errors import AvtError
+
+
+def test_flags_lie_over_the_recipe_and_none_means_not_given() -> None:
+    config = resolve({"dataset": {"name": "cifar10"}, "backbone": {"name": "nin", "width": "0.5"}, "seed": None}, recipe=None)
+
+    assert config.recipe == "cifar10-nin"
+    assert config.backbone.options == {"width": "0.5"}
+    assert config.batch_size == 512
+    assert config.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("dataset", "backbone", "recipe"),
+    [("cifar10", "nin", "cifar10-nin"), ("cifar10:/data", "nin", "cifar10-nin"), ("fashion-mini", "nin", "default")],
+)
+def test_data_set_and_backbone_choose_the_recipe(dataset: str, backbone: str, recipe: str) -> None:
+    assert resolve({"dataset": {"name": dataset}, "backbone": {"name": backbone}}, recipe=None).recipe == recipe
+
+
+def test_a_plugin_of_another_name_leaves_the_options_of_the_first_behind() -> None:
+    below = {"transform": {"name": "projective", "shift": 0.1}}
+
+    assert merge(below, {"transform": {"name": "affine"}}) == {"transform": {"name": "affine"}}
+    assert merge(below, {"transform": {"scale_low": 1}}) == {"transform": {"name": "projective", "shift": 0.1, "scale_low": 1}}
+
+
+def test_lr_is_the_peak_and_the_others_keep_their_ratio() -> None:
+    before = resolve({}, recipe="cifar10-nin").schedule
+    after = resolve({"lr": 0.05}, recipe="cifar10-nin").schedule
+
+    assert after.peak == 0.05
+    assert [p.rate for p in after.pieces] == pytest.approx([10 * p.rate for p in before.pieces])
+    assert [p.slope for p in after.pieces] == pytest.approx([10 * p.slope for p in before.pieces])
+    assert [p.rate for p in after.log_var_pieces] == pytest.approx([0.1, 1e-4])
+
+
+@pytest.mark.parametrize("recipe", ["default", "cifar10-nin"])
+def test_a_written_config_reads_back_equal_and_writes_the_same_text(recipe: str, tmp_path: Path) -> None:
+    over = {"lr": 0.30000000000000004, "backbone": {"width": 0.25}, "limit_train": 100, "dataset": {"name": 'a"\n\\:é'}}
+    config = resolve(over, recipe=recipe)
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(config), encoding="utf-8")
+    again = resolve({}, recipe=str(path))
+
+    assert again == config
+    assert to_toml(again) == to_toml(config)
+
+
+def test_every_setting_stands_under_its_description() -> None:
+    text = to_toml(resolve({}, recipe="cifar10-nin"))
+
+    assert "# Images a step, over all processes.\nbatch_size = 512\n" in text
+    assert "# Black pixels added on each side before the crop.\npadding = 4\n" in text
+
+
+def test_all_bad_settings_are_named_at_once_with_the_nearest_known() -> None:
+    with pytest.raises(AvtError) as caught:
+        resolve({"batch_size": 1, "schedule": {"rat": 1}, "optimizer": {"name": "adam"}}, recipe=None)
+
+    message = str(caught.value)
+    assert "batch_size: Input should be greater than or equal to 2, found 1" in message
+    assert "schedule.rat: there is no such setting. Did you mean 'rate'?" in message
+    assert "optimizer.name: Input should be 'sgd' or 'adamw', found 'adam'" in message
+
+
+def test_pieces_out_of_order_are_refused() -> None:
+    pieces = [{"start": 0, "rate": 1}, {"start": 9, "rate": 1}, {"start": 5, "rate": 1}]
+    with pytest.raises(AvtError, match="must begin at epoch 0 and go on in order"):
+        validate(PretrainConfig, {"schedule": {"pieces": pieces}}, where="here")
+
+
+def test_options_go_to_their_sections_and_deeper() -> None:
+    texts = ["backbone.width=0.25", "transform.mean=[1, 2]", "transform.projective.shift=0.1", "augment.flip=no"]
+
+    assert options_from_texts(texts) == {
+        "backbone": {"width": "0.25"},
+        "transform": {"mean": [1, 2], "projective": {"shift": "0.1"}},
+        "augment": {"flip": "no"},
+    }
+
+
+@pytest.mark.parametrize("text", ["width=1", "backbone.width", "backbone.=1", "backbone..x=1", "=1"])
+def test_an_option_of_another_form_is_refused(text: str) -> None:
+    with pytest.raises(AvtError, match=r"-o (takes KIND\.KEY=VALUE|knows no kind)"):
+        options_from_texts([text])
+
+
+def test_an_unknown_kind_of_option_gives_the_nearest() -> None:
+    with pytest.raises(AvtError, match=r"-o knows no kind 'backbon'\. Did you mean 'backbone'"):
+        options_from_texts(["backbon.width=1"])
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_says_what_it_is_and_where_it_is_from(name: str) -> None:
+    about = recipes.parse(name, recipes.text(name))["about"]
+
+    assert set(about) == {"kind", "title", "source"}
+    assert about["kind"] in ("pretrain", "probe")
+
+
+def test_a_recipe_that_does_not_exist_or_is_no_toml_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("a = ")
+
+    with pytest.raises(AvtError, match=r"No recipe is called 'cifar10-nim'\. Did you mean 'cifar10-nin'"):
+        recipes.load("cifar10-nim", kind="pretrain")
+    with pytest.raises(AvtError, match=r"There is no recipe file nowhere\.toml"):
+        recipes.load("nowhere.toml", kind="pretrain")
+    with pytest.raises(AvtError, match=r"bad\.toml is no TOML"):
+        recipes.load(str(tmp_path / "bad.toml"), kind="pretrain")
+    with pytest.raises(AvtError, match="is for `avt pretrain`, not for `avt probe`"):
+        recipes.load("default", kind="probe")

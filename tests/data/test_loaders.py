@@ -1,0 +1,425 @@
+import gc
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import functional as reference
+
+from avtcli.config.components import Augment, Plugin
+from avtcli.contracts import ImageData, MemorySplit, Split
+from avtcli.data import streaming
+from avtcli.data.datasets import build_data, data_folder, image_size, limited
+from avtcli.data.epoch_table import EpochTable, batch_bounds
+from avtcli.data.images import Window, resize, resized_size
+from avtcli.data.resident_images import ResidentImages, build_images, plain_batches, training_batches
+from avtcli.data.streaming import StreamedImages, choose_workers
+from avtcli.errors import AvtError, RunFailedError
+
+torch.set_num_threads(1)
+CPU = torch.device("cpu")
+SIZES = [(40, 56), (61, 37), (48, 48), (33, 90), (38, 39), (90, 41)]
+
+
+def photo(number: int, size: tuple[int, int], channels: int = 3) -> torch.Tensor:
+    """A smooth colourful picture, uint8 (C, H, W)."""
+    small = np.random.default_rng(number).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    big = Image.fromarray(small).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(big)).permute(2, 0, 1)[:channels].contiguous()
+
+
+def picture(image: torch.Tensor) -> Image.Image:
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+def pixels(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+class Streamed(Split):
+    """Pictures that are not in one tensor; one of them may be damaged, another slow."""
+
+    images = None
+
+    def __init__(self, pictures: list[torch.Tensor], *, damaged: int | None = None, seconds: float = 0.0) -> None:
+        self.pictures, self.damaged, self.seconds = pictures, damaged, seconds
+        self.labels = torch.arange(len(pictures))
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def read(self, i: int) -> torch.Tensor:
+        time.sleep(self.seconds)
+        if i == self.damaged:
+            raise AvtError(f"{self.name(i)} does not decode")
+        return self.pictures[i]
+
+    def name(self, i: int) -> str:
+        return f"folder/{i}.jpg"
+
+
+class Faulty(Streamed):
+    def read(self, i: int) -> torch.Tensor:
+        raise KeyError("a fault in a plugin")
+
+
+def streamed(split: Split, workers: int = 0, shorter: int | None = None) -> StreamedImages:
+    return StreamedImages(split, torch.arange(len(split)), device=CPU, shorter=shorter, workers=workers)
+
+
+def table_of(uniforms: torch.Tensor) -> EpochTable:
+    none = torch.empty(len(uniforms), 0)
+    return EpochTable(order=torch.arange(len(uniforms)), uniforms=uniforms, parameters=none, targets=none)
+
+
+def uniforms_for(count: int) -> torch.Tensor:
+    return torch.rand(count, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+VARIED = [photo(i, size) for i, size in enumerate(SIZES)]
+
+
+# resize
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_resize_equals_torchvisions_on_pictures(size: tuple[int, int]):
+    image = photo(1, size)
+    for shorter in (20, 32, 64):
+        expected = pixels(transforms.Resize(shorter)(picture(image)))
+        assert torch.equal(resize(image, shorter), expected)
+        assert resized_size(size, shorter) == tuple(expected.shape[1:])
+
+
+def test_resize_of_one_channel_equals_that_channel_of_the_colour_picture():
+    image = photo(2, (40, 56))
+    assert torch.equal(resize(image[1:2], 24), resize(image, 24)[1:2])
+
+
+def test_resize_without_a_side_or_to_the_same_side_leaves_the_image_alone():
+    image = photo(2, (40, 56))
+    assert torch.equal(resize(image, None), image)
+    assert torch.equal(resize(image, 40), image)
+
+
+def test_resident_images_are_resized_once_within_one_level_of_pillow():
+    images = torch.stack([photo(i, (24, 32)) for i in range(5)])
+    resident = ResidentImages(MemorySplit(images, None, prefix="x"), torch.tensor([1, 4]), device=CPU, shorter=48)
+    for row, number in enumerate((1, 4)):
+        expected = pixels(transforms.Resize(48)(picture(images[number])))
+        assert resident.images[row].shape == expected.shape == (3, 48, 64)
+        assert (resident.images[row].int() - expected.int()).abs().max() <= 1
+
+
+# the middle
+
+
+@pytest.mark.parametrize("size", [(40, 56), (61, 37), (48, 48), (39, 47)])
+def test_plain_batches_equal_torchvisions_resize_and_centre_crop(size: tuple[int, int]):
+    split = Streamed([photo(i, size) for i in range(3)])
+    after = resized_size(size, 36)
+    assert (max(after) - 32) % 4 != 1  # a room of 1, 5, 9 ...: the test below
+    (batch,) = plain_batches(streamed(split, shorter=36), [torch.tensor([2, 0])], (32, 32))
+    compose = transforms.Compose([transforms.Resize(36), transforms.CenterCrop(32)])
+    for image, number in zip(batch, (2, 0), strict=True):
+        assert torch.equal(image, pixels(compose(picture(split.pictures[number]))))
+
+
+def test_the_middle_of_an_odd_room_is_rounded_up_for_resident_and_streamed_images_alike():
+    image = photo(5, (37, 41))
+    (whole,) = plain_batches(streamed(Streamed([image])), [torch.tensor([0])], (32, 32))
+    resident = ResidentImages(MemorySplit(image[None], None, prefix="x"), torch.tensor([0]), device=CPU)
+    assert torch.equal(whole[0], image[:, 3:35, 5:37])
+    assert torch.equal(next(plain_batches(resident, [torch.tensor([0])], (32, 32))), whole)
+
+
+# crop and flip
+
+
+@pytest.mark.parametrize("padding", [0, 4])
+@pytest.mark.parametrize("flip", [False, True])
+def test_training_batches_equal_torchvisions_pad_crop_and_flip(padding: int, flip: bool):
+    uniforms = uniforms_for(len(VARIED))
+    assert len({bool(u < 0.5) for u in uniforms[:, 2]}) == 2
+    augment = Augment(resize=36, crop=32, padding=padding, flip=flip)
+    rows = torch.tensor([5, 0, 3, 1, 2, 4])
+    (batch,) = training_batches(streamed(Streamed(VARIED), shorter=36), [rows], table_of(uniforms), augment, (32, 32))
+    assert batch.shape == (6, 3, 32, 32)
+    for image, row in zip(batch, rows.tolist(), strict=True):
+        padded = reference.pad(transforms.Resize(36)(picture(VARIED[row])), [padding])
+        top = int(uniforms[row, 0] * (padded.height - 32 + 1))
+        left = int(uniforms[row, 1] * (padded.width - 32 + 1))
+        expected = reference.crop(padded, top, left, 32, 32)
+        if flip and uniforms[row, 2] < 0.5:
+            expected = reference.hflip(expected)
+        assert torch.equal(image, pixels(expected))
+
+
+@pytest.mark.parametrize("augment", [Augment(crop=32), Augment(crop=32, padding=4), Augment(crop=48, padding=4, flip=False)])
+def test_streamed_and_resident_images_give_the_same_training_batches(augment: Augment):
+    images = torch.stack([photo(i, (40, 56)) for i in range(8)])
+    size, table = (augment.crop or 0, augment.crop or 0), table_of(uniforms_for(8))
+    batches = [torch.tensor([7, 1, 2]), torch.tensor([0, 3, 4, 5, 6])]
+    resident = build_images(MemorySplit(images, None, prefix="x"), torch.arange(8), device=CPU, shorter=None, workers=0)
+    read = build_images(Streamed(list(images)), torch.arange(8), device=CPU, shorter=None, workers=0)
+    assert isinstance(resident, ResidentImages)
+    assert isinstance(read, StreamedImages)
+    for a, b in zip(*(training_batches(x, batches, table, augment, size) for x in (resident, read)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_images_that_need_no_crop_and_no_flip_pass_untouched():
+    images = torch.stack([photo(i, (32, 32)) for i in range(4)])
+    resident = ResidentImages(MemorySplit(images, None, prefix="x"), torch.tensor([1, 3]), device=CPU)
+    batch = next(training_batches(resident, [torch.tensor([1, 0])], table_of(uniforms_for(2)), Augment(flip=False), (32, 32)))
+    assert torch.equal(batch, images[[3, 1]])
+
+
+def test_the_rows_of_streamed_images_count_the_chosen_numbers():
+    chosen = StreamedImages(Streamed(VARIED), torch.tensor([4, 1]), device=CPU)
+    assert len(chosen) == 2
+    assert torch.equal(
+        next(plain_batches(chosen, [torch.tensor([1])], (16, 16))),
+        next(plain_batches(streamed(Streamed(VARIED)), [torch.tensor([1])], (16, 16))),
+    )
+
+
+# workers
+
+
+def test_the_number_of_workers_does_not_matter():
+    batches = [torch.tensor([5, 0]), torch.tensor([3, 1]), torch.tensor([2]), torch.tensor([4, 4])]
+    table, augment = table_of(uniforms_for(6)), Augment(crop=32, padding=2)
+    results = []
+    for workers in (0, 1, 2):
+        images = streamed(Streamed(VARIED), workers)
+        first = list(training_batches(images, batches, table, augment, (32, 32)))
+        again = list(training_batches(images, batches, table, augment, (32, 32)))  # the same workers, a second epoch
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        results.append(first)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_batches_that_are_left_of_an_epoch_are_those_of_the_whole_epoch(workers: int):
+    batches = [torch.tensor([i, (i + 1) % 6]) for i in range(6)]
+    table, augment = table_of(uniforms_for(6)), Augment(crop=32)
+    images = streamed(Streamed(VARIED), workers)
+    whole = list(training_batches(images, batches, table, augment, (32, 32)))
+    broken_off = training_batches(images, batches, table, augment, (32, 32))
+    assert torch.equal(next(broken_off), whole[0])
+    left = list(training_batches(images, batches[2:], table, augment, (32, 32)))
+    assert all(torch.equal(a, b) for a, b in zip(left, whole[2:], strict=True))
+    with pytest.raises(RuntimeError, match="another pass over these images began"):
+        next(broken_off)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_reading_leaves_the_global_generator_alone(workers: int):
+    before = torch.get_rng_state()
+    list(plain_batches(streamed(Streamed(VARIED), workers), [torch.tensor([0, 1])], (16, 16)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_read_ahead_while_the_caller_is_busy():
+    split = Streamed(VARIED, seconds=0.3)
+    batches = plain_batches(streamed(split, workers=1), [torch.tensor([i]) for i in range(3)], (16, 16))
+    next(batches)
+    time.sleep(1.5)
+    began = time.monotonic()
+    next(batches)
+    assert time.monotonic() - began < 0.2
+
+
+def test_workers_outlive_the_signals_that_ask_the_run_to_stop():
+    images = streamed(Streamed(VARIED, seconds=0.05), workers=1)
+    batches = plain_batches(images, [torch.tensor([i]) for i in range(6)], (16, 16))
+    first = next(batches)
+    (worker,) = images._processes
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        os.kill(worker.pid or 0, number)
+    rest = list(batches)
+    assert worker.is_alive()
+    expected = list(plain_batches(streamed(Streamed(VARIED)), [torch.tensor([i]) for i in range(6)], (16, 16)))
+    assert all(torch.equal(a, b) for a, b in zip([first, *rest], expected, strict=True))
+
+
+def test_workers_end_with_their_images():
+    images = streamed(Streamed(VARIED), workers=1)
+    list(plain_batches(images, [torch.tensor([0])], (16, 16)))
+    (worker,) = images._processes
+    assert worker.is_alive()
+    gc.disable()
+    try:
+        del images
+        worker.join(timeout=10)
+    finally:
+        gc.enable()
+    assert not worker.is_alive()
+
+
+@pytest.fixture
+def _no_handler() -> Iterator[None]:
+    """As in a process that never made a plain DataLoader, which leaves a handler behind for good."""
+    found = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGCHLD, found)
+
+
+@pytest.mark.usefixtures("_no_handler")
+def test_a_worker_that_is_killed_is_reported_when_its_batch_is_asked_for():
+    before = signal.getsignal(signal.SIGCHLD)
+    images = streamed(Streamed(VARIED, seconds=0.2), workers=1)
+    batches = plain_batches(images, [torch.tensor([i]) for i in range(6)], (16, 16))
+    next(batches)
+    images._processes[0].kill()
+    time.sleep(0.5)  # no handler breaks in here
+    assert signal.getsignal(signal.SIGCHLD) == before
+    with pytest.raises(RunFailedError, match=r"A process that reads images ended .* give fewer `--workers`"):
+        list(batches)
+
+
+# errors
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_does_not_decode_is_named_without_a_traceback(workers: int):
+    images = streamed(Streamed(VARIED, damaged=3), workers)
+    with pytest.raises(AvtError, match=r"^folder/3\.jpg does not decode$"):
+        list(plain_batches(images, [torch.tensor([1, 3])], (16, 16)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_fault_in_a_plugin_stays_a_fault(workers: int):
+    with pytest.raises(KeyError, match="a fault in a plugin"):
+        list(plain_batches(streamed(Faulty(VARIED), workers), [torch.tensor([0])], (16, 16)))
+
+
+@pytest.mark.parametrize("uniforms", [None, uniforms_for(6)])
+def test_an_image_smaller_than_the_crop_is_named_with_what_to_set(uniforms: torch.Tensor | None):
+    expected = r"folder/3\.jpg is 33x90 px before the crop, smaller than its 34x34 px: give `-o augment.resize=34` or more"
+    with pytest.raises(AvtError, match=expected):
+        list(streamed(Streamed(VARIED)).read_batches([torch.tensor([0, 3])], Window((34, 34)), uniforms))
+
+
+# how many workers
+
+
+def test_images_in_memory_need_no_workers():
+    split = MemorySplit(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), None, prefix="x")
+    assert choose_workers(3, split, batch_bytes=1) == choose_workers(None, split, batch_bytes=1) == 0
+
+
+def shared_memory(monkeypatch: pytest.MonkeyPatch, *, free: int, cpus: int, ranks: int = 1) -> None:
+    usage = type("Usage", (), {"free": free})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(os.path, "isdir", lambda path: True)
+    monkeypatch.setattr(streaming, "_cpus", lambda: cpus)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+
+
+@pytest.mark.parametrize(
+    ("cpus", "ranks", "free", "expected"),
+    [(1, 1, 10**12, 0), (2, 1, 10**12, 1), (6, 1, 10**12, 5), (64, 1, 10**12, 8), (16, 4, 10**12, 3), (64, 1, 9 * 10**6, 3)],
+)
+def test_auto_takes_the_cpus_but_one_and_what_shared_memory_holds(
+    cpus: int, ranks: int, free: int, expected: int, monkeypatch: pytest.MonkeyPatch
+):
+    shared_memory(monkeypatch, free=free, cpus=cpus, ranks=ranks)
+    assert choose_workers(None, Streamed(VARIED), batch_bytes=10**6) == expected
+
+
+def test_auto_reads_in_the_main_process_where_shared_memory_holds_no_batch(monkeypatch: pytest.MonkeyPatch):
+    shared_memory(monkeypatch, free=64 * 2**20, cpus=16)
+    assert choose_workers(None, Streamed(VARIED), batch_bytes=115_605_504) == 0
+
+
+def test_a_number_of_workers_that_is_asked_for_is_kept_if_their_batches_fit(monkeypatch: pytest.MonkeyPatch):
+    shared_memory(monkeypatch, free=64 * 10**6, cpus=2)
+    assert choose_workers(0, Streamed(VARIED), batch_bytes=10**9) == 0
+    assert choose_workers(12, Streamed(VARIED), batch_bytes=10**6) == 12
+    with pytest.raises(AvtError, match=r"--workers 12 needs 250 MB in /dev/shm .* 64 MB are free\. Give fewer"):
+        choose_workers(12, Streamed(VARIED), batch_bytes=10**7)
+
+
+# which images, in which batches, of which size
+
+
+def data_of(size: tuple[int, int] | None) -> ImageData:
+    split = Streamed([])
+    return ImageData(
+        train=split, test=None, channels=3, size=size, mean=(0.5,) * 3, std=(0.5,) * 3, classes=None, fingerprint=""
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "augment", "expected"),
+    [
+        ((32, 48), Augment(), (32, 48)),
+        ((32, 48), Augment(resize=64), (64, 96)),
+        ((32, 48), Augment(resize=64, crop=56), (56, 56)),
+        ((32, 32), Augment(crop=32, padding=4), (32, 32)),
+        (None, Augment(resize=256, crop=224), (224, 224)),
+        (None, Augment(crop=224), (224, 224)),
+    ],
+)
+def test_the_network_sees_the_crop_or_the_resized_image(
+    size: tuple[int, int] | None, augment: Augment, expected: tuple[int, int]
+):
+    assert image_size(data_of(size), augment) == expected
+
+
+def test_images_of_many_sizes_need_a_crop():
+    with pytest.raises(AvtError, match=r"The images differ in size: give `-o augment.resize=256 -o augment.crop=224`"):
+        image_size(data_of(None), Augment(resize=256))
+
+
+@pytest.mark.parametrize(
+    ("size", "augment", "found"),
+    [
+        ((32, 32), Augment(crop=40), "32x32 px"),
+        ((64, 96), Augment(resize=32, crop=40, padding=2), "32x48 px"),
+        (None, Augment(resize=200, crop=224), "200 px on their shorter side"),
+    ],
+)
+def test_a_crop_larger_than_the_images_is_refused_at_once(size: tuple[int, int] | None, augment: Augment, found: str):
+    with pytest.raises(AvtError, match=f"The images are {found}, too small for augment.crop = {augment.crop}"):
+        image_size(data_of(size), augment)
+
+
+def test_a_partial_batch_is_kept_and_a_single_image_joins_the_batch_before():
+    assert batch_bounds(10, 4) == [(0, 4), (4, 8), (8, 10)]
+    assert batch_bounds(9, 4) == [(0, 4), (4, 9)]
+    assert batch_bounds(1, 4) == [(0, 1)]
+
+
+def test_a_limit_draws_the_same_images_each_time_and_no_more_than_there_are():
+    split = MemorySplit(torch.zeros(50, 1, 2, 2, dtype=torch.uint8), None, prefix="x")
+    drawn = limited(split, 20)
+    assert torch.equal(drawn, limited(split, 20))
+    assert len(set(drawn.tolist())) == 20
+    assert torch.equal(limited(split, None), torch.arange(50))
+    with pytest.raises(AvtError, match="--limit-train 51 asks for more images than the 50 that there are"):
+        limited(split, 51)
+
+
+def test_the_data_folder_is_the_option_then_the_environment_then_data(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AVT_DATA", "/somewhere")
+    assert data_folder("/here") == Path("/here")
+    assert data_folder(None) == Path("/somewhere")
+    monkeypatch.delenv("AVT_DATA")
+    assert data_folder(None) == Path("data")
+
+
+def test_a_data_set_without_training_images_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("avtcli.registry.build", lambda *args, **kwargs: data_of(None))
+    with pytest.raises(AvtError, match="The data set 'nothing' has no training images"):
+        build_data(Plugin(name="nothing"), None)

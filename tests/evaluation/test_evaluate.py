@@ -1,0 +1,557 @@
+"""The evaluation: its figures against those worked out apart from it, what it is measured on, and what it leaves behind."""
+
+import hashlib
+import json
+import math
+import shutil
+import sys
+from collections.abc import Collection
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import norm
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import r2_score
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from avtcli import load_model
+from avtcli.config.components import Plugin
+from avtcli.contracts import Backbone, Code, MemorySplit, Split, TransformFamily
+from avtcli.data.datasets import build_data, limited
+from avtcli.data.held_out import held_out_numbers
+from avtcli.data.resident_images import ResidentImages
+from avtcli.errors import AvtError
+from avtcli.evaluation import linear_reading
+from avtcli.evaluation.calibration_picture import draw_calibration
+from avtcli.evaluation.equivariance import BANK, DecoderFigures, baselines_of, finite, measure_decoder
+from avtcli.evaluation.evaluate import EvaluateResult, evaluate
+from avtcli.evaluation.evaluation_setup import Settings, choose_images, prepare
+from avtcli.evaluation.linear_reading import measure_ridge, pair_features
+from avtcli.events import Event, Notice, Progress
+from avtcli.features import cache_storage as feature_store
+from avtcli.features.evaluation_target import Subject, open_subject
+from avtcli.features.transformed_pairs import Pairs, draw_pairs, read_pairs
+from avtcli.geometry.bank_family import BankFamily
+from avtcli.geometry.cropping import to_float
+from avtcli.models.encoder import Encoder
+from avtcli.models.model_building import build_encoder
+from avtcli.models.weights import encoder_of
+from avtcli.runtime.execution import place
+from avtcli.seeding import keyed_generator
+from avtcli.training.training_setup import build_law
+from avtplugins.transforms.photometric import photometric
+from avtplugins.transforms.projective import projective
+from avtplugins.transforms.translation import translation
+from tests.support import run_tiny, tiny_config
+
+SIZE = (32, 32)
+CPU = torch.device("cpu")
+
+
+def quiet(event: Event) -> None:
+    pass
+
+
+def open_run(run: Path | None, **over: Any) -> Subject:
+    return open_subject(run, on_event=quiet, **over)
+
+
+def evaluate_small(subject: Subject, *, events: list[Event] | None = None, **over: Any) -> EvaluateResult:
+    settings = Settings(**{"transform": {}, "count": 60, **over})
+    return evaluate(subject, settings, out=None, on_event=quiet if events is None else events.append)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy: an evaluation leaves its result in the run's folder."""
+    return Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("evaluated") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_run: Path) -> Subject:
+    """The tiny run as if it were a file, with an encoder alone."""
+    subject = open_run(tiny_run)
+    return replace(subject, source=replace(subject.source, run=None, tensors=encoder_of(subject.source).state_dict()))
+
+
+@pytest.fixture(scope="module")
+def result(run: Path) -> EvaluateResult:
+    return evaluate_small(open_run(run))
+
+
+def blobs(count: int) -> ResidentImages:
+    """Bright squares on black, each somewhere in the middle."""
+    images = torch.zeros(count, 1, *SIZE, dtype=torch.uint8)
+    tops = torch.randint(12, 15, (count, 2), generator=torch.Generator().manual_seed(3))
+    for image, (top, left) in zip(images, tops.tolist(), strict=True):
+        image[0, top : top + 6, left : left + 6] = 255
+    return ResidentImages(MemorySplit(images, None, prefix="x"), torch.arange(count), device=CPU)
+
+
+class Oracle(nn.Module):
+    """Says what it was told to say, in order."""
+
+    def __init__(self, *answers: Tensor, log_var: float | None = None) -> None:
+        super().__init__()
+        self.answers, self.log_var = torch.cat(answers), log_var
+
+    def normalise(self, images: Tensor) -> Tensor:
+        return images
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        mean, self.answers = self.answers[: len(x)], self.answers[len(x) :]
+        return mean, None if self.log_var is None else torch.full_like(mean, self.log_var)
+
+
+def pairs_and_versions(family: TransformFamily, count: int = 300) -> tuple[Pairs, Pairs]:
+    images = blobs(count)
+    parameters = family.draw(2 * BANK, SIZE, keyed_generator("versions"))
+    versions = Pairs(images, torch.arange(2).repeat_interleave(BANK), family, parameters, SIZE)
+    return draw_pairs(images, family, SIZE, key=("test",)), versions
+
+
+def targets(*many: Pairs) -> list[Tensor]:
+    return [pairs.family.target(pairs.parameters, pairs.size) for pairs in many]
+
+
+def measured(family: TransformFamily, answers: list[Tensor], *, log_var: float | None = None) -> DecoderFigures:
+    net = Oracle(*answers, log_var=log_var)
+    return measure_decoder(net, *pairs_and_versions(family), predicts_classes=False, on_event=quiet)
+
+
+# the decoder's figures
+
+
+def test_a_perfect_decoder_has_no_error_and_finds_every_version() -> None:
+    family = projective()
+    figures = measured(family, targets(*pairs_and_versions(family)), log_var=0.0)
+
+    assert figures.fit.mace_px == pytest.approx(0, abs=1e-9)
+    assert figures.fit.mse_normalised == 0
+    assert figures.fit.r2 == 1
+    assert figures.fit.r2_per_parameter == dict.fromkeys("abcdefgh", 1.0)
+    assert (figures.retrieval["mrr"], figures.retrieval["hit1"], figures.retrieval["hit5"]) == (1, 1, 1)
+    assert figures.nll == pytest.approx(4 * math.log(2 * math.pi))
+    assert set(figures.calibration["pooled"]) == {1.0}
+
+
+def test_a_constant_decoder_has_the_constant_baselines_error_no_r2_and_the_ranks_of_chance() -> None:
+    family = projective()
+    pairs, versions = pairs_and_versions(family)
+    figures = measured(family, [torch.zeros_like(target) for target in targets(pairs, versions)])
+    constant = baselines_of(pairs)["constant"]
+
+    assert figures.fit.mace_px == pytest.approx(constant["mace_px"], rel=0.005)  # the law's mean from two samples of it
+    assert figures.fit.mse_normalised == pytest.approx(constant["mse_normalised"])
+    assert figures.fit.r2 == pytest.approx(0, abs=0.02)
+    for name, expected in figures.retrieval["chance"].items():  # each version takes one place of those of its image
+        assert figures.retrieval[name] == pytest.approx(expected)
+    assert (figures.nll, figures.calibration) == (None, None)
+
+
+def test_the_retrieval_by_chance_is_that_of_a_decoder_that_guesses() -> None:
+    family = projective()
+    pairs, versions = pairs_and_versions(family)
+    parameters = family.draw(4000, SIZE, keyed_generator("many"))
+    many = replace(versions, rows=torch.zeros(4000, dtype=torch.int64), parameters=parameters)
+    guesses = family.target(family.draw(4000, SIZE, keyed_generator("guesses")), SIZE)
+    net = Oracle(*targets(pairs), guesses)
+    retrieval = measure_decoder(net, pairs, many, predicts_classes=False, on_event=quiet).retrieval
+
+    assert (retrieval["bank"], retrieval["images"]) == (50, 80)
+    assert retrieval["chance"] == {"mrr": pytest.approx(sum(1 / k for k in range(1, 51)) / 50), "hit1": 0.02, "hit5": 0.1}
+    for name, expected in retrieval["chance"].items():
+        assert retrieval[name] == pytest.approx(expected, rel=0.2)
+
+
+def test_the_figures_are_those_worked_out_from_the_loaded_model(run: Path, result: EvaluateResult) -> None:
+    subject, model, family = open_run(run), load_model(run), projective()
+    split = subject.pictures.data.test
+    x = to_float(split.images[limited(split, 60)])
+    parameters = family.draw(60, SIZE, keyed_generator(0, "held out"))
+    with torch.no_grad():
+        mean, log_var = model(model.normalise(x), model.normalise(family.apply(x, parameters)))
+    mean, log_var, truth = mean.double(), log_var.double(), family.target(parameters, SIZE)
+    std = (log_var / 2).exp()
+    inside = (truth - mean).abs() <= norm.ppf(0.9) * std
+    corners = torch.tensor([[0, 0, 1], [32, 0, 1], [32, 32, 1], [0, 32, 1]]).double()
+    mapped = [corners @ matrix.mT for matrix in (family.in_from_out(p, SIZE) for p in (parameters, family.decode(mean, SIZE)))]
+    here, there = (points[..., :2] / points[..., 2:] for points in mapped)
+
+    assert result.mace_px == pytest.approx((here - there).norm(dim=-1).mean().item())
+    assert result.mse_normalised == pytest.approx((mean - truth).square().mean().item())
+    assert result.r2 == pytest.approx(r2_score(truth, mean, multioutput="variance_weighted"))
+    assert list(result.r2_per_parameter.values()) == pytest.approx(r2_score(truth, mean, multioutput="raw_values").tolist())
+    assert result.nll == pytest.approx(-Normal(mean, std).log_prob(truth).sum(1).mean().item())
+    assert result.calibration["levels"][15] == 0.8
+    assert result.calibration["pooled"][15] == pytest.approx(inside.double().mean().item())
+    assert [curve[15] for curve in result.calibration["per_parameter"].values()] == inside.double().mean(0).tolist()
+
+
+def test_the_decoders_error_is_the_one_that_pretraining_reported(run: Path) -> None:
+    job = prepare(open_run(run), Settings({}))
+    small = replace(job.versions, rows=job.versions.rows[:BANK], parameters=job.versions.parameters[:BANK])
+    figures = measure_decoder(load_model(run), job.held_out, small, predicts_classes=False, on_event=quiet)
+
+    reported = json.loads((run / "result.json").read_text())["mace_px"]
+    assert figures.fit.mace_px == pytest.approx(reported, rel=1e-6)  # that run's weights lay channels last
+
+
+def test_a_photometric_family_has_no_pixels_and_no_turns() -> None:
+    family = photometric()
+    figures = measured(family, targets(*pairs_and_versions(family)))
+    constant = baselines_of(pairs_and_versions(family)[0])
+
+    assert (figures.fit.mace_px, figures.fit.r2, figures.retrieval["hit1"]) == (None, 1, 1)
+    assert constant == {"constant": {"mace_px": None, "mse_normalised": pytest.approx(1, rel=0.1)}}
+
+
+def test_a_run_that_predicts_classes_has_an_accuracy_and_a_ridge(tmp_path: Path) -> None:
+    run = run_tiny(tmp_path / "rotnet", transform={"name": "rotation"}, objective={"name": "rotnet"})
+    result = evaluate_small(open_run(run), count=40)
+    job, model = prepare(open_run(run), Settings({}, count=40)), load_model(run)
+    ((x, y),) = read_pairs(job.held_out, task="x", on_event=quiet)
+    with torch.no_grad():
+        said = model(model.normalise(x), model.normalise(y))[0].argmax(1)
+
+    assert result.accuracy == pytest.approx(100 * (said == job.held_out.parameters[:, 0]).double().mean().item())
+    assert (result.mace_px, result.r2, result.nll, result.calibration, result.retrieval) == (None,) * 5
+    assert list(result.ridge["r2_per_parameter"]) == ["cos", "sin"]
+    assert result.baselines["quarter_turn"]["mace_px"] == pytest.approx(0, abs=1e-9)
+
+
+def test_what_is_not_finite_is_none() -> None:
+    assert [finite(value) for value in (float("inf"), float("nan"), torch.tensor(2.0))] == [None, None, 2.0]
+
+
+# the ridge
+
+
+class Toy(Backbone):
+    """Its code is the image, or the same map for every image."""
+
+    def __init__(self, *, constant: bool) -> None:
+        super().__init__()
+        self.constant = constant
+        self.taps, self.code_tap, self.vector_dim = {"code": 1, "vector": 2}, "code", 2
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, code: Code, want: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        z = code(torch.ones_like(x) if self.constant else x)
+        where = torch.arange(0.5, 32) / 32
+        middle = torch.stack([(z.sum(2) * where).sum((1, 2)), (z.sum(3) * where).sum((1, 2))], 1)
+        return middle, {name: middle for name in want}
+
+
+def toy_encoder(*, constant: bool) -> Encoder:
+    return Encoder(Toy(constant=constant), pixel_mean=[0.0], pixel_std=[1.0]).eval()
+
+
+@pytest.mark.parametrize(("layer", "least"), [("vector", 0.99), ("code", 0.9)])
+def test_a_line_reads_the_shift_off_features_that_move_with_the_image_and_not_off_constant_ones(
+    layer: str, least: float
+) -> None:
+    family = translation(fill="constant")
+    fit, held_out = (draw_pairs(blobs(count), family, SIZE, key=(count,)) for count in (600, 200))
+    equivariant, constant = (
+        measure_ridge(toy_encoder(constant=c), layer, fit, held_out, name="toy", seed=0, on_event=quiet) for c in (False, True)
+    )
+
+    assert equivariant.fit.r2 > least
+    assert equivariant.fit.mace_px < constant.fit.mace_px / 3
+    assert constant.fit.r2 == pytest.approx(0, abs=0.03)
+    assert equivariant.width == {"vector": 4, "code": 32}[layer]
+
+
+def test_the_ridge_agrees_with_least_squares_where_nothing_needs_shrinking() -> None:
+    family = translation(fill="constant")
+    fit, held_out = (draw_pairs(blobs(count), family, SIZE, key=(count,)) for count in (600, 200))
+    encoder = toy_encoder(constant=False)
+    features = [pair_features(encoder, "vector", pairs, task="x", on_event=quiet) for pairs in (fit, held_out)]
+    lines = LinearRegression().fit(features[0], targets(fit)[0])
+    figures = measure_ridge(encoder, "vector", fit, held_out, name="toy", seed=0, on_event=quiet)
+
+    assert figures.penalty == min(linear_reading.PENALTIES)
+    assert figures.fit.r2 == pytest.approx(
+        r2_score(targets(held_out)[0], lines.predict(features[1]), multioutput="variance_weighted"), abs=1e-3
+    )
+
+
+def test_the_features_are_both_views_maps_averaged_to_four_by_four(exported: Subject) -> None:
+    job, encoder = prepare(exported, Settings({}, count=10)), encoder_of(exported.source)
+    features = pair_features(encoder, "conv2", job.held_out, task="x", on_event=quiet)
+    ((x, y),) = read_pairs(job.held_out, task="x", on_event=quiet)
+    with torch.no_grad():
+        pooled = [encoder(encoder.normalise(view)).unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5)) for view in (x, y)]
+
+    assert features.dtype == torch.float32
+    torch.testing.assert_close(features, torch.cat([maps.flatten(1) for maps in pooled], 1))
+
+
+def test_the_random_ridge_is_the_same_measurement_of_an_encoder_that_was_not_trained(
+    exported: Subject, result: EvaluateResult
+) -> None:
+    job = prepare(exported, Settings({}, count=60))
+    encoder = place(build_encoder(exported.source.spec, seed=0).eval(), job.device)
+    figures = measure_ridge(encoder, "conv2", job.fit, job.held_out, name="x", seed=0, on_event=quiet)
+
+    assert result.ridge["random"]["r2"] == figures.fit.r2
+    assert result.ridge["random"]["r2"] != result.ridge["r2"]
+    assert (result.ridge["layer"], result.ridge["fit_pairs"]) == ("conv2", 240)
+    assert result.ridge["features"] == "conv2 of both views, 320 numbers a pair"
+    assert result.ridge["penalty"] in linear_reading.PENALTIES
+
+
+def test_pair_features_that_exceed_a_quarter_of_memory_go_to_disk_and_give_the_same_figures(
+    exported: Subject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    in_memory = evaluate_small(exported)
+    monkeypatch.setattr(feature_store, "memory_bytes", lambda: 4 * 4 * 60 * 320 - 1)
+    monkeypatch.setattr(feature_store.tempfile, "tempdir", str(tmp_path))
+    stores, make = list[Path | None](), linear_reading.make_room
+    monkeypatch.setattr(linear_reading, "make_room", lambda shape, store: (stores.append(store), make(shape, store))[1])
+    on_disk = evaluate_small(exported)
+
+    assert stores == [tmp_path] * 4  # to fit on and held out, of the trained encoder and of the random one
+    assert asdict(on_disk) == asdict(in_memory)
+    assert list(tmp_path.iterdir()) == []  # the files have lost their names
+
+
+# what it is measured on
+
+
+def test_the_same_seed_gives_the_same_figures_and_another_seed_others(exported: Subject) -> None:
+    first, second, other = (asdict(evaluate_small(exported, count=20, seed=seed)) for seed in (1, 1, 2))
+
+    assert first == second
+    assert first["ridge"]["r2"] != other["ridge"]["r2"]
+    assert first["baselines"] != other["baselines"]
+
+
+def test_four_times_as_many_training_images_are_fitted_and_no_more_than_there_are(run: Path) -> None:
+    pictures = open_run(run).pictures
+    few, many = choose_images(pictures, 100), choose_images(pictures, None)
+
+    assert (few.name, len(few.held_out), len(few.fit)) == ("test", 100, 400)
+    assert (len(many.held_out), len(many.fit)) == (1000, 2000)
+
+
+def test_without_a_test_split_the_ridge_is_fitted_on_other_images_and_the_protocol_says_so(exported: Subject) -> None:
+    data = replace(exported.pictures.data, test=None)
+    subject = replace(exported, pictures=replace(exported.pictures, data=data))
+    choice = choose_images(subject.pictures, 60)
+    result = evaluate_small(subject)
+
+    assert set(choice.held_out.tolist()).isdisjoint(choice.fit.tolist())
+    assert (choice.name, len(choice.fit)) == ("train", 240)
+    assert (
+        "60 of the 2000 train images of fashion-mini, which has no test split: a run trained on these may have seen them"
+        in (result.protocol["images"])
+    )
+    with pytest.raises(AvtError, match=r"has 2000 training images and no test images: 2000 held out leave too few"):
+        choose_images(subject.pictures, 2000)
+
+
+def test_more_images_than_there_are_is_an_error_that_says_how_many_there_are(exported: Subject) -> None:
+    with pytest.raises(AvtError, match=r"--count 1001 asks for more images than the 1000 of the test split of 'fashion-mini'"):
+        prepare(exported, Settings({}, count=1001))
+
+
+def test_an_unknown_layer_is_refused_with_the_list(exported: Subject) -> None:
+    with pytest.raises(AvtError, match=r"no layer 'conv9'.*Its layers: conv1, conv2"):
+        prepare(exported, Settings({}, layer="conv9"))
+
+
+class OneByOne(Split):
+    """A split whose images do not lie in memory."""
+
+    images = None
+
+    def __init__(self, split: MemorySplit) -> None:
+        self.split, self.labels = split, split.labels
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def read(self, i: int) -> Tensor:
+        return self.split.read(i)
+
+    def name(self, i: int) -> str:
+        return self.split.name(i)
+
+
+def test_images_that_are_read_one_by_one_give_the_same_figures(exported: Subject) -> None:
+    data = exported.pictures.data
+    streamed = replace(data, train=OneByOne(data.train), test=OneByOne(data.test))
+    subject = replace(exported, pictures=replace(exported.pictures, data=streamed))
+
+    assert asdict(evaluate_small(subject, count=20, workers=0)) == asdict(evaluate_small(exported, count=20))
+
+
+def test_every_version_of_an_image_is_drawn_anew(exported: Subject) -> None:
+    versions = prepare(exported, Settings({}, count=120)).versions
+
+    assert versions.rows.bincount(minlength=120).sort(descending=True).values[:4].tolist() == [50, 50, 50, 0]
+    assert len(versions.parameters.unique(dim=0)) == 150
+
+
+def test_a_run_with_a_bank_is_measured_on_the_law_with_the_banks_statistics(tmp_path: Path) -> None:
+    run = run_tiny(tmp_path / "bank", bank_count=30, epochs=1)
+    job = prepare(open_run(run), Settings({}, count=50))
+
+    assert not isinstance(job.family, BankFamily)
+    assert len(job.held_out.parameters.unique(dim=0)) == 50
+    rows = build_law(tiny_config(bank_count=30), SIZE).rows.double()
+    torch.testing.assert_close(job.family.statistics(SIZE), (rows.mean(0), rows.std(0)), rtol=1e-4, atol=1e-5)
+    assert job.no_decoder is None
+
+
+# without a decoder
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"name": "affine"}, "was trained on projective, not on affine"),
+        ({"shift": 0.05}, "was trained on projective, not on projective (shift=0.05)"),
+    ],
+)
+def test_another_transformation_than_the_runs_own_has_a_ridge_alone_and_it_is_said_why(
+    run: Path, given: dict[str, Any], why: str
+) -> None:
+    events: list[Event] = []
+    result = evaluate_small(open_run(run), transform=given, count=20, events=events)
+
+    assert any(isinstance(event, Notice) and why in event.text for event in events)
+    assert (result.mace_px, result.r2, result.calibration, result.retrieval) == (None,) * 4
+    assert result.transform == given.get("name", "projective")
+    assert result.ridge["r2"] is not None
+    assert result.baselines["constant"]["mace_px"] > 5
+
+
+def test_the_runs_own_transformation_may_be_named_with_its_own_options(tmp_path: Path) -> None:
+    run = run_tiny(tmp_path / "run", transform={"shift": 0.1}, max_steps=1)
+
+    for given in ({"name": "projective"}, {"shift": "0.1"}):  # numbers come from the command line as text
+        assert prepare(open_run(run), Settings(given, count=20)).no_decoder is None
+
+
+def test_images_of_another_size_than_the_decoders_have_a_ridge_alone(run: Path) -> None:
+    subject = open_run(run)
+    smaller = replace(subject, pictures=replace(subject.pictures, size=(24, 28)))
+
+    assert "was trained on images of 32x32 px, these are 28x24 px" in prepare(smaller, Settings({}, count=20)).no_decoder
+
+
+def test_an_exported_file_has_a_ridge_on_the_runs_transformation(exported: Subject, result: EvaluateResult) -> None:
+    events: list[Event] = []
+    alone = evaluate_small(exported, events=events)
+
+    assert any(isinstance(event, Notice) and "holds an encoder alone" in event.text for event in events)
+    assert (alone.mace_px, alone.nll, alone.retrieval) == (None, None, None)
+    assert (alone.ridge, alone.baselines) == (result.ridge, result.baselines)
+
+
+def test_a_backbone_by_name_has_a_ridge_on_the_default_transformation() -> None:
+    subject = open_run(None, backbone=Plugin(name="nin", width=0.05))
+    result = evaluate_small(subject, count=20)
+
+    assert (result.run, result.transform, result.dataset) == ("nin", "projective", "fashion-mini")
+    assert result.protocol["weights"] == "random"
+    assert (result.mace_px, result.ridge["layer"]) == (None, "conv2")
+
+
+def test_a_run_whose_backbone_is_no_longer_installed_is_one_message(exported: Subject) -> None:
+    spec = exported.source.spec.model_copy(update={"backbone": Plugin(name="gone")})
+    subject = replace(exported, source=replace(exported.source, spec=spec))
+
+    with pytest.raises(AvtError, match=r"No backbone is called 'gone'") as caught:
+        evaluate_small(subject)
+    assert caught.value.exit_code == 2
+
+
+# what it leaves behind
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_a_run_folder_gets_the_result_and_its_picture_and_a_newer_one_replaces_them(tiny_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    before = hashes(run)
+    evaluate_small(open_run(run), count=30)
+    first = hashes(run)
+    second = evaluate_small(open_run(run), count=20)
+
+    assert set(first) - set(before) == {"evaluate.json", "evaluate.png"}
+    assert hashes(run) == {**before, **{name: hashes(run)[name] for name in ("evaluate.json", "evaluate.png")}}
+    assert all(hashes(run)[name] != first[name] for name in ("evaluate.json", "evaluate.png"))
+    assert json.loads((run / "evaluate.json").read_text()) == asdict(second)
+    assert second.calibration["picture"] == str(run / "evaluate.png")
+
+
+def test_the_picture_is_a_png_and_the_same_for_the_same_figures(result: EvaluateResult) -> None:
+    picture = draw_calibration(result.calibration)
+
+    assert picture.startswith(b"\x89PNG\r\n")
+    assert picture == draw_calibration(result.calibration)
+    assert picture != draw_calibration({**result.calibration, "pooled": result.calibration["levels"]})
+
+
+def test_without_matplotlib_the_figures_are_whole_and_a_notice_names_the_extra(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, result: EvaluateResult
+) -> None:
+    run, events = Path(shutil.copytree(tiny_run, tmp_path / "run")), []
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    without = evaluate_small(open_run(run), events=events)
+
+    assert any(isinstance(event, Notice) and "pip install 'avtcli[report]'" in event.text for event in events)
+    assert without.calibration == {**result.calibration, "picture": None}
+    assert not (run / "evaluate.png").exists()
+    assert json.loads((run / "evaluate.json").read_text())["calibration"]["picture"] is None
+
+
+def test_the_progress_of_every_part_reaches_its_end(run: Path) -> None:
+    events: list[Event] = []
+    evaluate_small(open_run(run), count=20, events=events)
+    last = {event.task: (event.done, event.total) for event in events if isinstance(event, Progress)}
+
+    assert last == {
+        "held-out pairs": (20, 20),
+        "retrieval": (50, 50),
+        **{f"{name}: pairs to fit on": (80, 80) for name in ("trained", "random")},
+        **{f"{name}: held-out pairs": (20, 20) for name in ("trained", "random")},
+    }
+
+
+def test_what_is_measured_under_another_law_is_not_kept_in_the_run(tiny_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    events: list[Event] = []
+    evaluate_small(open_run(run), events=events, transform={"name": "translation"})
+
+    assert not (run / "evaluate.json").exists()
+    assert any(isinstance(e, Notice) and f"not kept in {run}" in e.text for e in events)
+
+
+def test_a_picture_of_an_earlier_evaluation_does_not_stay(tmp_path: Path) -> None:
+    run = run_tiny(tmp_path / "run", objective={"name": "aet"}, max_steps=1)
+    (run / "evaluate.png").write_bytes(b"of an earlier one")
+    evaluate_small(open_run(run))
+
+    assert not (run / "evaluate.png").exists()
+
+
+def test_without_a_test_split_held_out_images_are_those_that_a_limited_run_never_saw() -> None:
+    split = MemorySplit(torch.zeros(50, 1, 8, 8, dtype=torch.uint8), None, prefix="x")
+    data = replace(build_data(Plugin(name="fashion-mini"), None), train=split, test=None)
+    held_out = held_out_numbers(data, 20)
+
+    assert len(held_out) == 20
+    assert not set(held_out.tolist()) & set(limited(split, 30).tolist())
+    assert held_out_numbers(data, 99).tolist() == list(range(50))

@@ -1,0 +1,329 @@
+"""`avt import`: published checkpoints, built by the golden formula, become runs that give the golden numbers."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import types
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from torch import Tensor
+from typer.testing import CliRunner
+
+from avtcli import load_model
+from avtcli.cli.import_ import import_
+from avtcli.config.resolution import resolve
+from avtcli.errors import AvtError
+from avtcli.events import Saved, ignore
+from avtcli.exporting.published_import import ImportResult, import_checkpoint
+from avtcli.storage.checkpoints import load_newest
+from tests.parity.models import golden_of
+from tests.parity.tolerances import assert_near
+from tests.parity.weights import image_pair, released_state_dict
+
+
+@pytest.fixture(scope="module")
+def nin() -> dict[str, Tensor]:
+    return released_state_dict("nin")
+
+
+def cifar_layout(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return OrderedDict((f"module.{name}", tensor) for name, tensor in weights.items())
+
+
+def imagenet_layout(weights: dict[str, Tensor]) -> dict[str, Any]:
+    return {"epoch": 7, "network": OrderedDict(weights)}
+
+
+LAYOUTS = {"state_dict": cifar_layout, "epoch_and_network": imagenet_layout}
+
+
+def imported(content: Any, folder: Path, *, backbone: str | None = None, **how: Any) -> ImportResult:
+    torch.save(content, folder / "net.pth", **how)
+    return import_checkpoint(folder / "net.pth", backbone=backbone, out=folder / "run", on_event=ignore)
+
+
+def assert_golden(run: str, backbone: str) -> None:
+    golden = golden_of(backbone)
+    model = load_model(run)
+    with torch.no_grad():
+        mean, log_var = model(*image_pair(golden["batch"], golden["size"]))
+    assert log_var is not None
+    assert_near("outputs", "mu", mean, golden["eval_noise_zeros"]["mu"])
+    raw = torch.tensor(golden["eval_noise_zeros"]["logvar_raw"], dtype=torch.float64)
+    assert_near("outputs", "log_var", log_var, (raw / 1000).tolist())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_imported_nin_gives_the_golden_numbers(nin, tmp_path, layout):
+    result = imported(LAYOUTS[layout](nin), tmp_path)
+    assert (result.backbone, result.layout) == ("nin", layout)
+    assert (result.matched, result.missing, result.unexpected) == (list(nin), [], [])
+    assert result.epoch == (7 if layout == "epoch_and_network" else None)
+    assert_golden(result.run, "nin")
+
+
+def test_an_imported_alexnet_gives_the_golden_numbers(tmp_path):
+    result = imported(imagenet_layout(released_state_dict("alexnet")), tmp_path)
+    assert (result.backbone, len(result.matched)) == ("alexnet", len(golden_of("alexnet")["keys"]))
+    assert_golden(result.run, "alexnet")
+
+
+def test_the_file_format_before_pytorch_1_6_is_read(nin, tmp_path):
+    result = imported(cifar_layout(nin), tmp_path, _use_new_zipfile_serialization=False)
+    assert_golden(result.run, "nin")
+
+
+def python_2_pickler() -> Any:
+    """Pickler that writes names as byte strings and an OrderedDict as a list of lists, as the published files have them."""
+    base: Any = vars(pickle)["_Pickler"]  # the one written in Python, whose opcodes can be chosen
+
+    def save_str(self: Any, text: str) -> None:
+        self.write(pickle.SHORT_BINSTRING + bytes([len(text)]) + text.encode())
+        self.memoize(text)
+
+    def reducer_override(self: Any, value: Any) -> Any:
+        if isinstance(value, OrderedDict):
+            return OrderedDict, ([list(item) for item in value.items()],)
+        return NotImplemented
+
+    members = {"dispatch": {**base.dispatch, str: save_str}, "reducer_override": reducer_override}
+    return type("Python2Pickler", (base,), members)
+
+
+def test_a_file_that_python_2_wrote_is_read(nin, tmp_path):
+    pickler = python_2_pickler()
+    module = types.SimpleNamespace(
+        __name__="pickle", Pickler=pickler, dump=lambda value, file, protocol: pickler(file, protocol).dump(value)
+    )
+    result = imported(cifar_layout(nin), tmp_path, pickle_module=module, _use_new_zipfile_serialization=False)
+    assert b"U\x10module.fc.weight" in (tmp_path / "net.pth").read_bytes()
+    assert result.matched == list(nin)
+    assert_golden(result.run, "nin")
+
+
+def test_the_run_has_the_recipes_settings_and_the_files_epoch_as_its_step(nin, tmp_path):
+    result = imported(imagenet_layout(nin), tmp_path)
+    run = Path(result.run)
+    checkpoint = load_newest(run / "checkpoints")
+    assert checkpoint.about["step"] == 7
+    assert checkpoint.about["imported"] == {"file": "net.pth", "layout": "epoch_and_network", "epoch": 7}
+    assert resolve({}, recipe=str(run / "config.toml")) == resolve({}, recipe="cifar10-nin")
+    spec = checkpoint.about["model"]
+    assert (spec["channels"], spec["size"], spec["mean"][0], spec["std"][0]) == (3, [32, 32], 0.4914, 0.2023)
+    assert json.loads((run / "env.json").read_text())["data_fingerprint"] == "unknown"
+
+
+def test_a_run_whose_epoch_is_not_stated_stands_at_step_0(nin, tmp_path):
+    result = imported(cifar_layout(nin), tmp_path)
+    assert load_newest(Path(result.run) / "checkpoints").about["step"] == 0
+
+
+def test_the_saved_checkpoint_is_told(nin, tmp_path):
+    torch.save(cifar_layout(nin), tmp_path / "net.pth")
+    events: list[Any] = []
+    import_checkpoint(tmp_path / "net.pth", backbone="nin", out=tmp_path / "run", on_event=events.append)
+    assert events == [Saved(tmp_path / "run" / "checkpoints" / "step-0000000000")]
+
+
+def test_the_default_folder_says_import_and_the_backbone(nin, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(cifar_layout(nin), "net.pth")
+    result = import_checkpoint(Path("net.pth"), backbone=None, out=None, on_event=ignore)
+    assert Path(result.run).parent == Path("runs")
+    assert "-import-nin" in result.run
+
+
+def test_a_folder_that_exists_is_not_overwritten(nin, tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(AvtError, match="exists already and is not overwritten"):
+        imported(cifar_layout(nin), tmp_path)
+
+
+def test_half_precision_weights_become_single(nin, tmp_path):
+    halves = {name: t.half() if t.is_floating_point() else t for name, t in nin.items()}
+    result = imported(halves, tmp_path)
+    head = load_model(result.run).mean_head.weight
+    assert head.dtype == torch.float32
+    assert torch.equal(head, nin["fc.weight"].half().float())
+
+
+class Canary:
+    """A pickle that makes a file when it is loaded by the usual means."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", ["value", "whole"])
+def test_a_file_that_would_run_code_is_refused_and_runs_nothing(nin, tmp_path, zipped, place):
+    canary = Canary(tmp_path / "canary")
+    content = canary if place == "whole" else {**cifar_layout(nin), "module.more": canary}
+    with pytest.raises(AvtError, match=r"net\.pth asks for posix\.mkdir: .* nothing in it was run"):
+        imported(content, tmp_path, _use_new_zipfile_serialization=zipped)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.pth"]
+    torch.load(tmp_path / "net.pth", weights_only=False)
+    assert (tmp_path / "canary").is_dir()  # the trap was live
+
+
+def test_a_bare_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
+    (tmp_path / "net.pth").write_bytes(pickle.dumps(Canary(tmp_path / "canary")))
+    with pytest.raises(AvtError, match=r"is not a checkpoint that torch\.save wrote"):
+        import_checkpoint(tmp_path / "net.pth", backbone=None, out=tmp_path / "run", on_event=ignore)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.pth"]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_a_file_that_was_cut_short_is_refused(nin, tmp_path, zipped, share):
+    torch.save(cifar_layout(nin), tmp_path / "whole.pth", _use_new_zipfile_serialization=zipped)
+    whole = (tmp_path / "whole.pth").read_bytes()
+    (tmp_path / "net.pth").write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(AvtError, match=r"net\.pth is not a checkpoint that torch\.save wrote, or not the whole of one"):
+        import_checkpoint(tmp_path / "net.pth", backbone=None, out=tmp_path / "run", on_event=ignore)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_text_file_is_refused(tmp_path):
+    (tmp_path / "net.pth").write_text("<html>404 Not Found</html>\n")
+    with pytest.raises(AvtError, match=r"net\.pth is not a checkpoint that torch\.save wrote"):
+        import_checkpoint(tmp_path / "net.pth", backbone=None, out=tmp_path / "run", on_event=ignore)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(AvtError, match=r"none\.pth cannot be read: No such file"):
+        import_checkpoint(tmp_path / "none.pth", backbone=None, out=None, on_event=ignore)
+
+
+RESNET = {"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}
+
+
+def test_a_checkpoint_of_another_network_names_the_first_missing_and_unexpected_names(tmp_path):
+    expected = (
+        r"the first unexpected: conv1\.weight; the first missing: nin\._feature_blocks\.0\.Block1_.*\.weight \(nin\) or Alex"
+    )
+    with pytest.raises(AvtError, match=expected):
+        imported(RESNET, tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_network_than_the_one_asked_for_is_refused(tmp_path):
+    expected = (
+        r"no whole 'nin': of 82 names 2 matched, 80 are missing \(the first: nin\._feature_blocks\.0\.Block1_ConvB1\..*\), "
+        r"1 are unexpected \(the first: conv1\.weight\)"
+    )
+    with pytest.raises(AvtError, match=expected):
+        imported(RESNET, tmp_path, backbone="nin")
+
+
+def test_a_missing_name_is_refused(nin, tmp_path):
+    less = {name: tensor for name, tensor in nin.items() if name != "fc2.bias"}
+    with pytest.raises(AvtError, match=r"1 are missing \(the first: fc2\.bias\), 0 are unexpected \(the first: none\)"):
+        imported(less, tmp_path)
+
+
+def test_an_unexpected_name_is_refused(nin, tmp_path):
+    with pytest.raises(AvtError, match=r"0 are missing \(the first: none\), 1 are unexpected \(the first: fc3\.bias\)"):
+        imported({**nin, "fc3.bias": torch.zeros(8)}, tmp_path)
+
+
+def test_a_tensor_of_another_shape_is_refused(nin, tmp_path):
+    with pytest.raises(AvtError, match=r"fc\.weight is float32 \(6, 384\), expected float32 \(8, 384\)"):
+        imported({**nin, "fc.weight": torch.zeros(6, 384)}, tmp_path)
+
+
+def test_whole_numbers_in_place_of_weights_are_refused(nin, tmp_path):
+    with pytest.raises(AvtError, match=r"fc\.bias is int64 \(8,\), expected float32 \(8,\)"):
+        imported({**nin, "fc.bias": torch.zeros(8, dtype=torch.int64)}, tmp_path)
+
+
+def test_an_epoch_that_is_no_number_is_refused(nin, tmp_path):
+    with pytest.raises(AvtError, match="states the epoch 'last', expected a whole number from 0"):
+        imported({"epoch": "last", "network": nin}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({"model": {}, "optimizer": {}}, "a dict of 'model', 'optimizer'"),
+        ({"epoch": 3, "network": {}}, "a dict of 'epoch', 'network'"),
+        ({}, "a dict of nothing"),
+        ([1, 2], "a list"),
+        ({1: torch.zeros(2)}, "a dict of 1"),
+    ],
+)
+def test_content_of_neither_layout_is_refused(tmp_path, content, found):
+    with pytest.raises(AvtError, match=f"holds {found}, expected tensors by name, or a dict of 'epoch' and 'network'"):
+        imported(content, tmp_path)
+
+
+@pytest.fixture
+def command(nin, tmp_path):
+    """Call `avt import` on a published NIN: arguments -> what it prints on stdout."""
+    torch.save(cifar_layout(nin), tmp_path / "net.pth")
+    app = typer.Typer()
+    app.command()(import_)
+
+    def call(*arguments: str) -> str:
+        ended = CliRunner().invoke(app, [str(tmp_path / "net.pth"), "--out", str(tmp_path / "run"), *arguments])
+        assert ended.exit_code == 0, ended.output
+        return ended.stdout
+
+    return call
+
+
+def test_the_command_prints_the_counts_and_the_next_command(command, tmp_path):
+    assert command().splitlines() == [
+        f"run       {tmp_path}/run",
+        "backbone  nin",
+        "layout    state dict",
+        "epoch     not stated",
+        "names     82 matched, 0 missing, 0 unexpected",
+        f"next: avt probe {tmp_path}/run",
+    ]
+
+
+def test_the_command_prints_one_json_document(command, nin, tmp_path):
+    assert json.loads(command("--json", "--backbone", "nin")) == {
+        "run": f"{tmp_path}/run",
+        "backbone": "nin",
+        "layout": "state_dict",
+        "matched": list(nin),
+        "missing": [],
+        "unexpected": [],
+        "epoch": None,
+    }
+
+
+MEASURE = """
+import json, resource, sys, time
+from pathlib import Path
+from avtcli.events import ignore
+from avtcli.exporting.published_import import import_checkpoint
+from avtcli import registry
+registry.build("backbone", "nin", {"width": 0.1}, in_channels=1)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before, began = peak(), time.monotonic()
+import_checkpoint(Path(sys.argv[1]), backbone=None, out=Path(sys.argv[2]), on_event=ignore)
+print(json.dumps({"seconds": time.monotonic() - began, "bytes": peak() - before}))
+"""
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_an_alexnet_is_imported_in_ten_seconds_and_three_times_its_size(tmp_path, zipped):
+    torch.save(imagenet_layout(released_state_dict("alexnet")), tmp_path / "net.pth", _use_new_zipfile_serialization=zipped)
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "net.pth"), str(tmp_path / "run")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures = json.loads(ended.stdout)
+    assert figures["seconds"] < 10
+    assert figures["bytes"] <= 3 * (tmp_path / "net.pth").stat().st_size

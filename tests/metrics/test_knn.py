@@ -1,0 +1,183 @@
+"""Exact neighbours and their vote against scikit-learn, and the order of equals."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+
+from avtcli.errors import AvtError, ShapeError
+from avtcli.metrics import knn
+from avtcli.metrics.knn import Metric, nearest, vote
+from avtcli.seeding import keyed_generator
+
+METRICS: tuple[Metric, ...] = ("cosine", "euclidean")
+
+
+def data(m: int = 300, n: int = 40, d: int = 12, classes: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    """A bank, queries and the bank's labels; float64."""
+    generator = keyed_generator("test", m, n, d)
+    bank, queries = (torch.randn(rows, d, generator=generator, dtype=torch.float64) + 0.3 for rows in (m, n))
+    return bank, queries, torch.randint(classes, (m,), generator=generator)
+
+
+def crowded(rows: int, *key: str) -> Tensor:
+    """Rows of few small whole numbers, so that float32 is exact and most distances are equal to many others."""
+    return torch.randint(-1, 2, (rows, 3), generator=keyed_generator("test", *key)).float()
+
+
+def oracle(bank: Tensor, labels: Tensor, k: int, metric: Metric, temperature: float | None) -> KNeighborsClassifier:
+    def weights(distances: np.ndarray) -> np.ndarray:
+        return np.exp((1 - distances if metric == "cosine" else -(distances**2)) / temperature)
+
+    chosen = "uniform" if temperature is None else weights
+    return KNeighborsClassifier(k, metric=metric, algorithm="brute", weights=chosen).fit(bank.numpy(), labels.numpy())
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_neighbours_and_similarities_are_scikit_learns(metric: Metric) -> None:
+    bank, queries, labels = data()
+    similarities, rows = nearest(bank, queries, 7, metric=metric)
+    distances, expected = oracle(bank, labels, 7, metric, None).kneighbors(queries.numpy())
+
+    assert rows.dtype == torch.int64
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_allclose(similarities, 1 - distances if metric == "cosine" else -(distances**2), atol=1e-12)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("temperature", [None, 0.5])
+def test_votes_are_scikit_learns(metric: Metric, temperature: float | None) -> None:
+    bank, queries, labels = data()
+    similarities, rows = nearest(bank, queries, 9, metric=metric)
+    votes = vote(similarities, labels[rows], 5, temperature=temperature)
+    expected = oracle(bank, labels, 9, metric, temperature).predict_proba(queries.numpy())
+
+    np.testing.assert_allclose(votes / votes.sum(1, keepdim=True), expected, atol=1e-12)
+
+
+def test_classes_with_equal_votes_rank_as_scikit_learn_ranks_them() -> None:
+    bank, queries, labels = data(classes=3)
+    similarities, rows = nearest(bank, queries, 4)
+    votes = vote(similarities, labels[rows], 3, temperature=None)
+    top = votes.sort(descending=True, stable=True)
+
+    assert (top.values[:, 0] == top.values[:, 1]).any()
+    np.testing.assert_array_equal(top.indices[:, 0], oracle(bank, labels, 4, "cosine", None).predict(queries.numpy()))
+
+
+@pytest.mark.parametrize("block_bytes", [2**26, 100])
+@pytest.mark.parametrize("k", [1, 4, 60])
+def test_of_equal_similarities_the_smaller_row_comes_first_at_the_last_place_too(
+    k: int, block_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knn, "BLOCK_BYTES", block_bytes)
+    bank, queries = crowded(60, "bank"), crowded(25, "queries")
+    distances = ((queries.numpy()[:, None] - bank.numpy()[None]) ** 2).sum(-1)
+    expected = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    similarities, rows = nearest(bank, queries, k, metric="euclidean")
+
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(similarities, -np.take_along_axis(distances, expected, 1))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("block_bytes", [500, 5000])
+def test_the_size_of_the_blocks_does_not_change_the_neighbours(
+    metric: Metric, block_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank, queries, _ = data(m=70, n=30)
+    whole = nearest(bank, queries, 11, metric=metric)
+    monkeypatch.setattr(knn, "BLOCK_BYTES", block_bytes)
+    similarities, rows = nearest(bank, queries, 11, metric=metric)
+
+    assert torch.equal(rows, whole[1])
+    torch.testing.assert_close(similarities, whole[0], rtol=0, atol=1e-13)
+
+
+def test_the_length_of_a_feature_does_not_change_its_cosine() -> None:
+    bank, queries, _ = data()
+    lengths = torch.logspace(-3, 3, len(bank), dtype=torch.float64)[:, None]
+
+    assert torch.equal(nearest(bank * lengths, queries * 1e4, 9)[1], nearest(bank, queries, 9)[1])
+
+
+def test_a_row_of_zeros_has_the_cosine_zero() -> None:
+    similarities, rows = nearest(torch.tensor([[-1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]), torch.tensor([[3.0, 0.0]]), 3)
+
+    assert rows.tolist() == [[2, 1, 0]]
+    assert similarities[0].tolist() == pytest.approx([2**-0.5, 0, -1])
+
+
+def test_distances_in_float32_survive_a_large_common_offset() -> None:
+    bank, queries, labels = data()
+    bank, queries = (bank + 3000).float(), (queries + 3000).float()
+    similarities, rows = nearest(bank, queries, 5, metric="euclidean")
+    distances, expected = oracle(bank.double(), labels, 5, "euclidean", None).kneighbors(queries.double().numpy())
+
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_allclose(similarities, -(distances**2), rtol=1e-4)
+
+
+def test_a_sample_of_the_bank_is_its_own_nearest_at_distance_zero_or_more() -> None:
+    bank = data(m=100)[0].float()
+    similarities, rows = nearest(bank, bank, 1, metric="euclidean")
+
+    assert torch.equal(rows[:, 0], torch.arange(100))
+    assert similarities.max() <= 0
+
+
+def test_a_memory_mapped_bank_of_half_precision_is_compared_in_float32(tmp_path: Path) -> None:
+    bank, queries, _ = data()
+    bank.half().numpy().tofile(tmp_path / "bank")
+    mapped = torch.from_file(str(tmp_path / "bank"), shared=False, size=bank.numel(), dtype=torch.float16).view_as(bank)
+    similarities, rows = nearest(mapped, queries.float(), 6)
+    expected = nearest(bank.half().double(), queries.float().double(), 6)
+
+    assert similarities.dtype == torch.float32
+    assert torch.equal(rows, expected[1])
+    torch.testing.assert_close(similarities, expected[0].float(), rtol=0, atol=1e-6)
+
+
+def test_no_temperature_is_too_small_for_the_vote() -> None:
+    similarities = torch.tensor([[1.0, 0.999, 0.999], [-50.0, -50.5, -51.0]])
+    votes = vote(similarities, torch.tensor([[2, 0, 0], [1, 0, 2]]), 3, temperature=1e-4)
+
+    assert votes.isfinite().all()
+    assert votes.argmax(1).tolist() == [2, 1]
+
+
+def test_more_neighbours_than_samples_are_refused() -> None:
+    with pytest.raises(AvtError, match="4 neighbours were asked of 3 samples; ask for 1 to 3"):
+        nearest(torch.eye(3), torch.eye(3), 4)
+
+
+def test_bank_and_queries_of_different_width_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"Bank \(3, 3\) and queries \(2, 2\) must be \(m, d\) and \(n, d\)"):
+        nearest(torch.eye(3), torch.eye(2), 1)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_features_that_are_not_finite_are_refused_in_bank_and_queries(metric: Metric, bad: float) -> None:
+    broken = torch.eye(3).index_fill(0, torch.tensor([1]), bad)
+    for bank, queries in ((broken, torch.eye(3)), (torch.eye(3), broken)):
+        with pytest.raises(AvtError, match="hold infinities or nan"):
+            nearest(bank, queries, 1, metric=metric)
+
+
+def test_a_temperature_of_zero_is_refused() -> None:
+    with pytest.raises(AvtError, match=r"A temperature must be above 0, not 0\.0"):
+        vote(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int64), 2, temperature=0.0)
+
+
+@pytest.mark.parametrize("block_bytes", [2**26, 64])
+def test_some_rows_of_the_bank_are_searched_as_if_they_were_all(monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
+    monkeypatch.setattr(knn, "BLOCK_BYTES", block_bytes)
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = torch.randn(40, 6, generator=generator), torch.randn(9, 6, generator=generator)
+    rows = torch.randperm(40, generator=generator)[:17]
+
+    torch.testing.assert_close(knn.nearest(bank, queries, 5, rows=rows), knn.nearest(bank[rows], queries, 5))

@@ -1,0 +1,115 @@
+"""The stochastic encoder and the model around it."""
+
+import pytest
+import torch
+
+from avtcli.errors import AvtError
+from avtcli.models.encoder import Encoder
+from avtcli.models.siamese import AVTModel
+from avtplugins.backbones.nin import NIN
+
+GREY = {"pixel_mean": [0.5], "pixel_std": [0.25]}
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(NIN(1, 0.05), noise_scale=0.1, **GREY).eval()
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_code_is_mean_plus_scaled_deviation_times_noise(encoder: Encoder, x: torch.Tensor) -> None:
+    eps = torch.randn(3, 10, 8, 8, generator=torch.Generator().manual_seed(2))
+    taps = encoder.features(x, ["conv2", "conv2.log_var"])
+    code = taps["conv2"] + 0.1 * torch.sqrt(torch.exp(taps["conv2.log_var"])) * eps
+
+    torch.testing.assert_close(encoder.features(x, ["conv3"], eps)["conv3"], encoder.backbone.conv3(code))
+
+
+def test_in_eval_mode_the_code_is_its_mean_and_later_taps_follow_from_it(encoder: Encoder, x: torch.Tensor) -> None:
+    taps = encoder.features(x, ["conv1", "conv2", "conv3"])
+
+    torch.testing.assert_close(taps["conv2"], encoder.backbone.conv2(taps["conv1"]))
+    torch.testing.assert_close(taps["conv3"], encoder.backbone.conv3(taps["conv2"]))
+    assert torch.equal(encoder(x), taps["conv2"])
+
+
+def test_in_training_two_calls_draw_different_noise(encoder: Encoder, x: torch.Tensor) -> None:
+    encoder.train()
+
+    assert not torch.equal(encoder.encode(x)[0], encoder.encode(x)[0])
+
+
+def test_without_noise_there_is_no_log_variance_branch(x: torch.Tensor) -> None:
+    encoder = Encoder(NIN(1, 0.05), **GREY)
+
+    assert encoder.layers == ("conv1", "conv2", "conv3", "conv4", "classifier")
+    assert not [name for name in encoder.state_dict() if "log_var" in name]
+
+
+def test_a_layer_that_does_not_exist_is_refused_with_the_list(encoder: Encoder, x: torch.Tensor) -> None:
+    with pytest.raises(
+        AvtError, match=r"no layer 'conv7'\. .*Its layers: conv1, conv2, conv2\.log_var, conv3, conv4, classifier"
+    ):
+        encoder.features(x, ["conv7"])
+
+
+def test_an_encoder_made_with_an_output_returns_that_tap(x: torch.Tensor) -> None:
+    assert Encoder(NIN(1, 0.05), output="conv4", **GREY).eval()(x).shape == (3, 10, 8, 8)
+    assert Encoder(NIN(1, 0.05), output="classifier", **GREY).eval()(x).shape == (3, 10)
+
+
+def test_images_are_normalised_from_grey_levels_and_from_shares(encoder: Encoder) -> None:
+    levels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
+
+    assert encoder.normalise(levels).flatten().tolist() == [-2.0, 2.0]
+    assert encoder.normalise(levels.float() / 255).flatten().tolist() == [-2.0, 2.0]
+
+
+def test_the_code_shape_is_known_without_a_trace(encoder: Encoder) -> None:
+    encoder.train()
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+
+    assert encoder.code_shape(1, (32, 32)) == (10, 8, 8)
+    assert encoder.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in encoder.state_dict().items())
+
+
+def test_each_view_moves_the_running_averages_once(encoder: Encoder, x: torch.Tensor) -> None:
+    model = AVTModel(encoder, 8, has_log_var=True).train()
+    model(x, x + 1)
+
+    assert int(model.encoder.backbone.conv1[0][1].num_batches_tracked) == 2
+
+
+def test_the_log_variance_is_scaled_and_the_mean_is_not(encoder: Encoder, x: torch.Tensor) -> None:
+    model = AVTModel(encoder, 8, has_log_var=True, log_var_scale=0.001).eval()
+    both = torch.cat([encoder.encode(x)[0], encoder.encode(-x)[0]], 1)
+    mean, log_var = model(x, -x)
+
+    torch.testing.assert_close(mean, model.mean_head(both))
+    torch.testing.assert_close(log_var, model.log_var_head(both) / 1000)
+
+
+def test_what_the_decoder_says_keeps_full_precision_under_autocast(encoder: Encoder, x: torch.Tensor) -> None:
+    model = AVTModel(encoder, 8, has_log_var=True).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        mean, log_var = model(x, -x)
+        vectors = torch.cat([encoder.encode(x)[0], encoder.encode(-x)[0]], 1)
+    exact = model(x, -x)[0]
+
+    assert vectors.dtype == torch.bfloat16
+    assert (mean.dtype, log_var.dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(mean, model.mean_head(vectors.float()))
+    assert not torch.equal(mean, mean.bfloat16().float())
+    assert 0 < (mean - exact).abs().max() < 0.02 * exact.abs().max()
+
+
+def test_the_published_nin_has_as_many_parameters_as_published() -> None:
+    model = AVTModel(Encoder(NIN(3, 1.0), noise_scale=0.001, pixel_mean=[0] * 3, pixel_std=[1] * 3), 8, has_log_var=True)
+
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 1.45

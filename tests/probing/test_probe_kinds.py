@@ -1,0 +1,353 @@
+"""The kinds of probe beside trained heads on frozen features: neighbours, ridge, fine-tuning, several data sets, no run."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+
+from avtcli.config.components import Plugin
+from avtcli.config.resolution import resolve_probe
+from avtcli.data.datasets import build_data, limited
+from avtcli.errors import AvtError
+from avtcli.events import Event, Notice
+from avtcli.features import feature_cache as kept_features
+from avtcli.features.feature_cache import KeptFeatures, Stacks
+from avtcli.features.feature_reader import Feature
+from avtcli.features.pooling import pool_features
+from avtcli.models.weights import Source, encoder_of, open_source
+from avtcli.probing import closed_form_heads as closed_heads
+from avtcli.probing import encoder_probing as module
+from avtcli.probing import fine_tuning as finetuning
+from avtcli.probing.head_training import train_heads
+from avtcli.probing.linear_heads import without_dust
+from avtcli.probing.probe import ProbeResult, probe
+from avtcli.probing.probe_setup import drawn_rows, split_held_out
+from tests.support import write_idx
+
+MINI = {"limit_train": 200, "layers": ("conv2",), "baseline": False}
+
+
+def run_probe(source: Source | Path | None, *, events: list[Event] | None = None, **settings: Any) -> ProbeResult:
+    seen = [] if events is None else events
+    return probe(source, resolve_probe(settings, recipe=None), out=None, on_event=seen.append)
+
+
+@pytest.fixture(scope="module")
+def source(tiny_run: Path) -> Source:
+    """The tiny run as if it were a file: probes leave nothing behind."""
+    return replace(open_source(tiny_run), run=None, tensors=encoder_of(open_source(tiny_run)).state_dict())
+
+
+@pytest.fixture(scope="module")
+def pooled(source: Source) -> dict[str, tuple[Tensor, Tensor]]:
+    """Features of the 200 training and the 1 000 test images as a probe of conv2 reads them, and the labels."""
+    data, encoder = build_data(Plugin(name="fashion-mini"), None), encoder_of(source)
+    assert data.test is not None
+    out = {}
+    for part, split, rows in (("train", data.train, limited(data.train, 200)), ("test", data.test, torch.arange(1000))):
+        with torch.no_grad():
+            codes = encoder(encoder.normalise(split.images[rows]))
+        out[part] = (pool_features(codes, "max", 4).flatten(1), split.labels[rows])
+    return out
+
+
+# all features of a probe
+
+
+def test_heads_trained_together_do_as_each_does_alone(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Any] = []
+    monkeypatch.setattr(module, "train_heads", lambda *a, **k: (plans.append(a[2]), train_heads(*a, **k))[1])
+    settings = {**MINI, "layers": ("conv1", "conv2", "classifier"), "pool": ("max", "avg"), "epochs": 3, "rates": (0.1, 0.01)}
+    together = run_probe(source, **settings)
+    monkeypatch.setattr(module, "has_room", lambda *a: False)
+    alone = run_probe(source, **settings)
+
+    assert [len(each) for each in plans] == [10, 5] + [2, 1] * 5  # the rates, then the heads; a vector is not pooled
+    assert together.results == alone.results
+
+
+def test_features_are_flattened_for_closed_heads_without_a_copy() -> None:
+    feature, images = Feature("conv1", "max", 2), torch.randn(5, 2, 2, 3)
+    kept = KeptFeatures(Stacks({(feature,): images.movedim(-1, 1)[:, None]}), torch.arange(5), device=torch.device("cpu"))
+    flat = closed_heads._Flat.of(kept, feature)
+
+    assert flat.features.data_ptr() == images.data_ptr()
+    assert torch.equal(flat.features, images.reshape(5, 12))
+
+
+# nearest neighbours and ridge
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.0])
+def test_neighbours_vote_as_in_scikit_learn(
+    source: Source, pooled: dict[str, tuple[Tensor, Tensor]], temperature: float
+) -> None:
+    (head,) = run_probe(source, **MINI, head="knn", k=(7,), temperature=temperature).results
+    weights = (lambda distances: torch.tensor(1 - distances).div(temperature).exp().numpy()) if temperature else "uniform"
+    oracle = KNeighborsClassifier(7, metric="cosine", algorithm="brute", weights=weights)
+    oracle.fit(*(t.double().numpy() for t in pooled["train"]))
+
+    assert head.top1 == pytest.approx(100 * oracle.score(*(t.double().numpy() for t in pooled["test"])), abs=0.2)
+    assert (head.val_top1, head.chosen, head.top1_best_test_epoch) == (None, {"k": 7}, None)
+
+
+def test_the_number_of_neighbours_is_the_best_on_held_out_training_images(
+    source: Source, pooled: dict[str, tuple[Tensor, Tensor]]
+) -> None:
+    (head,) = run_probe(source, **MINI, head="knn", k=(1, 5, 100)).results
+    features, labels = (t.double().numpy() for t in pooled["train"])
+    fit, held = (rows.numpy() for rows in split_held_out(torch.arange(200), pooled["train"][1], 0.1, seed=0))
+    scores = {}
+    for k in (1, 5, 100):
+        oracle = KNeighborsClassifier(
+            k, metric="cosine", algorithm="brute", weights=lambda d: torch.tensor((1 - d) / 0.07).exp().numpy()
+        )
+        scores[k] = 100 * oracle.fit(features[fit], labels[fit]).score(features[held], labels[held])
+
+    assert head.chosen == {"k": max(scores, key=lambda k: scores[k])}
+    assert head.val_top1 == pytest.approx(max(scores.values()))
+
+
+def test_ridge_is_that_of_scikit_learn_on_standardised_features(
+    source: Source, pooled: dict[str, tuple[Tensor, Tensor]]
+) -> None:
+    (head,) = run_probe(source, **MINI, head="ridge", penalties=(0.1,)).results
+    features, labels = pooled["train"][0].double(), pooled["train"][1]
+    mean, std = features.mean(0), features.std(0, correction=0)
+    std[std == 0] = 1
+    oracle = Ridge(0.1 * 200).fit(((features - mean) / std).numpy(), torch.nn.functional.one_hot(labels).double().numpy())
+    predicted = oracle.predict(((pooled["test"][0].double() - mean) / std).numpy()).argmax(1)
+
+    assert head.top1 == pytest.approx(100 * (torch.from_numpy(predicted) == pooled["test"][1]).double().mean().item(), abs=0.2)
+    assert head.chosen == {"penalty": 0.1}
+
+
+def test_more_neighbours_than_images_are_all_of_them(source: Source) -> None:
+    (head,) = run_probe(source, **MINI, head="knn", k=(500,), shots=(1,)).results
+
+    assert head.chosen == {"k": 10}  # of one image a class none can be held out
+    assert head.val_top1 is None
+
+
+@pytest.mark.parametrize(("head", "chosen"), [("knn", {"k": 10}), ("ridge", {"penalty": 0.01}), ("linear", {"rate": 0.01})])
+def test_of_one_image_a_class_nothing_is_chosen_and_the_middle_is_taken(
+    source: Source, head: str, chosen: dict[str, float]
+) -> None:
+    epochs = {"epochs": 1} if head == "linear" else {}
+    result = run_probe(source, **MINI, head=head, shots=(1,), **epochs)
+
+    assert [(r.chosen, r.val_top1) for r in result.results] == [(chosen, None)]
+    assert "where a class has one image nothing is held out" in result.protocol["chosen"]
+
+
+def test_what_is_held_out_leaves_every_class_an_image_to_fit_on() -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, 3, 3, 3, 3])
+    fit, held = split_held_out(torch.arange(10), labels, 0.6, seed=0)
+
+    assert sorted([*fit.tolist(), *held.tolist()]) == list(range(10))
+    assert set(labels[fit].tolist()) == {0, 1, 2, 3}
+    assert 3 <= len(held) <= 6
+
+
+# several at once
+
+
+def test_layers_and_poolings_are_read_in_one_pass_and_give_what_each_gives_alone(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[str] = []
+    monkeypatch.setattr(module, "extract", lambda *a, **k: (passes.append(k["task"]), kept_features.extract(*a, **k))[1])
+    together = run_probe(source, **{**MINI, "layers": ("conv1", "conv2", "classifier")}, head="knn", pool=("max", "avg"))
+    assert len(passes) == 2  # train and test
+
+    assert [(h.layer, h.pool) for h in together.results] == [
+        *(("conv1", "max"), ("conv1", "avg"), ("conv2", "max"), ("conv2", "avg"), ("classifier", "none")),
+    ]
+    for head in together.results:
+        assert run_probe(source, **{**MINI, "layers": (head.layer,)}, head="knn", pool=(head.pool,)).results == [head]
+
+
+def test_gradients_that_no_weight_can_feel_are_zero_and_others_stay() -> None:
+    given = torch.tensor([1e-39, -1e-31, 1e-29, -3.0, float("nan")])
+    found = without_dust(given)
+
+    assert found[:4].tolist() == [0.0, 0.0, given[2].item(), -3.0]
+    assert found[4].isnan()
+
+
+def test_several_data_sets_are_each_reported_with_their_counts(source: Source, tmp_path: Path) -> None:
+    other = f"fashion-mnist:{write_idx(tmp_path, train=30, test=20)}"
+    names = f"fashion-mini,{other}"
+    result = run_probe(source, **{**MINI, "limit_train": 25}, head="knn", dataset={"name": names})
+    alone = run_probe(source, **{**MINI, "limit_train": 25}, head="knn", dataset={"name": other})
+
+    assert [head.dataset for head in result.results] == ["fashion-mini", other]
+    assert result.results[1:] == alone.results
+    counts = [(d["dataset"], d["train_images"], d["test_images"]) for d in result.protocol["data"]]
+    assert counts == [("fashion-mini", 25, 1000), (other, 25, 20)]
+
+
+# fewer labels
+
+
+def test_a_fraction_is_a_share_of_each_class_and_one_image_at_least() -> None:
+    labels = torch.tensor([0] * 100 + [1] * 40 + [2] * 3)
+    rows = drawn_rows(labels, fraction=0.1, seed=0)
+
+    assert torch.bincount(labels[rows]).tolist() == [10, 4, 1]
+    assert rows.tolist() != drawn_rows(labels, fraction=0.1, seed=1).tolist()
+
+
+def test_each_seed_draws_its_own_images_and_the_result_says_how_many(source: Source) -> None:
+    result = run_probe(source, **MINI, head="knn", fraction=0.2, seeds=2)
+
+    assert [(head.seed, head.shots) for head in result.results] == [(0, None), (1, None)]
+    assert all(36 <= head.train_images <= 44 for head in result.results)
+    assert result.protocol["fraction"] == 0.2
+
+
+# fine-tuning, and the supervised baseline
+
+
+@pytest.mark.slow
+def test_fine_tuning_moves_a_copy_of_the_layers_below_and_beats_frozen_random_features(source: Source) -> None:
+    settings = {"layers": ("conv2",), "limit_train": 600, "baseline": False, "augmented": False, "epochs": 12, "rates": (0.03,)}
+    before = {name: tensor.clone() for name, tensor in source.tensors.items()}
+    tuned, frozen = (run_probe(source, **settings, finetune=finetune).results[0] for finetune in (True, False))
+
+    assert all(torch.equal(tensor, before[name]) for name, tensor in source.tensors.items())
+    assert tuned.top1 > frozen.top1 + 2
+    assert (tuned.val_top1, tuned.chosen) == (None, {"rate": 0.03})
+
+
+def test_fine_tuning_chooses_its_rate_on_held_out_images_and_is_the_same_every_time(source: Source) -> None:
+    settings = {**MINI, "limit_train": 40, "epochs": 1, "finetune": True, "rates": (0.1, 0.001)}
+    first, again = (run_probe(source, **settings) for _ in range(2))
+
+    assert first.results == again.results
+    assert first.results[0].chosen["rate"] in (0.1, 0.001)
+    assert first.results[0].val_top1 is not None
+    assert first.protocol["features"].startswith("the backbone trained with the head")
+    assert "flip" in first.protocol["augmentation"]
+
+
+def test_fine_tuning_by_a_schedule_chooses_nothing_and_trains_once(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(finetuning, "train_heads", lambda *a, **k: (calls.append(a[2]), [[(50.0, 60.0)]])[1])
+    (head,) = run_probe(source, **MINI, finetune=True, schedule={"epochs": 1, "rate": 0.05}).results
+
+    assert [[plan.peak for plan in plans] for plans in calls] == [[None]]
+    assert (head.chosen, head.val_top1) == ({}, None)
+
+
+def test_fine_tuning_takes_all_layers_but_the_log_variance(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finetuning, "train_heads", lambda *a, **k: [[(50.0, 60.0)]])
+    result = run_probe(source, **{**MINI, "layers": ("all",)}, finetune=True, rates=(0.1,))
+
+    assert [head.layer for head in result.results] == ["conv1", "conv2", "conv3", "conv4", "classifier"]
+    with pytest.raises(AvtError, match=r"fine-tuned has no log-variance branch: leave out NAME\.log_var, or --finetune"):
+        run_probe(source, **{**MINI, "layers": ("conv2.log_var",)}, finetune=True)
+
+
+def test_the_supervised_backbone_learns_from_the_labels_and_is_probed_like_the_others(source: Source) -> None:
+    settings = {**MINI, "limit_train": 600, "layers": ("conv2", "classifier"), "head": "knn", "baseline": True}
+    result = run_probe(source, **settings, supervised=True, epochs=8, rates=(0.03,))
+    tops = {name: [head.top1 for head in getattr(result, name)] for name in ("results", "baseline", "supervised")}
+
+    assert [head.layer for head in result.supervised] == ["conv2", "classifier"]
+    assert tops["supervised"][1] > max(tops["results"][1], tops["baseline"][1]) + 2
+    assert "trained from random weights with all labels under a linear head on its last layer" in result.protocol["supervised"]
+    assert "8 epochs" in result.protocol["supervised"]
+
+
+# augmented copies
+
+
+def test_copies_are_features_of_drawn_images_taken_in_turn(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(module, "extract", lambda *a, **k: (drawn.append(k["drawn"]), kept_features.extract(*a, **k))[1])
+    settings = {**MINI, "limit_train": 40, "augmented": True, "epochs": 2, "schedule": {"epochs": 2, "rate": 0.01}}
+    kept = run_probe(source, **settings, copies=2)
+    assert drawn == [(0, 0), (0, 1), None]  # the draws of epochs 0 and 1, and test as it is
+    drawn.clear()
+    forwarded = run_probe(source, **settings)
+
+    run_probe(source, **{**settings, "schedule": None}, copies=2)
+    assert drawn[1:] == [None, (0, 0), (0, 1), None]  # held-out images of train as they are, where a rate is chosen
+    assert kept.results == forwarded.results  # two epochs see just the two draws
+    assert kept.protocol["features"].endswith("those of 2 draws of each image kept and taken in turn")
+
+
+# a backbone without a run
+
+
+def test_a_backbone_without_a_run_is_probed_and_is_its_own_random_baseline() -> None:
+    events: list[Event] = []
+    result = run_probe(
+        None, events=events, backbone={"name": "nin", "width": 0.05}, layers=("conv1",), limit_train=40, head="knn"
+    )
+
+    assert result.run == "nin"
+    assert (len(result.results), result.baseline) == (1, [])
+    assert result.protocol["weights"] == "random"
+    assert result.protocol["baseline"] is None
+    assert any(isinstance(e, Notice) and "random themselves: no other baseline" in e.text for e in events)
+
+
+def test_a_run_and_a_backbone_together_are_refused(tiny_run: Path) -> None:
+    with pytest.raises(AvtError, match=r"Both a run, .*, and --backbone nin were given: give one of them"):
+        run_probe(tiny_run, backbone={"name": "nin"})
+
+
+# settings that do not go together
+
+
+def test_a_rate_goes_over_a_recipes_schedule_in_proportion() -> None:
+    config = resolve_probe({"lr": 0.5}, recipe="cifar10-mlp2")
+    ours = resolve_probe({"lr": 0.5}, recipe=None)
+
+    assert config.schedule is not None
+    assert [piece.rate for piece in config.schedule.pieces] == pytest.approx([0.5, 0.05, 0.005])
+    assert ours.peaks == (0.5,)
+
+
+def test_a_rate_that_nothing_is_trained_with_is_refused_beside_a_recipe_too() -> None:
+    with pytest.raises(AvtError, match="knn is not trained in steps"):
+        resolve_probe({"head": "knn", "augmented": False, "lr": 0.1}, recipe="cifar10-mlp2")
+
+
+def test_ridge_that_would_fill_the_memory_is_refused(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closed_heads, "memory_bytes", lambda: 1_000_000)
+    with pytest.raises(AvtError, match=r"Ridge on 200 images of 160 numbers and 10 classes would take 0 GB, more than half"):
+        run_probe(source, **MINI, head="ridge")
+
+
+def test_images_smaller_than_the_crop_are_refused_whatever_the_padding(source: Source) -> None:
+    with pytest.raises(AvtError, match=r"The images are 32x32 px, too small for augment\.crop = 36"):
+        run_probe(source, **MINI, augment={"crop": 36, "padding": 4})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shots": (1,), "fraction": 0.1}, "shots and fraction both say how many images"),
+        ({"head": "knn", "augmented": True}, "knn reads features once: it takes no augmented images"),
+        ({"head": "ridge", "finetune": True}, "ridge reads features once"),
+        ({"finetune": True, "supervised": True}, "the baseline of finetune is a supervised one already"),
+        ({"copies": 2}, "copies are of augmented images"),
+        ({"head": "knn", "epochs": 3}, "knn is not trained in steps: leave out the epochs and the rate"),
+        ({"head": "ridge", "lr": 0.1}, "ridge is not trained in steps"),
+        ({"head": "mlp2", "k": (5,)}, "k is of the head knn, this one is mlp2"),
+        ({"temperature": 0.1}, "temperature is of the head knn, this one is linear"),
+        ({"head": "knn", "penalties": (0.1,)}, "penalties is of the head ridge, this one is knn"),
+        ({"backbone": {"width": 0.5}}, r"backbone: found options \(width\) and no name: give --backbone too"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(AvtError, match=message):
+        resolve_probe(settings, recipe=None)

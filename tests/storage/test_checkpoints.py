@@ -1,0 +1,162 @@
+"""Checkpoints: complete or absent, every byte verified, the newest whole one found."""
+
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from avtcli.errors import AvtError, RunFailedError
+from avtcli.events import Notice
+from avtcli.storage.checkpoints import clear_leftovers, list_checkpoints, load_checkpoint, load_newest, save_checkpoint
+
+FILES = ("model.safetensors", "state.safetensors", "state.json", "manifest.json")
+
+
+def write(root: Path, step: int, value: float = 1.0) -> Path:
+    tensors = {"weight": torch.full((3, 4), value), "count": torch.tensor(step)}
+    return save_checkpoint(root, step, model=tensors, state={"0.momentum": torch.ones(2)}, about={"note": "é"})
+
+
+def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    loaded = load_checkpoint(write(tmp_path, 7, 2.5))
+
+    assert torch.equal(loaded.model["weight"], torch.full((3, 4), 2.5))
+    assert torch.equal(loaded.state["0.momentum"], torch.ones(2))
+    assert (loaded.about["step"], loaded.about["note"]) == (7, "é")
+
+
+def test_two_are_kept_and_the_newest_is_found_by_number_not_by_text(tmp_path: Path) -> None:
+    for step in (9, 10, 100):
+        write(tmp_path, step)
+    (tmp_path / "step-abc").mkdir()
+    (tmp_path / "step-7.bak").mkdir()
+    (tmp_path / "._step-3").touch()
+
+    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-0000000100", "step-0000000010"]
+    assert load_newest(tmp_path).about["step"] == 100
+
+
+def test_the_same_state_gives_the_same_bytes(tmp_path: Path) -> None:
+    folders = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        folders.append(write(tmp_path / name, 3))
+
+    assert [(folders[0] / f).read_bytes() for f in FILES] == [(folders[1] / f).read_bytes() for f in FILES]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("how", ["cut", "flip", "delete", "empty"])
+def test_damage_to_the_newest_is_seen_and_the_one_before_is_taken(tmp_path: Path, file: str, how: str) -> None:
+    write(tmp_path, 1)
+    path = write(tmp_path, 2) / file
+    blob = bytearray(path.read_bytes())
+    if how == "delete":
+        path.unlink()
+    else:
+        blob[len(blob) // 2] ^= 4
+        path.write_bytes({"cut": path.read_bytes()[: len(blob) // 2], "flip": bytes(blob), "empty": b""}[how])
+    said: list[object] = []
+
+    assert load_newest(tmp_path, on_event=said.append).about["step"] == 1
+    assert isinstance(said[0], Notice)
+    assert said[0].text.startswith("passing over step-0000000002: ")
+
+
+def test_random_damage_anywhere_is_seen(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    generator = torch.Generator().manual_seed(0)
+    for file in FILES[:3]:
+        original = (folder / file).read_bytes()
+        for _ in range(60):
+            position = int(torch.randint(len(original), (1,), generator=generator))
+            bit = int(torch.randint(8, (1,), generator=generator))
+            changed = bytearray(original)
+            changed[position] ^= 1 << bit
+            (folder / file).write_bytes(bytes(changed))
+            with pytest.raises(AvtError, match="its hash differs"):
+                load_checkpoint(folder)
+        (folder / file).write_bytes(original)
+    load_checkpoint(folder)
+
+
+def test_with_nothing_whole_the_message_says_why(tmp_path: Path) -> None:
+    with pytest.raises(AvtError, match="has no whole checkpoint: there is none"):
+        load_newest(tmp_path)
+    (write(tmp_path, 1) / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(AvtError, match=r"has no whole checkpoint: each of 1 is damaged, the newest: .*was cut short"):
+        load_newest(tmp_path)
+
+
+def test_another_format_is_refused_with_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path, 1)
+    monkeypatch.setattr("avtcli.storage.checkpoints.FORMAT", 2)
+    with pytest.raises(AvtError, match="has checkpoint format 1, this avt reads format 2"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_modes_follow_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        folder = write(tmp_path, 1)
+    finally:
+        os.umask(before)
+
+    assert {stat.S_IMODE((folder / file).stat().st_mode) for file in FILES} == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize("call", ["os.fsync", "os.rename"])
+def test_a_failing_disk_leaves_what_was_there_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    write(tmp_path, 1)
+
+    def fail(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"avtcli.storage.files.{call}" if call == "os.fsync" else call, fail)
+        with pytest.raises(RunFailedError, match=r"step-0000000002 could not be written: No space left on device\. .*intact"):
+            write(tmp_path, 2)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000000001"]
+    load_checkpoint(tmp_path / "step-0000000001")
+
+
+def test_leftovers_of_a_killed_writer_are_cleared(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    (tmp_path / ".tmp-0000000002-abc").mkdir()
+    clear_leftovers(tmp_path)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000000001"]
+
+
+def test_the_order_on_disk_is_files_then_folder_then_rename_then_parent_then_prune(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    log: list[tuple[str, str]] = []
+
+    def spied(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def spy(first: Any, *rest: Any, **named: Any) -> Any:
+            log.append((name, Path(os.readlink(f"/proc/self/fd/{first}") if name == "fsync" else first).name))
+            return call(first, *rest, **named)
+
+        return spy
+
+    for name in ("fsync", "rename"):
+        monkeypatch.setattr(os, name, spied(name, getattr(os, name)))
+    monkeypatch.setattr(shutil, "rmtree", spied("rmtree", shutil.rmtree))
+    write(tmp_path, 3)
+
+    assert {entry for entry in log[:4]} == {("fsync", file) for file in FILES}
+    assert log[3] == ("fsync", "manifest.json")
+    assert [entry[0] for entry in log[4:]] == ["fsync", "rename", "fsync", "rmtree", "rmtree"]
+    assert log[4][1].startswith(".tmp-0000000003")
+    assert log[6][1] == tmp_path.name
+    assert log[8][1] == "step-0000000001"

@@ -1,0 +1,101 @@
+"""Run folders: made once, locked while in use, their metrics whole."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from avtcli.errors import AvtError, RunFailedError
+from avtcli.runtime.environment import environment_changes
+from avtcli.storage.metrics_log import MetricsLog
+from avtcli.storage.run_folders import create_run, default_folder, is_run, lock_run, newest_run
+
+
+def test_a_run_folder_holds_what_the_readme_says(tmp_path: Path) -> None:
+    create_run(tmp_path / "a" / "b", "seed = 0\n", {"pid": 1})
+
+    assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == ["checkpoints", "config.toml", "env.json"]
+    assert is_run(tmp_path / "a" / "b")
+
+
+@pytest.mark.parametrize("what", ["folder", "file", "dangling link"])
+def test_nothing_is_overwritten(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "run"
+    {"folder": path.mkdir, "file": path.touch, "dangling link": lambda: path.symlink_to("nowhere")}[what]()
+
+    with pytest.raises(AvtError, match=r"run exists already and is not overwritten\. Choose another --out"):
+        create_run(path, "", {})
+
+
+def test_a_parent_that_is_a_file_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFailedError, match=r"could not be written: (Not a directory|File exists)"):
+        create_run(tmp_path / "file" / "run", "", {})
+
+
+def test_the_lock_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) -> None:
+    create_run(tmp_path / "run", "", {"pid": 4711, "host": "here"})
+    code = (
+        "import sys; from pathlib import Path; from avtcli.storage.run_folders import lock_run; "
+        "lock = lock_run(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdin=-1, stdout=-1, text=True)
+    assert holder.stdin
+    assert holder.stdout
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(AvtError, match=r"run is in use by process 4711 on here\. Wait for it"):
+            lock_run(tmp_path / "run")
+        holder.kill()
+        holder.wait()
+        lock_run(tmp_path / "run").release()
+
+
+def test_the_newest_run_is_the_one_started_last(tmp_path: Path) -> None:
+    for i, name in enumerate(("z", "a", "m")):
+        create_run(tmp_path / name, "", {})
+        os.utime(tmp_path / name / "config.toml", ns=(i, i))
+    (tmp_path / "no-run").mkdir()
+
+    assert newest_run(tmp_path).name == "m"
+
+
+def test_without_a_run_the_message_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(AvtError, match=r"There is no run under .*make one with `avt pretrain`"):
+        newest_run(tmp_path / "runs")
+
+
+def test_the_default_folder_names_date_data_backbone_and_objective_and_is_free() -> None:
+    first = default_folder("fashion-mnist:/some/where", "timm:resnet18", "avt")
+    first.mkdir(parents=True)
+
+    assert first.name[16:] == "fashion-mnist-timm-resnet18-avt"
+    assert not default_folder("fashion-mnist", "timm:resnet18", "avt").exists()
+
+
+def test_metrics_are_cut_after_a_step_and_a_torn_line_goes(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append([{"step": 1}, {"step": 2}])
+    log.append([{"step": 3}])
+    with log.path.open("a") as file:
+        file.write('{"step": 4, "lo')
+
+    assert [line["step"] for line in log.read()] == [1, 2, 3]
+    log.cut_after(2)
+    assert log.path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_what_changed_in_the_environment_is_named() -> None:
+    now = {
+        "device": "cpu",
+        "processes": 1,
+        "threads": 2,
+        "cpu_capability": "AVX2",
+        "versions": {"torch": "2", "avtcli": "1", "timm": "9"},
+    }
+    before = {**now, "threads": 1, "versions": {"torch": "1", "avtcli": "1", "timm": "8"}}
+
+    assert environment_changes(before, now) == ["threads was 1, is 2", "torch version was 1, is 2"]
+    assert environment_changes(now, now) == []
