@@ -19,7 +19,7 @@ def load_model(run: str | Path) -> "AVTModel":
 
     Returns:
         A model whose `model(x, y)` gives the mean and the log-variance of the normalised transformation, (B, dof) each,
-        x being the original and y the moved image, both normalised by `model.normalise`.
+        x being the original and y the transformed image, both normalised by `model.normalise`.
 
     Raises:
         AvtError: if nothing valid is there, or a plugin that the run needs is missing.

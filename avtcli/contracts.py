@@ -45,7 +45,7 @@ class Backbone(nn.Module, ABC):
 
 
 class TransformFamily(ABC):
-    """A law of random transformations, and how a decoder's output is read as one of them.
+    """A distribution of random transformations, and how a decoder's output is read as one of them.
 
     Convention:
         - parameters are (n, k), float64, on the CPU when drawn
@@ -67,7 +67,7 @@ class TransformFamily(ABC):
         return len(self.names)
 
     @abstractmethod
-    def draw(self, n: int, size: Size, generator: Generator) -> Tensor:
+    def sample(self, n: int, size: Size, generator: Generator) -> Tensor:
         """Draw n transformations for images of a size: (n, k), float64."""
 
     @abstractmethod
@@ -76,7 +76,7 @@ class TransformFamily(ABC):
 
     @abstractmethod
     def statistics(self, size: Size) -> tuple[Tensor, Tensor]:
-        """The mean and the standard deviation of the raw target under this law: (dof,) each, float64."""
+        """The mean and the standard deviation of the raw target under this distribution: (dof,) each, float64."""
 
     @abstractmethod
     def target(self, parameters: Tensor, size: Size) -> Tensor:
@@ -185,7 +185,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Loss:
-    """An objective's verdict on a batch: the loss of each sample, (B,), and named parts of it, (B,) each, for the log."""
+    """An objective's loss on a batch: the loss of each sample, (B,), and named parts of it, (B,) each, for the log."""
 
     per_sample: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)
@@ -200,8 +200,8 @@ class Objective(ABC):
     """Whether the decoder predicts a log-variance beside the mean."""
     log_var_scale: float = 1.0
     """What the log-variance head's output is multiplied by to give the log-variance of the likelihood."""
-    views: Literal["both", "moved"] = "both"
-    """Which images the decoder sees the vectors of: the original and the moved one, or the moved one alone."""
+    views: Literal["both", "transformed"] = "both"
+    """Which images the decoder sees the vectors of: the original and the transformed one, or the transformed one alone."""
     predicts_classes: bool = False
     """Whether the mean holds the logits of the family's classes, which `decode` cannot read, and not a normalised target."""
 

@@ -1,4 +1,4 @@
-"""The ground of every test: one thread, a folder of its own, and `avt` in this process or another."""
+"""The bench of every test: one thread, a folder of its own, and `avt` in this process or another."""
 
 import importlib
 import os

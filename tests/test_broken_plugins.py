@@ -109,7 +109,7 @@ def test_one_that_prints_leaves_stdout_clean_and_is_named_by_its_check(avt: Call
 
     assert (pretrained.code, pretrained.json["steps"]) == (0, 2)
     assert (checked.code, checked.json["ok"]) == (1, False)
-    assert [check["promise"] for check in checked.json["checks"] if not check["ok"]] == ["importing it prints nothing"]
+    assert [check["check"] for check in checked.json["checks"] if not check["ok"]] == ["importing it prints nothing"]
     asked_for("prints", checked.stderr)
 
 

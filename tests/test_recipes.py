@@ -87,14 +87,14 @@ def aet_imagenet(epoch: int) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "law"),
+    ("name", "distribution"),
     [("cifar10-nin-aet", aet_cifar), ("cifar10-nin-aet-affine", aet_cifar), ("imagenet-alexnet-aet", aet_imagenet)],
 )
-def test_the_sister_papers_rates_are_hers_in_every_epoch(name: str, law) -> None:
+def test_the_sister_papers_rates_are_hers_in_every_epoch(name: str, distribution) -> None:
     config = recipe(name)
     rates = [rates_at(config, epoch * 98 + 5, 98) for epoch in range(config.total_epochs)]
 
-    assert [rate for rate, _ in rates] == pytest.approx([law(epoch) for epoch in range(config.total_epochs)], rel=1e-9)
+    assert [rate for rate, _ in rates] == pytest.approx([distribution(epoch) for epoch in range(config.total_epochs)], rel=1e-9)
     assert all(rate == head for rate, head in rates)
 
 

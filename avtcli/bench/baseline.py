@@ -26,13 +26,13 @@ from avtcli.seeding import keyed_generator
 
 Numbers = npt.NDArray[np.float64]
 Pair = tuple[Tensor, Tensor, Tensor]
-"""Original and moved image, normalised, and the normalised target; of one image or of a batch."""
+"""Original and transformed image, normalised, and the normalised target; of one image or of a batch."""
 
 GREY = 128
 
 
 def draw_corners(side: int, rng: random.Random) -> list[tuple[float, float]]:
-    """Draw where the corners of a square image go, by the law of the release (its cifar/dataset.py).
+    """Draw where the corners of a square image go, by the distribution of the release (its cifar/dataset.py).
 
     They are scaled about W/2 + 0.5 by U(0.8, 1.2), their order is turned by 0 to 3 quarters, and each coordinate is shifted
     by a whole number of pixels of at most an eighth of the side.
@@ -51,8 +51,8 @@ def _corners(side: int) -> list[tuple[int, int]]:
     return [(0, 0), (side, 0), (side, side), (0, side)]
 
 
-def solve_homography(moved: Sequence[tuple[float, float]], side: int) -> Numbers:
-    """Solve for Pillow's eight coefficients, which take the moved corners (x, y) to the corners (u, v) of the image.
+def solve_homography(transformed: Sequence[tuple[float, float]], side: int) -> Numbers:
+    """Solve for Pillow's eight coefficients, which take the transformed corners (x, y) to the corners (u, v) of the image.
 
     u = (a x + b y + c) / (g x + h y + 1) and v = (d x + e y + f) / (g x + h y + 1), multiplied out: two rows a corner. As
     in the release by the normal equations, (A'A)^-1 A' times the corners, though A is square.
@@ -61,7 +61,7 @@ def solve_homography(moved: Sequence[tuple[float, float]], side: int) -> Numbers
         (8,), a to h.
     """
     rows, right = [], []
-    for (x, y), (u, v) in zip(moved, _corners(side), strict=True):
+    for (x, y), (u, v) in zip(transformed, _corners(side), strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
         right += [u, v]
     matrix = np.array(rows, dtype=np.float64)
@@ -94,16 +94,16 @@ def warp_image(image: Image.Image, coefficients: Numbers) -> Image.Image:
     return image.transform(image.size, method, coefficients.tolist(), filter_, fillcolor=fill)
 
 
-def crop_and_flip(image: Image.Image, *, top: int, left: int, mirrored: bool, padding: int) -> Image.Image:
+def crop_and_flip(image: Image.Image, *, top: int, left: int, flipped: bool, padding: int) -> Image.Image:
     """Pad with black, cut a window of the image's own size, mirror it perhaps."""
     width, height = image.size
     window: Image.Image = functional_of_images.crop(functional_of_images.pad(image, [padding]), top, left, height, width)
-    return functional_of_images.hflip(window) if mirrored else window
+    return functional_of_images.hflip(window) if flipped else window
 
 
 @dataclass(frozen=True)
 class Pairs(Dataset[Pair]):
-    """Pairs made item by item: padded, cropped, mirrored, moved, normalised.
+    """Pairs made item by item: padded, cropped, flipped, transformed, normalised.
 
     Attributes:
         images: uint8 (n, C, side, side).
@@ -130,12 +130,12 @@ class Pairs(Dataset[Pair]):
         """Make pair i."""
         rng, side = random.Random(f"{self.seed}/{i}"), self.images.shape[-1]
         top, left = rng.randint(0, 2 * self.padding), rng.randint(0, 2 * self.padding)
-        image = crop_and_flip(image_of(self.images[i]), top=top, left=left, mirrored=rng.random() < 0.5, padding=self.padding)
+        image = crop_and_flip(image_of(self.images[i]), top=top, left=left, flipped=rng.random() < 0.5, padding=self.padding)
         coefficients = solve_homography(draw_corners(side, rng), side)
         target = (coefficients - np.array(self.target_mean)) / np.array(self.target_std)
         views = [tensor_of(view) for view in (image, warp_image(image, coefficients))]
-        original, moved = (functional_of_images.normalize(view, list(self.mean), list(self.std)) for view in views)
-        return original, moved, torch.from_numpy(target).float()
+        original, transformed = (functional_of_images.normalize(view, list(self.mean), list(self.std)) for view in views)
+        return original, transformed, torch.from_numpy(target).float()
 
 
 def pair_batches(pairs: Pairs, *, batch_size: int, workers: int) -> Iterator[Pair]:

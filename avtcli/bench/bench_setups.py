@@ -2,40 +2,42 @@
 
 from typing import Any
 
-from avtcli.bench.timing import Ground
+from avtcli.bench.timing import BenchConfig
 from avtcli.config.resolution import resolve
 from avtcli.events import ignore
-from avtcli.training.training_setup import Job, prepare
+from avtcli.training.training_setup import TrainingSetup, build_training_setup
 
 EMBEDDED = "fashion-mini"
 
 
-def prepare_small(ground: Ground, *, images: int, batch_size: int, backbone: str = "nin", **options: Any) -> Job:
-    """AVT on CIFAR-10's terms: images of 32 px, padded by 4, cropped and mirrored, whole shifts of at most 4 px.
+def build_small_setup(
+    bench: BenchConfig, *, images: int, batch_size: int, backbone: str = "nin", **options: Any
+) -> TrainingSetup:
+    """AVT on CIFAR-10's terms: images of 32 px, padded by 4, cropped and flipped, whole shifts of at most 4 px.
 
     Args:
-        ground: the device, whether to compile, and the precision.
+        bench: the device, whether to compile, and the precision.
         images: how many.
         batch_size: images a step.
         backbone: any.
         **options: of the backbone.
     """
-    return _prepare(ground, "cifar10-nin", images=images, batch_size=batch_size, backbone={"name": backbone, **options})
+    return _prepare(bench, "cifar10-nin", images=images, batch_size=batch_size, backbone={"name": backbone, **options})
 
 
-def prepare_large(ground: Ground, *, images: int, batch_size: int) -> Job:
-    """AVT with AlexNet on ImageNet's terms: the embedded images resized to 256, cropped to 224 and mirrored."""
-    return _prepare(ground, "imagenet-alexnet", images=images, batch_size=batch_size, bank_count=1_000)
+def build_large_setup(bench: BenchConfig, *, images: int, batch_size: int) -> TrainingSetup:
+    """AVT with AlexNet on ImageNet's terms: the embedded images resized to 256, cropped to 224 and flipped."""
+    return _prepare(bench, "imagenet-alexnet", images=images, batch_size=batch_size, bank_count=1_000)
 
 
-def _prepare(ground: Ground, recipe: str, *, images: int, batch_size: int, **over: Any) -> Job:
+def _prepare(bench: BenchConfig, recipe: str, *, images: int, batch_size: int, **over: Any) -> TrainingSetup:
     settings = {
         "dataset": {"name": EMBEDDED},
         "limit_train": max(images, batch_size),
         "batch_size": batch_size,
-        "device": ground.device.type,
-        "compile": ground.compile,
-        "precision": ground.precision,
+        "device": bench.device.type,
+        "compile": bench.compile,
+        "precision": bench.precision,
         **over,
     }
-    return prepare(resolve(settings, recipe=recipe), on_event=ignore)
+    return build_training_setup(resolve(settings, recipe=recipe), on_event=ignore)

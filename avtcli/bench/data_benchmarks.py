@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from avtcli.bench import baseline
-from avtcli.bench.bench_setups import prepare_small
-from avtcli.bench.timing import Ground, Trial
+from avtcli.bench.bench_setups import build_small_setup
+from avtcli.bench.timing import BenchConfig, Benchmark
 from avtcli.config.components import Plugin
 from avtcli.contracts import MemorySplit
-from avtcli.data.epoch_table import draw_epoch
+from avtcli.data.epoch_table import sample_epoch_table
 from avtcli.data.resident_images import ResidentImages, training_batches
 from avtcli.geometry.cropping import to_float
 from avtcli.geometry.family_building import build_family
 from avtcli.runtime.devices import to_device
 from avtcli.seeding import keyed_generator
 from avtcli.training.step import make_views
-from avtcli.training.training_setup import Job
+from avtcli.training.training_setup import TrainingSetup
 
 
 @contextmanager
@@ -33,43 +33,43 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def measure_homographies(ground: Ground) -> Trial:
+def measure_homographies(bench: BenchConfig) -> Benchmark:
     """Draw and solve, as `avt gen-homographies` does, against one equation system at a time."""
-    scale, family = ground.scale, build_family(Plugin(name="projective"))
+    scale, family = bench.scale, build_family(Plugin(name="projective"))
     generator = keyed_generator("bench", "homographies")
-    return Trial(
+    return Benchmark(
         what=f"draw and solve {scale.homographies} for 224 px, against a loop over {scale.plain_homographies}",
         unit="homographies/s",
-        ours=lambda: family.draw(scale.homographies, (224, 224), generator),
+        ours=lambda: family.sample(scale.homographies, (224, 224), generator),
         baseline=lambda: baseline.draw_homographies(scale.plain_homographies, 224, seed=0),
         ours_count=scale.homographies,
         baseline_count=scale.plain_homographies,
     )
 
 
-def measure_warp_small(ground: Ground) -> Trial:
+def measure_warp_small(bench: BenchConfig) -> Benchmark:
     """Warp images of 32 px."""
-    return _measure_warp(ground, side=32, images=ground.scale.small)
+    return _measure_warp(bench, side=32, images=bench.scale.small)
 
 
-def measure_warp_large(ground: Ground) -> Trial:
+def measure_warp_large(bench: BenchConfig) -> Benchmark:
     """Warp images of 224 px."""
-    return _measure_warp(ground, side=224, images=ground.scale.large)
+    return _measure_warp(bench, side=224, images=bench.scale.large)
 
 
-def _measure_warp(ground: Ground, *, side: int, images: int) -> Trial:
+def _measure_warp(bench: BenchConfig, *, side: int, images: int) -> Benchmark:
     pixels = noise_images(images, side)
     family = build_family(Plugin(name="projective"))
-    parameters = family.draw(images, (side, side), keyed_generator("bench", "warp"))
-    resident, sent = pixels.to(ground.device), to_device(parameters, ground.device)
+    parameters = family.sample(images, (side, side), keyed_generator("bench", "warp"))
+    resident, sent = pixels.to(bench.device), to_device(parameters, bench.device)
     coefficients = list(parameters.numpy())
 
     def plain() -> list[Tensor]:
-        moved = (baseline.warp_image(baseline.image_of(p), c) for p, c in zip(pixels, coefficients, strict=True))
-        return [baseline.tensor_of(image) for image in moved]
+        transformed = (baseline.warp_image(baseline.image_of(p), c) for p, c in zip(pixels, coefficients, strict=True))
+        return [baseline.tensor_of(image) for image in transformed]
 
-    return Trial(
-        what=f"{images} images of 3x{side}x{side} as uint8 to moved ones as float, against Pillow one by one",
+    return Benchmark(
+        what=f"{images} images of 3x{side}x{side} as uint8 to transformed ones as float, against Pillow one by one",
         unit="images/s",
         ours=lambda: family.apply(to_float(resident), sent),
         baseline=plain,
@@ -83,42 +83,42 @@ def noise_images(count: int, side: int) -> Tensor:
     return torch.randint(256, (count, 3, side, side), generator=keyed_generator("bench", "images"), dtype=torch.uint8)
 
 
-def plain_pairs(job: Job, images: Tensor) -> baseline.Pairs:
-    """The job's pairs made item by item; its family has the target's statistics written out, as the published ones have."""
-    mean, std = job.family.statistics(job.size)
+def plain_pairs(setup: TrainingSetup, images: Tensor) -> baseline.Pairs:
+    """The setup's pairs made item by item; its family has the target's statistics written out, as the published ones have."""
+    mean, std = setup.family.statistics(setup.size)
     return baseline.Pairs(
         images.cpu(),
-        padding=job.config.augment.padding,
-        mean=job.data.mean,
-        std=job.data.std,
+        padding=setup.config.augment.padding,
+        mean=setup.data.mean,
+        std=setup.data.std,
         target_mean=mean.tolist(),
         target_std=std.tolist(),
-        seed=job.config.seed,
+        seed=setup.config.seed,
     )
 
 
-def make_pairs(job: Job, images: ResidentImages, *, epoch: int) -> Iterator[baseline.Pair]:
+def make_pairs(setup: TrainingSetup, images: ResidentImages, *, epoch: int) -> Iterator[baseline.Pair]:
     """One epoch of pairs as the loop of `avt pretrain` makes them."""
-    table = draw_epoch(job.config.seed, epoch, len(images), job.family, job.size)
-    batches = [table.order[first:last] for first, last in job.bounds]
-    reading = training_batches(images, batches, table, job.config.augment, job.size)
+    table = sample_epoch_table(setup.config.seed, epoch, len(images), setup.family, setup.size)
+    batches = [table.order[first:last] for first, last in setup.bounds]
+    reading = training_batches(images, batches, table, setup.config.augment, setup.size)
     for rows, pixels in zip(batches, reading, strict=True):
-        original, moved, target = make_views(job, pixels, rows, table)
-        yield original, moved, target.values
+        original, transformed, target = make_views(setup, pixels, rows, table)
+        yield original, transformed, target.values
 
 
-def measure_pairs(ground: Ground) -> Trial:
+def measure_pairs(bench: BenchConfig) -> Benchmark:
     """Crop, flip, draw, warp, both views and the target, on one core."""
-    scale = ground.scale
-    job = prepare_small(ground, images=scale.pairs, batch_size=scale.pair_batch)
+    scale = bench.scale
+    setup = build_small_setup(bench, images=scale.pairs, batch_size=scale.pair_batch)
     pixels = noise_images(scale.pairs, 32)
     numbers = torch.arange(scale.pairs)
-    images = ResidentImages(MemorySplit(pixels, None, prefix="noise"), numbers, device=job.accelerator.device)
-    plain, epochs = baseline.pair_batches(plain_pairs(job, pixels), batch_size=scale.pair_batch, workers=0), count()
+    images = ResidentImages(MemorySplit(pixels, None, prefix="noise"), numbers, device=setup.accelerator.device)
+    plain, epochs = baseline.pair_batches(plain_pairs(setup, pixels), batch_size=scale.pair_batch, workers=0), count()
 
     def ours() -> None:
         with one_thread():
-            for _ in make_pairs(job, images, epoch=next(epochs)):
+            for _ in make_pairs(setup, images, epoch=next(epochs)):
                 pass
 
     def items() -> None:
@@ -126,7 +126,7 @@ def measure_pairs(ground: Ground) -> Trial:
             for _ in range(0, scale.plain_pairs, scale.pair_batch):
                 next(plain)
 
-    return Trial(
+    return Benchmark(
         what=f"pairs of 3x32x32 in batches of {scale.pair_batch} on one core, against a DataLoader of items",
         unit="pairs/s",
         ours=ours,

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from avtcli.bench import baseline
-from avtcli.bench.bench_setups import prepare_small
+from avtcli.bench.bench_setups import build_small_setup
 from avtcli.bench.data_benchmarks import make_pairs
 from avtcli.bench.step_benchmarks import images_of, our_step
-from avtcli.bench.timing import Ground, Trial, seconds_of
+from avtcli.bench.timing import BenchConfig, Benchmark, seconds_of
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.events import ignore
-from avtcli.features.feature_cache import KeptFeatures, Stacks, extract
+from avtcli.features.feature_cache import CachedFeatures, Stacks, extract
 from avtcli.features.feature_reader import Feature, ForwardedImages
 from avtcli.probing.head_modules import build_head
 from avtcli.probing.head_training import Part, train_heads
@@ -35,25 +35,25 @@ TENSORS = 20
 EMPTY_APP = "import typer; app = typer.Typer(); app.callback()(lambda: None); app.command('a')(lambda: None); app()"
 
 
-def measure_probe(ground: Ground) -> Trial:
+def measure_probe(bench: BenchConfig) -> Benchmark:
     """An epoch of a linear head on NIN's code: on features that were kept, or forwarding every image again."""
-    job = prepare_small(ground, images=ground.scale.probed, batch_size=PROBE_BATCH, width=ground.scale.width)
-    encoder, device, layer = job.net.encoder.eval(), ground.device, job.net.encoder.backbone.code_tap
-    assert job.data.train.labels is not None
-    images = images_of(job)
-    labels = job.data.train.labels[job.numbers].to(device)
+    setup = build_small_setup(bench, images=bench.scale.probed, batch_size=PROBE_BATCH, width=bench.scale.width)
+    encoder, device, layer = setup.net.encoder.eval(), bench.device, setup.net.encoder.backbone.code_tap
+    assert setup.data.train.labels is not None
+    images = images_of(setup)
+    labels = setup.data.train.labels[setup.indices].to(device)
     rows = torch.arange(len(labels))
     batches = [(images.images[r.to(device)], labels[r.to(device)]) for r in torch.split(rows, PROBE_BATCH)]
     feature = Feature(layer, "max", 4)
     forwarded = ForwardedImages(
-        encoder, images, labels, [feature], part="train", augment=None, size=job.size, samples=0, seed=0
+        encoder, images, labels, [feature], part="train", augment=None, size=setup.size, samples=0, seed=0
     )
 
     def read() -> Stacks:
         (kept,) = extract(forwarded, apart=False, moments=True, task="features", on_event=ignore)
         return kept.to(device)
 
-    reader = KeptFeatures(read(), labels, device=device)
+    reader = CachedFeatures(read(), labels, device=device)
     config = ProbeConfig(epochs=1, batch_size=PROBE_BATCH)
     head = build_head("linear", reader.shapes[feature], 10).to(device)
     optimizer = make_optimizer([{"params": list(head.parameters())}], config.optimizer)
@@ -65,7 +65,7 @@ def measure_probe(ground: Ground) -> Trial:
         plans = [HeadPlan(feature, RATE)]
         train_heads(*parts, plans, config, classes=10, seed=0, task="head", on_event=ignore)
 
-    return Trial(
+    return Benchmark(
         what=f"an epoch of a linear head on {len(labels)} images' features, kept, against forwarding the images again",
         unit="images/s",
         ours=ours,
@@ -76,24 +76,24 @@ def measure_probe(ground: Ground) -> Trial:
     )
 
 
-def measure_checkpoint(ground: Ground) -> Trial:
+def measure_checkpoint(bench: BenchConfig) -> Benchmark:
     """How long training stands still for a checkpoint, against one training step of NIN."""
-    scale = ground.scale
-    job = prepare_small(ground, images=scale.batch, batch_size=scale.batch, width=scale.width)
-    pair, step = next(make_pairs(job, images_of(job), epoch=0)), our_step(job, [])
+    scale = bench.scale
+    setup = build_small_setup(bench, images=scale.batch, batch_size=scale.batch, width=scale.width)
+    pair, step = next(make_pairs(setup, images_of(setup), epoch=0)), our_step(setup, [])
     numbers = scale.checkpoint_mb * 1_000_000 // 4 // TENSORS
-    generator = keyed_generator("bench", "checkpoint", device=ground.device)
-    tensors = {str(i): torch.randn(numbers, generator=generator, device=ground.device) for i in range(TENSORS)}
+    generator = keyed_generator("bench", "checkpoint", device=bench.device)
+    tensors = {str(i): torch.randn(numbers, generator=generator, device=bench.device) for i in range(TENSORS)}
     model, state = dict(list(tensors.items())[::2]), dict(list(tensors.items())[1::2])
     steps, saved = count(), list[float]()
 
     def save() -> None:
         with _folder_here() as folder:
             saved.append(
-                seconds_of(lambda: save_checkpoint(folder, next(steps), model=model, state=state, about={}), ground.device)
+                seconds_of(lambda: save_checkpoint(folder, next(steps), model=model, state=state, about={}), bench.device)
             )
 
-    return Trial(
+    return Benchmark(
         what=f"a checkpoint of {scale.checkpoint_mb} MB, hashed and on disk, against one NIN step of {scale.batch} pairs",
         unit="times/s",
         ours=save,
@@ -111,11 +111,11 @@ def _folder_here() -> Iterator[Path]:
         yield Path(folder)
 
 
-def measure_start(ground: Ground) -> Trial:
+def measure_start(bench: BenchConfig) -> Benchmark:
     """`avt --help`, against a Typer app with nothing in it."""
     commands = ([sys.executable, "-m", "avtcli", "--help"], [sys.executable, "-c", EMPTY_APP, "--help"])
     ours, plain = (_started(command) for command in commands)
-    return Trial(
+    return Benchmark(
         what="`avt --help`, against the help of an empty Typer app",
         unit="starts/s",
         ours=ours,

@@ -11,17 +11,17 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from avtcli.bench import baseline
-from avtcli.bench.bench_setups import prepare_large, prepare_small
+from avtcli.bench.bench_setups import build_large_setup, build_small_setup
 from avtcli.bench.data_benchmarks import make_pairs, plain_pairs
-from avtcli.bench.timing import Ground, Trial, synchronise
+from avtcli.bench.timing import BenchConfig, Benchmark, synchronise
 from avtcli.contracts import Target
 from avtcli.data.resident_images import ResidentImages
 from avtcli.models.siamese import AVTModel
 from avtcli.seeding import keyed_generator
 from avtcli.training.optimizer import build_optimizer, set_rates
 from avtcli.training.pretrain import LOG_EVERY
-from avtcli.training.step import Stepper, noise_of
-from avtcli.training.training_setup import Job
+from avtcli.training.step import Trainer, noise_of
+from avtcli.training.training_setup import TrainingSetup
 
 READERS = 2
 """Worker processes of the baseline's DataLoader."""
@@ -31,29 +31,29 @@ EPOCH = 3
 Step = Callable[[baseline.Pair], None]
 
 
-def our_step(job: Job, losses: list[Tensor]) -> Step:
+def our_step(setup: TrainingSetup, losses: list[Tensor]) -> Step:
     """A step as the loop of `avt pretrain` takes it; the losses stay on the device and are read every so many steps."""
-    stepper, steps = Stepper(job, build_optimizer(job.config, job.net)), count()
+    trainer, steps = Trainer(setup, build_optimizer(setup.config, setup.net)), count()
 
     def step(pair: baseline.Pair) -> None:
-        original, moved, values = pair
-        target = Target(values, values, job.family, job.size)
-        verdict, _ = stepper.take(next(steps), original, moved, target, count=len(values))
-        losses.append(verdict.per_sample.detach().mean())
+        original, transformed, values = pair
+        target = Target(values, values, setup.family, setup.size)
+        loss, _ = trainer.step(next(steps), original, transformed, target, count=len(values))
+        losses.append(loss.per_sample.detach().mean())
         if len(losses) % LOG_EVERY == 0:
             torch.stack(losses[-LOG_EVERY:]).tolist()
 
     return step
 
 
-def plain_step(job: Job, net: AVTModel, losses: list[float]) -> Step:
+def plain_step(setup: TrainingSetup, net: AVTModel, losses: list[float]) -> Step:
     """The baseline's step on a network with the same weights, at the same rates and with the same noise."""
-    optimizer, noise, steps = baseline.build_optimizer(net), noise_of(job), count()
+    optimizer, noise, steps = baseline.build_optimizer(net), noise_of(setup), count()
     net.train()
 
     def step(pair: baseline.Pair) -> None:
         index = next(steps)
-        set_rates(optimizer, job.config, index, len(job.bounds))
+        set_rates(optimizer, setup.config, index, len(setup.bounds))
         losses.append(baseline.train_step(net, optimizer, pair, noise(index, len(pair[2]))))
 
     return step
@@ -64,39 +64,39 @@ def plain_copy(net: AVTModel) -> AVTModel:
     return copy.deepcopy(net).to(memory_format=torch.contiguous_format)
 
 
-def images_of(job: Job) -> ResidentImages:
-    """The job's images on its device."""
-    return ResidentImages(job.data.train, job.numbers, device=job.accelerator.device, shorter=job.config.augment.resize)
+def images_of(setup: TrainingSetup) -> ResidentImages:
+    """The setup's images on its device."""
+    return ResidentImages(setup.data.train, setup.indices, device=setup.accelerator.device, shorter=setup.config.augment.resize)
 
 
-def measure_step_nin(ground: Ground) -> Trial:
+def measure_step_nin(bench: BenchConfig) -> Benchmark:
     """NIN at 32 px, the published network at width 1."""
-    return _measure_step(ground, _nin(ground, width=ground.scale.width), "NIN")
+    return _measure_step(bench, _nin(bench, width=bench.scale.width), "NIN")
 
 
-def measure_step_resnet(ground: Ground) -> Trial:
+def measure_step_resnet(bench: BenchConfig) -> Benchmark:
     """ResNet-18 at 32 px."""
-    batch = ground.scale.batch
-    job = prepare_small(ground, images=EPOCH * batch, batch_size=batch, backbone="timm:resnet18")
-    return _measure_step(ground, job, "ResNet-18")
+    batch = bench.scale.batch
+    setup = build_small_setup(bench, images=EPOCH * batch, batch_size=batch, backbone="timm:resnet18")
+    return _measure_step(bench, setup, "ResNet-18")
 
 
-def measure_step_alexnet(ground: Ground) -> Trial:
+def measure_step_alexnet(bench: BenchConfig) -> Benchmark:
     """AlexNet at 224 px."""
-    batch = ground.scale.batch_large
-    return _measure_step(ground, prepare_large(ground, images=EPOCH * batch, batch_size=batch), "AlexNet")
+    batch = bench.scale.batch_large
+    return _measure_step(bench, build_large_setup(bench, images=EPOCH * batch, batch_size=batch), "AlexNet")
 
 
-def _nin(ground: Ground, *, width: float) -> Job:
-    batch = ground.scale.batch
-    return prepare_small(ground, images=EPOCH * batch, batch_size=batch, width=width)
+def _nin(bench: BenchConfig, *, width: float) -> TrainingSetup:
+    batch = bench.scale.batch
+    return build_small_setup(bench, images=EPOCH * batch, batch_size=batch, width=width)
 
 
-def _measure_step(ground: Ground, job: Job, name: str) -> Trial:
-    pair, steps, batch = next(make_pairs(job, images_of(job), epoch=0)), ground.scale.steps, job.config.batch_size
-    flops, net = flops_of_a_pair(job.net, pair), plain_copy(job.net)
+def _measure_step(bench: BenchConfig, setup: TrainingSetup, name: str) -> Benchmark:
+    pair, steps, batch = next(make_pairs(setup, images_of(setup), epoch=0)), bench.scale.steps, setup.config.batch_size
+    flops, net = flops_of_a_pair(setup.net, pair), plain_copy(setup.net)
     losses, plain_losses = list[Tensor](), list[float]()
-    ours, plain = our_step(job, losses), plain_step(job, net, plain_losses)
+    ours, plain = our_step(setup, losses), plain_step(setup, net, plain_losses)
 
     def figures() -> dict[str, Any]:
         read = [loss.item() for loss in losses]
@@ -106,11 +106,11 @@ def _measure_step(ground: Ground, job: Job, name: str) -> Trial:
             "baseline_losses": plain_losses,
             "largest_relative_difference": largest / max(map(abs, plain_losses)),  # single losses may pass through 0
             "gflop_per_pair": flops / 1e9,
-            **_ways(job),
+            **_execution(setup),
         }
 
-    return Trial(
-        what=f"training step of {name}, {job.spec.channels}x{job.size[0]}x{job.size[1]}, batch {batch}: same weights and pairs",
+    return Benchmark(
+        what=f"training step of {name}, {setup.spec.channels}x{setup.size[0]}x{setup.size[1]}, batch {batch}: same weights and pairs",
         unit="pairs/s",
         ours=lambda: [ours(pair) for _ in range(steps)],
         baseline=lambda: [plain(pair) for _ in range(steps)],
@@ -120,42 +120,42 @@ def _measure_step(ground: Ground, job: Job, name: str) -> Trial:
     )
 
 
-def _ways(job: Job) -> dict[str, Any]:
+def _execution(setup: TrainingSetup) -> dict[str, Any]:
     """How ours does its arithmetic: precision, layout of the weights, compiled or not."""
     return {
-        "precision": job.accelerator.mixed_precision.replace("no", "fp32"),
-        "channels_last": job.config.channels_last,
-        "compile": job.config.compile,
+        "precision": setup.accelerator.mixed_precision.replace("no", "fp32"),
+        "channels_last": setup.config.channels_last,
+        "compile": setup.config.compile,
     }
 
 
 def flops_of_a_pair(net: AVTModel, pair: baseline.Pair) -> float:
     """Count the floating-point operations of convolutions and matrix products in a training step, for one pair."""
     net = copy.deepcopy(net).train()
-    original, moved, _ = (part[:2] for part in pair)
+    original, transformed, _ = (part[:2] for part in pair)
     with FlopCounterMode(display=False) as counter:
-        mean, _ = net(original, moved)
+        mean, _ = net(original, transformed)
         mean.sum().backward()
     total: int = counter.get_total_flops()
     return total / len(original)
 
 
-def measure_loop(ground: Ground) -> Trial:
+def measure_loop(bench: BenchConfig) -> Benchmark:
     """Pairs made and trained on."""
-    return _measure_loop(ground, width=ground.scale.width)
+    return _measure_loop(bench, width=bench.scale.width)
 
 
-def measure_loop_narrow(ground: Ground) -> Trial:
+def measure_loop_narrow(bench: BenchConfig) -> Benchmark:
     """The same with a quarter of the channels, where the data path shows."""
-    return _measure_loop(ground, width=ground.scale.width / 4)
+    return _measure_loop(bench, width=bench.scale.width / 4)
 
 
-def _measure_loop(ground: Ground, *, width: float) -> Trial:
-    job, device = _nin(ground, width=width), ground.device
-    batch, steps = job.config.batch_size, ground.scale.steps
-    images, net = images_of(job), plain_copy(job.net)
-    ours_data = chain.from_iterable(make_pairs(job, images, epoch=epoch) for epoch in count())
-    items = baseline.pair_batches(plain_pairs(job, images.images), batch_size=batch, workers=READERS)
+def _measure_loop(bench: BenchConfig, *, width: float) -> Benchmark:
+    setup, device = _nin(bench, width=width), bench.device
+    batch, steps = setup.config.batch_size, bench.scale.steps
+    images, net = images_of(setup), plain_copy(setup.net)
+    ours_data = chain.from_iterable(make_pairs(setup, images, epoch=epoch) for epoch in count())
+    items = baseline.pair_batches(plain_pairs(setup, images.images), batch_size=batch, workers=READERS)
     plain_data = (_sent(pair, device) for pair in items)
     waits: dict[str, list[tuple[float, float]]] = {"ours": [], "baseline": []}
 
@@ -172,11 +172,11 @@ def _measure_loop(ground: Ground, *, width: float) -> Trial:
 
         return work
 
-    return Trial(
+    return Benchmark(
         what=f"pairs and step, NIN at width {width:g}, 32 px, batch {batch}, against a DataLoader of {READERS} workers",
         unit="pairs/s",
-        ours=run("ours", ours_data, our_step(job, [])),
-        baseline=run("baseline", plain_data, plain_step(job, net, [])),
+        ours=run("ours", ours_data, our_step(setup, [])),
+        baseline=run("baseline", plain_data, plain_step(setup, net, [])),
         ours_count=steps * batch,
         baseline_count=steps * batch,
         figures=lambda: {"data_wait": _share(waits["ours"]), "baseline_data_wait": _share(waits["baseline"])},
@@ -184,8 +184,8 @@ def _measure_loop(ground: Ground, *, width: float) -> Trial:
 
 
 def _sent(pair: baseline.Pair, device: torch.device) -> baseline.Pair:
-    original, moved, target = (part.to(device) for part in pair)
-    return original, moved, target
+    original, transformed, target = (part.to(device) for part in pair)
+    return original, transformed, target
 
 
 def _share(waits: list[tuple[float, float]]) -> float:
@@ -194,21 +194,21 @@ def _share(waits: list[tuple[float, float]]) -> float:
     return sum(waited for waited, _ in counted) / sum(seconds for _, seconds in counted)
 
 
-def measure_arithmetic(ground: Ground) -> Trial:
+def measure_arithmetic(bench: BenchConfig) -> Benchmark:
     """The step's arithmetic as a share of what a large matrix product reaches in the same minutes."""
-    job, steps = _nin(ground, width=ground.scale.width), ground.scale.steps
-    pair = next(make_pairs(job, images_of(job), epoch=0))
-    flops, ours = flops_of_a_pair(job.net, pair), our_step(job, [])
-    side = ground.scale.matmul
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(job.accelerator.mixed_precision, torch.float32)
-    matrix = torch.randn(side, side, generator=keyed_generator("bench", "matmul")).to(ground.device, dtype)
-    times = max(1, round(steps * job.config.batch_size * flops / (2 * side**3) / 2))  # about as long as the step
-    return Trial(
+    setup, steps = _nin(bench, width=bench.scale.width), bench.scale.steps
+    pair = next(make_pairs(setup, images_of(setup), epoch=0))
+    flops, ours = flops_of_a_pair(setup.net, pair), our_step(setup, [])
+    side = bench.scale.matmul
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(setup.accelerator.mixed_precision, torch.float32)
+    matrix = torch.randn(side, side, generator=keyed_generator("bench", "matmul")).to(bench.device, dtype)
+    times = max(1, round(steps * setup.config.batch_size * flops / (2 * side**3) / 2))  # about as long as the step
+    return Benchmark(
         what=f"arithmetic of the NIN step, against products of {side}x{side} matrices in {str(dtype).removeprefix('torch.')}",
         unit="GFLOP/s",
         ours=lambda: [ours(pair) for _ in range(steps)],
         baseline=lambda: [matrix @ matrix for _ in range(times)],
-        ours_count=steps * job.config.batch_size * flops / 1e9,
+        ours_count=steps * setup.config.batch_size * flops / 1e9,
         baseline_count=times * 2 * side**3 / 1e9,
-        figures=lambda: {"gflop_per_pair": flops / 1e9, **_ways(job)},
+        figures=lambda: {"gflop_per_pair": flops / 1e9, **_execution(setup)},
     )

@@ -11,13 +11,13 @@ from typing import Any, Final
 from avtcli.bench import data_benchmarks as data
 from avtcli.bench import probe_benchmarks as upkeep
 from avtcli.bench import step_benchmarks as step
-from avtcli.bench.timing import ON_CPU, ON_GPU, Comparison, Ground, Scale, Trial, compare
+from avtcli.bench.timing import ON_CPU, ON_GPU, BenchConfig, Benchmark, Comparison, Scale, compare
 from avtcli.errors import AvtError, nearest
 from avtcli.events import OnEvent, Progress
 from avtcli.runtime.devices import build_accelerator, choose_device, choose_precision, device_in_words
 from avtcli.runtime.environment import describe_environment
 
-MEASUREMENTS: Final[dict[str, Callable[[Ground], Trial]]] = {
+MEASUREMENTS: Final[dict[str, Callable[[BenchConfig], Benchmark]]] = {
     "homographies": data.measure_homographies,
     "warp-32": data.measure_warp_small,
     "warp-224": data.measure_warp_large,
@@ -83,14 +83,14 @@ def bench(
     chosen = check_names(only)
     name = choose_device(device)
     accelerator = build_accelerator(name, choose_precision(precision, name))
-    ground = Ground(accelerator.device, scale or (ON_CPU if name == "cpu" else ON_GPU), compile, precision)
+    bench = BenchConfig(accelerator.device, scale or (ON_CPU if name == "cpu" else ON_GPU), compile, precision)
     environment = describe_environment(
         device=device_in_words(accelerator), processes=1, plugins=[], data_fingerprint="embedded"
     )
     found = []
     for index, each in enumerate(chosen):
         on_event(Progress("measuring", index, len(chosen), "measurements", each))
-        found.append(compare(each, MEASUREMENTS[each](ground), device=ground.device, rounds=rounds))
+        found.append(compare(each, MEASUREMENTS[each](bench), device=bench.device, rounds=rounds))
     on_event(Progress("measuring", len(chosen), len(chosen), "measurements"))
     return BenchResult(commit_of_checkout(), environment, cpu_name(), os.cpu_count() or 1, rounds, tuple(found))
 

@@ -51,7 +51,7 @@ ON_GPU = Scale(small=4_096, large=512, batch=512, batch_large=128, steps=20, pro
 
 
 @dataclass(frozen=True)
-class Ground:
+class BenchConfig:
     """Where and how to measure: a device, how much to do, whether our step is compiled, and its precision as asked for."""
 
     device: torch.device
@@ -61,7 +61,7 @@ class Ground:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Benchmark:
     """Two ways to do the same.
 
     Attributes:
@@ -85,7 +85,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came out of a trial.
+    """What came out of a benchmark.
 
     Attributes:
         name: of the measurement.
@@ -129,22 +129,22 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def compare(name: str, trial: Trial, *, device: torch.device, rounds: int) -> Comparison:
+def compare(name: str, benchmark: Benchmark, *, device: torch.device, rounds: int) -> Comparison:
     """Time both ways in turn: ours, baseline, ours, baseline and so on, after one round that does not count.
 
     The first round fills caches, starts worker processes and compiles.
     """
-    trial.ours()
-    trial.baseline()
+    benchmark.ours()
+    benchmark.baseline()
     ours, baseline = [], []
     for _ in range(rounds):
-        ours.append(trial.ours_count / seconds_of(trial.ours, device))
-        baseline.append(trial.baseline_count / seconds_of(trial.baseline, device))
+        ours.append(benchmark.ours_count / seconds_of(benchmark.ours, device))
+        baseline.append(benchmark.baseline_count / seconds_of(benchmark.baseline, device))
     ratios = [a / b for a, b in zip(ours, baseline, strict=True)]
     return Comparison(
         name=name,
-        what=trial.what,
-        unit=trial.unit,
+        what=benchmark.what,
+        unit=benchmark.unit,
         ours=median(ours),
         baseline=median(baseline),
         ratio=median(ratios),
@@ -152,5 +152,5 @@ def compare(name: str, trial: Trial, *, device: torch.device, rounds: int) -> Co
         ratio_high=max(ratios),
         ours_rounds=tuple(ours),
         baseline_rounds=tuple(baseline),
-        figures=trial.figures(),
+        figures=benchmark.figures(),
     )

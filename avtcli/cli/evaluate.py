@@ -26,7 +26,7 @@ from avtcli.cli.options import (
 if TYPE_CHECKING:
     from avtcli.evaluation.evaluate import EvaluateResult
 
-BASELINES = {"quarter_turn": "quarter turn known", "constant": "constant", "identity": "identity"}
+BASELINES = {"rotation_oracle": "quarter turn known", "constant": "constant", "identity": "identity"}
 SHOWN_LEVELS = (0.5, 0.8, 0.95)
 
 
@@ -64,7 +64,7 @@ def evaluate(
     """
     from avtcli.evaluation.evaluate import evaluate as run_evaluate
     from avtcli.evaluation.evaluation_setup import Settings
-    from avtcli.features.evaluation_target import open_subject
+    from avtcli.features.evaluation_target import load_target
 
     given = parts_to_measure("evaluate", options, tables=["transform"], backbone=backbone, dataset=dataset, transform=transform)
     settings = Settings(
@@ -76,7 +76,7 @@ def evaluate(
         workers=workers_from_text(workers),
     )
     with reporting() as on_event:
-        subject = open_subject(run, data_dir=data_dir, seed=settings.seed, on_event=on_event, **given)
+        subject = load_target(run, data_dir=data_dir, seed=settings.seed, on_event=on_event, **given)
         result = run_evaluate(subject, settings, out=out, on_event=on_event)
     if as_json:
         say_json(asdict(result))

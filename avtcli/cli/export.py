@@ -26,11 +26,11 @@ def export(
     Example: `avt export --format safetensors`
     """
     from avtcli.exporting.export import export as run_export
-    from avtcli.models.weights import open_source
+    from avtcli.models.weights import open_weights
 
     assert file_format == "safetensors"
     with reporting() as on_event:
-        result = run_export(open_source(run, on_event=on_event), out=out, layer=layer, on_event=on_event)
+        result = run_export(open_weights(run, on_event=on_event), out=out, layer=layer, on_event=on_event)
     if as_json:
         say_json(asdict(result))
         return

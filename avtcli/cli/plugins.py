@@ -49,17 +49,17 @@ def check(
         checks = check_plugin(name, kind=info.kind)
     broken = [check for check in checks if not check.ok]
     if as_json:
-        rows = [{"promise": c.promise, "ok": c.ok, "problem": c.problem, "figures": c.figures} for c in checks]
+        rows = [{"check": c.name, "ok": c.ok, "problem": c.problem, "figures": c.figures} for c in checks]
         about = {"kind": info.kind, "name": info.name, "distribution": info.distribution, "version": info.version}
         say_json({**about, "ok": not broken, "checks": rows})
     else:
-        width = max(len(check.promise) for check in checks)
+        width = max(len(check.name) for check in checks)
         for c in checks:
-            say(f"{'ok' if c.ok else 'BROKEN':<6}  {c.promise:<{width}}  {c.problem or c.figures}".rstrip())
+            say(f"{'ok' if c.ok else 'BROKEN':<6}  {c.name:<{width}}  {c.problem or c.figures}".rstrip())
     if broken:
         raise RunFailedError(
             f"The {info.kind} '{info.name}' of {info.origin} breaks {len(broken)} of {len(checks)} promises, the first: "
-            f"{broken[0].promise}: {broken[0].problem}."
+            f"{broken[0].name}: {broken[0].problem}."
         )
 
 

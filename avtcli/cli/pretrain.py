@@ -190,9 +190,9 @@ def pretrain(
         raise typer.Exit(_launch(processes, [*_without_place(sys.argv[1:]), *place]))
     with reporting() as on_event:
         if dry_run:
-            from avtcli.training.training_setup import prepare
+            from avtcli.training.training_setup import build_training_setup
 
-            job = prepare(config, on_event=on_event)
+            setup = build_training_setup(config, on_event=on_event)
         else:
             from avtcli.training.pretrain import pretrain as train
 
@@ -200,11 +200,11 @@ def pretrain(
     if int(os.environ.get("RANK", "0")) > 0:
         return
     if dry_run:
-        about = {"run": str(run), "steps": job.total_steps, "recipe": config.recipe, "config": config.model_dump(mode="json")}
+        about = {"run": str(run), "steps": setup.total_steps, "recipe": config.recipe, "config": config.model_dump(mode="json")}
         if as_json:
             say_json(about)
         else:
-            say(f"all is well: {job.total_steps} steps into {run}")
+            say(f"all is well: {setup.total_steps} steps into {run}")
         return
     if as_json:
         say_json(asdict(result))

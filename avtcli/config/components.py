@@ -37,7 +37,7 @@ class Augment(Frozen):
     padding: int = Field(default=0, ge=0)
     """Black pixels added on each side before the crop."""
     flip: bool = True
-    """Whether half of the images are mirrored."""
+    """Whether half of the images are flipped."""
 
 
 class Optimizer(Frozen):

@@ -28,7 +28,7 @@ class ModelSpec(Frozen):
     """Whether the decoder predicts a log-variance."""
     log_var_scale: float = 1.0
     """Factor on the log-variance layer's output."""
-    views: Literal["both", "moved"] = "both"
-    """Whose codes the decoder sees: the pair's, or the moved image's alone."""
+    views: Literal["both", "transformed"] = "both"
+    """Whose codes the decoder sees: the pair's, or the transformed image's alone."""
     layer: str | None = None
     """The tap that calling the encoder returns; none means the mean of the code."""

@@ -10,7 +10,7 @@ from avtcli.config.components import Augment, Frozen, Optimizer, Plugin, Schedul
 Pool = Literal["max", "avg", "none"]
 
 
-CLOSED_HEADS = ("knn", "ridge")
+CLOSED_FORM_HEADS = ("knn", "ridge")
 """The heads of a probe that are computed rather than trained step by step."""
 
 
@@ -23,7 +23,7 @@ HEAD_RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 FINETUNE_RATES = (0.1, 0.03, 0.01)
 
 
-CHOOSING_STEPS = 200
+LR_SEARCH_STEPS = 200
 """Rates are compared after so many steps, rounded up to epochs, but where the heads' own are fewer."""
 
 
@@ -108,9 +108,9 @@ class ProbeConfig(Frozen):
             raise ValueError("schedule.log_var_pieces belongs to pretraining: a probe's heads have no log-variance layer")
         if self.shots and self.fraction is not None:
             raise ValueError("shots and fraction both say how many images to train on: give one of them")
-        if self.head in CLOSED_HEADS and (self.augmented or self.finetune):
+        if self.head in CLOSED_FORM_HEADS and (self.augmented or self.finetune):
             raise ValueError(f"{self.head} reads features once: it takes no augmented images and trains no backbone")
-        if self.head in CLOSED_HEADS and not self.supervised and (self.epochs or self.rates):
+        if self.head in CLOSED_FORM_HEADS and not self.supervised and (self.epochs or self.rates):
             raise ValueError(f"{self.head} is not trained in steps: leave out the epochs and the rate")
         for name, head in (("k", "knn"), ("temperature", "knn"), ("penalties", "ridge")):
             if self.head != head and name in self.model_fields_set:
@@ -134,7 +134,7 @@ class ProbeConfig(Frozen):
     @property
     def poolings(self) -> tuple[Pool, ...]:
         """How maps are reduced, the default resolved."""
-        return self.pool or (("max",) if self.head in ("linear", *CLOSED_HEADS) else ("none",))
+        return self.pool or (("max",) if self.head in ("linear", *CLOSED_FORM_HEADS) else ("none",))
 
     @property
     def neighbours(self) -> tuple[int, ...]:
@@ -142,24 +142,24 @@ class ProbeConfig(Frozen):
         return self.k or NEIGHBOURS
 
     @property
-    def peaks(self) -> tuple[float, ...]:
+    def learning_rates(self) -> tuple[float, ...]:
         """The rates to choose from, the default resolved."""
         return self.rates or (FINETUNE_RATES if self.finetune else HEAD_RATES)
 
     @property
-    def chooses_rate(self) -> bool:
+    def searches_lr(self) -> bool:
         """Whether heads that are trained have a rate to choose, on held-out images."""
-        return self.schedule is None and len(self.peaks) > 1
+        return self.schedule is None and len(self.learning_rates) > 1
 
-    def to_choose(self, images: int) -> "ProbeConfig":
-        """How heads on frozen features are trained to choose a rate: for `CHOOSING_STEPS`, along a whole cosine.
+    def for_lr_search(self, images: int) -> "ProbeConfig":
+        """How heads on frozen features are trained to choose a rate: for `LR_SEARCH_STEPS`, along a whole cosine.
 
         They judge as well as all the epochs, where most of a probe's time would go. On 1 000 to 30 000 images (linear, the mean
         over eight features of a NIN) heads ended 0.0 to 0.8 points below what the rates that are best on test reach; where all
         the epochs had chosen, on 1 000 to 10 000, 0.0 to 1.1. With mlp2, on 2 000 and 5 000, it was 0.2 to 0.4. Of fewer images
         there are few epochs to spare, and the few that are held out choose by chance.
         """
-        enough = ceil(CHOOSING_STEPS / ceil(images / self.batch_size))
+        enough = ceil(LR_SEARCH_STEPS / ceil(images / self.batch_size))
         return self.model_copy(update={"epochs": min(self.total_epochs, enough)})
 
     def to_finetune(self) -> "ProbeConfig":

@@ -31,7 +31,7 @@ def build_data(plugin: Plugin, data_dir: str | None) -> ImageData:
 
 
 def limited(split: Split, limit: int | None) -> Tensor:
-    """The numbers of the images to use: all, or a draw that depends on the split's length and the limit alone.
+    """The indices of the images to use: all, or a draw that depends on the split's length and the limit alone.
 
     Raises:
         AvtError: if there are fewer images than asked for.

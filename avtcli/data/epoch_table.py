@@ -34,17 +34,17 @@ class EpochTable:
     targets: Tensor
 
 
-def draw_uniforms(seed: int, epoch: int, count: int) -> Tensor:
+def sample_uniforms(seed: int, epoch: int, count: int) -> Tensor:
     """Draw one epoch's crops and flips: (count, 3) float64 in [0, 1), a row an image, as `core.augment` reads them."""
     return torch.rand(count, 3, generator=keyed_generator(seed, epoch, "crop and flip"), dtype=torch.float64)
 
 
-def draw_epoch(seed: int, epoch: int, count: int, family: TransformFamily, size: Size) -> EpochTable:
+def sample_epoch_table(seed: int, epoch: int, count: int, family: TransformFamily, size: Size) -> EpochTable:
     """Draw one epoch's table, each column by a generator of its own."""
-    parameters = family.draw(count, size, keyed_generator(seed, epoch, "transform"))
+    parameters = family.sample(count, size, keyed_generator(seed, epoch, "transform"))
     return EpochTable(
         order=torch.randperm(count, generator=keyed_generator(seed, epoch, "order")),
-        uniforms=draw_uniforms(seed, epoch, count),
+        uniforms=sample_uniforms(seed, epoch, count),
         parameters=parameters,
         targets=family.target(parameters, size),
     )

@@ -14,8 +14,8 @@ def held_out_split(data: ImageData) -> tuple[str, Split]:
     return ("train", data.train) if data.test is None or not len(data.test) else ("test", data.test)
 
 
-def held_out_numbers(data: ImageData, count: int) -> Tensor:
-    """The numbers of so many held-out images, or of all: of a training split the last drawn, which limited runs never saw."""
+def held_out_indices(data: ImageData, count: int) -> Tensor:
+    """The indices of so many held-out images, or of all: of a training split the last drawn, which limited runs never saw."""
     name, split = held_out_split(data)
     if name == "test":
         return limited(split, min(count, len(split)))

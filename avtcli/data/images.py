@@ -1,4 +1,4 @@
-"""Images by row, and what is cut out of one: the shorter side resized, a window, perhaps mirrored."""
+"""Images by row, and what is cut out of one: the shorter side resized, a window, perhaps flipped."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from avtcli.geometry.cropping import centre_crop
 
 
 @dataclass(frozen=True)
-class Window:
+class CropSpec:
     """What is cut out of each image.
 
     Attributes:
@@ -37,13 +37,13 @@ class Images(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def read_batches(self, batches: Sequence[Tensor], window: Window, uniforms: Tensor | None = None) -> Iterator[Tensor]:
+    def read_batches(self, batches: Sequence[Tensor], window: CropSpec, uniforms: Tensor | None = None) -> Iterator[Tensor]:
         """Read batches in their order.
 
         Args:
             batches: rows, (B,) int64 each.
             window: what is cut out of each image.
-            uniforms: (n, 3) float64 in [0, 1), a row an image: top, left, and mirrored where below one half; none for the
+            uniforms: (n, 3) float64 in [0, 1), a row an image: top, left, and flipped where below one half; none for the
                 middle.
 
         Yields:
@@ -70,7 +70,7 @@ def resize(image: Tensor, shorter: int | None) -> Tensor:
     return torch.from_numpy(out[0]).permute(2, 0, 1) if len(image) == 3 else torch.from_numpy(np.stack(out))
 
 
-def cut(image: Tensor, window: Window, uniforms: list[float] | None, *, name: str) -> Tensor:
+def cut(image: Tensor, window: CropSpec, uniforms: list[float] | None, *, name: str) -> Tensor:
     """Cut the window out of one image, (C, H, W) -> (C, *window.size), as `core.augment` does out of each of a batch.
 
     Slices: for one image they take a tenth of the time of the indices that cut a batch.

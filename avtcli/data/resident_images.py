@@ -9,11 +9,11 @@ from torch.nn import functional
 from avtcli.config.components import Augment
 from avtcli.contracts import Size, Split
 from avtcli.data.epoch_table import EpochTable
-from avtcli.data.images import Images, Window, resized_size
+from avtcli.data.images import CropSpec, Images, resized_size
 from avtcli.data.streaming import StreamedImages
 from avtcli.geometry.cropping import centre_crop, crop_and_flip
 
-PLAIN_BATCH = 250  # images that are forwarded at once for measuring
+EVAL_BATCH_SIZE = 250  # images that are forwarded at once for measuring
 
 
 class ResidentImages(Images):
@@ -23,21 +23,21 @@ class ResidentImages(Images):
 
     Args:
         split: one with all its images in one tensor.
-        numbers: which of them, (n,) int64.
+        indices: which of them, (n,) int64.
         device: where they are to live.
         shorter: the shorter side after resizing, or none.
     """
 
-    def __init__(self, split: Split, numbers: Tensor, *, device: torch.device, shorter: int | None = None) -> None:
+    def __init__(self, split: Split, indices: Tensor, *, device: torch.device, shorter: int | None = None) -> None:
         assert split.images is not None
-        everything = len(numbers) == len(split)
-        images = split.images if everything else split.images[numbers]
+        everything = len(indices) == len(split)
+        images = split.images if everything else split.images[indices]
         self.images = _resize_all(images, shorter).to(device)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def read_batches(self, batches: Sequence[Tensor], window: Window, uniforms: Tensor | None = None) -> Iterator[Tensor]:
+    def read_batches(self, batches: Sequence[Tensor], window: CropSpec, uniforms: Tensor | None = None) -> Iterator[Tensor]:
         """Cut batches out in their order, each when it is asked for; see `Images`."""
         for rows in batches:
             batch = self.images.index_select(0, rows.to(self.images.device))
@@ -61,19 +61,19 @@ def _resize_all(images: Tensor, shorter: int | None) -> Tensor:
     return out
 
 
-def build_images(split: Split, numbers: Tensor, *, device: torch.device, shorter: int | None, workers: int) -> Images:
+def build_images(split: Split, indices: Tensor, *, device: torch.device, shorter: int | None, workers: int) -> Images:
     """Images to read in batches: on the device where they fit in memory, else streamed.
 
     Args:
         split: the images.
-        numbers: which of them, (n,) int64.
+        indices: which of them, (n,) int64.
         device: where the batches go.
         shorter: `augment.resize`, the shorter side after resizing, or none.
         workers: processes that read streamed images (see `streaming.choose_workers`).
     """
     if split.images is not None:
-        return ResidentImages(split, numbers, device=device, shorter=shorter)
-    return StreamedImages(split, numbers, device=device, shorter=shorter, workers=workers)
+        return ResidentImages(split, indices, device=device, shorter=shorter)
+    return StreamedImages(split, indices, device=device, shorter=shorter, workers=workers)
 
 
 def training_batches(
@@ -91,9 +91,9 @@ def training_batches(
     Yields:
         uint8 (B, C, *size), on the device.
     """
-    return images.read_batches(batches, Window(size, padding=augment.padding, flip=augment.flip), table.uniforms)
+    return images.read_batches(batches, CropSpec(size, padding=augment.padding, flip=augment.flip), table.uniforms)
 
 
-def plain_batches(images: Images, batches: Sequence[Tensor], size: Size) -> Iterator[Tensor]:
+def evaluation_batches(images: Images, batches: Sequence[Tensor], size: Size) -> Iterator[Tensor]:
     """Read batches of rows for measuring: the middle of each image after resizing, uint8 (B, C, *size), on the device."""
-    return images.read_batches(batches, Window(size))
+    return images.read_batches(batches, CropSpec(size))

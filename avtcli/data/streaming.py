@@ -1,7 +1,7 @@
 """Images that do not fit in memory: read, resized, cropped and flipped in worker processes, a batch ahead of the network.
 
 A batch crosses once, as uint8 of the network's size. Everything random is drawn before (see `loaders.EpochTable`) and sent to
-the worker with the work, so their number cannot matter.
+the worker with the work, so their index cannot matter.
 """
 
 import multiprocessing
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from avtcli.contracts import Split
-from avtcli.data.images import Images, Window, cut, resize
+from avtcli.data.images import CropSpec, Images, cut, resize
 from avtcli.errors import AvtError, RunFailedError
 
 PREFETCH: Final = 2  # batches that each worker prepares ahead
@@ -31,15 +31,15 @@ QUIET: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the main proce
 
 
 @dataclass(frozen=True)
-class Work:
-    """One batch for a worker, in plain numbers: a tensor would take a file descriptor to cross."""
+class BatchSpec:
+    """One batch for a worker, in plain indices: a tensor would take a file descriptor to cross."""
 
-    numbers: list[int]
+    indices: list[int]
     uniforms: list[list[float]] | None
-    window: Window
+    window: CropSpec
 
 
-class Cutter(Dataset[Tensor | str]):
+class BatchDataset(Dataset[Tensor | str]):
     """Does the work of a batch, in a worker or in the main process.
 
     Args:
@@ -51,14 +51,14 @@ class Cutter(Dataset[Tensor | str]):
         self.split = split
         self.shorter = shorter
 
-    def __getitem__(self, work: Work) -> Tensor | str:
+    def __getitem__(self, work: BatchSpec) -> Tensor | str:
         """The batch, uint8 (B, C, *size), or what is wrong with it: an error would cross with a worker's traceback."""
         images = []
         try:
-            for i, number in enumerate(work.numbers):
-                image = resize(self.split.read(number), self.shorter)
+            for i, index in enumerate(work.indices):
+                image = resize(self.split.read(index), self.shorter)
                 uniforms = None if work.uniforms is None else work.uniforms[i]
-                images.append(cut(image, work.window, uniforms, name=self.split.name(number)))
+                images.append(cut(image, work.window, uniforms, name=self.split.name(index)))
         except AvtError as error:
             return str(error)
         return torch.stack(images)
@@ -68,9 +68,9 @@ class Plan:
     """The works of the pass that begins next; a loader with persistent workers asks for them anew at each pass."""
 
     def __init__(self) -> None:
-        self.works: Callable[[], Iterator[Work]] = lambda: iter(())
+        self.works: Callable[[], Iterator[BatchSpec]] = lambda: iter(())
 
-    def __iter__(self) -> Iterator[Work]:
+    def __iter__(self) -> Iterator[BatchSpec]:
         return self.works()
 
 
@@ -79,21 +79,21 @@ class StreamedImages(Images):
 
     Args:
         split: where they are read.
-        numbers: which of them, (n,) int64.
+        indices: which of them, (n,) int64.
         device: where the batches go.
         shorter: the shorter side after resizing, or none.
         workers: processes that read; with 0 the main process does.
     """
 
     def __init__(
-        self, split: Split, numbers: Tensor, *, device: torch.device, shorter: int | None = None, workers: int = 0
+        self, split: Split, indices: Tensor, *, device: torch.device, shorter: int | None = None, workers: int = 0
     ) -> None:
-        self.numbers = numbers
+        self.indices = indices
         self.device = device
         self.passes = 0
         self._plan = Plan()
         loader: DataLoader[Any] = DataLoader(
-            Cutter(split, shorter),
+            BatchDataset(split, shorter),
             batch_size=None,  # a work is a whole batch
             sampler=self._plan,
             num_workers=workers,
@@ -108,9 +108,9 @@ class StreamedImages(Images):
         weakref.finalize(self, _end, self._loader, self._processes)
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.indices)
 
-    def read_batches(self, batches: Sequence[Tensor], window: Window, uniforms: Tensor | None = None) -> Iterator[Tensor]:
+    def read_batches(self, batches: Sequence[Tensor], window: CropSpec, uniforms: Tensor | None = None) -> Iterator[Tensor]:
         """Read batches in their order, ahead of the caller; see `Images`.
 
         One pass at a time: when another begins, this one is over.
@@ -120,11 +120,11 @@ class StreamedImages(Images):
             RunFailedError: if a worker ended, as when the system killed it.
         """
         self.passes += 1
-        mine, numbers = self.passes, self.numbers
+        mine, indices = self.passes, self.indices
 
-        def works() -> Iterator[Work]:  # without self, which must end when its owner lets go
+        def works() -> Iterator[BatchSpec]:  # without self, which must end when its owner lets go
             for rows in batches:
-                yield Work(numbers[rows].tolist(), None if uniforms is None else uniforms[rows].tolist(), window)
+                yield BatchSpec(indices[rows].tolist(), None if uniforms is None else uniforms[rows].tolist(), window)
 
         self._plan.works = works
         with _quiet_start(self._processes):
@@ -151,8 +151,8 @@ def _next(results: Iterator[Tensor | str]) -> Tensor | str:
 
 def _ignore_signals(worker: int) -> None:
     """A signal to the process group is for the main process: it finishes the step, for which it needs the workers."""
-    for number in QUIET:
-        signal.signal(number, signal.SIG_IGN)
+    for index in QUIET:
+        signal.signal(index, signal.SIG_IGN)
 
 
 @contextmanager
@@ -185,7 +185,7 @@ def choose_workers(asked: int | None, split: Split, *, batch_bytes: int) -> int:
     """How many processes read images.
 
     Args:
-        asked: a number, or none for auto: one less than this process's share of the CPUs, at most 8, and no more than
+        asked: a index, or none for auto: one less than this process's share of the CPUs, at most 8, and no more than
             /dev/shm holds the batches of. With 0 the main process reads.
         split: where images are read; one in memory needs none, whatever is asked.
         batch_bytes: of one uint8 batch of this process.

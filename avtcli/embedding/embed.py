@@ -6,11 +6,11 @@ from typing import Any
 
 from avtcli.embedding.embedding_files import format_of, write_embeddings
 from avtcli.embedding.embedding_rows import SPLITS, Contents
-from avtcli.embedding.embedding_setup import Job, Wanted, make_rows, prepare, text_of
+from avtcli.embedding.embedding_setup import EmbeddingSetup, Wanted, build_embedding_setup, make_rows, text_of
 from avtcli.errors import AvtError
 from avtcli.events import OnEvent, Saved, Started
-from avtcli.features.evaluation_target import Subject
-from avtcli.models.weights import Source
+from avtcli.features.evaluation_target import EvaluationTarget
+from avtcli.models.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class EmbedResult:
 
 
 def embed(
-    subject: Subject,
+    subject: EvaluationTarget,
     wanted: Wanted,
     *,
     out: Path | None,
@@ -54,24 +54,24 @@ def embed(
     """
     out = _target(subject.source, out)
     kind = format_of(out)
-    job = prepare(subject, wanted, device=device, workers=workers, on_event=on_event)
-    contents = _contents(job, _about(subject, job))
-    on_event(Started(_facts(subject, job, out)))
-    size = write_embeddings(out, contents, make_rows(job))
+    setup = build_embedding_setup(subject, wanted, device=device, workers=workers, on_event=on_event)
+    contents = _contents(setup, _about(subject, setup))
+    on_event(Started(_facts(subject, setup, out)))
+    size = write_embeddings(out, contents, make_rows(setup))
     on_event(Saved(out))
-    layer = job.layers[0]
+    layer = setup.layers[0]
     return EmbedResult(
         file=str(out),
         format=out.suffix.removeprefix("."),
-        count=job.count,
-        layers={layer: contents.shapes[layer] for layer in job.layers},
-        labels="labels" in job.columns,
+        count=setup.count,
+        layers={layer: contents.shapes[layer] for layer in setup.layers},
+        labels="labels" in setup.columns,
         bytes=size,
-        load_with=kind.load_with(out, layer, job.columns[layer].shape),
+        load_with=kind.load_with(out, layer, setup.columns[layer].shape),
     )
 
 
-def _target(source: Source, out: Path | None) -> Path:
+def _target(source: Weights, out: Path | None) -> Path:
     if out is not None:
         return out
     if source.run is None:
@@ -79,20 +79,20 @@ def _target(source: Source, out: Path | None) -> Path:
     return source.run / "embeddings.safetensors"
 
 
-def _contents(job: Job, about: dict[str, Any]) -> Contents:
+def _contents(setup: EmbeddingSetup, about: dict[str, Any]) -> Contents:
     name_bytes, longest = 0, 0
-    for part in job.parts:
-        for i in part.numbers.tolist():
+    for part in setup.parts:
+        for i in part.indices.tolist():
             name = text_of(part.split.name(i))
             name_bytes, longest = name_bytes + len(name.encode()), max(longest, len(name))
-    return Contents(job.count, job.columns, name_bytes, longest, about)
+    return Contents(setup.count, setup.columns, name_bytes, longest, about)
 
 
-def _about(subject: Subject, job: Job) -> dict[str, Any]:
+def _about(subject: EvaluationTarget, setup: EmbeddingSetup) -> dict[str, Any]:
     """Everything that it takes to know what the numbers are."""
     from avtcli import __version__
 
-    source, pictures, wanted = subject.source, subject.pictures, job.wanted
+    source, prepared, wanted = subject.source, subject.prepared, setup.wanted
     return {
         "version": __version__,
         "weights": {
@@ -101,31 +101,33 @@ def _about(subject: Subject, job: Job) -> dict[str, Any]:
             "made": source.about.get("weights"),
             "backbone": source.spec.backbone.model_dump(mode="json"),
         },
-        "dataset": pictures.dataset.model_dump(mode="json"),
-        "fingerprint": pictures.data.fingerprint,
-        "classes": pictures.data.classes,
+        "dataset": prepared.dataset.model_dump(mode="json"),
+        "fingerprint": prepared.data.fingerprint,
+        "classes": prepared.data.classes,
         "split": wanted.split,
         "splits": SPLITS,
         "limit_train": wanted.limit_train,
-        "layers": {layer: job.columns[layer].shape for layer in job.layers},
+        "layers": {layer: setup.columns[layer].shape for layer in setup.layers},
         "pool": wanted.pool,
         "pool_size": None if wanted.pool == "none" else wanted.pool_size,
-        "resize": pictures.augment.resize,
-        "size": pictures.size,
+        "resize": prepared.augment.resize,
+        "size": prepared.size,
         "mean": source.spec.mean,
         "std": source.spec.std,
     }
 
 
-def _facts(subject: Subject, job: Job, out: Path) -> tuple[tuple[str, str], ...]:
-    pictures = subject.pictures
-    shapes = ((layer, "x".join(str(side) for side in job.columns[layer].shape)) for layer in job.layers)
-    pooling = "none" if job.wanted.pool == "none" else f"{job.wanted.pool} to {job.wanted.pool_size}x{job.wanted.pool_size}"
+def _facts(subject: EvaluationTarget, setup: EmbeddingSetup, out: Path) -> tuple[tuple[str, str], ...]:
+    prepared = subject.prepared
+    shapes = ((layer, "x".join(str(side) for side in setup.columns[layer].shape)) for layer in setup.layers)
+    pooling = (
+        "none" if setup.wanted.pool == "none" else f"{setup.wanted.pool} to {setup.wanted.pool_size}x{setup.wanted.pool_size}"
+    )
     return (
         ("weights", str(subject.source.path)),
-        ("images", f"{job.count} of {pictures.dataset.name}, {job.wanted.split}, {pictures.size[0]}x{pictures.size[1]} px"),
+        ("images", f"{setup.count} of {prepared.dataset.name}, {setup.wanted.split}, {prepared.size[0]}x{prepared.size[1]} px"),
         ("layers", ", ".join(f"{layer} {shape}" for layer, shape in shapes)),
         ("pooling", pooling),
-        ("device", job.device.type),
+        ("device", setup.device.type),
         ("file", str(out)),
     )

@@ -1,6 +1,6 @@
 """Writing embeddings: a batch at a time, read back, and only then under their own name.
 
-All is written in a folder beside the file, `.NAME.RANDOM.tmp`, and moved out of it when it is whole: a kill leaves that folder
+All is written in a folder beside the file, `.NAME.RANDOM.tmp`, and transformed out of it when it is whole: a kill leaves that folder
 and no file that could be taken for one.
 """
 

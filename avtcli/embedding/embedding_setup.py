@@ -10,17 +10,17 @@ from torch import Tensor
 
 from avtcli.contracts import Split
 from avtcli.data.datasets import limited
-from avtcli.data.resident_images import PLAIN_BATCH, plain_batches
+from avtcli.data.resident_images import EVAL_BATCH_SIZE, evaluation_batches
 from avtcli.embedding.embedding_rows import FLOAT32, INT64, UINT8, Array, Column, Rows
 from avtcli.errors import AvtError
 from avtcli.events import OnEvent, Progress
-from avtcli.features.evaluation_target import Pictures, Subject, read_images
+from avtcli.features.evaluation_target import EvaluationTarget, PreparedImages, read_images
 from avtcli.features.feature_reader import tap_shapes
 from avtcli.features.pooling import pool_features
 from avtcli.models.encoder import Encoder
-from avtcli.models.weights import Source, encoder_of
+from avtcli.models.weights import Weights, restore_encoder
 from avtcli.runtime.devices import choose_device
-from avtcli.runtime.execution import place
+from avtcli.runtime.execution import prepare_for_inference
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,15 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Part:
-    """Images of one split: which of them, (n,) int64, and its number in `SPLITS`."""
+    """Images of one split: which of them, (n,) int64, and its index in `SPLITS`."""
 
     split: Split
-    numbers: Tensor
+    indices: Tensor
     index: int
 
 
 @dataclass(frozen=True)
-class Job:
+class EmbeddingSetup:
     """All that it takes to make the rows."""
 
     encoder: Encoder
@@ -60,30 +60,32 @@ class Job:
     layers: list[str]
     columns: dict[str, Column]
     wanted: Wanted
-    pictures: Pictures
+    prepared: PreparedImages
     device: torch.device
     workers: int | None
     on_event: OnEvent
 
     @property
     def count(self) -> int:
-        """The number of images."""
-        return sum(len(part.numbers) for part in self.parts)
+        """The index of images."""
+        return sum(len(part.indices) for part in self.parts)
 
 
-def prepare(subject: Subject, wanted: Wanted, *, device: str, workers: int | None, on_event: OnEvent) -> Job:
+def build_embedding_setup(
+    subject: EvaluationTarget, wanted: Wanted, *, device: str, workers: int | None, on_event: OnEvent
+) -> EmbeddingSetup:
     """Build and check all that the rows need; no image is read.
 
     Raises:
         AvtError: for a layer or split that does not exist, or images of another size than the network takes.
     """
-    source, pictures = subject.source, subject.pictures
-    parts = _parts(pictures, wanted)
-    _check_size(source, pictures)
+    source, prepared = subject.source, subject.prepared
+    parts = _parts(prepared, wanted)
+    _check_size(source, prepared)
     chosen = torch.device(choose_device(device))
-    encoder = place(encoder_of(source), chosen)
+    encoder = prepare_for_inference(restore_encoder(source), chosen)
     layers = list(dict.fromkeys(wanted.layers)) or [encoder.backbone.code_tap]
-    taps = tap_shapes(encoder, layers, pictures.size)
+    taps = tap_shapes(encoder, layers, prepared.size)
     if taken := sorted({"labels", "split", "names"} & set(layers)):
         raise AvtError(f"The file has a column '{taken[0]}' of its own: the backbone's layer of that name needs another one.")
     columns = {n: Column(FLOAT32, tuple(_reduced(torch.empty(1, *taps[n]), wanted).shape[1:])) for n in layers}
@@ -91,14 +93,14 @@ def prepare(subject: Subject, wanted: Wanted, *, device: str, workers: int | Non
         columns["labels"] = Column(INT64, ())
     if wanted.split == "all":
         columns["split"] = Column(UINT8, ())
-    return Job(encoder, parts, layers, columns, wanted, pictures, chosen, workers, on_event)
+    return EmbeddingSetup(encoder, parts, layers, columns, wanted, prepared, chosen, workers, on_event)
 
 
-def _parts(pictures: Pictures, wanted: Wanted) -> list[Part]:
-    data = pictures.data
+def _parts(prepared: PreparedImages, wanted: Wanted) -> list[Part]:
+    data = prepared.data
     test = data.test if data.test is not None and len(data.test) else None
     if wanted.split == "test" and test is None:
-        raise AvtError(f"The data set '{pictures.dataset.name}' has no test images: give --split train or all.")
+        raise AvtError(f"The data set '{prepared.dataset.name}' has no test images: give --split train or all.")
     if wanted.split == "test" and wanted.limit_train is not None:
         raise AvtError("--limit-train draws training images, and --split test embeds none: leave one of them out.")
     parts = []
@@ -109,10 +111,10 @@ def _parts(pictures: Pictures, wanted: Wanted) -> list[Part]:
     return parts
 
 
-def _check_size(source: Source, pictures: Pictures) -> None:
+def _check_size(source: Weights, prepared: PreparedImages) -> None:
     """Refuse images of another size than the network was trained on, unless a crop says that it is meant."""
-    size, trained = pictures.size, source.spec.size
-    if size != trained and pictures.augment.crop is None:
+    size, trained = prepared.size, source.spec.size
+    if size != trained and prepared.augment.crop is None:
         side = min(trained)
         raise AvtError(
             f"The images are {size[0]}x{size[1]} px, the backbone of {source.path} was trained on {trained[0]}x{trained[1]} "
@@ -133,29 +135,29 @@ def text_of(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def make_rows(job: Job) -> Iterator[Rows]:
+def make_rows(setup: EmbeddingSetup) -> Iterator[Rows]:
     """The rows of the file in their order, a batch at a time, made when they are asked for."""
     done = 0
-    for part in job.parts:
-        images = read_images(part.split, part.numbers, job.pictures, device=job.device, workers=job.workers)
-        batches = list(torch.split(torch.arange(len(images)), PLAIN_BATCH))
-        for rows, batch in zip(batches, plain_batches(images, batches, job.pictures.size), strict=True):
-            numbers = part.numbers[rows]
+    for part in setup.parts:
+        images = read_images(part.split, part.indices, setup.prepared, device=setup.device, workers=setup.workers)
+        batches = list(torch.split(torch.arange(len(images)), EVAL_BATCH_SIZE))
+        for rows, batch in zip(batches, evaluation_batches(images, batches, setup.prepared.size), strict=True):
+            indices = part.indices[rows]
             with torch.no_grad():
-                taps = job.encoder.features(job.encoder.normalise(batch), job.layers)
-                columns = {layer: _reduced(tap, job.wanted).float().cpu().numpy() for layer, tap in taps.items()}
-            names = [text_of(part.split.name(i)) for i in numbers.tolist()]
-            yield Rows(names, columns | _said(part, numbers, job.columns))
+                taps = setup.encoder.features(setup.encoder.normalise(batch), setup.layers)
+                columns = {layer: _reduced(tap, setup.wanted).float().cpu().numpy() for layer, tap in taps.items()}
+            names = [text_of(part.split.name(i)) for i in indices.tolist()]
+            yield Rows(names, columns | _said(part, indices, setup.columns))
             done += len(rows)
-            job.on_event(Progress("embedding", done, job.count, "images"))
+            setup.on_event(Progress("embedding", done, setup.count, "images"))
 
 
-def _said(part: Part, numbers: Tensor, columns: dict[str, Column]) -> dict[str, Array]:
+def _said(part: Part, indices: Tensor, columns: dict[str, Column]) -> dict[str, Array]:
     """Labels and split of some images, where the file has them; images without labels beside others with some have -1."""
     said: dict[str, Array] = {}
     if "labels" in columns:
-        labels = torch.full_like(numbers, -1) if part.split.labels is None else part.split.labels[numbers]
+        labels = torch.full_like(indices, -1) if part.split.labels is None else part.split.labels[indices]
         said["labels"] = labels.numpy()
     if "split" in columns:
-        said["split"] = np.full(len(numbers), part.index, UINT8)
+        said["split"] = np.full(len(indices), part.index, UINT8)
     return said

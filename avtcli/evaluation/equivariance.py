@@ -1,4 +1,4 @@
-"""Figures of equivariance: how well a decoder tells what moved an image, beside predictors that see none."""
+"""Figures of equivariance: how well a decoder tells what transformed an image, beside predictors that see none."""
 
 import math
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from avtcli.events import OnEvent
 from avtcli.features.transformed_pairs import Pairs, corner_errors, predict
 from avtcli.metrics.accuracy import topk_percent
 from avtcli.metrics.calibration import coverage, gaussian_nll
-from avtcli.metrics.reference_predictors import trivial_guesses
+from avtcli.metrics.reference_predictors import reference_predictions
 from avtcli.metrics.transformation_error import corner_error, r2_scores, retrieval_ranks, retrieval_scores
 from avtcli.models.siamese import AVTModel
 
@@ -58,8 +58,8 @@ def measure_decoder(
 
     Args:
         net: in eval mode, on the images' device.
-        pairs: held-out images, each moved once.
-        versions: some of them, each moved 50 times, one image after the other; for retrieval.
+        pairs: held-out images, each transformed once.
+        versions: some of them, each transformed 50 times, one image after the other; for retrieval.
         predicts_classes: whether the mean holds logits of the family's classes: then accuracy is all there is.
         on_event: told how far it is.
     """
@@ -125,7 +125,7 @@ def baselines_of(pairs: Pairs) -> dict[str, dict[str, float | None]]:
     """What trivial predictors score on the same pairs, by name; see `core.trivial`."""
     family, size = pairs.family, pairs.size
     target, out = family.target(pairs.parameters, size), {}
-    for name, guess in trivial_guesses(family, pairs.parameters, size).items():
+    for name, guess in reference_predictions(family, pairs.parameters, size).items():
         mace = mse = None
         if guess.in_from_out is not None:
             true = family.in_from_out(pairs.parameters, size)

@@ -9,13 +9,13 @@ from avtcli.contracts import Objective
 from avtcli.evaluation.calibration_picture import draw_calibration
 from avtcli.evaluation.equivariance import DecoderFigures, baselines_of, measure_decoder
 from avtcli.evaluation.evaluation_protocol import describe_evaluation
-from avtcli.evaluation.evaluation_setup import Job, Settings, prepare
+from avtcli.evaluation.evaluation_setup import EvaluationSetup, Settings, build_evaluation_setup
 from avtcli.evaluation.linear_reading import measure_ridge
 from avtcli.events import Notice, OnEvent, Saved, Started
-from avtcli.features.evaluation_target import Subject
+from avtcli.features.evaluation_target import EvaluationTarget
 from avtcli.models.model_building import build_encoder
-from avtcli.models.weights import Source, model_of
-from avtcli.runtime.execution import place
+from avtcli.models.weights import Weights, restore_model
+from avtcli.runtime.execution import prepare_for_inference
 from avtcli.storage.files import disk_errors_explained, refuse_existing, replace_file, to_json, write_synced
 
 PICTURE = "evaluate.png"
@@ -60,13 +60,13 @@ class EvaluateResult:
     protocol: dict[str, Any]
 
 
-def evaluate(subject: Subject, settings: Settings, *, out: Path | None, on_event: OnEvent) -> EvaluateResult:
+def evaluate(subject: EvaluationTarget, settings: Settings, *, out: Path | None, on_event: OnEvent) -> EvaluateResult:
     """Measure how equivariant a representation is.
 
     Args:
         subject: weights, and images to measure them on.
         settings: what is measured how.
-        out: where the result goes beside evaluate.json in the run, which its own images and law have; none for nowhere else.
+        out: where the result goes beside evaluate.json in the run, which its own images and distribution have; none for nowhere else.
         on_event: told what happens.
 
     Raises:
@@ -74,23 +74,23 @@ def evaluate(subject: Subject, settings: Settings, *, out: Path | None, on_event
     """
     if out is not None:
         refuse_existing(out)
-    job = prepare(subject, settings)
-    run = _keeper(subject, job, on_event=on_event)
-    protocol = describe_evaluation(subject, job)
-    on_event(Started((*((label, protocol[label]) for label in ("images", "law", "device")), ("layer", job.layer))))
-    figures = _decoder_figures(subject.source, job, on_event=on_event)
-    ridge = _ridge_table(subject.source, job, on_event=on_event)
+    setup = build_evaluation_setup(subject, settings)
+    run = _keeper(subject, setup, on_event=on_event)
+    protocol = describe_evaluation(subject, setup)
+    on_event(Started((*((label, protocol[label]) for label in ("images", "distribution", "device")), ("layer", setup.layer))))
+    figures = _decoder_figures(subject.source, setup, on_event=on_event)
+    ridge = _ridge_table(subject.source, setup, on_event=on_event)
     result = EvaluateResult(
         run=str(subject.source.path),
-        dataset=subject.pictures.dataset.name,
-        transform=job.plugin.name,
-        count=len(job.choice.held_out),
+        dataset=subject.prepared.dataset.name,
+        transform=setup.plugin.name,
+        count=len(setup.choice.held_out),
         **asdict(figures.fit),
         nll=figures.nll,
         calibration=_with_picture(figures.calibration, run, on_event=on_event),
         retrieval=figures.retrieval,
         accuracy=figures.accuracy,
-        baselines=baselines_of(job.held_out),
+        baselines=baselines_of(setup.held_out),
         ridge=ridge,
         protocol=protocol,
     )
@@ -98,37 +98,43 @@ def evaluate(subject: Subject, settings: Settings, *, out: Path | None, on_event
     return result
 
 
-def _keeper(subject: Subject, job: Job, *, on_event: OnEvent) -> Path | None:
-    """The run folder that keeps the result: for its newest weights, own images and own law alone; others are not it."""
+def _keeper(subject: EvaluationTarget, setup: EvaluationSetup, *, on_event: OnEvent) -> Path | None:
+    """The run folder that keeps the result: for its newest weights, own images and own distribution alone; others are not it."""
     source, config = subject.source, subject.source.config
     if source.run is None or config is None:
         return None
-    if source.path == source.run and subject.pictures.dataset == config.dataset and job.plugin == config.transform:
+    if source.path == source.run and subject.prepared.dataset == config.dataset and setup.plugin == config.transform:
         return source.run
     on_event(Notice(f"not kept in {source.run}, whose own weights, images or transformations are others: --out keeps it"))
     return None
 
 
-def _decoder_figures(source: Source, job: Job, *, on_event: OnEvent) -> DecoderFigures:
-    if job.no_decoder is not None:
-        on_event(Notice(f"no figures of a decoder: {job.no_decoder}"))
+def _decoder_figures(source: Weights, setup: EvaluationSetup, *, on_event: OnEvent) -> DecoderFigures:
+    if setup.no_decoder is not None:
+        on_event(Notice(f"no figures of a decoder: {setup.no_decoder}"))
         return DecoderFigures()
     assert source.config is not None
     named = source.config.objective
     objective: Objective = registry.build("objective", named.name, named.options)
-    net = place(model_of(source), job.device)
-    return measure_decoder(net, job.held_out, job.versions, predicts_classes=objective.predicts_classes, on_event=on_event)
+    net = prepare_for_inference(restore_model(source), setup.device)
+    return measure_decoder(net, setup.held_out, setup.versions, predicts_classes=objective.predicts_classes, on_event=on_event)
 
 
-def _ridge_table(source: Source, job: Job, *, on_event: OnEvent) -> dict[str, Any]:
+def _ridge_table(source: Weights, setup: EvaluationSetup, *, on_event: OnEvent) -> dict[str, Any]:
     tables = {}
-    for name, encoder in (("trained", job.encoder), ("random", build_encoder(source.spec, seed=job.seed).eval())):
+    for name, encoder in (("trained", setup.encoder), ("random", build_encoder(source.spec, seed=setup.seed).eval())):
         figures = measure_ridge(
-            place(encoder, job.device), job.layer, job.fit, job.held_out, name=name, seed=job.seed, on_event=on_event
+            prepare_for_inference(encoder, setup.device),
+            setup.layer,
+            setup.fit,
+            setup.held_out,
+            name=name,
+            seed=setup.seed,
+            on_event=on_event,
         )
-        features = f"{job.layer} of both views, {figures.width} numbers a pair"
+        features = f"{setup.layer} of both views, {figures.width} numbers a pair"
         tables[name] = {"features": features, "penalty": figures.penalty, **asdict(figures.fit)}
-    return {"layer": job.layer, "fit_pairs": len(job.choice.fit), **tables["trained"], "random": tables["random"]}
+    return {"layer": setup.layer, "fit_pairs": len(setup.choice.fit), **tables["trained"], "random": tables["random"]}
 
 
 def _with_picture(calibration: dict[str, Any] | None, run: Path | None, *, on_event: OnEvent) -> dict[str, Any] | None:

@@ -11,21 +11,21 @@ from avtcli.config.components import Plugin
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import merge, validate
 from avtcli.contracts import Size, Split, TransformFamily
-from avtcli.data.held_out import held_out_numbers, held_out_split
+from avtcli.data.held_out import held_out_indices, held_out_split
 from avtcli.data.images import Images
 from avtcli.errors import AvtError
 from avtcli.evaluation.equivariance import BANK
-from avtcli.features.evaluation_target import Pictures, Subject, read_images
+from avtcli.features.evaluation_target import EvaluationTarget, PreparedImages, read_images
 from avtcli.features.feature_reader import tap_shapes
-from avtcli.features.transformed_pairs import Pairs, draw_pairs
+from avtcli.features.transformed_pairs import Pairs, sample_pairs
 from avtcli.geometry.bank_family import BankFamily
 from avtcli.geometry.family_building import build_family
 from avtcli.models.encoder import Encoder
-from avtcli.models.weights import Source, encoder_of
+from avtcli.models.weights import Weights, restore_encoder
 from avtcli.runtime.devices import choose_device
-from avtcli.runtime.execution import place
+from avtcli.runtime.execution import prepare_for_inference
 from avtcli.seeding import keyed_generator, subset
-from avtcli.training.training_setup import build_law
+from avtcli.training.training_setup import build_transform
 
 COUNT: Final = 1000
 FIT_PAIRS: Final = 4
@@ -71,7 +71,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Job:
+class EvaluationSetup:
     """What is measured, on what.
 
     Attributes:
@@ -101,34 +101,34 @@ class Job:
     seed: int
 
 
-def prepare(subject: Subject, settings: Settings) -> Job:
+def build_evaluation_setup(subject: EvaluationTarget, settings: Settings) -> EvaluationSetup:
     """Build all that an evaluation needs.
 
     Raises:
         AvtError: for a layer or family that does not exist, or more images than there are.
     """
-    source, pictures, seed = subject.source, subject.pictures, settings.seed
-    encoder = encoder_of(source)
+    source, prepared, seed = subject.source, subject.prepared, settings.seed
+    encoder = restore_encoder(source)
     layer = settings.layer or encoder.backbone.code_tap
-    tap_shapes(encoder, [layer], pictures.size)  # a layer or images that do not fit are told before anything is read
+    tap_shapes(encoder, [layer], prepared.size)  # a layer or images that do not fit are told before anything is read
     plugin = choose_transform(source.config, settings.transform)
-    no_decoder = why_no_decoder(source, plugin, pictures.size)
+    no_decoder = why_no_decoder(source, plugin, prepared.size)
     family = _run_family(source) if no_decoder is None else build_family(plugin)
-    choice = choose_images(pictures, settings.count)
+    choice = choose_images(prepared, settings.count)
     device = torch.device(choose_device(settings.device))
     workers = settings.workers
-    images = read_images(choice.split, choice.held_out, pictures, device=device, workers=workers)
-    to_fit = read_images(pictures.data.train, choice.fit, pictures, device=device, workers=workers)
-    return Job(
+    images = read_images(choice.split, choice.held_out, prepared, device=device, workers=workers)
+    to_fit = read_images(prepared.data.train, choice.fit, prepared, device=device, workers=workers)
+    return EvaluationSetup(
         plugin=plugin,
         family=family,
         no_decoder=no_decoder,
-        encoder=place(encoder, device),
+        encoder=prepare_for_inference(encoder, device),
         layer=layer,
         choice=choice,
-        held_out=draw_pairs(images, family, pictures.size, key=(seed, "held out")),
-        versions=_versions(images, family, pictures.size, seed),
-        fit=draw_pairs(to_fit, family, pictures.size, key=(seed, "ridge")),
+        held_out=sample_pairs(images, family, prepared.size, key=(seed, "held out")),
+        versions=_versions(images, family, prepared.size, seed),
+        fit=sample_pairs(to_fit, family, prepared.size, key=(seed, "ridge")),
         device=device,
         seed=seed,
     )
@@ -144,7 +144,7 @@ def choose_transform(config: PretrainConfig | None, given: Mapping[str, Any]) ->
     return validate(Plugin, merge(own.model_dump(), given), where="--transform")
 
 
-def why_no_decoder(source: Source, plugin: Plugin, size: Size) -> str | None:
+def why_no_decoder(source: Weights, plugin: Plugin, size: Size) -> str | None:
     """Why the source's decoder has nothing to say of the family's transformations of images of a size; none if it has."""
     config = source.config
     if source.run is None or config is None or not source.spec.outputs:
@@ -164,41 +164,41 @@ def in_words(plugin: Plugin) -> str:
     return f"{plugin.name} ({options})" if options else plugin.name
 
 
-def choose_images(pictures: Pictures, count: int | None) -> Choice:
+def choose_images(prepared: PreparedImages, count: int | None) -> Choice:
     """Choose the images to measure on, and four times as many, or all there are, to fit the ridge on.
 
     Raises:
         AvtError: for more images than there are, or if none is left to fit on.
     """
-    data = pictures.data
+    data = prepared.data
     name, split = held_out_split(data)
     if count is not None and count > len(split):
         raise AvtError(
-            f"--count {count} asks for more images than the {len(split)} of the {name} split of '{pictures.dataset.name}'."
+            f"--count {count} asks for more images than the {len(split)} of the {name} split of '{prepared.dataset.name}'."
         )
-    held_out = held_out_numbers(data, count or COUNT)
+    held_out = held_out_indices(data, count or COUNT)
     rest = torch.ones(len(data.train), dtype=torch.bool)
     if split is data.train:
         rest[held_out] = False
     left = rest.nonzero()[:, 0]
     if len(left) < 2:
         raise AvtError(
-            f"'{pictures.dataset.name}' has {len(data.train)} training images and no test images: {len(held_out)} held out "
+            f"'{prepared.dataset.name}' has {len(data.train)} training images and no test images: {len(held_out)} held out "
             "leave too few to fit the ridge on. Give a smaller --count."
         )
     return Choice(name, split, held_out, left[subset(len(left), FIT_PAIRS * len(held_out), "limit", len(left))])
 
 
-def _run_family(source: Source) -> TransformFamily:
-    """The run's family with the statistics that it had; of a bank, the law behind it."""
+def _run_family(source: Weights) -> TransformFamily:
+    """The run's family with the statistics that it had; of a bank, the distribution behind it."""
     assert source.config is not None
-    law = build_law(source.config, source.spec.size)
-    return law.family if isinstance(law, BankFamily) else law
+    distribution = build_transform(source.config, source.spec.size)
+    return distribution.family if isinstance(distribution, BankFamily) else distribution
 
 
 def _versions(images: Images, family: TransformFamily, size: Size, seed: int) -> Pairs:
     """A pair in all as the held-out images have, of one image for each 50 of them, rounded up."""
     chosen = subset(len(images), -(-len(images) // BANK), seed, "retrieval images")
     rows = chosen.repeat_interleave(BANK)
-    parameters = family.draw(len(rows), size, keyed_generator(seed, "retrieval"))
+    parameters = family.sample(len(rows), size, keyed_generator(seed, "retrieval"))
     return Pairs(images, rows, family, parameters, size)

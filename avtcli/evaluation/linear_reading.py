@@ -9,7 +9,7 @@ from torch import Tensor
 
 from avtcli.evaluation.equivariance import Fit, fit_of
 from avtcli.events import OnEvent
-from avtcli.features.cache_storage import choose_store, make_room
+from avtcli.features.cache_storage import allocate, choose_storage
 from avtcli.features.pooling import pool_features
 from avtcli.features.transformed_pairs import Pairs, read_pairs
 from avtcli.metrics.ridge import choose_ridge
@@ -73,7 +73,7 @@ def pair_features(encoder: Encoder, layer: str, pairs: Pairs, *, task: str, on_e
         block = torch.cat([_vectors(encoder, layer, view) for view in views], 1).float().cpu()
         if not first:
             shape = len(pairs.rows), block.shape[1]
-            out = make_room(shape, choose_store(4 * prod(shape), advice="Give a smaller --count or another --layer"))
+            out = allocate(shape, choose_storage(4 * prod(shape), advice="Give a smaller --count or another --layer"))
         out[first : first + len(block)] = block
         first += len(block)
     return out

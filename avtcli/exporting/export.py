@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save, save_file
 
 from avtcli.errors import AvtError, RunFailedError
 from avtcli.events import OnEvent, Progress, Saved
-from avtcli.models.weights import Source, encoder_of
+from avtcli.models.weights import Weights, restore_encoder
 from avtcli.storage.files import disk_errors_explained, refuse_existing, to_metadata, write_synced
 
 TOLERANCE = 1e-5
@@ -39,7 +39,7 @@ class ExportResult:
     load_with: str
 
 
-def export(source: Source, *, out: Path | None, layer: str | None, on_event: OnEvent) -> ExportResult:
+def export(source: Weights, *, out: Path | None, layer: str | None, on_event: OnEvent) -> ExportResult:
     """Write the encoder as one safetensors file that says how to build it.
 
     Args:
@@ -58,7 +58,7 @@ def export(source: Source, *, out: Path | None, layer: str | None, on_event: OnE
         raise AvtError(f"{source.path} is an exported file already: say with --out where the new one goes.")
     out = out or Path(str(source.run)) / "encoder.safetensors"
     spec = source.spec.model_copy(update={"layer": layer or source.spec.layer, "outputs": 0, "has_log_var": False})
-    encoder = encoder_of(source)
+    encoder = restore_encoder(source)
     if layer is not None:
         encoder.check_layers([layer])
         encoder.output = layer

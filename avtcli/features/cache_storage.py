@@ -30,7 +30,7 @@ def fits_memory(needed: int) -> bool:
     return needed <= MEMORY_SHARE * memory_bytes()
 
 
-def choose_store(needed: int, *, advice: str = "Give fewer images, fewer layers or a smaller --pool-size") -> Path | None:
+def choose_storage(needed: int, *, advice: str = "Give fewer images, fewer layers or a smaller --pool-size") -> Path | None:
     """Where features of so many bytes are to be kept: none for memory, or a folder where they exceed `MEMORY_SHARE` of it.
 
     Args:
@@ -53,8 +53,8 @@ def choose_store(needed: int, *, advice: str = "Give fewer images, fewer layers 
     return folder
 
 
-def make_room(shape: Sequence[int], store: Path | None) -> Tensor:
-    """An empty float32 tensor in memory or, mapped into it, in a folder's file; see `choose_store`.
+def allocate(shape: Sequence[int], store: Path | None) -> Tensor:
+    """An empty float32 tensor in memory or, mapped into it, in a folder's file; see `choose_storage`.
 
     The file has lost its name already, so that whatever happens leaves nothing behind.
     """

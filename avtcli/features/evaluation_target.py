@@ -13,17 +13,17 @@ from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.contracts import ImageData, Size, Split
 from avtcli.data.datasets import build_data, image_size
 from avtcli.data.images import Images
-from avtcli.data.resident_images import PLAIN_BATCH, build_images
+from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
 from avtcli.data.streaming import choose_workers
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent
 from avtcli.models.initial_weights import PRETRAINED, stored_backbone
 from avtcli.models.model_building import build_encoder
-from avtcli.models.weights import Source, open_source
+from avtcli.models.weights import Weights, open_weights
 
 
 @dataclass(frozen=True)
-class Pictures:
+class PreparedImages:
     """A data set as a network is to see it.
 
     Attributes:
@@ -40,15 +40,15 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluationTarget:
     """Weights, and the images that they are measured on."""
 
-    source: Source
-    pictures: Pictures
+    source: Weights
+    prepared: PreparedImages
 
 
-def open_subject(
-    run: Source | str | Path | None,
+def load_target(
+    run: Weights | str | Path | None,
     *,
     backbone: Plugin | None = None,
     dataset: Plugin | None = None,
@@ -56,7 +56,7 @@ def open_subject(
     augment: Augment | None = None,
     seed: int = 0,
     on_event: OnEvent,
-) -> Subject:
+) -> EvaluationTarget:
     """Open weights and the images to measure them on.
 
     Args:
@@ -72,19 +72,19 @@ def open_subject(
         AvtError: for a run and a backbone together, or what does not open or fit.
     """
     if backbone is None:
-        source = run if isinstance(run, Source) else open_source(run, on_event=on_event)
-        return Subject(source, open_pictures(dataset, source=source, data_dir=data_dir, augment=augment))
+        source = run if isinstance(run, Weights) else open_weights(run, on_event=on_event)
+        return EvaluationTarget(source, prepare_images(dataset, source=source, data_dir=data_dir, augment=augment))
     if run is not None:
         raise AvtError(f"Both a run, {run}, and --backbone {backbone.name} were given: give one of them.")
     fallback = dataset or Plugin(name=PretrainConfig.model_fields["dataset"].default.name)
-    pictures = _open(fallback, data_dir, augment or Augment())
-    return Subject(_source_of_backbone(backbone, pictures, seed=seed, on_event=on_event), pictures)
+    prepared = _open(fallback, data_dir, augment or Augment())
+    return EvaluationTarget(_source_of_backbone(backbone, prepared, seed=seed, on_event=on_event), prepared)
 
 
-def open_pictures(
-    dataset: Plugin | None, *, source: Source, data_dir: str | None = None, augment: Augment | None = None
-) -> Pictures:
-    """Open images that a source's network takes; see `open_subject`.
+def prepare_images(
+    dataset: Plugin | None, *, source: Weights, data_dir: str | None = None, augment: Augment | None = None
+) -> PreparedImages:
+    """Open images that a source's network takes; see `load_target`.
 
     Raises:
         AvtError: if the source does not say which, or their channels differ.
@@ -96,40 +96,46 @@ def open_pictures(
     if config is not None and dataset.name == config.dataset.name and not dataset.options:
         dataset = config.dataset  # with the options that the run had
     data_dir = data_dir or (config.data_dir if config else None)
-    pictures = _open(dataset, data_dir, augment or (config.augment if config else Augment()))
-    if pictures.data.channels != source.spec.channels:
+    prepared = _open(dataset, data_dir, augment or (config.augment if config else Augment()))
+    if prepared.data.channels != source.spec.channels:
         raise AvtError(
             f"The backbone of {source.path} takes images of {source.spec.channels} channel(s), those of '{dataset.name}' have "
-            f"{pictures.data.channels}."
+            f"{prepared.data.channels}."
         )
-    return pictures
+    return prepared
 
 
 def read_images(
-    split: Split, numbers: Tensor, pictures: Pictures, *, device: torch.device, workers: int | None, batch: int = PLAIN_BATCH
+    split: Split,
+    indices: Tensor,
+    prepared: PreparedImages,
+    *,
+    device: torch.device,
+    workers: int | None,
+    batch: int = EVAL_BATCH_SIZE,
 ) -> Images:
     """Make images of a data set ready to be read in batches.
 
     Args:
         split: one of the data set's.
-        numbers: which of its images, (n,) int64.
-        pictures: the data set.
+        indices: which of its images, (n,) int64.
+        prepared: the data set.
         device: where the batches go.
         workers: processes that read images which do not fit in memory, or none for auto.
         batch: the most images in a batch.
     """
-    height, width = pictures.size
-    chosen = choose_workers(workers, split, batch_bytes=batch * pictures.data.channels * height * width)
-    return build_images(split, numbers, device=device, shorter=pictures.augment.resize, workers=chosen)
+    height, width = prepared.size
+    chosen = choose_workers(workers, split, batch_bytes=batch * prepared.data.channels * height * width)
+    return build_images(split, indices, device=device, shorter=prepared.augment.resize, workers=chosen)
 
 
-def labelled_test(pictures: Pictures) -> Split:
+def labelled_test(prepared: PreparedImages) -> Split:
     """The test split of a data set with labels.
 
     Raises:
         AvtError: if there is none.
     """
-    name, data = pictures.dataset.name, pictures.data
+    name, data = prepared.dataset.name, prepared.data
     if data.test is None or not len(data.test):
         raise AvtError(f"The data set '{name}' has no test images to report on.")
     if data.train.labels is None or data.test.labels is None:
@@ -137,20 +143,20 @@ def labelled_test(pictures: Pictures) -> Split:
     return data.test
 
 
-def _open(dataset: Plugin, data_dir: str | None, augment: Augment) -> Pictures:
+def _open(dataset: Plugin, data_dir: str | None, augment: Augment) -> PreparedImages:
     data = build_data(dataset, data_dir)
-    return Pictures(dataset, data, augment, image_size(data, augment))
+    return PreparedImages(dataset, data, augment, image_size(data, augment))
 
 
-def _source_of_backbone(backbone: Plugin, pictures: Pictures, *, seed: int, on_event: OnEvent) -> Source:
+def _source_of_backbone(backbone: Plugin, prepared: PreparedImages, *, seed: int, on_event: OnEvent) -> Weights:
     full = registry.full_name("backbone", backbone.name)
     if full != backbone.name:
         on_event(Notice(f"no plugin is called '{backbone.name}': taking {full}"))
     backbone = Plugin(name=full, **backbone.options)
-    data = pictures.data
-    spec = ModelSpec(backbone=backbone, channels=data.channels, size=pictures.size, mean=data.mean, std=data.std)
+    data = prepared.data
+    spec = ModelSpec(backbone=backbone, channels=data.channels, size=prepared.size, mean=data.mean, std=data.std)
     tensors = build_encoder(spec, seed=seed).state_dict()
     stated = backbone.options.get(PRETRAINED)
     weights = "random" if stated is None else f"{PRETRAINED}={stated}"
     spec = spec.model_copy(update={"backbone": stored_backbone(backbone)})
-    return Source(Path(full), None, spec, tensors, {"weights": weights})
+    return Weights(Path(full), None, spec, tensors, {"weights": weights})

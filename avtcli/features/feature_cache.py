@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from avtcli.events import OnEvent, Progress
-from avtcli.features.cache_storage import make_room
+from avtcli.features.cache_storage import allocate
 from avtcli.features.feature_reader import Batch, Feature, FeatureReader, ForwardedImages
 from avtcli.probing.linear_heads import ChannelMoments
 
@@ -47,7 +47,7 @@ class Stacks:
         return Batch(stacks, (mean.to(device), var.to(device)))
 
 
-class KeptFeatures(FeatureReader):
+class CachedFeatures(FeatureReader):
     """Features that were read once, on the device of the heads.
 
     Args:
@@ -88,7 +88,7 @@ def _moments_of(shapes: Sequence[tuple[int, ...]]) -> int:
     return 2 * sum(channels for channels, *_ in shapes) if any(prod(cells) > 1 for _, *cells in shapes) else 0
 
 
-class _Filling:
+class FeatureBuffer:
     """Stacks of a reader's features that are being filled, in memory or in a folder's files."""
 
     def __init__(
@@ -98,9 +98,9 @@ class _Filling:
         for mine in names:
             channels, *cells = reader.shapes[mine[0]]
             # channels last in memory, as heads read them fastest
-            self.tensors[mine] = make_room((count, len(mine), *cells, channels), store).movedim(-1, 2)
+            self.tensors[mine] = allocate((count, len(mine), *cells, channels), store).movedim(-1, 2)
         numbers = moments * _moments_of([reader.shapes[name] for mine in names for name in mine])
-        self.moments = make_room((count, numbers), store) if numbers else None
+        self.moments = allocate((count, numbers), store) if numbers else None
         self.origins: list[tuple[slice, Tensor]] = []  # what each batch's moments are seen from
 
     def put(self, rows: slice, features: Mapping[Feature, Tensor]) -> None:
@@ -140,7 +140,7 @@ def extract(
         apart: whether each feature is kept for itself.
         moments: whether moments are kept too, of maps.
         drawn: as `read_features` takes it.
-        store: a folder whose disk keeps them, mapped into memory; none keeps them in memory. See `choose_store`.
+        store: a folder whose disk keeps them, mapped into memory; none keeps them in memory. See `choose_storage`.
         task: its name in the progress.
         on_event: told how far it is.
 
@@ -148,7 +148,7 @@ def extract(
         All features together, or each for itself, on the CPU.
     """
     groups = [[(name,)] for names in reader.stacks for name in names] if apart else [reader.stacks]
-    kept = [_Filling(reader, names, moments=moments, store=store) for names in groups]
+    kept = [FeatureBuffer(reader, names, moments=moments, store=store) for names in groups]
     batches = list(torch.split(torch.arange(len(reader.labels)), reader.plain_batch))
     for rows, features in zip(batches, reader.read_features(batches, drawn=drawn), strict=True):
         mine = slice(int(rows[0]), int(rows[-1]) + 1)

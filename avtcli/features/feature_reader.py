@@ -9,9 +9,9 @@ from torch import Tensor
 
 from avtcli.config.components import Augment
 from avtcli.contracts import Size
-from avtcli.data.epoch_table import draw_uniforms
-from avtcli.data.images import Images, Window
-from avtcli.data.resident_images import PLAIN_BATCH
+from avtcli.data.epoch_table import sample_uniforms
+from avtcli.data.images import CropSpec, Images
+from avtcli.data.resident_images import EVAL_BATCH_SIZE
 from avtcli.errors import AvtError
 from avtcli.features.pooling import pool_features
 from avtcli.models.encoder import Encoder
@@ -90,7 +90,7 @@ class ForwardedImages(FeatureReader):
         AvtError: if the encoder cannot take images of the size.
     """
 
-    plain_batch = PLAIN_BATCH
+    plain_batch = EVAL_BATCH_SIZE
 
     def __init__(
         self,
@@ -123,10 +123,10 @@ class ForwardedImages(FeatureReader):
     def read_features(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[dict[Feature, Tensor]]:
         """As `read_batches`, each feature for itself, (B, *shape)."""
         key: tuple[int | str, ...] = (*(drawn or (self.seed,)), "samples", self.part)
-        window, uniforms = Window(self.size), None
+        window, uniforms = CropSpec(self.size), None
         if drawn is not None and self.augment is not None:
-            window = Window(self.size, padding=self.augment.padding, flip=self.augment.flip)
-            uniforms = draw_uniforms(*drawn, len(self.images))
+            window = CropSpec(self.size, padding=self.augment.padding, flip=self.augment.flip)
+            uniforms = sample_uniforms(*drawn, len(self.images))
         for index, batch in enumerate(self.images.read_batches(batches, window, uniforms)):
             with torch.set_grad_enabled(self.encoder.training):
                 taps = self._taps(self.encoder.normalise(batch), (*key, index))

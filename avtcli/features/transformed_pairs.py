@@ -1,4 +1,4 @@
-"""Held-out images, each beside itself moved by a fresh transformation, and what a decoder says of them."""
+"""Held-out images, each beside itself transformed by a fresh transformation, and what a decoder says of them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from avtcli.contracts import ImageData, Size, TransformFamily
-from avtcli.data.held_out import MACE_COUNT, held_out_numbers, held_out_split
+from avtcli.data.held_out import MACE_COUNT, held_out_indices, held_out_split
 from avtcli.data.images import Images
-from avtcli.data.resident_images import PLAIN_BATCH, build_images, plain_batches
+from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images, evaluation_batches
 from avtcli.events import OnEvent, Progress, ignore
 from avtcli.geometry.cropping import to_float
 from avtcli.metrics.transformation_error import corner_error
@@ -20,7 +20,7 @@ from avtcli.seeding import keyed_generator
 
 @dataclass(frozen=True)
 class Pairs:
-    """Images, each beside itself moved.
+    """Images, each beside itself transformed.
 
     Attributes:
         images: where the originals are read.
@@ -37,9 +37,9 @@ class Pairs:
     size: Size
 
 
-def draw_pairs(images: Images, family: TransformFamily, size: Size, *, key: tuple[int | str, ...]) -> Pairs:
+def sample_pairs(images: Images, family: TransformFamily, size: Size, *, key: tuple[int | str, ...]) -> Pairs:
     """Pair each image with itself under one transformation, drawn by the key."""
-    return Pairs(images, torch.arange(len(images)), family, family.draw(len(images), size, keyed_generator(*key)), size)
+    return Pairs(images, torch.arange(len(images)), family, family.sample(len(images), size, keyed_generator(*key)), size)
 
 
 def read_pairs(pairs: Pairs, *, task: str, on_event: OnEvent) -> Iterator[tuple[Tensor, Tensor]]:
@@ -51,11 +51,11 @@ def read_pairs(pairs: Pairs, *, task: str, on_event: OnEvent) -> Iterator[tuple[
         on_event: told how far it is.
 
     Yields:
-        The originals and the moved images, float in [0, 1], (B, C, H, W) each, on the images' device.
+        The originals and the transformed images, float in [0, 1], (B, C, H, W) each, on the images' device.
     """
     count = len(pairs.rows)
-    places = list(torch.split(torch.arange(count), PLAIN_BATCH))
-    batches = plain_batches(pairs.images, [pairs.rows[place] for place in places], pairs.size)
+    places = list(torch.split(torch.arange(count), EVAL_BATCH_SIZE))
+    batches = evaluation_batches(pairs.images, [pairs.rows[place] for place in places], pairs.size)
     for place, batch in zip(places, batches, strict=True):
         x = to_float(batch)
         yield x, pairs.family.apply(x, to_device(pairs.parameters[place], x.device))
@@ -117,9 +117,9 @@ def held_out_mace(
     if family.kind == "photometric":
         return None
     _, split = held_out_split(data)
-    numbers = held_out_numbers(data, MACE_COUNT)
+    numbers = held_out_indices(data, MACE_COUNT)
     device = next(net.parameters()).device
     images = build_images(split, numbers, device=device, shorter=shorter, workers=workers)
-    pairs = draw_pairs(images, family, size, key=(seed, "held out"))
+    pairs = sample_pairs(images, family, size, key=(seed, "held out"))
     mean, _ = predict(net, pairs)
     return float(corner_errors(pairs, mean).mean())

@@ -19,7 +19,7 @@ class BankFamily(TransformFamily):
         self.rows = rows
         self.kind, self.names, self.units, self.n_classes = family.kind, family.names, family.units, family.n_classes
 
-    def draw(self, n: int, size: Size, generator: Generator) -> Tensor:
+    def sample(self, n: int, size: Size, generator: Generator) -> Tensor:
         """Rows of the bank, (n, k), float64."""
         return self.rows[torch.randint(len(self.rows), (n,), generator=generator)].double()
 

@@ -12,7 +12,7 @@ def crop_and_flip(images: Tensor, uniforms: Tensor, *, crop: tuple[int, int], pa
 
     Args:
         images: (B, C, H, W), any type; zeros are padded around them (the release pads black).
-        uniforms: (B, 3) in [0, 1): top, left, and mirrored where below one half. They become floor(u * (room + 1)), so the
+        uniforms: (B, 3) in [0, 1): top, left, and flipped where below one half. They become floor(u * (room + 1)), so the
             same table serves images of any size.
         crop: (height, width) of the window.
         padding: pixels added on each side before.
@@ -32,10 +32,10 @@ def crop_and_flip(images: Tensor, uniforms: Tensor, *, crop: tuple[int, int], pa
     cut = _slice_windows if images.device.type == "cpu" else _index_windows
     if not flip:
         return cut(images, torch.arange(len(images)), top, left, crop)
-    mirrored = uniforms[:, 2].cpu() < 0.5
-    order = mirrored.argsort(stable=True)  # those to mirror last, so that they are one slice
+    flipped = uniforms[:, 2].cpu() < 0.5
+    order = flipped.argsort(stable=True)  # those to mirror last, so that they are one slice
     windows = cut(images, order, top[order], left[order], crop)
-    last = windows[len(windows) - int(mirrored.sum()) :]
+    last = windows[len(windows) - int(flipped.sum()) :]
     last.copy_(last.flip(-1))
     return windows.index_select(0, order.argsort().to(windows.device))
 

@@ -17,14 +17,14 @@ def corners_of(size: tuple[int, int]) -> Tensor:
     return torch.tensor([[0, 0], [width, 0], [width, height], [0, height]], dtype=torch.float64)
 
 
-def in_from_out_from_corners(moved: Tensor, size: tuple[int, int]) -> Tensor:
-    """The homographies that map moved corners back to the corners of the image.
+def in_from_out_from_corners(transformed: Tensor, size: tuple[int, int]) -> Tensor:
+    """The homographies that map transformed corners back to the corners of the image.
 
     The unit square goes to a quadrilateral by Heckbert's closed form (Fundamentals of Texture Mapping and Image Warping,
     1989, section 2.2.3); its adjugate is the way back, scaled by the image's width and height.
 
     Args:
-        moved: where the four corners lie in the output, (n, 4, 2), pixels. float64 is exact to 1e-13 of a pixel.
+        transformed: where the four corners lie in the output, (n, 4, 2), pixels. float64 is exact to 1e-13 of a pixel.
         size: (height, width).
 
     Returns:
@@ -32,7 +32,7 @@ def in_from_out_from_corners(moved: Tensor, size: tuple[int, int]) -> Tensor:
     """
     height, width = size
     # eight rows that lie whole in memory
-    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = moved.movedim((-2, -1), (0, 1)).contiguous()
+    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = transformed.movedim((-2, -1), (0, 1)).contiguous()
     dx1, dx2, dx3 = x1 - x2, x3 - x2, x0 - x1 + x2 - x3
     dy1, dy2, dy3 = y1 - y2, y3 - y2, y0 - y1 + y2 - y3
     det = dx1 * dy2 - dx2 * dy1
@@ -46,7 +46,7 @@ def in_from_out_from_corners(moved: Tensor, size: tuple[int, int]) -> Tensor:
         *(d * h - e * g, b * g - a * h, a * e - b * d),
     ]
     matrix = torch.stack([entry / adjugate[8] for entry in adjugate])
-    return matrix.movedim(0, -1).reshape(*moved.shape[:-2], 3, 3)
+    return matrix.movedim(0, -1).reshape(*transformed.shape[:-2], 3, 3)
 
 
 def coefficients_from_matrix(in_from_out: Tensor) -> Tensor:
@@ -84,24 +84,24 @@ def unit_last_entry(matrix: Tensor) -> Tensor:
     return matrix / matrix[..., 2:, 2:]
 
 
-def affine_in_from_out_from_corners(moved: Tensor, size: tuple[int, int]) -> Tensor:
+def affine_in_from_out_from_corners(transformed: Tensor, size: tuple[int, int]) -> Tensor:
     """The affine maps nearest, in least squares, to those that move the corners of the image so, inverted.
 
     The four corners are a rectangle about its centre, so that the normal equations are diagonal: the columns of
     out_from_in are mean differences of opposite sides.
 
     Args:
-        moved: where the four corners lie in the output, (n, 4, 2), pixels.
+        transformed: where the four corners lie in the output, (n, 4, 2), pixels.
         size: (height, width).
 
     Returns:
         in_from_out, (n, 3, 3), with a bottom row of (0, 0, 1).
     """
     height, width = size
-    top_left, top_right, bottom_right, bottom_left = moved.unbind(-2)
+    top_left, top_right, bottom_right, bottom_left = transformed.unbind(-2)
     x_column = (top_right + bottom_right - top_left - bottom_left) / (2 * width)
     y_column = (bottom_left + bottom_right - top_left - top_right) / (2 * height)
-    origin = moved.mean(-2) - x_column * (width / 2) - y_column * (height / 2)
+    origin = transformed.mean(-2) - x_column * (width / 2) - y_column * (height / 2)
     upper = torch.stack([x_column, y_column, origin], -1)
     bottom = torch.zeros_like(upper[..., :1, :])
     bottom[..., 2] = 1

@@ -42,16 +42,16 @@ class SumFamily(TransformFamily):
         self.classified = classified[0] if len(classified) == 1 else None
         self.n_classes = self.classified.n_classes if self.classified is not None else None
         # the contract does not state how many parameters a family has: one draw tells
-        self.widths = [family.draw(1, (32, 32), keyed_generator("width")).shape[1] for family in self.parts]
+        self.widths = [family.sample(1, (32, 32), keyed_generator("width")).shape[1] for family in self.parts]
 
     def _split(self, parameters: Tensor) -> Iterator[tuple[TransformFamily, Tensor]]:
         return zip(self.parts, torch.split(parameters, self.widths, dim=1), strict=True)
 
-    def draw(self, n: int, size: Size, generator: Generator) -> Tensor:
+    def sample(self, n: int, size: Size, generator: Generator) -> Tensor:
         """The parts' parameters side by side, (n, sum of k)."""
         seeds = torch.randint(2**63 - 1, (len(self.parts),), generator=generator).tolist()
         own = [Generator().manual_seed(seed) for seed in seeds]
-        return torch.cat([part.draw(n, size, g) for part, g in zip(self.parts, own, strict=True)], 1)
+        return torch.cat([part.sample(n, size, g) for part, g in zip(self.parts, own, strict=True)], 1)
 
     def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
         """One part after another, warps that follow each other as one."""

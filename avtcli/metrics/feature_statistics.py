@@ -11,7 +11,7 @@ from avtcli.errors import AvtError
 def effective_rank(features: Tensor) -> float:
     """RankMe: exp(-sum p log p) with p = s / sum(s) + 1e-7 for the singular values s of features that are not centred.
 
-    Source: Garrido et al., "RankMe: assessing the downstream performance of pretrained self-supervised representations by
+    Weights: Garrido et al., "RankMe: assessing the downstream performance of pretrained self-supervised representations by
     their rank" (2023), equation 1. Features that are all zero count as collapsed too: about 1.
 
     Args:
@@ -28,7 +28,7 @@ def effective_rank(features: Tensor) -> float:
     return math.exp(-(p * p.log()).sum().item())
 
 
-def spread(features: Tensor) -> float:
+def column_std(features: Tensor) -> float:
     """The mean over the columns of (n, d) of their standard deviation (over n, not n - 1) over the rows."""
     return features.to("cpu", torch.float64).std(0, correction=0).mean().item()
 

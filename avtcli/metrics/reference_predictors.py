@@ -12,11 +12,11 @@ from avtcli.metrics.transformation_error import corner_error
 from avtcli.seeding import keyed_generator
 
 DRAWS = 10_000
-"""Of the law, for its mean coefficients: they are known to a hundredth of their spread."""
+"""Of the distribution, for its mean coefficients: they are known to a hundredth of their spread."""
 
 
 @dataclass(frozen=True)
-class Guess:
+class ReferencePrediction:
     """One prediction for each of n transformations.
 
     Attributes:
@@ -28,36 +28,36 @@ class Guess:
     in_from_out: Tensor | None
 
 
-def trivial_guesses(family: TransformFamily, parameters: Tensor, size: Size) -> dict[str, Guess]:
-    """Guess transformations by name of the predictor.
+def reference_predictions(family: TransformFamily, parameters: Tensor, size: Size) -> dict[str, ReferencePrediction]:
+    """ReferencePrediction transformations by name of the predictor.
 
-    - identity: nothing has moved; for families with a matrix
-    - constant: the mean target, which is 0 normalised; its matrix has the law's mean coefficients, also where the target
+    - identity: nothing has transformed; for families with a matrix
+    - constant: the mean target, which is 0 normalised; its matrix has the distribution's mean coefficients, also where the target
       is another, since mean corners may be a single point that no homography goes through
-    - quarter_turn: the corners turned by the best of four quarter turns about the image's centre (W/2, H/2), no scale and
+    - rotation_oracle: the corners turned by the best of four quarter turns about the image's centre (W/2, H/2), no scale and
       no shift; for families with a matrix. It is what a perfect RotNet knows
 
     Args:
-        family: whose law and target count.
+        family: whose distribution and target count.
         parameters: of the transformations, (n, k).
         size: (height, width).
     """
     zeros = torch.zeros(len(parameters), family.dof, dtype=torch.float64)
     if family.kind == "photometric":
-        return {"constant": Guess(zeros, None)}
+        return {"constant": ReferencePrediction(zeros, None)}
     true = family.in_from_out(parameters, size)
     identity = torch.eye(3, dtype=torch.float64).expand_as(true)
     turned = _nearest_turn(true, size)
     return {
-        "identity": Guess(_target(family, identity, size), identity),
-        "constant": Guess(zeros, mean_matrix(family, size).expand_as(true)),
-        "quarter_turn": Guess(_target(family, turned, size), turned),
+        "identity": ReferencePrediction(_target(family, identity, size), identity),
+        "constant": ReferencePrediction(zeros, mean_matrix(family, size).expand_as(true)),
+        "rotation_oracle": ReferencePrediction(_target(family, turned, size), turned),
     }
 
 
 def mean_matrix(family: TransformFamily, size: Size) -> Tensor:
-    """The matrix of the law's mean coefficients, (1, 3, 3), from draws with a seed of their own."""
-    drawn = family.in_from_out(family.draw(DRAWS, size, keyed_generator("mean matrix")), size)
+    """The matrix of the distribution's mean coefficients, (1, 3, 3), from draws with a seed of their own."""
+    drawn = family.in_from_out(family.sample(DRAWS, size, keyed_generator("mean matrix")), size)
     return matrix_from_coefficients(coefficients_from_matrix(drawn).mean(0, keepdim=True))
 
 
@@ -79,4 +79,4 @@ def _nearest_turn(true: Tensor, size: Size) -> Tensor:
 def _target(family: TransformFamily, in_from_out: Tensor, size: Size) -> Tensor | None:
     if not isinstance(family, GeometricFamily):
         return None
-    return family.target(family.law.parameters_from_matrix(in_from_out, size), size)
+    return family.target(family.distribution.parameters_from_matrix(in_from_out, size), size)

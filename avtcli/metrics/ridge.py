@@ -1,6 +1,6 @@
 """Linear regression with a penalty, in closed form: what a linear reader finds in features.
 
-Source: Hoerl and Kennard, "Ridge regression: biased estimation for nonorthogonal problems" (1970), equation 2.1.
+Weights: Hoerl and Kennard, "Ridge regression: biased estimation for nonorthogonal problems" (1970), equation 2.1.
 """
 
 import math
@@ -157,7 +157,7 @@ def _primal(sums: _Sums, penalties: Sequence[float]) -> list[Ridge]:
     std = _std(gram.diagonal() / sums.count)
     gram.div_(std).div_(std[:, None])
     cross = sums.cross.addr(mean, y_mean, alpha=-sums.count) / std[:, None]
-    weights = _shrunk(gram, cross, [penalty * sums.count for penalty in penalties])
+    weights = _solve_regularized(gram, cross, [penalty * sums.count for penalty in penalties])
     return _ridges(penalties, weights, mean=sums.origin + mean, std=std, y_mean=sums.y_origin + y_mean)
 
 
@@ -171,7 +171,7 @@ def _dual(x: Tensor, y: Tensor, penalties: Sequence[float], rows: Tensor) -> lis
         _add_products(kernel, z)
         means.append(mean)
         stds.append(std)
-    found = _shrunk(kernel, y - y_mean, [penalty * len(rows) for penalty in penalties])
+    found = _solve_regularized(kernel, y - y_mean, [penalty * len(rows) for penalty in penalties])
     duals = torch.cat([y.new_zeros(y.shape) if dual is None else dual for dual in found], 1)
     parts = [_standardised(columns[rows].to(y))[0].T @ duals for columns in torch.split(x, _chunk(len(rows)), dim=1)]
     solved = torch.split(torch.cat(parts), y.shape[1], dim=1)
@@ -206,7 +206,7 @@ def _std(variance: Tensor) -> Tensor:
     return torch.where(variance > 0, variance, torch.inf).sqrt()
 
 
-def _shrunk(lower: Tensor, right: Tensor, shrinks: Sequence[float]) -> list[Tensor | None]:
+def _solve_regularized(lower: Tensor, right: Tensor, shrinks: Sequence[float]) -> list[Tensor | None]:
     """(a + shrink)^-1 b for each shrink, or none where the shrink is lost in rounding; of a the lower triangle is read.
 
     Seven Choleskys take less time than the one eigendecomposition that would serve all.

@@ -10,7 +10,7 @@ from avtcli.metrics.feature_statistics import require_finite
 
 
 def corner_error(true_in_from_out: Tensor, decoded_in_from_out: Tensor, size: tuple[int, int]) -> Tensor:
-    """The mean distance between the corners of the moved image mapped by the true and by the decoded matrix.
+    """The mean distance between the corners of the transformed image mapped by the true and by the decoded matrix.
 
     Averaged over samples it is MACE, the mean average corner error. No inverse is taken, so that it is finite for the
     constant predictor too.
@@ -53,7 +53,7 @@ def retrieval_ranks(decoded: Tensor, true: Tensor) -> Tensor:
     Distances are Euclidean, from what was decoded; equal ones share the mean of their places, so that a decoder that
     says the same of every version has the mean rank (b + 1) / 2.
 
-    Source: Garrido et al., "Self-supervised learning of split invariant equivariant representations" (2023).
+    Weights: Garrido et al., "Self-supervised learning of split invariant equivariant representations" (2023).
 
     Args:
         decoded: (g, b, d), for g images and b versions of each.

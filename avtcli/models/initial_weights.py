@@ -13,7 +13,7 @@ from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent
 from avtcli.models.model_building import build_model
 from avtcli.models.siamese import AVTModel
-from avtcli.models.weights import open_source
+from avtcli.models.weights import open_weights
 
 PRETRAINED = "pretrained"
 """The option of a backbone that asks for published weights: of a run's beginning, and not of what is stored beside weights."""
@@ -77,7 +77,7 @@ def load_matching(net: AVTModel, path: str | Path, *, on_event: OnEvent) -> None
 def _read(path: Path, *, on_event: OnEvent) -> dict[str, Tensor]:
     """All tensors of a run, a checkpoint or a safetensors file of any origin."""
     if not (path.is_file() and path.suffix == ".safetensors"):
-        return open_source(path, on_event=on_event).tensors
+        return open_weights(path, on_event=on_event).tensors
     try:
         return load_file(path)
     except safetensors.SafetensorError as error:

@@ -9,7 +9,7 @@ from avtcli.models.encoder import Encoder
 
 
 class AVTModel(nn.Module):
-    """q(t | z~, z): mean and log-variance are two linear layers on [vector(original), vector(moved)] (AVT, section 3.3).
+    """q(t | z~, z): mean and log-variance are two linear layers on [vector(original), vector(transformed)] (AVT, section 3.3).
 
     The encoder is called once a view, original first: each view is normalised by its own batch statistics and the running
     averages move twice, as published. Concatenating the views into one batch is not the same. Under autocast the encoder alone
@@ -20,7 +20,7 @@ class AVTModel(nn.Module):
         outputs: how many numbers are predicted.
         has_log_var: whether a log-variance is predicted too.
         log_var_scale: factor on the log-variance layer's output (the release: 1 / 1000).
-        views: whose codes the decoder sees: the pair's, or the moved image's alone (RotNet).
+        views: whose codes the decoder sees: the pair's, or the transformed image's alone (RotNet).
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class AVTModel(nn.Module):
         *,
         has_log_var: bool,
         log_var_scale: float = 1.0,
-        views: Literal["both", "moved"] = "both",
+        views: Literal["both", "transformed"] = "both",
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -54,9 +54,9 @@ class AVTModel(nn.Module):
 
         Args:
             x: the originals, normalised, (B, C, H, W).
-            y: the moved images, likewise.
+            y: the transformed images, likewise.
             noise_x: eps of the originals' codes; drawn where left out in training, none in eval mode.
-            noise_y: eps of the moved images' codes.
+            noise_y: eps of the transformed images' codes.
 
         Returns:
             The mean of the normalised target, (B, outputs), and the log-variance that the likelihood uses, likewise, or none.

@@ -22,7 +22,7 @@ from avtcli.storage.run_folders import is_run, newest_run
 
 
 @dataclass(frozen=True)
-class Source:
+class Weights:
     """Where weights come from.
 
     Attributes:
@@ -46,7 +46,7 @@ class Source:
         return None if settings is None else validate(PretrainConfig, settings, where=str(self.path))
 
 
-def open_source(run: str | Path | None, *, on_event: OnEvent = ignore) -> Source:
+def open_weights(run: str | Path | None, *, on_event: OnEvent = ignore) -> Weights:
     """Open a run folder, a checkpoint or an exported file; left out, the newest run under ./runs, and it is said which.
 
     Raises:
@@ -68,10 +68,10 @@ def open_source(run: str | Path | None, *, on_event: OnEvent = ignore) -> Source
     else:
         raise AvtError(f"{path} is no run folder (it has no config.toml and checkpoints) and no checkpoint (step-N).")
     spec = validate(ModelSpec, checkpoint.about["model"], where=str(path))
-    return Source(path, folder, spec, checkpoint.model, checkpoint.about)
+    return Weights(path, folder, spec, checkpoint.model, checkpoint.about)
 
 
-def _open_file(path: Path) -> Source:
+def _open_file(path: Path) -> Weights:
     if path.suffix != ".safetensors":
         raise AvtError(
             f"{path} is no safetensors file, and nothing else is read here. Checkpoints of the release: `avt import`."
@@ -84,10 +84,10 @@ def _open_file(path: Path) -> Source:
     about = from_metadata(blob)
     if about is None or "model" not in about:
         raise AvtError(f"{path} was not written by `avt export`: it does not say which backbone its weights are for.")
-    return Source(path, None, validate(ModelSpec, about["model"], where=str(path)), tensors, about)
+    return Weights(path, None, validate(ModelSpec, about["model"], where=str(path)), tensors, about)
 
 
-def encoder_of(source: Source) -> Encoder:
+def restore_encoder(source: Weights) -> Encoder:
     """The encoder of a source with its weights, in eval mode, on the CPU."""
     tensors = source.tensors
     if source.run is not None:
@@ -97,7 +97,7 @@ def encoder_of(source: Source) -> Encoder:
     return encoder.eval()
 
 
-def model_of(source: Source) -> AVTModel:
+def restore_model(source: Weights) -> AVTModel:
     """Encoder and decoder of a source with their weights, in eval mode, on the CPU.
 
     Raises:
@@ -112,9 +112,9 @@ def model_of(source: Source) -> AVTModel:
 
 def load_model(run: str | Path) -> AVTModel:
     """See `avtcli.load_model`."""
-    return model_of(open_source(run))
+    return restore_model(open_weights(run))
 
 
 def load_encoder(run: str | Path) -> Encoder:
     """See `avtcli.load_encoder`."""
-    return encoder_of(open_source(run))
+    return restore_encoder(open_weights(run))

@@ -1,4 +1,4 @@
-"""What a backbone promises: its taps, its code, its shapes, its weights and their gradients."""
+"""What a backbone checks: its taps, its code, its shapes, its weights and their gradients."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class BackboneSubject:
 
     Attributes:
         make: builds it anew from a seed, for so many channels.
-        network: one that was built from seed 0, for `channels`; promises leave it as it is.
+        network: one that was built from seed 0, for `channels`; checks leave it as it is.
         size: (height, width) of the images that it takes.
         channels: of these images.
     """
@@ -168,7 +168,7 @@ def grey_images_are_taken_or_refused_with_a_message(subject: BackboneSubject) ->
     return "taken"
 
 
-PROMISES: Final = (
+CHECKS: Final = (
     the_taps_have_names_and_channels_and_the_code_is_one_of_them,
     the_code_is_asked_for_once_with_the_map_of_its_tap,
     the_vector_and_the_wanted_taps_have_the_promised_shapes,

@@ -1,7 +1,7 @@
-"""The promises that a plugin keeps, each as a function that tries one of them on what the plugin made.
+"""Conformance checks: functions that test one requirement of a contract on what a plugin built.
 
-A promise is called what it promises. It returns figures worth telling, or an empty string, and raises `UnkeptError` with
-what it found and what it expected.
+The name of a check states the requirement. A check returns figures worth reporting, or an empty string, and raises
+`CheckFailed` with what was found and what was expected.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,65 +16,65 @@ from avtcli.seeding import seed_of
 T = TypeVar("T")
 
 
-class UnkeptError(Exception):
-    """A promise of the contract is not kept: what was found, and what was expected."""
+class CheckFailed(Exception):
+    """A requirement of the contract is not met: what was found, and what was expected."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One promise, tried.
+    """The result of one check.
 
     Attributes:
-        promise: what is promised.
-        problem: how it is broken; empty where it is kept.
-        figures: worth telling of a promise that is kept; may be empty.
+        name: the requirement.
+        problem: why it is not met; empty where it is.
+        figures: worth reporting of a check that passed; may be empty.
     """
 
-    promise: str
+    name: str
     problem: str = ""
     figures: str = ""
 
     @property
     def ok(self) -> bool:
-        """Whether the promise is kept."""
+        """Whether the check passed."""
         return not self.problem
 
 
-def expect(kept: bool, problem: str) -> None:
-    """Say what is wrong.
+def expect(condition: bool, problem: str) -> None:
+    """Fail the check unless a condition holds.
 
     Raises:
-        UnkeptError: if `kept` is false.
+        CheckFailed: if `condition` is false.
     """
-    if not kept:
-        raise UnkeptError(problem)
+    if not condition:
+        raise CheckFailed(problem)
 
 
 def described(tensor: Tensor) -> str:
-    """The shape and type of a tensor, and whether it holds NaN or infinity, for messages."""
+    """Describe a tensor for messages: shape, type, and whether it holds NaN or infinity."""
     odd = "" if bool(tensor.isfinite().all()) else " with NaN or infinity"
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}{odd}"
 
 
-def broken(promise: str, error: Exception) -> Check:
-    """A promise that ended in an exception: the battery's own says what is wrong, any other is told with its type."""
-    if isinstance(error, UnkeptError):
-        return Check(promise, problem=str(error))
-    return Check(promise, problem=f"{type(error).__name__}: {error}".rstrip(": "))
+def failed_check(name: str, error: Exception) -> Check:
+    """Turn an exception into a failed check; one that is not `CheckFailed` is reported with its type."""
+    if isinstance(error, CheckFailed):
+        return Check(name, problem=str(error))
+    return Check(name, problem=f"{type(error).__name__}: {error}".rstrip(": "))
 
 
-def try_promise(promise: Callable[[T], str], subject: T) -> Check:
-    """Try one promise; whatever the plugin raises meanwhile breaks it, and the caller's random state is left alone."""
-    name = promise.__name__.replace("_", " ")
+def run_check(check: Callable[[T], str], subject: T) -> Check:
+    """Run one check; any exception fails it, and the caller's random state is left alone."""
+    name = check.__name__.replace("_", " ")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of("conformance", name))
         try:
-            return Check(name, figures=promise(subject))
-        except Exception as error:  # a stranger's code can fail in any way
-            return broken(name, error)
+            return Check(name, figures=check(subject))
+        except Exception as error:  # a plugin's code can fail in any way
+            return failed_check(name, error)
 
 
-def try_promises(promises: Sequence[Callable[[T], str]], subject: T) -> Iterator[Check]:
-    """Try promises one after the other."""
-    for promise in promises:
-        yield try_promise(promise, subject)
+def run_checks(checks: Sequence[Callable[[T], str]], subject: T) -> Iterator[Check]:
+    """Run checks one after the other."""
+    for check in checks:
+        yield run_check(check, subject)

@@ -1,4 +1,4 @@
-"""What a data set promises: its images, labels and names, and that it is the same when it is opened again."""
+"""What a data set checks: its images, labels and names, and that it is the same when it is opened again."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -117,7 +117,7 @@ def opened_again_it_is_the_same(subject: DatasetSubject) -> str:
     return f"fingerprint {data.fingerprint[:12]}"
 
 
-PROMISES: Final = (
+CHECKS: Final = (
     its_parts_have_images,
     images_are_uint8_of_the_stated_channels_and_size,
     labels_are_int64_and_in_range,

@@ -1,4 +1,4 @@
-"""What an objective promises: its outputs, one finite loss a sample, its gradients, and that the truth is better."""
+"""What an objective checks: its outputs, one finite loss a sample, its gradients, and that the truth is better."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class ObjectiveSubject:
 
 
 def _target(family: TransformFamily) -> Target:
-    parameters = family.draw(BATCH, SIZE, keyed_generator("conformance draw"))
+    parameters = family.sample(BATCH, SIZE, keyed_generator("conformance draw"))
     return Target(family.target(parameters, SIZE).float(), parameters.float(), family, SIZE)
 
 
@@ -65,7 +65,7 @@ def what_it_asks_of_the_model_is_stated(subject: ObjectiveSubject) -> str:
         isfinite(objective.log_var_scale) and objective.log_var_scale != 0,
         f"log_var_scale is {objective.log_var_scale!r}, expected a number other than 0",
     )
-    expect(objective.views in ("both", "moved"), f"views is {objective.views!r}, expected both or moved")
+    expect(objective.views in ("both", "transformed"), f"views is {objective.views!r}, expected both or transformed")
     return f"noise scale {objective.noise_scale:g}"
 
 
@@ -128,7 +128,7 @@ def the_truth_has_a_smaller_loss_than_a_guess(subject: ObjectiveSubject) -> str:
     return ""
 
 
-PROMISES: Final = (
+CHECKS: Final = (
     what_it_asks_of_the_model_is_stated,
     it_predicts_the_target_or_the_classes,
     every_sample_has_one_finite_loss_of_its_own,

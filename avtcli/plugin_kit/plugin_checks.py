@@ -1,4 +1,4 @@
-"""Checking a plugin: what it costs to import, what it documents, and whether it keeps its contract's promises."""
+"""Checking a plugin: what it costs to import, what it documents, and whether it keeps its contract's checks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
@@ -14,7 +14,7 @@ from avtcli.plugin_kit import dataset_checks as of_dataset
 from avtcli.plugin_kit import objective_checks as of_objective
 from avtcli.plugin_kit import transform_checks as of_transform
 from avtcli.plugin_kit.backbone_checks import BackboneSubject
-from avtcli.plugin_kit.checking import Check, broken, expect, try_promise, try_promises
+from avtcli.plugin_kit.checking import Check, expect, failed_check, run_check, run_checks
 from avtcli.plugin_kit.dataset_checks import DatasetSubject
 from avtcli.plugin_kit.objective_checks import ObjectiveSubject
 from avtcli.plugin_kit.plugin_facts import (
@@ -35,7 +35,7 @@ OURS: Final = "avtcli"
 """The distribution whose families an objective is tried with, beside those of its own."""
 
 Trial = tuple[Sequence[Callable[[Any], str]], Any]
-"""The promises of a kind, and what they are tried on."""
+"""The checks of a kind, and what they are tried on."""
 
 
 def find_plugin(spec: str, kind: str | None = None) -> PluginInfo:
@@ -59,14 +59,14 @@ def find_plugin(spec: str, kind: str | None = None) -> PluginInfo:
 
 
 def check_plugin(spec: str, *, kind: str | None = None) -> list[Check]:
-    """Try every promise that a plugin makes.
+    """Try every check that a plugin makes.
 
     Args:
         spec: `NAME` or `NAME:VARIANT`; for a data set `NAME:PATH`.
         kind: backbone, transform, dataset or objective; left out, the only kind with that name.
 
     Returns:
-        One check a promise; those of what the plugin makes are left out where it makes nothing.
+        One check a check; those of what the plugin makes are left out where it makes nothing.
 
     Raises:
         AvtError: if there is no such plugin, or it cannot be imported, or it says that it cannot be built, as a data set does
@@ -79,20 +79,20 @@ def _checks(info: PluginInfo, spec: str) -> Iterator[Check]:
     fresh = import_afresh(info)
     if fresh.seconds is not None:
         plugin = LoadedPlugin(info, registry.load(info))
-    yield try_promise(it_imports_in_time, fresh)
+    yield run_check(it_imports_in_time, fresh)
     if fresh.seconds is None:
         return
-    yield try_promise(importing_it_prints_nothing, fresh)
-    yield from try_promises((it_says_what_it_is, every_option_is_typed_and_documented), plugin)
+    yield run_check(importing_it_prints_nothing, fresh)
+    yield from run_checks((it_says_what_it_is, every_option_is_typed_and_documented), plugin)
     try:
-        promises, subject = _TRIALS[info.kind](info, spec)
+        checks, subject = _TRIALS[info.kind](info, spec)
     except AvtError:
         raise
     except Exception as error:  # a stranger's code can fail in any way
-        yield broken("it can be built", error)
+        yield failed_check("it can be built", error)
         return
     yield Check("it can be built")
-    yield from try_promises(promises, subject)
+    yield from run_checks(checks, subject)
 
 
 def _backbone(info: PluginInfo, spec: str) -> Trial:
@@ -111,11 +111,11 @@ def _backbone(info: PluginInfo, spec: str) -> Trial:
         return make(0, CHANNELS, SIZES[-1]), SIZES[-1]
 
     network, size = first_taken()
-    return of_backbone.PROMISES, BackboneSubject(lambda seed, channels: make(seed, channels, size), network, size, CHANNELS)
+    return of_backbone.CHECKS, BackboneSubject(lambda seed, channels: make(seed, channels, size), network, size, CHANNELS)
 
 
 def _transform(info: PluginInfo, spec: str) -> Trial:
-    return of_transform.PROMISES, registry.build("transform", spec, {})
+    return of_transform.CHECKS, registry.build("transform", spec, {})
 
 
 def _dataset(info: PluginInfo, spec: str) -> Trial:
@@ -123,7 +123,7 @@ def _dataset(info: PluginInfo, spec: str) -> Trial:
         data: ImageData = registry.build("dataset", spec, {}, data_dir=data_folder(None))
         return data
 
-    return of_dataset.PROMISES, DatasetSubject(open_it(), open_it)
+    return of_dataset.CHECKS, DatasetSubject(open_it(), open_it)
 
 
 def _objective(info: PluginInfo, spec: str) -> Trial:
@@ -138,7 +138,7 @@ def _objective(info: PluginInfo, spec: str) -> Trial:
                 continue
             families[other.name] = family
     expect(bool(families), f"it refuses every family of {OURS} and of its own distribution")
-    return of_objective.PROMISES, ObjectiveSubject(built, families)
+    return of_objective.CHECKS, ObjectiveSubject(built, families)
 
 
 _TRIALS: Final[dict[str, Callable[[PluginInfo, str], Trial]]] = {

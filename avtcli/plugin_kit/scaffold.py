@@ -1,4 +1,4 @@
-"""A new plugin package: one module that works, the test that tries its promises, and what pip needs to install it."""
+"""A new plugin package: one module that works, the test that tries its checks, and what pip needs to install it."""
 
 import importlib.util
 import keyword

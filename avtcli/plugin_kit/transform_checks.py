@@ -1,4 +1,4 @@
-"""What a family of transformations promises: its draws, its target and the inverse, its images and its matrices."""
+"""What a family of transformations checks: its draws, its target and the inverse, its images and its matrices."""
 
 from typing import Final
 
@@ -13,14 +13,14 @@ from avtcli.seeding import keyed_generator
 SIZES: Final = ((32, 32), (32, 48))
 """(height, width): a square, and one that is not."""
 DRAWS: Final = 64
-LAW_DRAWS: Final = 20_000
+STATISTICS_DRAWS: Final = 20_000
 STATISTICS_TOLERANCE: Final = 0.1
-"""How far the mean may be from 0 and the deviation from 1; a sample of LAW_DRAWS strays by less than a fifth of it."""
+"""How far the mean may be from 0 and the deviation from 1; a sample of STATISTICS_DRAWS strays by less than a fifth of it."""
 LEVEL: Final = 1 / 255
 
 
 def _drawn(family: TransformFamily, size: tuple[int, int], n: int = DRAWS) -> Tensor:
-    return family.draw(n, size, keyed_generator("conformance draw"))
+    return family.sample(n, size, keyed_generator("conformance draw"))
 
 
 def _images(n: int, channels: int, size: tuple[int, int]) -> Tensor:
@@ -42,18 +42,18 @@ def one_seed_gives_one_draw(family: TransformFamily) -> str:
     for size in SIZES:
         before = torch.get_rng_state()
         first, second = _drawn(family, size), _drawn(family, size)
-        expect(torch.equal(before, torch.get_rng_state()), "draw used torch's own generator, expected the one that it is given")
-        expect(torch.equal(first, second), "one seed gave two draws: use the generator that draw is given, and no other")
+        expect(torch.equal(before, torch.get_rng_state()), "sample used torch's own generator, expected the one that it is given")
+        expect(torch.equal(first, second), "one seed gave two draws: use the generator that sample is given, and no other")
         expect(
             first.ndim == 2 and len(first) == DRAWS and first.dtype == torch.float64 and bool(first.isfinite().all()),
-            f"draw({DRAWS}) gave {described(first)}, expected ({DRAWS}, k) float64",
+            f"sample({DRAWS}) gave {described(first)}, expected ({DRAWS}, k) float64",
         )
-        expect(first.device.type == "cpu", f"draw gave parameters on {first.device}, expected the CPU")
+        expect(first.device.type == "cpu", f"sample gave parameters on {first.device}, expected the CPU")
     return f"k = {first.shape[1]}"
 
 
 def targets_have_the_statistics_that_it_states(family: TransformFamily) -> str:
-    """Under its own law a target has about mean 0 and deviation 1; a number that is constant may have deviation 0."""
+    """Under its own distribution a target has about mean 0 and deviation 1; a number that is constant may have deviation 0."""
     worst = [0.0, 0.0]
     for size in SIZES:
         for what, figure in zip(("mean", "deviation"), family.statistics(size), strict=True):
@@ -61,16 +61,17 @@ def targets_have_the_statistics_that_it_states(family: TransformFamily) -> str:
                 figure.shape == (family.dof,) and figure.dtype == torch.float64 and bool(figure.isfinite().all()),
                 f"the {what} is {described(figure)}, expected ({family.dof},) float64",
             )
-        target = family.target(_drawn(family, size, LAW_DRAWS), size)
+        target = family.target(_drawn(family, size, STATISTICS_DRAWS), size)
         expect(
-            target.shape == (LAW_DRAWS, family.dof), f"target gave {tuple(target.shape)}, expected {(LAW_DRAWS, family.dof)}"
+            target.shape == (STATISTICS_DRAWS, family.dof),
+            f"target gave {tuple(target.shape)}, expected {(STATISTICS_DRAWS, family.dof)}",
         )
         mean, std = target.mean(0), target.std(0)
         off = [mean.abs(), torch.where(std < 1e-6, 0.0, (std - 1).abs())]
         for number, name in enumerate(family.names):
             expect(
                 max(float(o[number]) for o in off) < STATISTICS_TOLERANCE,
-                f"over {LAW_DRAWS} draws at {size[0]}x{size[1]} px the target {name} has mean {mean[number]:.3g} and deviation "
+                f"over {STATISTICS_DRAWS} draws at {size[0]}x{size[1]} px the target {name} has mean {mean[number]:.3g} and deviation "
                 f"{std[number]:.3g}, expected about 0 and 1: mend statistics",
             )
         worst = [max(w, float(o.max())) for w, o in zip(worst, off, strict=True)]
@@ -87,8 +88,8 @@ def decoding_is_the_inverse(family: TransformFamily) -> str:
         off = float((family.target(decoded, size) - target).abs().max())
         expect(off < 1e-6, f"target(decode(target)) is off by {off:.2g}, expected the target itself")
         if family.kind == "geometric":
-            moved = family.in_from_out(decoded, size) - family.in_from_out(parameters, size)
-            expect(float(moved.abs().max()) < 1e-6 * max(size), "decode gives parameters of another warp")
+            transformed = family.in_from_out(decoded, size) - family.in_from_out(parameters, size)
+            expect(float(transformed.abs().max()) < 1e-6 * max(size), "decode gives parameters of another warp")
     return f"off by {off:.1g}"
 
 
@@ -109,17 +110,17 @@ def images_keep_their_shape_and_range(family: TransformFamily) -> str:
     for size in SIZES:
         for channels in (1, 3):
             images, parameters = _images(8, channels, size), _drawn(family, size, 8)
-            moved = family.apply(images, parameters)
+            transformed = family.apply(images, parameters)
             expect(
-                moved.shape == images.shape and moved.dtype == images.dtype,
-                f"apply made {described(moved)} of {described(images)}, expected the same",
+                transformed.shape == images.shape and transformed.dtype == images.dtype,
+                f"apply made {described(transformed)} of {described(images)}, expected the same",
             )
-            low, high = float(moved.min()), float(moved.max())
+            low, high = float(transformed.min()), float(transformed.max())
             expect(-1e-6 <= low and high <= 1 + 1e-6, f"apply gave values from {low:.3g} to {high:.3g}, expected 0 to 1")
             expect(torch.equal(images, _images(8, channels, size)), "apply changed the images that it was given")
-            expect(torch.equal(moved, family.apply(images, parameters)), "apply gave two results for the same parameters")
+            expect(torch.equal(transformed, family.apply(images, parameters)), "apply gave two results for the same parameters")
             alone = family.apply(images[:1], parameters[:1])
-            expect(torch.allclose(alone, moved[:1], atol=1.5 * LEVEL), "what apply does to an image depends on its batch")
+            expect(torch.allclose(alone, transformed[:1], atol=1.5 * LEVEL), "what apply does to an image depends on its batch")
     return ""
 
 
@@ -152,7 +153,7 @@ def its_classes_are_numbers_below_n_classes(family: TransformFamily) -> str:
     return f"{family.n_classes}"
 
 
-PROMISES: Final = (
+CHECKS: Final = (
     the_numbers_of_a_target_have_names_and_units,
     one_seed_gives_one_draw,
     targets_have_the_statistics_that_it_states,

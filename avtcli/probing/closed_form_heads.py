@@ -9,7 +9,7 @@ from torch.nn import functional
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.errors import AvtError
 from avtcli.features.cache_storage import memory_bytes
-from avtcli.features.feature_cache import KeptFeatures
+from avtcli.features.feature_cache import CachedFeatures
 from avtcli.features.feature_reader import Feature
 from avtcli.metrics.accuracy import topk_percent
 from avtcli.metrics.knn import nearest, vote
@@ -17,8 +17,8 @@ from avtcli.metrics.ridge import choose_ridge, fit_ridges
 from avtcli.probing.probe_setup import Figures, split_held_out
 
 
-def closed_head(
-    config: ProbeConfig, train: KeptFeatures, test: KeptFeatures, feature: Feature, *, rows: Tensor, classes: int, seed: int
+def closed_form_head(
+    config: ProbeConfig, train: CachedFeatures, test: CachedFeatures, feature: Feature, *, rows: Tensor, classes: int, seed: int
 ) -> Figures:
     """Choose the head's one number on held-out rows of train, then measure on test with all rows.
 
@@ -43,7 +43,7 @@ class _Flat:
     labels: Tensor
 
     @classmethod
-    def of(cls, kept: KeptFeatures, feature: Feature) -> "_Flat":
+    def of(cls, kept: CachedFeatures, feature: Feature) -> "_Flat":
         return cls(kept.features[feature].movedim(1, -1).flatten(1), kept.labels)  # as they lie in memory
 
 

@@ -86,10 +86,10 @@ def train_heads(
         AvtError: for a head that does not fit its feature.
     """
     heads = start_heads(plans, train.reader, config, classes=classes, seed=seed, tuned=tuned is not None)
-    peaks = list(dict.fromkeys(plan.peak for plan in plans))
-    groups: list[dict[str, Any]] = [{"params": []} for _ in peaks]  # one a rate
+    learning_rates = list(dict.fromkeys(plan.peak for plan in plans))
+    groups: list[dict[str, Any]] = [{"params": []} for _ in learning_rates]  # one a rate
     for parameters, plan in zip(heads.parameters, plans, strict=True):
-        groups[peaks.index(plan.peak)]["params"] += parameters
+        groups[learning_rates.index(plan.peak)]["params"] += parameters
     if tuned is not None:
         groups[0]["params"] += [p for p in tuned.parameters() if p.requires_grad]
     optimizer = make_optimizer(groups, choose_fused(config.optimizer, train.reader.labels.device.type))
@@ -106,9 +106,9 @@ def train_heads(
         for index, batch in enumerate(train.reader.read_batches(batches, drawn=(seed, epoch))):
             labels = train.reader.labels[batches[index].to(train.reader.labels.device)]
             step = epoch * len(bounds) + index
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, learning_rates, strict=True):
                 group["lr"] = rate_of(config, peak, epoch=epoch, progress=step / steps)
-            heads.learn(batch, labels)
+            heads.fit_batch(batch, labels)
             optimizer.step()
             optimizer.zero_grad()
             if step % TELL_EVERY == 0:

@@ -75,7 +75,7 @@ class LinearHeads:
         return self._logits(_flat(stacks), self.running_mean, (self.running_var + self.eps).rsqrt())
 
     @torch.no_grad()
-    def learn(self, stacks: Sequence[Tensor], statistics: Statistics, labels: Tensor) -> None:
+    def fit_batch(self, stacks: Sequence[Tensor], statistics: Statistics, labels: Tensor) -> None:
         """Leave the parameters the gradients of their heads' mean cross-entropies on a batch, in place of earlier ones.
 
         The batch is normalised by its own statistics, which are added to the running ones. Where g = (softmax - one-hot) / B is
@@ -93,7 +93,7 @@ class LinearHeads:
         rate = (var + self.eps).rsqrt()
         signal = self._logits(flat, mean, rate).softmax(1)
         signal.scatter_add_(1, labels.expand(len(signal), 1, -1), signal.new_full((), -1).expand(len(signal), 1, count))
-        signal = without_dust(signal.div_(count))
+        signal = flush_denormals(signal.div_(count))
         torch.sum(signal, 2, out=self._bias_gradient)
         for x, part in zip(flat, self._parts, strict=True):
             features, outputs, _, channels = part.weight.shape
@@ -174,7 +174,7 @@ def _flat(stacks: Sequence[Tensor]) -> list[Tensor]:
     return [_by_cell(features).flatten(2) for features in stacks]
 
 
-def without_dust(gradient: Tensor) -> Tensor:
+def flush_denormals(gradient: Tensor) -> Tensor:
     """Zero for what no float32 weight can feel.
 
     The saturated softmaxes of a high rate give gradients below 1e-38, which a CPU computes so slowly that the product which

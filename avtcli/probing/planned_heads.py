@@ -13,7 +13,7 @@ from torch.nn import functional
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.features.feature_reader import Batch, Feature, FeatureReader
 from avtcli.probing.head_modules import LinearHead, build_head
-from avtcli.probing.linear_heads import ChannelMoments, LinearHeads, without_dust
+from avtcli.probing.linear_heads import ChannelMoments, LinearHeads, flush_denormals
 from avtcli.seeding import seed_of
 
 
@@ -35,7 +35,7 @@ class Heads(ABC):
     parameters: list[list[nn.Parameter]]
 
     @abstractmethod
-    def learn(self, batch: Batch, labels: Tensor) -> None:
+    def fit_batch(self, batch: Batch, labels: Tensor) -> None:
         """Leave the parameters, which have no gradients, those of their heads' mean cross-entropies.
 
         The batch is normalised by its own statistics.
@@ -57,9 +57,9 @@ class _Separate(Heads):
         self.heads, self.places = heads, places
         self.parameters = [list(head.parameters()) for head in heads]
 
-    def learn(self, batch: Batch, labels: Tensor) -> None:
+    def fit_batch(self, batch: Batch, labels: Tensor) -> None:
         logits = torch.stack(self._logits(batch, training=True))
-        logits.register_hook(without_dust)  # type: ignore[no-untyped-call]
+        logits.register_hook(flush_denormals)  # type: ignore[no-untyped-call]
         loss = functional.cross_entropy(logits, labels.expand(len(logits), -1), reduction="sum") / len(labels)
         loss.backward()  # type: ignore[no-untyped-call]
 
@@ -83,9 +83,9 @@ class _Linear(Heads):
         self.where = sorted(range(len(order)), key=lambda i: order[i])  # of each plan among the joined heads
         self.parameters = [list(self.joined.parameters[place]) for place in self.where]
 
-    def learn(self, batch: Batch, labels: Tensor) -> None:
+    def fit_batch(self, batch: Batch, labels: Tensor) -> None:
         found = batch.statistics or ChannelMoments.of(batch.stacks).statistics(torch.arange(len(labels), device=labels.device))
-        self.joined.learn(batch.stacks, found, labels)
+        self.joined.fit_batch(batch.stacks, found, labels)
 
     def __call__(self, batch: Batch) -> list[Tensor]:
         logits = self.joined(batch.stacks)

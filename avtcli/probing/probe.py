@@ -10,20 +10,20 @@ import torch
 from avtcli.config.components import Plugin
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.data.datasets import limited
-from avtcli.data.resident_images import PLAIN_BATCH
+from avtcli.data.resident_images import EVAL_BATCH_SIZE
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, Saved, Started
-from avtcli.features.evaluation_target import Pictures, labelled_test, open_pictures, open_subject, read_images
+from avtcli.features.evaluation_target import PreparedImages, labelled_test, load_target, prepare_images, read_images
 from avtcli.features.feature_reader import Feature, tap_shapes
 from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_encoder
-from avtcli.models.weights import Source, encoder_of, open_source
+from avtcli.models.weights import Weights, open_weights, restore_encoder
 from avtcli.probing.encoder_probing import HeadResult, probe_encoder
 from avtcli.probing.fine_tuning import supervised_encoder
 from avtcli.probing.probe_protocol import describe_probe, describe_start
-from avtcli.probing.probe_setup import Job, draws
+from avtcli.probing.probe_setup import ProbeSetup, subsets
 from avtcli.runtime.devices import choose_device
-from avtcli.runtime.execution import place
+from avtcli.runtime.execution import prepare_for_inference
 from avtcli.storage.files import disk_errors_explained, refuse_existing, to_json, write_synced
 
 
@@ -38,7 +38,7 @@ class ProbeResult:
     supervised: list[HeadResult]
 
 
-def probe(run: Source | str | Path | None, config: ProbeConfig, *, out: Path | None, on_event: OnEvent) -> ProbeResult:
+def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | None, on_event: OnEvent) -> ProbeResult:
     """Probe the layers of an encoder.
 
     Args:
@@ -54,25 +54,25 @@ def probe(run: Source | str | Path | None, config: ProbeConfig, *, out: Path | N
         refuse_existing(out)
     given: Encoder | None = None
     if config.backbone is None:
-        run = run if isinstance(run, Source) else open_source(run, on_event=on_event)
-        given = encoder_of(run)
+        run = run if isinstance(run, Weights) else open_weights(run, on_event=on_event)
+        given = restore_encoder(run)
         _layers(given, config)  # told before any data are opened
-    source, pictures = _open(run, config, on_event=on_event)
-    given = given or encoder_of(source)
+    source, prepared = _open(run, config, on_event=on_event)
+    given = given or restore_encoder(source)
     layers = _layers(given, config)
-    jobs = [_prepare(part, config, _wanted(given, layers, config, part), on_event=on_event) for part in pictures]
+    setups = [_prepare(part, config, _wanted(given, layers, config, part), on_event=on_event) for part in prepared]
     random = build_encoder(source.spec, seed=config.seed).eval()
     compared = config.baseline and not _same(given, random, on_event=on_event)
     protocol = describe_probe(
-        config, pictures[0].augment, source, layers=layers, data=[_counts(job) for job in jobs], compared=compared
+        config, prepared[0].augment, source, layers=layers, data=[_counts(setup) for setup in setups], compared=compared
     )
-    on_event(Started(describe_start(protocol, device=jobs[0].device.type)))
+    on_event(Started(describe_start(protocol, device=setups[0].device.type)))
     contestants = {"trained": given, **({"random": random} if compared else {})}
-    tables = {name: _probe_all(jobs, encoder, name) for name, encoder in contestants.items()}
+    tables = {name: _probe_all(setups, encoder, name) for name, encoder in contestants.items()}
     if config.supervised:
-        moved = place(random, jobs[0].device)
+        on_device = prepare_for_inference(random, setups[0].device)
         tables["supervised"] = [
-            result for job in jobs for result in probe_encoder(job, supervised_encoder(job, moved), "supervised")
+            result for setup in setups for result in probe_encoder(setup, supervised_encoder(setup, on_device), "supervised")
         ]
     result = ProbeResult(str(source.path), protocol, *(tables.get(name, []) for name in ("trained", "random", "supervised")))
     for path in _destinations(source, config, layers, out):
@@ -83,13 +83,13 @@ def probe(run: Source | str | Path | None, config: ProbeConfig, *, out: Path | N
     return result
 
 
-def _open(run: Source | str | Path | None, config: ProbeConfig, *, on_event: OnEvent) -> tuple[Source, list[Pictures]]:
+def _open(run: Weights | str | Path | None, config: ProbeConfig, *, on_event: OnEvent) -> tuple[Weights, list[PreparedImages]]:
     """The weights, and each data set as they are to see it."""
     given = config.dataset
     names = [None] if given is None else list(dict.fromkeys(part.strip() for part in given.name.split(",")))
     first, *others = (None if name is None else Plugin(name=name, **(given.options if given else {})) for name in names)
     data_dir, augment = config.data_dir, config.augment
-    subject = open_subject(
+    subject = load_target(
         run,
         backbone=config.backbone,
         dataset=first,
@@ -99,10 +99,10 @@ def _open(run: Source | str | Path | None, config: ProbeConfig, *, on_event: OnE
         on_event=on_event,
     )
     source = subject.source
-    pictures = [subject.pictures, *(open_pictures(d, source=source, data_dir=data_dir, augment=augment) for d in others)]
-    for part in pictures:
+    prepared = [subject.prepared, *(prepare_images(d, source=source, data_dir=data_dir, augment=augment) for d in others)]
+    for part in prepared:
         labelled_test(part)
-    return source, pictures
+    return source, prepared
 
 
 def _layers(encoder: Encoder, config: ProbeConfig) -> list[str]:
@@ -116,9 +116,9 @@ def _layers(encoder: Encoder, config: ProbeConfig) -> list[str]:
     return layers
 
 
-def _wanted(encoder: Encoder, layers: list[str], config: ProbeConfig, pictures: Pictures) -> list[Feature]:
+def _wanted(encoder: Encoder, layers: list[str], config: ProbeConfig, prepared: PreparedImages) -> list[Feature]:
     """The features to read, each layer reduced in each way; there is one way for a vector."""
-    shapes = tap_shapes(encoder, layers, pictures.size)
+    shapes = tap_shapes(encoder, layers, prepared.size)
     ways = ((layer, pool if len(shapes[layer]) > 1 else "none") for layer in layers for pool in config.poolings)
     return [Feature(layer, pool, config.side_of(layer)) for layer, pool in dict.fromkeys(ways)]
 
@@ -132,40 +132,40 @@ def _same(given: Encoder, random: Encoder, *, on_event: OnEvent) -> bool:
     return same
 
 
-def _probe_all(jobs: list[Job], encoder: Encoder, name: str) -> list[HeadResult]:
-    moved = place(encoder, jobs[0].device)
-    return [result for job in jobs for result in probe_encoder(job, moved, name)]
+def _probe_all(setups: list[ProbeSetup], encoder: Encoder, name: str) -> list[HeadResult]:
+    on_device = prepare_for_inference(encoder, setups[0].device)
+    return [result for setup in setups for result in probe_encoder(setup, on_device, name)]
 
 
-def _prepare(pictures: Pictures, config: ProbeConfig, wanted: list[Feature], *, on_event: OnEvent) -> Job:
-    data, test = pictures.data, labelled_test(pictures)
+def _prepare(prepared: PreparedImages, config: ProbeConfig, wanted: list[Feature], *, on_event: OnEvent) -> ProbeSetup:
+    data, test = prepared.data, labelled_test(prepared)
     device = torch.device(choose_device(config.device))
     chosen = {"train": (data.train, limited(data.train, config.limit_train)), "test": (test, torch.arange(len(test)))}
     images, labels = {}, {}
     for part, (split, numbers) in chosen.items():
-        batch = max(config.batch_size + 1, PLAIN_BATCH)
-        images[part] = read_images(split, numbers, pictures, device=device, workers=config.workers, batch=batch)
+        batch = max(config.batch_size + 1, EVAL_BATCH_SIZE)
+        images[part] = read_images(split, numbers, prepared, device=device, workers=config.workers, batch=batch)
         assert split.labels is not None
         labels[part] = split.labels[numbers].to(device)
-    return Job(
+    return ProbeSetup(
         config=config,
-        pictures=pictures,
+        prepared=prepared,
         images=images,
         labels=labels,
         wanted=wanted,
-        draws=list(draws(config, labels["train"])),
+        subsets=list(subsets(config, labels["train"])),
         device=device,
         classes=max(len(data.classes or ()), 1 + int(torch.cat([*labels.values()]).max())),
         on_event=on_event,
     )
 
 
-def _counts(job: Job) -> dict[str, Any]:
-    counts = {"train_images": len(job.images["train"]), "test_images": len(job.images["test"]), "classes": job.classes}
-    return {"dataset": job.pictures.dataset.name, **counts}
+def _counts(setup: ProbeSetup) -> dict[str, Any]:
+    counts = {"train_images": len(setup.images["train"]), "test_images": len(setup.images["test"]), "classes": setup.classes}
+    return {"dataset": setup.prepared.dataset.name, **counts}
 
 
-def _destinations(source: Source, config: ProbeConfig, layers: list[str], out: Path | None) -> list[Path]:
+def _destinations(source: Weights, config: ProbeConfig, layers: list[str], out: Path | None) -> list[Path]:
     paths = [] if out is None else [out]
     if source.run is not None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from avtcli.config.components import Augment
-from avtcli.config.probe_config import CHOOSING_STEPS, CLOSED_HEADS, ProbeConfig
-from avtcli.models.weights import Source
+from avtcli.config.probe_config import CLOSED_FORM_HEADS, LR_SEARCH_STEPS, ProbeConfig
+from avtcli.models.weights import Weights
 
 HEADS_IN_WORDS = {
     "linear": "BatchNorm without affine, linear",
@@ -22,7 +22,7 @@ HEADS_IN_WORDS = {
 def describe_probe(
     config: ProbeConfig,
     augment: Augment,
-    source: Source,
+    source: Weights,
     *,
     layers: list[str],
     data: Sequence[Mapping[str, Any]],
@@ -39,7 +39,7 @@ def describe_probe(
         compared: whether there is a random baseline.
     """
     samples = config.samples if source.spec.noise_scale and not config.finetune else 0
-    closed = config.head in CLOSED_HEADS
+    closed = config.head in CLOSED_FORM_HEADS
     return {
         "recipe": config.recipe,
         "features": _features(config),
@@ -77,7 +77,7 @@ def _training(config: ProbeConfig) -> dict[str, Any]:
     return {
         "optimizer": _optimizer(config),
         "schedule": _schedule(config),
-        "rates": list(config.peaks) if config.schedule is None else None,
+        "rates": list(config.learning_rates) if config.schedule is None else None,
         "epochs": config.total_epochs,
         "batch_size": config.batch_size,
     }
@@ -105,7 +105,7 @@ def _supervised(config: ProbeConfig, augment: Augment) -> str:
     return (
         "the same protocol on a backbone trained from random weights with all labels under a linear head on its last layer: "
         f"{_augmentation(augment)}; {config.total_epochs} epochs, {_optimizer(config)}, {_schedule(config)}; {_chosen(config)} "
-        f"({_list(config.peaks)})"
+        f"({_list(config.learning_rates)})"
     )
 
 
@@ -155,9 +155,9 @@ def _chosen(config: ProbeConfig) -> str:
     if config.head == "knn":
         sizes = config.neighbours
         return f"k of {_list(sizes)}, {whole}" if len(sizes) > 1 else f"nothing: k is {sizes[0]}"
-    if not config.chooses_rate:
+    if not config.searches_lr:
         return "nothing: fixed rates, the whole training split, the last epoch"
-    short = f" after {CHOOSING_STEPS} steps, rounded up to epochs, with a cosine of their own"
+    short = f" after {LR_SEARCH_STEPS} steps, rounded up to epochs, with a cosine of their own"
     return f"the rate,{'' if config.finetune else short} {whole}"
 
 

@@ -10,14 +10,14 @@ from avtcli.config.probe_config import ProbeConfig
 from avtcli.data.images import Images
 from avtcli.errors import AvtError
 from avtcli.events import OnEvent
-from avtcli.features.evaluation_target import Pictures
+from avtcli.features.evaluation_target import PreparedImages
 from avtcli.features.feature_reader import Feature, ForwardedImages
 from avtcli.models.encoder import Encoder
 from avtcli.seeding import keyed_generator
 
 
 @dataclass(frozen=True)
-class Draw:
+class Subset:
     """Which training images the heads learn from: rows, (n,) int64, drawn by a seed."""
 
     rows: Tensor
@@ -49,20 +49,20 @@ class Figures:
     top1_best_test_epoch: float | None = None
 
 
-Found = tuple[Feature, Draw, Figures]
-"""A head's figures, its feature and its draw."""
+Found = tuple[Feature, Subset, Figures]
+"""A head's figures, its feature and its subset."""
 
 
 @dataclass(frozen=True)
-class Job:
+class ProbeSetup:
     """Everything a probe on one data set is made of beside the encoders."""
 
     config: ProbeConfig
-    pictures: Pictures
+    prepared: PreparedImages
     images: dict[str, Images]
     labels: dict[str, Tensor]
     wanted: list[Feature]
-    draws: list[Draw]
+    subsets: list[Subset]
     device: torch.device
     classes: int
     on_event: OnEvent
@@ -75,26 +75,26 @@ class Job:
             self.labels[part],
             wanted,
             part=part,
-            augment=self.pictures.augment if self.config.augments else None,
-            size=self.pictures.size,
+            augment=self.prepared.augment if self.config.augments else None,
+            size=self.prepared.size,
             samples=self.config.samples,
             seed=self.config.seed,
         )
 
 
-def draws(config: ProbeConfig, labels: Tensor) -> Iterator[Draw]:
-    """The draws of training images that a probe asks for, by the number of shots and the seed.
+def subsets(config: ProbeConfig, labels: Tensor) -> Iterator[Subset]:
+    """The subsets of training images that a probe asks for, by the number of shots and the seed.
 
     Raises:
         AvtError: if there are too few images.
     """
     for shots in config.shots or (None,):
         for seed in range(config.seed, config.seed + config.seeds):
-            yield Draw(drawn_rows(labels.cpu(), shots=shots, fraction=config.fraction, seed=seed), shots, seed)
+            yield Subset(subset_rows(labels.cpu(), shots=shots, fraction=config.fraction, seed=seed), shots, seed)
 
 
-def drawn_rows(labels: Tensor, *, shots: int | None = None, fraction: float | None = None, seed: int) -> Tensor:
-    """The rows to train on, sorted: all, or a draw by the seed of so many or such a share a class, the fewer among the more.
+def subset_rows(labels: Tensor, *, shots: int | None = None, fraction: float | None = None, seed: int) -> Tensor:
+    """The rows to train on, sorted: all, or a subset by the seed of so many or such a share a class, the fewer among the more.
 
     Raises:
         AvtError: if a class has too few images, or there are too few in all.
@@ -120,7 +120,7 @@ def drawn_rows(labels: Tensor, *, shots: int | None = None, fraction: float | No
 
 
 def split_held_out(rows: Tensor, labels: Tensor, share: float, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Part the training rows by a draw: those to fit on, and those held out, sorted.
+    """Part the training rows by a subset: those to fit on, and those held out, sorted.
 
     A class keeps an image to fit on, so that of one image a class nothing is held out.
 
@@ -128,7 +128,7 @@ def split_held_out(rows: Tensor, labels: Tensor, share: float, *, seed: int) -> 
         rows: to part, (n,) int64.
         labels: of all images, (N,) int64.
         share: of the rows to hold out.
-        seed: of the draw.
+        seed: of the subset.
     """
     order = rows[torch.randperm(len(rows), generator=keyed_generator(seed, "held out"))]
     count = min(max(1, round(len(order) * share)), len(order) - 2)

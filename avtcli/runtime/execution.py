@@ -20,11 +20,11 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Ways:
+class ExecutionDefaults:
     """What a class of device is fastest with.
 
     Attributes:
-        channels_last: whether the maps of convolutions lie channels last; see `lay_channels_last`.
+        channels_last: whether the maps of convolutions lie channels last; see `to_channels_last`.
         fused: whether the optimiser walks each parameter once.
         compile_from: the planned steps from which compiling pays for its minutes; none where it does not.
     """
@@ -34,22 +34,22 @@ class Ways:
     compile_from: int | None
 
 
-WAYS: Final = {
+EXECUTION_DEFAULTS: Final = {
     # Medians of the ratio to eager contiguous steps of 32 pairs of 32 px, in turn, on two x86 cores with AVX-512 and bf16 (no
     # AMX), torch 2.14. Channels last and fused: NIN 1.24 at width 1 and 1.44 at width 0.25, MobileNetV3 1.8, ConvNeXt 1.12,
     # AlexNet at 224 px 1.17, ResNet-18 1.06. Compiled: NIN 1.10, after a minute of compiling: oneDNN's convolutions alone take
     # 200 of the plain step's 320 ms, and inductor's normalisation in between is slower than eager's. Two others with AMX and
     # torch 2.15 gave 1.17, 1.31, 1.95, 1.08 and 1.07, and compiled 1.09. bf16: NIN 2.2, AlexNet 2.2, ResNet-18 1.1, with AMX
     # 2.15, 1.9 and 0.7; never chosen on a CPU, where the same settings would then give other numbers on one that has it not.
-    "cpu": Ways(channels_last=True, fused=True, compile_from=None),
+    "cpu": ExecutionDefaults(channels_last=True, fused=True, compile_from=None),
     # Not measured on a GPU: what PyTorch's own guides advise for convolutions on tensor cores. Compiling is left to --compile.
-    "cuda": Ways(channels_last=True, fused=True, compile_from=None),
+    "cuda": ExecutionDefaults(channels_last=True, fused=True, compile_from=None),
     # Not measured: PyTorch's defaults.
-    "mps": Ways(channels_last=False, fused=False, compile_from=None),
+    "mps": ExecutionDefaults(channels_last=False, fused=False, compile_from=None),
 }
 
 
-def resolve_ways(config: PretrainConfig, device: str, *, steps: int) -> PretrainConfig:
+def resolve_execution(config: PretrainConfig, device: str, *, steps: int) -> PretrainConfig:
     """Settle what the settings leave open for a class of device.
 
     Args:
@@ -60,7 +60,7 @@ def resolve_ways(config: PretrainConfig, device: str, *, steps: int) -> Pretrain
     Raises:
         AvtError: if compiling is asked for on a CPU and there is no C++ compiler.
     """
-    ways = WAYS[device]
+    ways = EXECUTION_DEFAULTS[device]
     can = device != "cpu" or _has_compiler()
     if config.compile and not can:
         raise AvtError("--compile needs a C++ compiler, and there is no g++ or clang++ here: install one, or leave it out.")
@@ -79,18 +79,20 @@ def resolve_ways(config: PretrainConfig, device: str, *, steps: int) -> Pretrain
 
 def choose_fused(optimizer: Optimizer, device: str) -> Optimizer:
     """Settle whether the optimiser walks each parameter once, where its settings leave that open."""
-    return optimizer if optimizer.fused is not None else optimizer.model_copy(update={"fused": WAYS[device].fused})
+    return (
+        optimizer if optimizer.fused is not None else optimizer.model_copy(update={"fused": EXECUTION_DEFAULTS[device].fused})
+    )
 
 
-def place(net: Net, device: torch.device) -> Net:
+def prepare_for_inference(net: Net, device: torch.device) -> Net:
     """Send a network that is only read to a device, laid out as that is fastest: on its class of device as in training."""
-    moved = net.to(device)
-    if WAYS[device.type].channels_last:
-        lay_channels_last(moved)
-    return moved
+    on_device = net.to(device)
+    if EXECUTION_DEFAULTS[device.type].channels_last:
+        to_channels_last(on_device)
+    return on_device
 
 
-def lay_channels_last(net: nn.Module) -> None:
+def to_channels_last(net: nn.Module) -> None:
     """Make the maps of a network lie channels last, by the layout of its convolutions' weights.
 
     The first weight says so, and those of one cell or of one channel a group do without a copy. On a CPU the others stay as

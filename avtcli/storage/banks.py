@@ -55,14 +55,14 @@ class Bank:
         return BankFamily(build_family(Plugin.model_validate({"name": plugin.name, **options})), self.coeffs)
 
 
-def draw_bank(plugin: Plugin, *, size: Size, count: int, seed: int) -> Bank:
+def sample_bank(plugin: Plugin, *, size: Size, count: int, seed: int) -> Bank:
     """Draw a bank.
 
     Raises:
         AvtError: for a family that is not made of homographies, or one that folds images.
     """
     family = build_family(plugin)
-    parameters = family.draw(count, size, keyed_generator(seed, "bank"))
+    parameters = family.sample(count, size, keyed_generator(seed, "bank"))
     if family.kind != "geometric" or parameters.shape[1] != 8:
         raise AvtError(f"A bank holds homographies of 8 coefficients each; '{plugin.name}' draws something else.")
     matrices = family.in_from_out(parameters, size)
@@ -83,7 +83,7 @@ def generate(out: Path, *, plugin: Plugin, size: int, count: int, seed: int, on_
 
     refuse_existing(out, flag="name")
     began = time.monotonic()
-    bank = draw_bank(plugin, size=(size, size), count=count, seed=seed)
+    bank = sample_bank(plugin, size=(size, size), count=count, seed=seed)
     about = {
         "family": plugin.name,
         "options": plugin.options,

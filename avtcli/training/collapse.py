@@ -1,7 +1,7 @@
 """What a run's evaluations say of collapse: a code that no longer tells images apart, a decoder that has learned nothing.
 
 A false alarm costs a run, silence an hour, so the thresholds lie far from what was seen of healthy runs on the embedded images
-(NIN, a ResNet; SGD and AdamW), and within what was seen of AdamW at 10, whose code lost all but 0.3 % of its spread and had an
+(NIN, a ResNet; SGD and AdamW), and within what was seen of AdamW at 10, whose code lost all but 0.3 % of its code std and had an
 effective rank of 1.00.
 """
 
@@ -13,9 +13,9 @@ from avtcli.config.pretrain_config import PretrainConfig
 Point = dict[str, Any]
 """A line of metrics.jsonl with the figures of an evaluation: `step`, `epoch` (how many are done) and `eval`."""
 
-SPREAD_LEFT: Final = 0.01
-"""Of the first evaluation's spread: a collapsed code has less; healthy ones kept half of it or gained."""
-SPREAD_FLOOR: Final = 1e-5
+CODE_STD_LEFT: Final = 0.01
+"""Of the first evaluation's code std: a collapsed code has less; healthy ones kept half of it or gained."""
+CODE_STD_FLOOR: Final = 1e-5
 """Of a code that was flat from the start: about what rounding in float32 leaves."""
 RANK_LEFT: Final = 0.05
 """Of what the first effective rank had above 1, which is its least value: random weights have about 2, healthy ones gain."""
@@ -67,8 +67,8 @@ def _signs(points: Sequence[Point], settled: float) -> dict[str, str]:
     signs, epoch = {}, points[-1]["epoch"]
     if _is_flat(first, now):
         signs["code"] = (
-            f"Collapse at epoch {epoch}: all images have nearly one code, spread {in_words(now['code_spread'], '.2g')} "
-            f"(at first {in_words(first['code_spread'], '.2g')}), RankMe {in_words(now['rankme'], '.1f')} "
+            f"Collapse at epoch {epoch}: all images have nearly one code, code std {in_words(now['code_std'], '.2g')} "
+            f"(at first {in_words(first['code_std'], '.2g')}), RankMe {in_words(now['rankme'], '.1f')} "
             f"(at first {in_words(first['rankme'], '.1f')})."
         )
     if points[-2]["step"] >= settled and _knows_nothing(before) and _knows_nothing(now):
@@ -81,9 +81,9 @@ def _signs(points: Sequence[Point], settled: float) -> dict[str, str]:
 
 
 def _is_flat(first: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    if now["code_spread"] is None or now["rankme"] is None:  # not finite
+    if now["code_std"] is None or now["rankme"] is None:  # not finite
         return True
-    if now["code_spread"] < max(SPREAD_FLOOR, SPREAD_LEFT * (first["code_spread"] or 0)):
+    if now["code_std"] < max(CODE_STD_FLOOR, CODE_STD_LEFT * (first["code_std"] or 0)):
         return True
     return bool(now["rankme"] < min(RANK_FLOOR, 1 + RANK_LEFT * ((first["rankme"] or 1) - 1)))
 

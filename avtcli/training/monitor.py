@@ -9,7 +9,7 @@ from avtcli.events import Notice, OnEvent
 from avtcli.storage.metrics_log import MetricsLog
 from avtcli.training.collapse import Point, in_words, new_signs
 from avtcli.training.run_quality import decoder_mace, measure
-from avtcli.training.training_setup import Job
+from avtcli.training.training_setup import TrainingSetup
 
 
 class Monitor:
@@ -18,23 +18,23 @@ class Monitor:
     What it knows it reads from the log, so that a resumed run goes on as if it had never stopped.
 
     Args:
-        job: the run; its network is left in the mode it was in, and no draw of the training is touched.
+        setup: the run; its network is left in the mode it was in, and no draw of the training is touched.
         metrics: where the figures go, one line an evaluation: the step, the epochs done, and `eval`.
         on_event: told the figures.
     """
 
-    def __init__(self, job: Job, metrics: MetricsLog, *, on_event: OnEvent) -> None:
-        self.job, self.metrics, self.on_event = job, metrics, on_event
+    def __init__(self, setup: TrainingSetup, metrics: MetricsLog, *, on_event: OnEvent) -> None:
+        self.setup, self.metrics, self.on_event = setup, metrics, on_event
         self.points: list[Point] = [line for line in metrics.read() if "eval" in line]
 
     def is_due(self, step: int) -> bool:
         """Whether to evaluate after a step: the first, while weights are random, every so many epochs, and the last epoch."""
-        config, (epoch, rest) = self.job.config, divmod(step, len(self.job.bounds))
+        config, (epoch, rest) = self.setup.config, divmod(step, len(self.setup.bounds))
         if not config.eval_every:
             return False
         return step == 1 or (not rest and (epoch % config.eval_every == 0 or epoch == config.total_epochs))
 
-    def look(self, step: int) -> str:
+    def maybe_evaluate(self, step: int) -> str:
         """Evaluate if it is due, in the main process while the others wait.
 
         Returns:
@@ -42,7 +42,7 @@ class Monitor:
         """
         if not self.is_due(step):
             return ""
-        told = [self._evaluate(step) if self.job.accelerator.is_main_process else ""]
+        told = [self._evaluate(step) if self.setup.accelerator.is_main_process else ""]
         broadcast_object_list(told)
         return told[0]
 
@@ -51,20 +51,20 @@ class Monitor:
         if self.points and self.points[-1]["step"] == step:
             found: float | None = self.points[-1]["eval"]["mace_px"]
             return found
-        self.job.net.eval()
-        return decoder_mace(self.job)
+        self.setup.net.eval()
+        return decoder_mace(self.setup)
 
     def _evaluate(self, step: int) -> str:
-        job = self.job
-        training = job.net.training
-        job.net.eval()
-        quality = measure(job)
-        job.net.train(training)
-        self.points.append({"step": step, "epoch": step // len(job.bounds), "eval": asdict(quality)})
+        setup = self.setup
+        training = setup.net.training
+        setup.net.eval()
+        quality = measure(setup)
+        setup.net.train(training)
+        self.points.append({"step": step, "epoch": step // len(setup.bounds), "eval": asdict(quality)})
         self.metrics.append(self.points[-1:])
         self.on_event(Notice(_summary(self.points)))
-        signs = new_signs(self.points, config=job.config, steps_per_epoch=len(job.bounds))
-        if job.config.stop_on_collapse:
+        signs = new_signs(self.points, config=setup.config, steps_per_epoch=len(setup.bounds))
+        if setup.config.stop_on_collapse:
             return " ".join(signs)
         for sign in signs:
             self.on_event(Notice(sign))
@@ -72,7 +72,7 @@ class Monitor:
 
 
 def _summary(points: Sequence[Point]) -> str:
-    """One line: `epoch 10: MACE 12.3 px (constant 23.5)  k-NN 81.2 % (+1.3)  RankMe 31.0/48  spread 0.41`."""
+    """One line: `epoch 10: MACE 12.3 px (constant 23.5)  k-NN 81.2 % (+1.3)  RankMe 31.0/48  code std 0.41`."""
     first, now = points[0]["eval"], points[-1]["eval"]
     words = []
     if now["constant_mace_px"] is not None:
@@ -81,5 +81,5 @@ def _summary(points: Sequence[Point]) -> str:
         gain = "" if len(points) == 1 or first["knn_top1"] is None else f" ({now['knn_top1'] - first['knn_top1']:+.1f})"
         words.append(f"k-NN {now['knn_top1']:.1f} %{gain}")
     words.append(f"RankMe {in_words(now['rankme'], '.1f')}/{now['rankme_max']}")
-    words.append(f"spread {in_words(now['code_spread'], '.3f')}")
+    words.append(f"code std {in_words(now['code_std'], '.3f')}")
     return f"epoch {points[-1]['epoch']}: " + "  ".join(words)

@@ -14,7 +14,7 @@ from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.contracts import ImageData, Objective, Size, TransformFamily
 from avtcli.data.datasets import build_data, image_size, limited
 from avtcli.data.epoch_table import batch_bounds
-from avtcli.data.resident_images import PLAIN_BATCH
+from avtcli.data.resident_images import EVAL_BATCH_SIZE
 from avtcli.data.streaming import choose_workers
 from avtcli.events import Notice, OnEvent, Started
 from avtcli.geometry.family_building import build_family, plugin_names
@@ -22,12 +22,12 @@ from avtcli.models.initial_weights import build_initial, stored_backbone
 from avtcli.models.siamese import AVTModel
 from avtcli.runtime.devices import build_accelerator, choose_device, choose_precision, device_in_words
 from avtcli.runtime.environment import describe_environment
-from avtcli.runtime.execution import lay_channels_last, resolve_ways
-from avtcli.storage.banks import draw_bank, load_bank
+from avtcli.runtime.execution import resolve_execution, to_channels_last
+from avtcli.storage.banks import load_bank, sample_bank
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingSetup:
     """Everything a run is made of, built and checked before the first step."""
 
     config: PretrainConfig
@@ -38,7 +38,7 @@ class Job:
     size: Size
     spec: ModelSpec
     net: AVTModel
-    numbers: Tensor
+    indices: Tensor
     bounds: list[tuple[int, int]]
     workers: int
     environment: dict[str, Any]
@@ -55,7 +55,7 @@ def planned_steps(config: PretrainConfig, steps_per_epoch: int) -> int:
     return min(whole, config.max_steps or whole)
 
 
-def prepare(config: PretrainConfig, *, resume: bool = False, on_event: OnEvent) -> Job:
+def build_training_setup(config: PretrainConfig, *, resume: bool = False, on_event: OnEvent) -> TrainingSetup:
     """Build all that a run needs; nothing is written.
 
     Args:
@@ -71,11 +71,11 @@ def prepare(config: PretrainConfig, *, resume: bool = False, on_event: OnEvent) 
     config = config.model_copy(update={"precision": choose_precision(config.precision, device)})
     accelerator = build_accelerator(device, config.precision)
     data = build_data(config.dataset, config.data_dir)
-    numbers = limited(data.train, config.limit_train)
-    bounds = batch_bounds(len(numbers), config.batch_size)
-    config = resolve_ways(config, device, steps=planned_steps(config, len(bounds)))
+    indices = limited(data.train, config.limit_train)
+    bounds = batch_bounds(len(indices), config.batch_size)
+    config = resolve_execution(config, device, steps=planned_steps(config, len(bounds)))
     size = image_size(data, config.augment)
-    family = build_law(config, size)
+    family = build_transform(config, size)
     objective: Objective = registry.build("objective", config.objective.name, config.objective.options)
     spec = ModelSpec(
         backbone=stored_backbone(config.backbone),
@@ -91,9 +91,9 @@ def prepare(config: PretrainConfig, *, resume: bool = False, on_event: OnEvent) 
     )
     net = build_initial(config, spec, resume=resume, on_event=on_event).to(accelerator.device)
     if config.channels_last:
-        lay_channels_last(net)
+        to_channels_last(net)
     plugins = [(kind, name) for kind in registry.KINDS for name in plugin_names(getattr(config, kind).name)]
-    job = Job(
+    setup = TrainingSetup(
         config=config,
         accelerator=accelerator,
         data=data,
@@ -102,7 +102,7 @@ def prepare(config: PretrainConfig, *, resume: bool = False, on_event: OnEvent) 
         size=size,
         spec=spec,
         net=net,
-        numbers=numbers,
+        indices=indices,
         bounds=bounds,
         workers=choose_workers(
             config.workers, data.train, batch_bytes=_batch_bytes(config, data, size, accelerator.num_processes)
@@ -114,8 +114,8 @@ def prepare(config: PretrainConfig, *, resume: bool = False, on_event: OnEvent) 
             data_fingerprint=data.fingerprint,
         ),
     )
-    on_event(Started(_facts(job)))
-    return job
+    on_event(Started(_facts(setup)))
+    return setup
 
 
 def _with_full_name(config: PretrainConfig, *, on_event: OnEvent) -> PretrainConfig:
@@ -127,8 +127,8 @@ def _with_full_name(config: PretrainConfig, *, on_event: OnEvent) -> PretrainCon
     return config.model_copy(update={"backbone": Plugin(name=full, **config.backbone.options)})
 
 
-def build_law(config: PretrainConfig, size: Size) -> TransformFamily:
-    """The family that the run draws from: the plugin's own law, a bank's rows, or those of a bank made here.
+def build_transform(config: PretrainConfig, size: Size) -> TransformFamily:
+    """The family that the run draws from: the plugin's own distribution, a bank's rows, or those of a bank made here.
 
     Raises:
         AvtError: for a bank of another family or size.
@@ -137,31 +137,31 @@ def build_law(config: PretrainConfig, size: Size) -> TransformFamily:
     if config.homographies is not None:
         return load_bank(Path(config.homographies), plugin=plugin, size=size)
     if config.bank_count is not None:
-        return draw_bank(plugin, size=size, count=config.bank_count, seed=config.seed).family(plugin)
+        return sample_bank(plugin, size=size, count=config.bank_count, seed=config.seed).family(plugin)
     return build_family(plugin)
 
 
 def _batch_bytes(config: PretrainConfig, data: ImageData, size: Size, processes: int) -> int:
     """Of one process's largest batch in uint8: of training, where a single image may join the last one, or held out."""
-    return max(config.batch_size // processes + 1, PLAIN_BATCH) * data.channels * size[0] * size[1]
+    return max(config.batch_size // processes + 1, EVAL_BATCH_SIZE) * data.channels * size[0] * size[1]
 
 
-def _ways_in_words(config: PretrainConfig) -> list[str]:
+def _describe_execution(config: PretrainConfig) -> list[str]:
     ways = {"channels last": config.channels_last, "compiled": config.compile, "fused optimiser": config.optimizer.fused}
     return [name for name, chosen in ways.items() if chosen]
 
 
-def _facts(job: Job) -> tuple[tuple[str, str], ...]:
-    config, parameters = job.config, sum(p.numel() for p in job.net.parameters())
-    channels, (height, width) = job.data.channels, job.size
+def _facts(setup: TrainingSetup) -> tuple[tuple[str, str], ...]:
+    config, parameters = setup.config, sum(p.numel() for p in setup.net.parameters())
+    channels, (height, width) = setup.data.channels, setup.size
     return (
         ("recipe", config.recipe),
-        ("data", f"{config.dataset.name}: {len(job.numbers)} images, {channels}x{height}x{width}"),
+        ("data", f"{config.dataset.name}: {len(setup.indices)} images, {channels}x{height}x{width}"),
         ("backbone", f"{config.backbone.name}, {parameters:,} parameters with the decoder"),
         ("task", f"{config.objective.name} on {config.transform.name}"),
-        ("device", ", ".join([job.environment["device"], config.precision, *_ways_in_words(config)])),
-        ("batch", f"{config.batch_size} over {job.accelerator.num_processes} process(es)"),
-        ("steps", f"{job.total_steps} ({len(job.bounds)} an epoch, {config.total_epochs} epochs)"),
-        *([("readers", f"{job.workers} processes")] if job.data.train.images is None else []),
+        ("device", ", ".join([setup.environment["device"], config.precision, *_describe_execution(config)])),
+        ("batch", f"{config.batch_size} over {setup.accelerator.num_processes} process(es)"),
+        ("steps", f"{setup.total_steps} ({len(setup.bounds)} an epoch, {config.total_epochs} epochs)"),
+        *([("readers", f"{setup.workers} processes")] if setup.data.train.images is None else []),
         ("seed", str(config.seed)),
     )

@@ -19,7 +19,7 @@ from avtcli.geometry.homography import in_from_out_from_corners
 from avtcli.models.siamese import AVTModel
 from avtcli.seeding import keyed_generator
 from avtcli.training.optimizer import build_optimizer, set_rates
-from avtcli.training.training_setup import Job, prepare
+from avtcli.training.training_setup import TrainingSetup, build_training_setup
 
 PROJECTIVE = build_family(Plugin(name="projective"))
 
@@ -32,7 +32,7 @@ def noise(count: int, side: int, channels: int = 3) -> Tensor:
 def test_one_system_of_equations_at_a_time_gives_the_homographies_of_the_closed_form(side: int) -> None:
     rng = random.Random(0)
     corners = [baseline.draw_corners(side, rng) for _ in range(200)]
-    solved = np.stack([baseline.solve_homography(moved, side) for moved in corners])
+    solved = np.stack([baseline.solve_homography(transformed, side) for transformed in corners])
 
     closed = in_from_out_from_corners(torch.tensor(corners, dtype=torch.float64), (side, side)).flatten(1)[:, :8]
 
@@ -51,7 +51,7 @@ def test_the_plain_law_has_the_statistics_of_ours() -> None:
 @pytest.mark.parametrize(("side", "channels"), [(32, 1), (32, 3), (224, 3)])
 def test_warping_one_by_one_with_pillow_gives_the_grey_levels_of_our_batch(side: int, channels: int) -> None:
     pixels = noise(8, side, channels)
-    parameters = PROJECTIVE.draw(8, (side, side), keyed_generator("warp"))
+    parameters = PROJECTIVE.sample(8, (side, side), keyed_generator("warp"))
     plain = [baseline.warp_image(baseline.image_of(p), c) for p, c in zip(pixels, parameters.numpy(), strict=True)]
 
     levels = 255 * (PROJECTIVE.apply(pixels / 255, parameters) - torch.stack([baseline.tensor_of(i) for i in plain])).abs()
@@ -67,13 +67,13 @@ def test_an_image_goes_to_pillow_and_back_unchanged() -> None:
     assert torch.equal(baseline.tensor_of(baseline.image_of(pixels[0])) * 255, pixels[0].float())
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_cropping_one_by_one_gives_the_pixels_of_our_batch(mirrored: bool) -> None:
+@pytest.mark.parametrize("flipped", [False, True])
+def test_cropping_one_by_one_gives_the_pixels_of_our_batch(flipped: bool) -> None:
     pixels, (top, left) = noise(1, 32), (7, 2)
-    uniforms = torch.tensor([[(top + 0.5) / 9, (left + 0.5) / 9, 0.25 if mirrored else 0.75]], dtype=torch.float64)
+    uniforms = torch.tensor([[(top + 0.5) / 9, (left + 0.5) / 9, 0.25 if flipped else 0.75]], dtype=torch.float64)
 
     ours = augment.crop_and_flip(pixels, uniforms, crop=(32, 32), padding=4)
-    plain = baseline.crop_and_flip(baseline.image_of(pixels[0]), top=top, left=left, mirrored=mirrored, padding=4)
+    plain = baseline.crop_and_flip(baseline.image_of(pixels[0]), top=top, left=left, flipped=flipped, padding=4)
 
     assert torch.equal(baseline.tensor_of(plain) * 255, ours[0].float())
 
@@ -95,12 +95,12 @@ def test_a_plain_pair_is_an_image_its_warp_and_the_target_that_our_family_decode
     pairs = plain_pairs()
     options = {"mean": pairs.target_mean, "std": pairs.target_std}
     family = build_family(Plugin.model_validate({"name": "projective", **options}))
-    original, moved, target = pairs[3]
+    original, transformed, target = pairs[3]
     parameters = family.decode(target[None].double(), (32, 32))
 
     ours = family.apply(original[None] * 0.25 + 0.5, parameters)[0]
 
-    levels = 255 * (ours - (moved * 0.25 + 0.5)).abs()
+    levels = 255 * (ours - (transformed * 0.25 + 0.5)).abs()
     assert (levels < 1.5).float().mean() > 0.99  # the target's float32 moves a few pixels across the image's edge
 
 
@@ -122,37 +122,37 @@ def test_plain_batches_go_on_without_end_and_visit_every_image_each_epoch() -> N
         assert sorted(torch.cat(epoch)[:, 0, 0, 0].round().tolist()) == [10, 50, 90, 130, 170, 210]
 
 
-def job_of(recipe: str, **over: object) -> Job:
+def job_of(recipe: str, **over: object) -> TrainingSetup:
     settings = {"dataset": {"name": "fashion-mini"}, "limit_train": 32, "batch_size": 8, "device": "cpu", **over}
-    return prepare(resolve(settings, recipe=recipe), on_event=lambda event: None)
+    return build_training_setup(resolve(settings, recipe=recipe), on_event=lambda event: None)
 
 
-def batch_of(job: Job) -> tuple[baseline.Pair, tuple[Tensor, Tensor]]:
-    generator, dtype = keyed_generator("batch"), next(job.net.parameters()).dtype
-    original, moved = torch.randn(2, 8, job.spec.channels, *job.size, generator=generator).to(dtype)
+def batch_of(setup: TrainingSetup) -> tuple[baseline.Pair, tuple[Tensor, Tensor]]:
+    generator, dtype = keyed_generator("batch"), next(setup.net.parameters()).dtype
+    original, transformed = torch.randn(2, 8, setup.spec.channels, *setup.size, generator=generator).to(dtype)
     target = torch.randn(8, 8, generator=generator).to(dtype)
-    code = job.net.encoder.code_shape(job.spec.channels, job.size)
+    code = setup.net.encoder.code_shape(setup.spec.channels, setup.size)
     first, second = torch.randn(2, 8, *code, generator=generator).to(dtype)
-    return (original, moved, target), (first, second)
+    return (original, transformed, target), (first, second)
 
 
-def our_loss(job: Job, net: AVTModel, pair: baseline.Pair, eps: tuple[Tensor, Tensor]) -> Tensor:
+def our_loss(setup: TrainingSetup, net: AVTModel, pair: baseline.Pair, eps: tuple[Tensor, Tensor]) -> Tensor:
     mean, log_var = net(pair[0], pair[1], *eps)
-    return job.objective.loss(mean, log_var, Target(pair[2], pair[2], job.family, job.size)).per_sample.mean()
+    return setup.objective.loss(mean, log_var, Target(pair[2], pair[2], setup.family, setup.size)).per_sample.mean()
 
 
 def test_plain_training_has_our_losses_and_weights_step_by_step() -> None:
     """In float64: in float32 both sides round otherwise, and a few steps make much of it."""
-    job = job_of("cifar10-nin", backbone={"width": 0.05})
-    job.net.double()
-    plain = copy.deepcopy(job.net)
-    optimizers = build_optimizer(job.config, job.net.train()), baseline.build_optimizer(plain.train())
-    pair, eps = batch_of(job)
+    setup = job_of("cifar10-nin", backbone={"width": 0.05})
+    setup.net.double()
+    plain = copy.deepcopy(setup.net)
+    optimizers = build_optimizer(setup.config, setup.net.train()), baseline.build_optimizer(plain.train())
+    pair, eps = batch_of(setup)
     ours, theirs = [], []
     for step in range(4):
         for optimizer in optimizers:
-            set_rates(optimizer, job.config, step, len(job.bounds))
-        loss = our_loss(job, job.net, pair, eps)
+            set_rates(optimizer, setup.config, step, len(setup.bounds))
+        loss = our_loss(setup, setup.net, pair, eps)
         loss.backward()
         optimizers[0].step()
         optimizers[0].zero_grad()
@@ -161,13 +161,13 @@ def test_plain_training_has_our_losses_and_weights_step_by_step() -> None:
 
     assert ours[0] != ours[-1]
     np.testing.assert_allclose(theirs, ours, rtol=1e-9)
-    for (name, a), b in zip(job.net.state_dict().items(), plain.state_dict().values(), strict=True):
+    for (name, a), b in zip(setup.net.state_dict().items(), plain.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_the_plain_probe_learns_what_a_head_on_kept_features_learns() -> None:
-    job = job_of("cifar10-nin", backbone={"width": 0.05})
-    encoder = job.net.encoder.eval()
+    setup = job_of("cifar10-nin", backbone={"width": 0.05})
+    encoder = setup.net.encoder.eval()
     pixels, labels = noise(12, 32, 1), torch.arange(12) % 3
     batches = list(zip(pixels.split(4), labels.split(4), strict=True))
     torch.default_generator.manual_seed(0)

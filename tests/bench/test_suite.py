@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from avtcli.bench import step_benchmarks as step
-from avtcli.bench.bench_setups import prepare_small
+from avtcli.bench.bench_setups import build_small_setup
 from avtcli.bench.suite import MEASUREMENTS, BenchResult, bench, check_names, commit_of_checkout, cpu_name
-from avtcli.bench.timing import Ground, Scale, Trial, compare
+from avtcli.bench.timing import BenchConfig, Benchmark, Scale, compare
 from avtcli.errors import AvtError
 from avtcli.events import Event, Progress
 from avtcli.storage.files import to_json
@@ -33,7 +33,7 @@ TINY = Scale(
     matmul=64,
     checkpoint_mb=1,
 )
-GROUND = Ground(torch.device("cpu"), TINY)
+GROUND = BenchConfig(torch.device("cpu"), TINY)
 
 
 def tiny(*only: str, rounds: int = 2) -> BenchResult:
@@ -82,17 +82,17 @@ def test_a_backbone_of_timm_takes_the_same_first_steps_on_both_sides() -> None:
 
 
 def test_a_pair_of_the_published_network_takes_three_gflop() -> None:
-    job = prepare_small(GROUND, images=2, batch_size=2)
-    pair = next(step.make_pairs(job, step.images_of(job), epoch=0))
+    setup = build_small_setup(GROUND, images=2, batch_size=2)
+    pair = next(step.make_pairs(setup, step.images_of(setup), epoch=0))
 
     # 253 M multiply-adds an image of three channels, 243 M of one; two views, forward and twice that backward, but for the
     # gradient of the first convolution's input, which nobody asks for
-    assert step.flops_of_a_pair(job.net, pair) == pytest.approx(2 * 2 * 3 * 243e6 - 2 * 2 * 4.9e6, rel=0.01)
+    assert step.flops_of_a_pair(setup.net, pair) == pytest.approx(2 * 2 * 3 * 243e6 - 2 * 2 * 4.9e6, rel=0.01)
 
 
 def test_the_step_is_as_precise_as_asked_for() -> None:
     with pytest.raises(AvtError, match="fp16 training needs a GPU"):
-        prepare_small(replace(GROUND, precision="fp16"), images=2, batch_size=2)
+        build_small_setup(replace(GROUND, precision="fp16"), images=2, batch_size=2)
 
 
 def test_the_loop_tells_the_share_of_time_that_it_waits_for_data() -> None:
@@ -147,17 +147,17 @@ def test_no_names_mean_all_measurements() -> None:
 
 def test_a_trial_alternates_its_sides_after_a_round_that_does_not_count() -> None:
     calls: list[str] = []
-    trial = Trial("", "", lambda: calls.append("ours"), lambda: calls.append("plain"), 1, 1)
+    benchmark = Benchmark("", "", lambda: calls.append("ours"), lambda: calls.append("plain"), 1, 1)
 
-    compare("", trial, device=torch.device("cpu"), rounds=3)
+    compare("", benchmark, device=torch.device("cpu"), rounds=3)
 
     assert calls == ["ours", "plain"] * 4
 
 
 def test_a_side_that_sleeps_three_times_as_long_has_a_third_of_the_rate() -> None:
-    trial = Trial("", "x/s", lambda: time.sleep(0.05), lambda: time.sleep(0.15), 2, 2)
+    benchmark = Benchmark("", "x/s", lambda: time.sleep(0.05), lambda: time.sleep(0.15), 2, 2)
 
-    found = compare("sleep", trial, device=torch.device("cpu"), rounds=3)
+    found = compare("sleep", benchmark, device=torch.device("cpu"), rounds=3)
 
     assert found.ratio_high > 1.5  # a busy machine oversleeps
     assert found.ours <= 2 / 0.05

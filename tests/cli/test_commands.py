@@ -1,4 +1,4 @@
-"""The commands of the main job, one after the other, and the small ones beside them."""
+"""The commands of the main setup, one after the other, and the small ones beside them."""
 
 import hashlib
 import json

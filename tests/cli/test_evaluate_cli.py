@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from avtcli.models.weights import encoder_of, open_source
+from avtcli.models.weights import open_weights, restore_encoder
 from avtcli.storage.files import to_metadata
 
 FIELDS = {
@@ -30,7 +30,7 @@ def test_the_json_has_the_fields_of_the_contract_and_goes_to_out_and_the_run_too
     assert set(figures) == FIELDS
     assert {"mrr", "hit1", "hit5", "bank"} <= set(figures["retrieval"])
     assert set(figures["calibration"]) == {"levels", "pooled", "per_parameter", "picture"}
-    assert set(figures["baselines"]) == {"identity", "constant", "quarter_turn"}
+    assert set(figures["baselines"]) == {"identity", "constant", "rotation_oracle"}
     assert all(set(baseline) == {"mace_px", "mse_normalised"} for baseline in figures["baselines"].values())
     fit = {"features", "penalty", "mace_px", "mse_normalised", "r2", "r2_per_parameter"}
     assert set(figures["ridge"]) == {"layer", "fit_pairs", "random", *fit}
@@ -64,9 +64,9 @@ def test_the_tables_put_decoder_and_ridge_beside_what_is_trivial(avt, run: Path)
 
 
 def test_an_exported_file_and_a_backbone_by_name_are_read_by_the_ridge_alone(avt, run: Path) -> None:
-    source = open_source(run)
+    source = open_weights(run)
     about = {"model": source.spec.model_dump(mode="json", exclude_none=True), "config": source.about["config"]}
-    save_file(encoder_of(source).state_dict(), "a.safetensors", metadata=to_metadata(about))
+    save_file(restore_encoder(source).state_dict(), "a.safetensors", metadata=to_metadata(about))
     by_file = avt("evaluate a.safetensors --count 20")
     by_name = avt(
         "evaluate --backbone nin -o backbone.width=0.05 --dataset fashion-mini --transform rotation --count 20 --json"
@@ -84,7 +84,7 @@ def test_an_exported_file_and_a_backbone_by_name_are_read_by_the_ridge_alone(avt
 def test_an_option_of_the_transformation_goes_over_the_runs_own(avt, run: Path) -> None:
     result = avt("evaluate run --count 20 -o transform.shift=0.05 --json")
 
-    assert result.json["protocol"]["law"] == "fresh draws, not of a bank, of projective (shift=0.05)"
+    assert result.json["protocol"]["distribution"] == "fresh draws, not of a bank, of projective (shift=0.05)"
     assert "run was trained on projective, not on projective (shift=0.05)" in result.stderr
 
 

@@ -50,9 +50,9 @@ def test_the_json_names_the_plugin_and_every_promise(avt: Callable[..., Result])
         **{"kind": "transform", "name": "translation", "distribution": "avtcli"},
         **{"version": registry.info("transform", "translation").version, "ok": True},
     }
-    assert all(set(check) == {"promise", "ok", "problem", "figures"} and check["ok"] for check in result.json["checks"])
+    assert all(set(check) == {"check", "ok", "problem", "figures"} and check["ok"] for check in result.json["checks"])
     assert {"decoding is the inverse", "targets have the statistics that it states"} <= {
-        check["promise"] for check in result.json["checks"]
+        check["check"] for check in result.json["checks"]
     }
 
 

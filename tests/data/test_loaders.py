@@ -18,8 +18,8 @@ from avtcli.contracts import ImageData, MemorySplit, Split
 from avtcli.data import streaming
 from avtcli.data.datasets import build_data, data_folder, image_size, limited
 from avtcli.data.epoch_table import EpochTable, batch_bounds
-from avtcli.data.images import Window, resize, resized_size
-from avtcli.data.resident_images import ResidentImages, build_images, plain_batches, training_batches
+from avtcli.data.images import CropSpec, resize, resized_size
+from avtcli.data.resident_images import ResidentImages, build_images, evaluation_batches, training_batches
 from avtcli.data.streaming import StreamedImages, choose_workers
 from avtcli.errors import AvtError, RunFailedError
 
@@ -44,22 +44,22 @@ def pixels(image: Image.Image) -> torch.Tensor:
 
 
 class Streamed(Split):
-    """Pictures that are not in one tensor; one of them may be damaged, another slow."""
+    """PreparedImages that are not in one tensor; one of them may be damaged, another slow."""
 
     images = None
 
-    def __init__(self, pictures: list[torch.Tensor], *, damaged: int | None = None, seconds: float = 0.0) -> None:
-        self.pictures, self.damaged, self.seconds = pictures, damaged, seconds
-        self.labels = torch.arange(len(pictures))
+    def __init__(self, prepared: list[torch.Tensor], *, damaged: int | None = None, seconds: float = 0.0) -> None:
+        self.prepared, self.damaged, self.seconds = prepared, damaged, seconds
+        self.labels = torch.arange(len(prepared))
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.prepared)
 
     def read(self, i: int) -> torch.Tensor:
         time.sleep(self.seconds)
         if i == self.damaged:
             raise AvtError(f"{self.name(i)} does not decode")
-        return self.pictures[i]
+        return self.prepared[i]
 
     def name(self, i: int) -> str:
         return f"folder/{i}.jpg"
@@ -126,18 +126,18 @@ def test_plain_batches_equal_torchvisions_resize_and_centre_crop(size: tuple[int
     split = Streamed([photo(i, size) for i in range(3)])
     after = resized_size(size, 36)
     assert (max(after) - 32) % 4 != 1  # a room of 1, 5, 9 ...: the test below
-    (batch,) = plain_batches(streamed(split, shorter=36), [torch.tensor([2, 0])], (32, 32))
+    (batch,) = evaluation_batches(streamed(split, shorter=36), [torch.tensor([2, 0])], (32, 32))
     compose = transforms.Compose([transforms.Resize(36), transforms.CenterCrop(32)])
     for image, number in zip(batch, (2, 0), strict=True):
-        assert torch.equal(image, pixels(compose(picture(split.pictures[number]))))
+        assert torch.equal(image, pixels(compose(picture(split.prepared[number]))))
 
 
 def test_the_middle_of_an_odd_room_is_rounded_up_for_resident_and_streamed_images_alike():
     image = photo(5, (37, 41))
-    (whole,) = plain_batches(streamed(Streamed([image])), [torch.tensor([0])], (32, 32))
+    (whole,) = evaluation_batches(streamed(Streamed([image])), [torch.tensor([0])], (32, 32))
     resident = ResidentImages(MemorySplit(image[None], None, prefix="x"), torch.tensor([0]), device=CPU)
     assert torch.equal(whole[0], image[:, 3:35, 5:37])
-    assert torch.equal(next(plain_batches(resident, [torch.tensor([0])], (32, 32))), whole)
+    assert torch.equal(next(evaluation_batches(resident, [torch.tensor([0])], (32, 32))), whole)
 
 
 # crop and flip
@@ -186,8 +186,8 @@ def test_the_rows_of_streamed_images_count_the_chosen_numbers():
     chosen = StreamedImages(Streamed(VARIED), torch.tensor([4, 1]), device=CPU)
     assert len(chosen) == 2
     assert torch.equal(
-        next(plain_batches(chosen, [torch.tensor([1])], (16, 16))),
-        next(plain_batches(streamed(Streamed(VARIED)), [torch.tensor([1])], (16, 16))),
+        next(evaluation_batches(chosen, [torch.tensor([1])], (16, 16))),
+        next(evaluation_batches(streamed(Streamed(VARIED)), [torch.tensor([1])], (16, 16))),
     )
 
 
@@ -225,13 +225,13 @@ def test_the_batches_that_are_left_of_an_epoch_are_those_of_the_whole_epoch(work
 @pytest.mark.parametrize("workers", [0, 1])
 def test_reading_leaves_the_global_generator_alone(workers: int):
     before = torch.get_rng_state()
-    list(plain_batches(streamed(Streamed(VARIED), workers), [torch.tensor([0, 1])], (16, 16)))
+    list(evaluation_batches(streamed(Streamed(VARIED), workers), [torch.tensor([0, 1])], (16, 16)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_workers_read_ahead_while_the_caller_is_busy():
     split = Streamed(VARIED, seconds=0.3)
-    batches = plain_batches(streamed(split, workers=1), [torch.tensor([i]) for i in range(3)], (16, 16))
+    batches = evaluation_batches(streamed(split, workers=1), [torch.tensor([i]) for i in range(3)], (16, 16))
     next(batches)
     time.sleep(1.5)
     began = time.monotonic()
@@ -241,20 +241,20 @@ def test_workers_read_ahead_while_the_caller_is_busy():
 
 def test_workers_outlive_the_signals_that_ask_the_run_to_stop():
     images = streamed(Streamed(VARIED, seconds=0.05), workers=1)
-    batches = plain_batches(images, [torch.tensor([i]) for i in range(6)], (16, 16))
+    batches = evaluation_batches(images, [torch.tensor([i]) for i in range(6)], (16, 16))
     first = next(batches)
     (worker,) = images._processes
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         os.kill(worker.pid or 0, number)
     rest = list(batches)
     assert worker.is_alive()
-    expected = list(plain_batches(streamed(Streamed(VARIED)), [torch.tensor([i]) for i in range(6)], (16, 16)))
+    expected = list(evaluation_batches(streamed(Streamed(VARIED)), [torch.tensor([i]) for i in range(6)], (16, 16)))
     assert all(torch.equal(a, b) for a, b in zip([first, *rest], expected, strict=True))
 
 
 def test_workers_end_with_their_images():
     images = streamed(Streamed(VARIED), workers=1)
-    list(plain_batches(images, [torch.tensor([0])], (16, 16)))
+    list(evaluation_batches(images, [torch.tensor([0])], (16, 16)))
     (worker,) = images._processes
     assert worker.is_alive()
     gc.disable()
@@ -278,7 +278,7 @@ def _no_handler() -> Iterator[None]:
 def test_a_worker_that_is_killed_is_reported_when_its_batch_is_asked_for():
     before = signal.getsignal(signal.SIGCHLD)
     images = streamed(Streamed(VARIED, seconds=0.2), workers=1)
-    batches = plain_batches(images, [torch.tensor([i]) for i in range(6)], (16, 16))
+    batches = evaluation_batches(images, [torch.tensor([i]) for i in range(6)], (16, 16))
     next(batches)
     images._processes[0].kill()
     time.sleep(0.5)  # no handler breaks in here
@@ -294,20 +294,20 @@ def test_a_worker_that_is_killed_is_reported_when_its_batch_is_asked_for():
 def test_an_image_that_does_not_decode_is_named_without_a_traceback(workers: int):
     images = streamed(Streamed(VARIED, damaged=3), workers)
     with pytest.raises(AvtError, match=r"^folder/3\.jpg does not decode$"):
-        list(plain_batches(images, [torch.tensor([1, 3])], (16, 16)))
+        list(evaluation_batches(images, [torch.tensor([1, 3])], (16, 16)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_fault_in_a_plugin_stays_a_fault(workers: int):
     with pytest.raises(KeyError, match="a fault in a plugin"):
-        list(plain_batches(streamed(Faulty(VARIED), workers), [torch.tensor([0])], (16, 16)))
+        list(evaluation_batches(streamed(Faulty(VARIED), workers), [torch.tensor([0])], (16, 16)))
 
 
 @pytest.mark.parametrize("uniforms", [None, uniforms_for(6)])
 def test_an_image_smaller_than_the_crop_is_named_with_what_to_set(uniforms: torch.Tensor | None):
     expected = r"folder/3\.jpg is 33x90 px before the crop, smaller than its 34x34 px: give `-o augment.resize=34` or more"
     with pytest.raises(AvtError, match=expected):
-        list(streamed(Streamed(VARIED)).read_batches([torch.tensor([0, 3])], Window((34, 34)), uniforms))
+        list(streamed(Streamed(VARIED)).read_batches([torch.tensor([0, 3])], CropSpec((34, 34)), uniforms))
 
 
 # how many workers

@@ -18,13 +18,13 @@ from torch.nn import functional
 from avtcli import load_encoder
 from avtcli.config.components import Augment, Plugin
 from avtcli.contracts import MemorySplit
-from avtcli.embedding import embedding_setup as job
+from avtcli.embedding import embedding_setup as setup
 from avtcli.embedding.embed import EmbedResult
 from avtcli.embedding.embed import embed as run_embed
 from avtcli.embedding.embedding_setup import Wanted
 from avtcli.errors import AvtError
 from avtcli.events import Event, Progress
-from avtcli.features.evaluation_target import Subject, open_subject
+from avtcli.features.evaluation_target import EvaluationTarget, load_target
 from avtplugins.datasets.fashion_mnist import fashion_mini
 from tests.support import run_tiny
 
@@ -32,11 +32,11 @@ SUFFIXES = ("safetensors", "npz", "parquet")
 every_format = pytest.mark.parametrize("suffix", SUFFIXES)
 
 
-def opened(run: Path | None, **given: Any) -> Subject:
-    return open_subject(run, on_event=lambda event: None, **given)
+def opened(run: Path | None, **given: Any) -> EvaluationTarget:
+    return load_target(run, on_event=lambda event: None, **given)
 
 
-def embedded(subject: Subject, out: str, **wanted: Any) -> EmbedResult:
+def embedded(subject: EvaluationTarget, out: str, **wanted: Any) -> EmbedResult:
     return run_embed(subject, Wanted(**wanted), out=Path(out), device="cpu", workers=0, on_event=lambda event: None)
 
 
@@ -146,7 +146,7 @@ POOLINGS = {
 
 
 def test_a_layer_with_the_name_of_a_column_is_refused(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "tap_shapes", lambda encoder, layers, size: dict.fromkeys(layers, (3,)))
+    monkeypatch.setattr(setup, "tap_shapes", lambda encoder, layers, size: dict.fromkeys(layers, (3,)))
 
     with pytest.raises(AvtError, match="The file has a column 'labels' of its own"):
         embedded(opened(tiny_run), "e.npz", layers=("labels",))
@@ -198,11 +198,11 @@ def test_images_without_labels_beside_others_with_some_have_minus_one(tiny_run: 
     subject = opened(tiny_run)
     images = fashion_mini().train.images[:3]
     data = replace(
-        subject.pictures.data,
+        subject.prepared.data,
         train=MemorySplit(images, torch.tensor([4, 5, 6]), prefix="a"),
         test=MemorySplit(images, None, prefix="b"),
     )
-    result = embedded(replace(subject, pictures=replace(subject.pictures, data=data)), f"e.{suffix}")
+    result = embedded(replace(subject, prepared=replace(subject.prepared, data=data)), f"e.{suffix}")
 
     assert columns(result.file)["labels"] == [4, 5, 6, -1, -1, -1]
 
@@ -237,7 +237,7 @@ def test_a_file_says_what_its_numbers_are(photo_run: Path, photos: Path, suffix:
     assert said["weights"]["path"] == str(photo_run)
     assert (said["weights"]["step"], said["weights"]["backbone"]["name"]) == (1, "nin")
     assert said["dataset"] == {"name": f"folder:{photos}"}
-    assert said["fingerprint"] == subject.pictures.data.fingerprint
+    assert said["fingerprint"] == subject.prepared.data.fingerprint
     assert (said["split"], said["splits"], said["limit_train"], said["classes"]) == ("all", ["train", "test"], None, None)
     assert (said["layers"], said["pool"], said["pool_size"]) == ({"conv2": [10, 2, 2]}, "max", 2)
     assert (said["resize"], said["size"], said["mean"]) == (40, [32, 32], [0.485, 0.456, 0.406])
@@ -252,7 +252,7 @@ def test_a_backbone_by_name_says_which_weights_it_had() -> None:
         **{"path": "nin", "step": None, "made": "random"},
         **{"backbone": {"name": "nin", "width": 0.05}},
     }
-    assert about("e.npz")["classes"] == list(subject.pictures.data.classes)
+    assert about("e.npz")["classes"] == list(subject.prepared.data.classes)
 
 
 def test_progress_is_told_to_the_last_image(tiny_run: Path) -> None:
@@ -296,8 +296,8 @@ def test_a_data_set_without_test_images_has_none_to_embed(photo_run: Path) -> No
 def test_an_empty_test_part_is_none(tiny_run: Path) -> None:
     subject = opened(tiny_run)
     images = fashion_mini().train.images
-    data = replace(subject.pictures.data, test=MemorySplit(images[:0], None, prefix="b"))
-    subject = replace(subject, pictures=replace(subject.pictures, data=data))
+    data = replace(subject.prepared.data, test=MemorySplit(images[:0], None, prefix="b"))
+    subject = replace(subject, prepared=replace(subject.prepared, data=data))
 
     assert embedded(subject, "e.npz", limit_train=20).count == 20
     with pytest.raises(AvtError, match="has no test images"):
@@ -334,8 +334,8 @@ def test_an_exported_file_has_no_folder_for_the_embeddings(tiny_run: Path) -> No
 
 def test_images_of_another_size_than_the_run_had_are_refused_until_it_is_said_what_becomes_of_them(tiny_run: Path) -> None:
     subject = opened(tiny_run)
-    data = replace(subject.pictures.data, size=(40, 48), test=None)
-    other = replace(subject, pictures=replace(subject.pictures, data=data, augment=Augment(resize=36), size=(36, 43)))
+    data = replace(subject.prepared.data, size=(40, 48), test=None)
+    other = replace(subject, prepared=replace(subject.prepared, data=data, augment=Augment(resize=36), size=(36, 43)))
 
     with pytest.raises(AvtError, match=r"36x43 px, .* trained on 32x32 px: give `-o augment.resize=32 -o augment.crop=32`"):
         embedded(other, "e.npz")
@@ -355,7 +355,7 @@ def test_a_crop_that_is_asked_for_is_taken(tiny_run: Path) -> None:
 @pytest.mark.parametrize(("name", "side"), [("alexnet", 224), ("timm:test_vit", 160)])
 def test_a_size_that_the_backbone_does_not_take_is_told(name: str, side: int) -> None:
     subject = opened(None, backbone=Plugin(name=name), augment=Augment(resize=side, crop=side))
-    small = replace(subject, pictures=replace(subject.pictures, augment=Augment(crop=16), size=(16, 16)))
+    small = replace(subject, prepared=replace(subject.prepared, augment=Augment(crop=16), size=(16, 16)))
 
     with pytest.raises(AvtError, match=r"does not take images of 16x16 px\. Give it images of the size that it was trained on"):
         embedded(small, "e.npz")

@@ -22,27 +22,27 @@ from avtcli import load_model
 from avtcli.config.components import Plugin
 from avtcli.contracts import Backbone, Code, MemorySplit, Split, TransformFamily
 from avtcli.data.datasets import build_data, limited
-from avtcli.data.held_out import held_out_numbers
+from avtcli.data.held_out import held_out_indices
 from avtcli.data.resident_images import ResidentImages
 from avtcli.errors import AvtError
 from avtcli.evaluation import linear_reading
 from avtcli.evaluation.calibration_picture import draw_calibration
 from avtcli.evaluation.equivariance import BANK, DecoderFigures, baselines_of, finite, measure_decoder
 from avtcli.evaluation.evaluate import EvaluateResult, evaluate
-from avtcli.evaluation.evaluation_setup import Settings, choose_images, prepare
+from avtcli.evaluation.evaluation_setup import Settings, build_evaluation_setup, choose_images
 from avtcli.evaluation.linear_reading import measure_ridge, pair_features
 from avtcli.events import Event, Notice, Progress
 from avtcli.features import cache_storage as feature_store
-from avtcli.features.evaluation_target import Subject, open_subject
-from avtcli.features.transformed_pairs import Pairs, draw_pairs, read_pairs
+from avtcli.features.evaluation_target import EvaluationTarget, load_target
+from avtcli.features.transformed_pairs import Pairs, read_pairs, sample_pairs
 from avtcli.geometry.bank_family import BankFamily
 from avtcli.geometry.cropping import to_float
 from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_encoder
-from avtcli.models.weights import encoder_of
-from avtcli.runtime.execution import place
+from avtcli.models.weights import restore_encoder
+from avtcli.runtime.execution import prepare_for_inference
 from avtcli.seeding import keyed_generator
-from avtcli.training.training_setup import build_law
+from avtcli.training.training_setup import build_transform
 from avtplugins.transforms.photometric import photometric
 from avtplugins.transforms.projective import projective
 from avtplugins.transforms.translation import translation
@@ -56,11 +56,11 @@ def quiet(event: Event) -> None:
     pass
 
 
-def open_run(run: Path | None, **over: Any) -> Subject:
-    return open_subject(run, on_event=quiet, **over)
+def open_run(run: Path | None, **over: Any) -> EvaluationTarget:
+    return load_target(run, on_event=quiet, **over)
 
 
-def evaluate_small(subject: Subject, *, events: list[Event] | None = None, **over: Any) -> EvaluateResult:
+def evaluate_small(subject: EvaluationTarget, *, events: list[Event] | None = None, **over: Any) -> EvaluateResult:
     settings = Settings(**{"transform": {}, "count": 60, **over})
     return evaluate(subject, settings, out=None, on_event=quiet if events is None else events.append)
 
@@ -72,10 +72,10 @@ def run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_run: Path) -> Subject:
+def exported(tiny_run: Path) -> EvaluationTarget:
     """The tiny run as if it were a file, with an encoder alone."""
     subject = open_run(tiny_run)
-    return replace(subject, source=replace(subject.source, run=None, tensors=encoder_of(subject.source).state_dict()))
+    return replace(subject, source=replace(subject.source, run=None, tensors=restore_encoder(subject.source).state_dict()))
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +109,9 @@ class Oracle(nn.Module):
 
 def pairs_and_versions(family: TransformFamily, count: int = 300) -> tuple[Pairs, Pairs]:
     images = blobs(count)
-    parameters = family.draw(2 * BANK, SIZE, keyed_generator("versions"))
+    parameters = family.sample(2 * BANK, SIZE, keyed_generator("versions"))
     versions = Pairs(images, torch.arange(2).repeat_interleave(BANK), family, parameters, SIZE)
-    return draw_pairs(images, family, SIZE, key=("test",)), versions
+    return sample_pairs(images, family, SIZE, key=("test",)), versions
 
 
 def targets(*many: Pairs) -> list[Tensor]:
@@ -145,7 +145,9 @@ def test_a_constant_decoder_has_the_constant_baselines_error_no_r2_and_the_ranks
     figures = measured(family, [torch.zeros_like(target) for target in targets(pairs, versions)])
     constant = baselines_of(pairs)["constant"]
 
-    assert figures.fit.mace_px == pytest.approx(constant["mace_px"], rel=0.005)  # the law's mean from two samples of it
+    assert figures.fit.mace_px == pytest.approx(
+        constant["mace_px"], rel=0.005
+    )  # the distribution's mean from two samples of it
     assert figures.fit.mse_normalised == pytest.approx(constant["mse_normalised"])
     assert figures.fit.r2 == pytest.approx(0, abs=0.02)
     for name, expected in figures.retrieval["chance"].items():  # each version takes one place of those of its image
@@ -156,9 +158,9 @@ def test_a_constant_decoder_has_the_constant_baselines_error_no_r2_and_the_ranks
 def test_the_retrieval_by_chance_is_that_of_a_decoder_that_guesses() -> None:
     family = projective()
     pairs, versions = pairs_and_versions(family)
-    parameters = family.draw(4000, SIZE, keyed_generator("many"))
+    parameters = family.sample(4000, SIZE, keyed_generator("many"))
     many = replace(versions, rows=torch.zeros(4000, dtype=torch.int64), parameters=parameters)
-    guesses = family.target(family.draw(4000, SIZE, keyed_generator("guesses")), SIZE)
+    guesses = family.target(family.sample(4000, SIZE, keyed_generator("guesses")), SIZE)
     net = Oracle(*targets(pairs), guesses)
     retrieval = measure_decoder(net, pairs, many, predicts_classes=False, on_event=quiet).retrieval
 
@@ -170,9 +172,9 @@ def test_the_retrieval_by_chance_is_that_of_a_decoder_that_guesses() -> None:
 
 def test_the_figures_are_those_worked_out_from_the_loaded_model(run: Path, result: EvaluateResult) -> None:
     subject, model, family = open_run(run), load_model(run), projective()
-    split = subject.pictures.data.test
+    split = subject.prepared.data.test
     x = to_float(split.images[limited(split, 60)])
-    parameters = family.draw(60, SIZE, keyed_generator(0, "held out"))
+    parameters = family.sample(60, SIZE, keyed_generator(0, "held out"))
     with torch.no_grad():
         mean, log_var = model(model.normalise(x), model.normalise(family.apply(x, parameters)))
     mean, log_var, truth = mean.double(), log_var.double(), family.target(parameters, SIZE)
@@ -193,9 +195,9 @@ def test_the_figures_are_those_worked_out_from_the_loaded_model(run: Path, resul
 
 
 def test_the_decoders_error_is_the_one_that_pretraining_reported(run: Path) -> None:
-    job = prepare(open_run(run), Settings({}))
-    small = replace(job.versions, rows=job.versions.rows[:BANK], parameters=job.versions.parameters[:BANK])
-    figures = measure_decoder(load_model(run), job.held_out, small, predicts_classes=False, on_event=quiet)
+    setup = build_evaluation_setup(open_run(run), Settings({}))
+    small = replace(setup.versions, rows=setup.versions.rows[:BANK], parameters=setup.versions.parameters[:BANK])
+    figures = measure_decoder(load_model(run), setup.held_out, small, predicts_classes=False, on_event=quiet)
 
     reported = json.loads((run / "result.json").read_text())["mace_px"]
     assert figures.fit.mace_px == pytest.approx(reported, rel=1e-6)  # that run's weights lay channels last
@@ -213,15 +215,15 @@ def test_a_photometric_family_has_no_pixels_and_no_turns() -> None:
 def test_a_run_that_predicts_classes_has_an_accuracy_and_a_ridge(tmp_path: Path) -> None:
     run = run_tiny(tmp_path / "rotnet", transform={"name": "rotation"}, objective={"name": "rotnet"})
     result = evaluate_small(open_run(run), count=40)
-    job, model = prepare(open_run(run), Settings({}, count=40)), load_model(run)
-    ((x, y),) = read_pairs(job.held_out, task="x", on_event=quiet)
+    setup, model = build_evaluation_setup(open_run(run), Settings({}, count=40)), load_model(run)
+    ((x, y),) = read_pairs(setup.held_out, task="x", on_event=quiet)
     with torch.no_grad():
         said = model(model.normalise(x), model.normalise(y))[0].argmax(1)
 
-    assert result.accuracy == pytest.approx(100 * (said == job.held_out.parameters[:, 0]).double().mean().item())
+    assert result.accuracy == pytest.approx(100 * (said == setup.held_out.parameters[:, 0]).double().mean().item())
     assert (result.mace_px, result.r2, result.nll, result.calibration, result.retrieval) == (None,) * 5
     assert list(result.ridge["r2_per_parameter"]) == ["cos", "sin"]
-    assert result.baselines["quarter_turn"]["mace_px"] == pytest.approx(0, abs=1e-9)
+    assert result.baselines["rotation_oracle"]["mace_px"] == pytest.approx(0, abs=1e-9)
 
 
 def test_what_is_not_finite_is_none() -> None:
@@ -256,7 +258,7 @@ def test_a_line_reads_the_shift_off_features_that_move_with_the_image_and_not_of
     layer: str, least: float
 ) -> None:
     family = translation(fill="constant")
-    fit, held_out = (draw_pairs(blobs(count), family, SIZE, key=(count,)) for count in (600, 200))
+    fit, held_out = (sample_pairs(blobs(count), family, SIZE, key=(count,)) for count in (600, 200))
     equivariant, constant = (
         measure_ridge(toy_encoder(constant=c), layer, fit, held_out, name="toy", seed=0, on_event=quiet) for c in (False, True)
     )
@@ -269,7 +271,7 @@ def test_a_line_reads_the_shift_off_features_that_move_with_the_image_and_not_of
 
 def test_the_ridge_agrees_with_least_squares_where_nothing_needs_shrinking() -> None:
     family = translation(fill="constant")
-    fit, held_out = (draw_pairs(blobs(count), family, SIZE, key=(count,)) for count in (600, 200))
+    fit, held_out = (sample_pairs(blobs(count), family, SIZE, key=(count,)) for count in (600, 200))
     encoder = toy_encoder(constant=False)
     features = [pair_features(encoder, "vector", pairs, task="x", on_event=quiet) for pairs in (fit, held_out)]
     lines = LinearRegression().fit(features[0], targets(fit)[0])
@@ -281,10 +283,10 @@ def test_the_ridge_agrees_with_least_squares_where_nothing_needs_shrinking() -> 
     )
 
 
-def test_the_features_are_both_views_maps_averaged_to_four_by_four(exported: Subject) -> None:
-    job, encoder = prepare(exported, Settings({}, count=10)), encoder_of(exported.source)
-    features = pair_features(encoder, "conv2", job.held_out, task="x", on_event=quiet)
-    ((x, y),) = read_pairs(job.held_out, task="x", on_event=quiet)
+def test_the_features_are_both_views_maps_averaged_to_four_by_four(exported: EvaluationTarget) -> None:
+    setup, encoder = build_evaluation_setup(exported, Settings({}, count=10)), restore_encoder(exported.source)
+    features = pair_features(encoder, "conv2", setup.held_out, task="x", on_event=quiet)
+    ((x, y),) = read_pairs(setup.held_out, task="x", on_event=quiet)
     with torch.no_grad():
         pooled = [encoder(encoder.normalise(view)).unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5)) for view in (x, y)]
 
@@ -293,11 +295,11 @@ def test_the_features_are_both_views_maps_averaged_to_four_by_four(exported: Sub
 
 
 def test_the_random_ridge_is_the_same_measurement_of_an_encoder_that_was_not_trained(
-    exported: Subject, result: EvaluateResult
+    exported: EvaluationTarget, result: EvaluateResult
 ) -> None:
-    job = prepare(exported, Settings({}, count=60))
-    encoder = place(build_encoder(exported.source.spec, seed=0).eval(), job.device)
-    figures = measure_ridge(encoder, "conv2", job.fit, job.held_out, name="x", seed=0, on_event=quiet)
+    setup = build_evaluation_setup(exported, Settings({}, count=60))
+    encoder = prepare_for_inference(build_encoder(exported.source.spec, seed=0).eval(), setup.device)
+    figures = measure_ridge(encoder, "conv2", setup.fit, setup.held_out, name="x", seed=0, on_event=quiet)
 
     assert result.ridge["random"]["r2"] == figures.fit.r2
     assert result.ridge["random"]["r2"] != result.ridge["r2"]
@@ -307,13 +309,13 @@ def test_the_random_ridge_is_the_same_measurement_of_an_encoder_that_was_not_tra
 
 
 def test_pair_features_that_exceed_a_quarter_of_memory_go_to_disk_and_give_the_same_figures(
-    exported: Subject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    exported: EvaluationTarget, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     in_memory = evaluate_small(exported)
     monkeypatch.setattr(feature_store, "memory_bytes", lambda: 4 * 4 * 60 * 320 - 1)
     monkeypatch.setattr(feature_store.tempfile, "tempdir", str(tmp_path))
-    stores, make = list[Path | None](), linear_reading.make_room
-    monkeypatch.setattr(linear_reading, "make_room", lambda shape, store: (stores.append(store), make(shape, store))[1])
+    stores, make = list[Path | None](), linear_reading.allocate
+    monkeypatch.setattr(linear_reading, "allocate", lambda shape, store: (stores.append(store), make(shape, store))[1])
     on_disk = evaluate_small(exported)
 
     assert stores == [tmp_path] * 4  # to fit on and held out, of the trained encoder and of the random one
@@ -324,7 +326,7 @@ def test_pair_features_that_exceed_a_quarter_of_memory_go_to_disk_and_give_the_s
 # what it is measured on
 
 
-def test_the_same_seed_gives_the_same_figures_and_another_seed_others(exported: Subject) -> None:
+def test_the_same_seed_gives_the_same_figures_and_another_seed_others(exported: EvaluationTarget) -> None:
     first, second, other = (asdict(evaluate_small(exported, count=20, seed=seed)) for seed in (1, 1, 2))
 
     assert first == second
@@ -333,17 +335,17 @@ def test_the_same_seed_gives_the_same_figures_and_another_seed_others(exported: 
 
 
 def test_four_times_as_many_training_images_are_fitted_and_no_more_than_there_are(run: Path) -> None:
-    pictures = open_run(run).pictures
-    few, many = choose_images(pictures, 100), choose_images(pictures, None)
+    prepared = open_run(run).prepared
+    few, many = choose_images(prepared, 100), choose_images(prepared, None)
 
     assert (few.name, len(few.held_out), len(few.fit)) == ("test", 100, 400)
     assert (len(many.held_out), len(many.fit)) == (1000, 2000)
 
 
-def test_without_a_test_split_the_ridge_is_fitted_on_other_images_and_the_protocol_says_so(exported: Subject) -> None:
-    data = replace(exported.pictures.data, test=None)
-    subject = replace(exported, pictures=replace(exported.pictures, data=data))
-    choice = choose_images(subject.pictures, 60)
+def test_without_a_test_split_the_ridge_is_fitted_on_other_images_and_the_protocol_says_so(exported: EvaluationTarget) -> None:
+    data = replace(exported.prepared.data, test=None)
+    subject = replace(exported, prepared=replace(exported.prepared, data=data))
+    choice = choose_images(subject.prepared, 60)
     result = evaluate_small(subject)
 
     assert set(choice.held_out.tolist()).isdisjoint(choice.fit.tolist())
@@ -353,17 +355,17 @@ def test_without_a_test_split_the_ridge_is_fitted_on_other_images_and_the_protoc
         in (result.protocol["images"])
     )
     with pytest.raises(AvtError, match=r"has 2000 training images and no test images: 2000 held out leave too few"):
-        choose_images(subject.pictures, 2000)
+        choose_images(subject.prepared, 2000)
 
 
-def test_more_images_than_there_are_is_an_error_that_says_how_many_there_are(exported: Subject) -> None:
+def test_more_images_than_there_are_is_an_error_that_says_how_many_there_are(exported: EvaluationTarget) -> None:
     with pytest.raises(AvtError, match=r"--count 1001 asks for more images than the 1000 of the test split of 'fashion-mini'"):
-        prepare(exported, Settings({}, count=1001))
+        build_evaluation_setup(exported, Settings({}, count=1001))
 
 
-def test_an_unknown_layer_is_refused_with_the_list(exported: Subject) -> None:
+def test_an_unknown_layer_is_refused_with_the_list(exported: EvaluationTarget) -> None:
     with pytest.raises(AvtError, match=r"no layer 'conv9'.*Its layers: conv1, conv2"):
-        prepare(exported, Settings({}, layer="conv9"))
+        build_evaluation_setup(exported, Settings({}, layer="conv9"))
 
 
 class OneByOne(Split):
@@ -384,16 +386,16 @@ class OneByOne(Split):
         return self.split.name(i)
 
 
-def test_images_that_are_read_one_by_one_give_the_same_figures(exported: Subject) -> None:
-    data = exported.pictures.data
+def test_images_that_are_read_one_by_one_give_the_same_figures(exported: EvaluationTarget) -> None:
+    data = exported.prepared.data
     streamed = replace(data, train=OneByOne(data.train), test=OneByOne(data.test))
-    subject = replace(exported, pictures=replace(exported.pictures, data=streamed))
+    subject = replace(exported, prepared=replace(exported.prepared, data=streamed))
 
     assert asdict(evaluate_small(subject, count=20, workers=0)) == asdict(evaluate_small(exported, count=20))
 
 
-def test_every_version_of_an_image_is_drawn_anew(exported: Subject) -> None:
-    versions = prepare(exported, Settings({}, count=120)).versions
+def test_every_version_of_an_image_is_drawn_anew(exported: EvaluationTarget) -> None:
+    versions = build_evaluation_setup(exported, Settings({}, count=120)).versions
 
     assert versions.rows.bincount(minlength=120).sort(descending=True).values[:4].tolist() == [50, 50, 50, 0]
     assert len(versions.parameters.unique(dim=0)) == 150
@@ -401,13 +403,13 @@ def test_every_version_of_an_image_is_drawn_anew(exported: Subject) -> None:
 
 def test_a_run_with_a_bank_is_measured_on_the_law_with_the_banks_statistics(tmp_path: Path) -> None:
     run = run_tiny(tmp_path / "bank", bank_count=30, epochs=1)
-    job = prepare(open_run(run), Settings({}, count=50))
+    setup = build_evaluation_setup(open_run(run), Settings({}, count=50))
 
-    assert not isinstance(job.family, BankFamily)
-    assert len(job.held_out.parameters.unique(dim=0)) == 50
-    rows = build_law(tiny_config(bank_count=30), SIZE).rows.double()
-    torch.testing.assert_close(job.family.statistics(SIZE), (rows.mean(0), rows.std(0)), rtol=1e-4, atol=1e-5)
-    assert job.no_decoder is None
+    assert not isinstance(setup.family, BankFamily)
+    assert len(setup.held_out.parameters.unique(dim=0)) == 50
+    rows = build_transform(tiny_config(bank_count=30), SIZE).rows.double()
+    torch.testing.assert_close(setup.family.statistics(SIZE), (rows.mean(0), rows.std(0)), rtol=1e-4, atol=1e-5)
+    assert setup.no_decoder is None
 
 
 # without a decoder
@@ -437,17 +439,20 @@ def test_the_runs_own_transformation_may_be_named_with_its_own_options(tmp_path:
     run = run_tiny(tmp_path / "run", transform={"shift": 0.1}, max_steps=1)
 
     for given in ({"name": "projective"}, {"shift": "0.1"}):  # numbers come from the command line as text
-        assert prepare(open_run(run), Settings(given, count=20)).no_decoder is None
+        assert build_evaluation_setup(open_run(run), Settings(given, count=20)).no_decoder is None
 
 
 def test_images_of_another_size_than_the_decoders_have_a_ridge_alone(run: Path) -> None:
     subject = open_run(run)
-    smaller = replace(subject, pictures=replace(subject.pictures, size=(24, 28)))
+    smaller = replace(subject, prepared=replace(subject.prepared, size=(24, 28)))
 
-    assert "was trained on images of 32x32 px, these are 28x24 px" in prepare(smaller, Settings({}, count=20)).no_decoder
+    assert (
+        "was trained on images of 32x32 px, these are 28x24 px"
+        in build_evaluation_setup(smaller, Settings({}, count=20)).no_decoder
+    )
 
 
-def test_an_exported_file_has_a_ridge_on_the_runs_transformation(exported: Subject, result: EvaluateResult) -> None:
+def test_an_exported_file_has_a_ridge_on_the_runs_transformation(exported: EvaluationTarget, result: EvaluateResult) -> None:
     events: list[Event] = []
     alone = evaluate_small(exported, events=events)
 
@@ -465,7 +470,7 @@ def test_a_backbone_by_name_has_a_ridge_on_the_default_transformation() -> None:
     assert (result.mace_px, result.ridge["layer"]) == (None, "conv2")
 
 
-def test_a_run_whose_backbone_is_no_longer_installed_is_one_message(exported: Subject) -> None:
+def test_a_run_whose_backbone_is_no_longer_installed_is_one_message(exported: EvaluationTarget) -> None:
     spec = exported.source.spec.model_copy(update={"backbone": Plugin(name="gone")})
     subject = replace(exported, source=replace(exported.source, spec=spec))
 
@@ -550,8 +555,8 @@ def test_a_picture_of_an_earlier_evaluation_does_not_stay(tmp_path: Path) -> Non
 def test_without_a_test_split_held_out_images_are_those_that_a_limited_run_never_saw() -> None:
     split = MemorySplit(torch.zeros(50, 1, 8, 8, dtype=torch.uint8), None, prefix="x")
     data = replace(build_data(Plugin(name="fashion-mini"), None), train=split, test=None)
-    held_out = held_out_numbers(data, 20)
+    held_out = held_out_indices(data, 20)
 
     assert len(held_out) == 20
     assert not set(held_out.tolist()) & set(limited(split, 30).tolist())
-    assert held_out_numbers(data, 99).tolist() == list(range(50))
+    assert held_out_indices(data, 99).tolist() == list(range(50))

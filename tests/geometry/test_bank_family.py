@@ -11,8 +11,8 @@ SIZE = (32, 32)
 
 def test_a_bank_draws_its_own_rows_all_of_them_sooner_or_later() -> None:
     family = registry.build("transform", "projective", {})
-    rows = family.draw(20, SIZE, keyed_generator("rows")).float()
-    drawn = BankFamily(family, rows).draw(400, SIZE, keyed_generator("draws"))
+    rows = family.sample(20, SIZE, keyed_generator("rows")).float()
+    drawn = BankFamily(family, rows).sample(400, SIZE, keyed_generator("draws"))
 
     assert drawn.dtype == torch.float64
     assert {tuple(row) for row in drawn.tolist()} == {tuple(row) for row in rows.tolist()}
@@ -20,7 +20,7 @@ def test_a_bank_draws_its_own_rows_all_of_them_sooner_or_later() -> None:
 
 def test_everything_but_the_draw_is_the_familys() -> None:
     family = registry.build("transform", "projective", {})
-    rows = family.draw(5, SIZE, keyed_generator("rows"))
+    rows = family.sample(5, SIZE, keyed_generator("rows"))
     bank, images = BankFamily(family, rows), torch.rand(5, 1, *SIZE)
 
     assert (bank.kind, bank.names, bank.units, bank.dof) == (family.kind, family.names, family.units, 8)

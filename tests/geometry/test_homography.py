@@ -30,24 +30,24 @@ def moved_corners(n: int, size: tuple[int, int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_moved_corners_are_mapped_back_to_the_corners_of_the_image(size):
-    moved = moved_corners(50, size)
-    mapped = map_points(in_from_out_from_corners(moved, size), moved)
+    transformed = moved_corners(50, size)
+    mapped = map_points(in_from_out_from_corners(transformed, size), transformed)
     assert (mapped - corners_of(size)).abs().max() < 1e-11
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_closed_form_agrees_with_a_linear_solve(size):
-    moved, corners = moved_corners(20, size), corners_of(size)
+    transformed, corners = moved_corners(20, size), corners_of(size)
     rows, values = [], []
     for i in range(4):
-        x, y = moved[:, i].unbind(1)
+        x, y = transformed[:, i].unbind(1)
         u, v = (c.expand_as(x) for c in corners[i])
         zero, one = torch.zeros_like(x), torch.ones_like(x)
         rows += [torch.stack([x, y, one, zero, zero, zero, -u * x, -u * y], 1)]
         rows += [torch.stack([zero, zero, zero, x, y, one, -v * x, -v * y], 1)]
         values += [u, v]
     solved = torch.linalg.solve(torch.stack(rows, 1), torch.stack(values, 1))
-    found = coefficients_from_matrix(in_from_out_from_corners(moved, size))
+    found = coefficients_from_matrix(in_from_out_from_corners(transformed, size))
     assert torch.allclose(found, solved, rtol=1e-9, atol=1e-11)
 
 
@@ -65,12 +65,12 @@ def test_product_inverse_and_determinant_are_those_of_linear_algebra():
 
 @pytest.mark.parametrize("size", SIZES)
 def test_an_affine_fit_to_the_corners_is_the_least_squares_solution(size):
-    moved, corners = moved_corners(10, size), corners_of(size)
+    transformed, corners = moved_corners(10, size), corners_of(size)
     design = torch.cat([corners, torch.ones(4, 1, dtype=torch.float64)], 1)
-    fitted = torch.linalg.lstsq(design.expand(10, -1, -1), moved).solution.mT  # (10, 2, 3), out_from_in
+    fitted = torch.linalg.lstsq(design.expand(10, -1, -1), transformed).solution.mT  # (10, 2, 3), out_from_in
     bottom = torch.tensor([0.0, 0, 1], dtype=torch.float64).expand(10, 1, 3)
     expected = torch.linalg.inv(torch.cat([fitted, bottom], 1))
-    assert torch.allclose(affine_in_from_out_from_corners(moved, size), expected, rtol=1e-9, atol=1e-11)
+    assert torch.allclose(affine_in_from_out_from_corners(transformed, size), expected, rtol=1e-9, atol=1e-11)
 
 
 def test_a_homography_is_proper_unless_it_is_not_finite_or_its_horizon_crosses_the_image():

@@ -21,7 +21,7 @@ FAMILIES = {
 
 def drawn(name: str, size: tuple[int, int], n: int = 30) -> torch.Tensor:
     family = FAMILIES[name]
-    return family.in_from_out(family.draw(n, size, keyed_generator(name)), size)
+    return family.in_from_out(family.sample(n, size, keyed_generator(name)), size)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -68,8 +68,8 @@ def test_unit_homographies_have_determinant_one_and_fix_the_square(size):
 
 
 def test_a_matrix_of_negative_determinant_is_scaled_by_the_negative_root():
-    mirrored = torch.diag(torch.tensor([-2.0, 1, 1], dtype=torch.float64))[None]
-    assert torch.allclose(determinant(unit_homography(mirrored, (32, 32))), torch.ones(1, dtype=torch.float64))
+    flipped = torch.diag(torch.tensor([-2.0, 1, 1], dtype=torch.float64))[None]
+    assert torch.allclose(determinant(unit_homography(flipped, (32, 32))), torch.ones(1, dtype=torch.float64))
 
 
 def test_a_floor_bounds_a_collapsed_matrix():
@@ -80,7 +80,7 @@ def test_a_floor_bounds_a_collapsed_matrix():
 def test_quadrangles_of_the_widest_law_with_a_logarithm_stay_far_from_half_a_turn():
     size = (224, 224)
     family = projective(rotate=False, shift=0.199)
-    matrix = family.in_from_out(family.draw(50_000, size, keyed_generator(4)), size)
+    matrix = family.in_from_out(family.sample(50_000, size, keyed_generator(4)), size)
     angles = torch.linalg.eigvals(unit_homography(matrix, size)).angle().abs()
     assert angles.max() < torch.pi / 6
     assert is_proper(matrix, size).float().mean() > 0.99

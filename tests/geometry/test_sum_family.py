@@ -34,7 +34,7 @@ def summed(*parts: str, **families: TransformFamily) -> SumFamily:
 
 def test_parameters_targets_statistics_and_names_stand_in_the_order_of_the_parts():
     family = summed("photometric", "projective")
-    parameters = family.draw(5, SIZE, keyed_generator(1))
+    parameters = family.sample(5, SIZE, keyed_generator(1))
     target, (mean, std) = family.target(parameters, SIZE), family.statistics(SIZE)
     assert family.names[:5] == (
         "photometric.colour",
@@ -52,7 +52,7 @@ def test_parameters_targets_statistics_and_names_stand_in_the_order_of_the_parts
 
 def test_decode_inverts_target():
     family = summed("affine", "photometric", "projective")
-    parameters = family.draw(20, SIZE, keyed_generator(2))
+    parameters = family.sample(20, SIZE, keyed_generator(2))
     assert torch.allclose(family.decode(family.target(parameters, SIZE), SIZE), parameters, rtol=1e-9, atol=1e-10)
 
 
@@ -69,20 +69,20 @@ def test_the_kind_of_a_sum_is_that_of_its_parts_or_mixed(parts, kind):
 
 
 def test_the_draws_of_a_part_do_not_depend_on_what_the_other_part_draws():
-    wide = summed("photometric", "affine").draw(6, SIZE, keyed_generator(3))
-    narrow = summed("translation", "affine").draw(6, SIZE, keyed_generator(3))
+    wide = summed("photometric", "affine").sample(6, SIZE, keyed_generator(3))
+    narrow = summed("translation", "affine").sample(6, SIZE, keyed_generator(3))
     assert torch.equal(wide[:, 4:], narrow[:, 5:])
 
 
 def test_two_equal_laws_under_other_names_draw_differently():
     family = SumFamily([("first", photometric()), ("second", photometric())])
-    parameters = family.draw(3, SIZE, keyed_generator(4))
+    parameters = family.sample(3, SIZE, keyed_generator(4))
     assert not torch.equal(parameters[:, :4], parameters[:, 4:])
 
 
 def test_photometric_after_geometric_is_one_after_the_other():
     family, x = summed("projective", "photometric"), images(4)
-    parameters = family.draw(4, SIZE, keyed_generator(5))
+    parameters = family.sample(4, SIZE, keyed_generator(5))
     first, second = family.parts
     expected = second.apply(first.apply(x, parameters[:, :8]), parameters[:, 8:])
     assert torch.equal(family.apply(x, parameters), expected)
@@ -90,7 +90,7 @@ def test_photometric_after_geometric_is_one_after_the_other():
 
 def test_two_warps_become_one_by_the_product_of_their_matrices():
     family, x = summed("projective", "affine"), images(4)
-    parameters = family.draw(4, SIZE, keyed_generator(6))
+    parameters = family.sample(4, SIZE, keyed_generator(6))
     first, second = family.parts
     matrix = first.in_from_out(parameters[:, :8], SIZE) @ second.in_from_out(parameters[:, 8:], SIZE)
     assert torch.allclose(family.in_from_out(parameters, SIZE), matrix, rtol=1e-12)
@@ -109,14 +109,14 @@ def test_warps_that_fill_differently_stay_two():
     family = summed("translation", "affine", affine=affine(truncate=False, fill="border"))
     x = images(1)
     there_and_back = torch.tensor([[0, -9, 0, 1, 0, 0, 9, 0, 1, 0]], dtype=torch.float64)
-    moved = family.apply(x, there_and_back)
-    assert torch.allclose(moved[..., 9:], x[..., 9:], atol=1e-5)
-    assert torch.allclose(moved[..., :9], x[..., 9:10].expand(-1, -1, -1, 9), atol=1e-5)  # as one warp it would be x
+    transformed = family.apply(x, there_and_back)
+    assert torch.allclose(transformed[..., 9:], x[..., 9:], atol=1e-5)
+    assert torch.allclose(transformed[..., :9], x[..., 9:10].expand(-1, -1, -1, 9), atol=1e-5)  # as one warp it would be x
 
 
 def test_the_matrix_of_a_mixed_sum_is_that_of_its_geometric_part():
     family = summed("photometric", "affine")
-    parameters = family.draw(3, SIZE, keyed_generator(7))
+    parameters = family.sample(3, SIZE, keyed_generator(7))
     assert torch.equal(family.in_from_out(parameters, SIZE), family.parts[1].in_from_out(parameters[:, 4:], SIZE))
 
 
@@ -127,7 +127,7 @@ def test_a_sum_without_a_geometric_part_has_no_matrix():
 
 def test_the_classes_of_a_sum_are_those_of_its_only_part_with_classes():
     family = summed("photometric", "rotation")
-    parameters = family.draw(8, SIZE, keyed_generator(8))
+    parameters = family.sample(8, SIZE, keyed_generator(8))
     assert family.n_classes == 4
     assert family.classes(parameters).tolist() == parameters[:, 4].long().tolist()
 
@@ -136,7 +136,7 @@ def test_a_sum_without_classes_says_so():
     family = summed("photometric", "affine")
     assert family.n_classes is None
     with pytest.raises(NotImplementedError, match="SumFamily has no classes"):
-        family.classes(family.draw(1, SIZE, keyed_generator(9)))
+        family.classes(family.sample(1, SIZE, keyed_generator(9)))
 
 
 def test_the_same_name_twice_is_refused():

@@ -20,27 +20,27 @@ def random_levels(n: int, size: tuple[int, int]) -> torch.Tensor:
 
 
 def shifted(dx: float, dy: float) -> torch.Tensor:
-    """in_from_out of an image moved by (dx, dy)."""
+    """in_from_out of an image transformed by (dx, dy)."""
     return torch.tensor([[[1.0, 0, -dx], [0, 1, -dy], [0, 0, 1]]], dtype=torch.float64)
 
 
 def pillow_warp(image: torch.Tensor, coefficients: torch.Tensor, *, fill: int) -> torch.Tensor:
     source = Image.fromarray(image.permute(1, 2, 0).numpy())
     data = tuple(coefficients.tolist())
-    moved = source.transform(
+    transformed = source.transform(
         source.size, Image.Transform.PERSPECTIVE, data, Image.Resampling.BILINEAR, fillcolor=(fill, fill, fill)
     )
-    return torch.from_numpy(np.array(moved)).permute(2, 0, 1)
+    return torch.from_numpy(np.array(transformed)).permute(2, 0, 1)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("fill", "level"), [(GREY, 128), (0.0, 0), (1.0, 255)])
 def test_a_truncated_warp_is_that_of_pillow_to_one_level(size, fill, level):
     family, images = projective(), random_levels(4, size)
-    coefficients = family.draw(4, size, keyed_generator(1))
-    moved = warp(images / 255, matrix_from_coefficients(coefficients), fill=fill, truncate=True) * 255
+    coefficients = family.sample(4, size, keyed_generator(1))
+    transformed = warp(images / 255, matrix_from_coefficients(coefficients), fill=fill, truncate=True) * 255
     expected = torch.stack([pillow_warp(i, c, fill=level) for i, c in zip(images, coefficients, strict=True)])
-    difference = (moved.round() - expected.float()).abs()
+    difference = (transformed.round() - expected.float()).abs()
     assert difference.max() <= 1
     assert (difference == 0).float().mean() > 0.999
 
@@ -48,16 +48,16 @@ def test_a_truncated_warp_is_that_of_pillow_to_one_level(size, fill, level):
 @pytest.mark.parametrize("size", SIZES)
 def test_a_truncated_warp_of_even_colours_has_no_other_level(size):
     levels = torch.arange(256).view(-1, 1, 1, 1).expand(-1, 1, *size)
-    matrices = projective().in_from_out(projective().draw(256, size, keyed_generator(4)), size)
-    moved = warp(levels / 255, matrices, fill="border", truncate=True)
-    assert torch.equal(moved, levels / 255)
+    matrices = projective().in_from_out(projective().sample(256, size, keyed_generator(4)), size)
+    transformed = warp(levels / 255, matrices, fill="border", truncate=True)
+    assert torch.equal(transformed, levels / 255)
 
 
 def test_the_image_ends_where_its_far_edges_begin():
     # columns come from 1, 3, 5 ... 33, 35: the image of 33 columns ends before 33
     stretched = torch.tensor([[[2.0, 0, 0], [0, 1, 0], [0, 0, 1]]])
-    moved = warp(torch.ones(1, 1, 5, 33), stretched, fill=0.0)
-    assert moved[0, 0, 0].tolist() == [1.0] * 16 + [0.0] * 17
+    transformed = warp(torch.ones(1, 1, 5, 33), stretched, fill=0.0)
+    assert transformed[0, 0, 0].tolist() == [1.0] * 16 + [0.0] * 17
 
 
 def test_gradients_reach_the_images_and_the_matrices():
@@ -75,30 +75,30 @@ def test_the_identity_changes_nothing(fill):
 
 def test_border_repeats_the_nearest_pixel():
     images = random_levels(1, (32, 32)) / 255
-    moved = warp(images, shifted(5, -3), fill="border")
+    transformed = warp(images, shifted(5, -3), fill="border")
     expected = torch.nn.functional.pad(images, (5, 0, 0, 3), mode="replicate")[..., 3:, :32]
-    assert torch.allclose(moved, expected, atol=1e-6)
+    assert torch.allclose(transformed, expected, atol=1e-6)
 
 
 def test_reflect_mirrors_the_image_at_its_edges():
     images = random_levels(1, (32, 32)) / 255
-    moved = warp(images, shifted(5, -3), fill="reflect")
+    transformed = warp(images, shifted(5, -3), fill="reflect")
     wide = torch.cat([images.flip(3), images, images.flip(3)], 3)
     whole = torch.cat([wide.flip(2), wide, wide.flip(2)], 2)
-    assert torch.allclose(moved, whole[..., 35:67, 27:59], atol=1e-6)
+    assert torch.allclose(transformed, whole[..., 35:67, 27:59], atol=1e-6)
 
 
 @pytest.mark.parametrize("fill", ["border", "reflect"])
 def test_an_image_moved_far_away_still_shows_only_its_own_values(fill):
     images = 0.25 + random_levels(1, (32, 32)) / 510
-    moved = warp(images, shifted(1e6, 1e-3), fill=fill)
-    assert (moved >= images.min() - 1e-6).all()
-    assert (moved <= images.max() + 1e-6).all()
+    transformed = warp(images, shifted(1e6, 1e-3), fill=fill)
+    assert (transformed >= images.min() - 1e-6).all()
+    assert (transformed <= images.max() + 1e-6).all()
 
 
 def test_a_matrix_that_is_not_finite_gives_pure_fill():
-    moved = warp(torch.zeros(1, 1, 8, 8), torch.full((1, 3, 3), torch.nan))
-    assert torch.equal(moved, torch.full_like(moved, GREY))
+    transformed = warp(torch.zeros(1, 1, 8, 8), torch.full((1, 3, 3), torch.nan))
+    assert torch.equal(transformed, torch.full_like(transformed, GREY))
 
 
 def test_a_row_does_not_depend_on_its_batch():
@@ -123,9 +123,9 @@ def test_a_batch_warped_in_parts_is_the_batch_warped_at_once(monkeypatch, fill):
 
 def test_half_precision_images_keep_their_type_and_full_precision_coordinates():
     images = random_levels(1, (32, 32)) / 255
-    moved = warp(images.bfloat16(), shifted(0.5, 0))
-    assert moved.dtype == torch.bfloat16
-    assert (moved.float() - warp(images, shifted(0.5, 0))).abs().max() < 0.01
+    transformed = warp(images.bfloat16(), shifted(0.5, 0))
+    assert transformed.dtype == torch.bfloat16
+    assert (transformed.float() - warp(images, shifted(0.5, 0))).abs().max() < 0.01
 
 
 def test_batches_of_different_lengths_are_refused():

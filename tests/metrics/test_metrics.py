@@ -14,7 +14,7 @@ from avtcli import registry
 from avtcli.errors import AvtError
 from avtcli.geometry.homography import matrix_from_coefficients
 from avtcli.metrics.accuracy import topk_percent
-from avtcli.metrics.feature_statistics import effective_rank, spread
+from avtcli.metrics.feature_statistics import column_std, effective_rank
 from avtcli.metrics.transformation_error import corner_error, r2_scores, retrieval_ranks, retrieval_scores
 from avtcli.seeding import keyed_generator
 
@@ -25,7 +25,7 @@ def test_the_trivial_predictors_have_the_corner_error_that_the_law_gives_them(
 ) -> None:
     size = (side, side)
     family = registry.build("transform", "projective", {})
-    drawn = family.draw(100_000, size, keyed_generator("test"))
+    drawn = family.sample(100_000, size, keyed_generator("test"))
     true = family.in_from_out(drawn, size)
     mean = matrix_from_coefficients(drawn.mean(0, keepdim=True)).expand(len(true), -1, -1)
 
@@ -135,7 +135,7 @@ def test_the_effective_rank_of_k_equal_directions_is_k() -> None:
 def test_collapsed_features_have_the_effective_rank_one_and_no_spread() -> None:
     for collapsed in (torch.full((40, 6), 3.0), torch.zeros(40, 6)):
         assert effective_rank(collapsed) == pytest.approx(1, abs=1e-4)
-        assert spread(collapsed) == 0
+        assert column_std(collapsed) == 0
 
 
 def test_the_effective_rank_of_features_that_are_not_finite_is_refused() -> None:
@@ -146,4 +146,4 @@ def test_the_effective_rank_of_features_that_are_not_finite_is_refused() -> None
 def test_the_spread_is_numpys_standard_deviation_averaged_over_the_columns() -> None:
     features = noise(30, 5) * torch.arange(5) + 100
 
-    assert spread(features) == pytest.approx(features.numpy().std(0).mean())
+    assert column_std(features) == pytest.approx(features.numpy().std(0).mean())

@@ -1,4 +1,4 @@
-"""Trivial predictors: the published law's figures, and what each of them knows."""
+"""Trivial predictors: the published distribution's figures, and what each of them knows."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor
 from avtcli.contracts import TransformFamily
 from avtcli.geometry.homography import corners_of, inverse, map_points
 from avtcli.geometry.sum_family import SumFamily
-from avtcli.metrics.reference_predictors import mean_matrix, quarter_turns, trivial_guesses
+from avtcli.metrics.reference_predictors import mean_matrix, quarter_turns, reference_predictions
 from avtcli.metrics.transformation_error import corner_error
 from avtcli.seeding import keyed_generator
 from avtplugins.transforms.affine import affine
@@ -21,10 +21,22 @@ RELEASE_224 = {
     "mean": (0, 0, 112, 0, 0, 112, 6.4e-5, 6.4e-5),
     "std": (0.75, 0.75, 118, 0.75, 0.75, 118, 7.75e-4, 7.75e-4),
 }
-# (side, statistics, MACE in pixels, its last digit, MSE on the release's parameters), of 400 000 draws of the release's law
+# (side, statistics, MACE in pixels, its last digit, MSE on the release's parameters), of 400 000 draws of the release's distribution
 PUBLISHED = [
-    (32, RELEASE_32, {"identity": 29.0, "constant": 23.5, "quarter_turn": 4.47}, 0.1, {"identity": 0.920, "constant": 0.514}),
-    (224, RELEASE_224, {"identity": 202.0, "constant": 164.0, "quarter_turn": 28.9}, 1, {"identity": 1.671, "constant": 1.005}),
+    (
+        32,
+        RELEASE_32,
+        {"identity": 29.0, "constant": 23.5, "rotation_oracle": 4.47},
+        0.1,
+        {"identity": 0.920, "constant": 0.514},
+    ),
+    (
+        224,
+        RELEASE_224,
+        {"identity": 202.0, "constant": 164.0, "rotation_oracle": 28.9},
+        1,
+        {"identity": 1.671, "constant": 1.005},
+    ),
 ]
 
 
@@ -43,14 +55,14 @@ def test_the_published_law_gives_the_published_figures(
     mse: dict[str, float],
 ) -> None:
     family, size = projective(**statistics), (side, side)
-    parameters = family.draw(DRAWS, size, keyed_generator("trivial"))
-    guesses = trivial_guesses(family, parameters, size)
+    parameters = family.sample(DRAWS, size, keyed_generator("trivial"))
+    guesses = reference_predictions(family, parameters, size)
     true, target = family.in_from_out(parameters, size), family.target(parameters, size)
 
     assert set(guesses) == set(mace_px)
     for name, expected in mace_px.items():
         errors = corner_error(true, guesses[name].in_from_out, size)
-        assert_mean(errors, expected, last_digit=last_digit / 10 if name == "quarter_turn" else last_digit)
+        assert_mean(errors, expected, last_digit=last_digit / 10 if name == "rotation_oracle" else last_digit)
     for name, expected in mse.items():
         assert_mean((guesses[name].target - target).square().mean(1), expected, last_digit=1e-3)
 
@@ -60,8 +72,8 @@ def test_a_quarter_turn_moves_each_corner_to_the_next_and_turns_the_image(size: 
     corners, turns = corners_of(size), quarter_turns(size)
 
     for k in range(4):
-        moved = map_points(inverse(turns[k : k + 1]), corners)[0]
-        torch.testing.assert_close(moved, corners.roll(-k, 0), atol=1e-9, rtol=0)
+        transformed = map_points(inverse(turns[k : k + 1]), corners)[0]
+        torch.testing.assert_close(transformed, corners.roll(-k, 0), atol=1e-9, rtol=0)
     torch.testing.assert_close(map_points(turns, torch.tensor([[size[1] / 2, size[0] / 2]]).double())[:, 0], centre(size))
 
 
@@ -71,8 +83,8 @@ def centre(size: tuple[int, int]) -> Tensor:
 
 def test_the_best_quarter_turn_is_exact_for_a_family_of_quarter_turns() -> None:
     family, size = rotation(), (32, 32)
-    parameters = family.draw(50, size, keyed_generator(0))
-    guess = trivial_guesses(family, parameters, size)["quarter_turn"]
+    parameters = family.sample(50, size, keyed_generator(0))
+    guess = reference_predictions(family, parameters, size)["rotation_oracle"]
 
     torch.testing.assert_close(guess.target, family.target(parameters, size))
     assert corner_error(family.in_from_out(parameters, size), guess.in_from_out, size).max() < 1e-9
@@ -81,18 +93,18 @@ def test_the_best_quarter_turn_is_exact_for_a_family_of_quarter_turns() -> None:
 @pytest.mark.parametrize("target", ["coefficients", "corners"])
 def test_the_constant_is_the_mean_target_and_its_matrix_the_laws_mean_whatever_the_target(target: str) -> None:
     family, size = projective(target=target), (32, 32)
-    guess = trivial_guesses(family, family.draw(3, size, keyed_generator(0)), size)["constant"]
+    guess = reference_predictions(family, family.sample(3, size, keyed_generator(0)), size)["constant"]
     coefficients = projective()
     decoded = coefficients.in_from_out(coefficients.decode(torch.zeros(1, 8, dtype=torch.float64), size), size)
 
     assert torch.equal(guess.target, torch.zeros(3, 8, dtype=torch.float64))
-    assert corner_error(mean_matrix(family, size), decoded, size).item() < 0.5  # of 23.5: two samples of the law
+    assert corner_error(mean_matrix(family, size), decoded, size).item() < 0.5  # of 23.5: two samples of the distribution
 
 
 @pytest.mark.parametrize("family", [projective(), affine(), affine(target="coefficients"), projective(target="corners")])
 def test_the_identity_moves_nothing_and_its_target_decodes_to_it(family: TransformFamily) -> None:
     size = (32, 32)
-    guess = trivial_guesses(family, family.draw(2, size, keyed_generator(0)), size)["identity"]
+    guess = reference_predictions(family, family.sample(2, size, keyed_generator(0)), size)["identity"]
 
     assert torch.equal(guess.in_from_out[1], torch.eye(3, dtype=torch.float64))
     torch.testing.assert_close(family.in_from_out(family.decode(guess.target, size), size), guess.in_from_out)
@@ -100,7 +112,7 @@ def test_the_identity_moves_nothing_and_its_target_decodes_to_it(family: Transfo
 
 def test_a_photometric_family_knows_the_constant_alone() -> None:
     family = photometric()
-    guesses = trivial_guesses(family, family.draw(2, (32, 32), keyed_generator(0)), (32, 32))
+    guesses = reference_predictions(family, family.sample(2, (32, 32), keyed_generator(0)), (32, 32))
 
     assert set(guesses) == {"constant"}
     assert guesses["constant"].in_from_out is None
@@ -108,7 +120,7 @@ def test_a_photometric_family_knows_the_constant_alone() -> None:
 
 def test_a_sum_has_matrices_and_tells_no_target_of_them() -> None:
     family = SumFamily([("projective", projective()), ("photometric", photometric())])
-    guesses = trivial_guesses(family, family.draw(4, (32, 32), keyed_generator(0)), (32, 32))
+    guesses = reference_predictions(family, family.sample(4, (32, 32), keyed_generator(0)), (32, 32))
 
-    assert [guesses[name].target is None for name in ("identity", "constant", "quarter_turn")] == [True, False, True]
-    assert guesses["quarter_turn"].in_from_out.shape == (4, 3, 3)
+    assert [guesses[name].target is None for name in ("identity", "constant", "rotation_oracle")] == [True, False, True]
+    assert guesses["rotation_oracle"].in_from_out.shape == (4, 3, 3)

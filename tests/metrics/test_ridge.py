@@ -21,7 +21,7 @@ SHAPES = {"primal": (90, 14), "dual": (25, 60)}
 
 
 def data(n: int, d: int, m: int = 3) -> tuple[Tensor, Tensor]:
-    """Features (n, d) float32 of very different scales and offsets, and a noisy linear law of them (n, m), float64."""
+    """Features (n, d) float32 of very different scales and offsets, and a noisy linear distribution of them (n, m), float64."""
     generator = keyed_generator("test", n, d)
     x = torch.randn(n, d, generator=generator) * torch.logspace(-2, 2, d) + torch.linspace(-5, 20, d)
     standard = (x - x.mean(0)) / x.std(0)

@@ -12,18 +12,18 @@ from torch import Tensor
 from avtcli.errors import AvtError
 from avtcli.events import Event, Notice
 from avtcli.exporting.export import export
-from avtcli.models.weights import open_source
+from avtcli.models.weights import open_weights
 from avtcli.storage.checkpoints import load_newest
-from avtcli.training.training_setup import Job, prepare
+from avtcli.training.training_setup import TrainingSetup, build_training_setup
 from tests.support import run_tiny, tiny_config
 
 
-def begin(init_from: object = None, *, resume: bool = False, **over: Any) -> tuple[Job, list[str]]:
-    """A job of another seed, and what was said."""
+def begin(init_from: object = None, *, resume: bool = False, **over: Any) -> tuple[TrainingSetup, list[str]]:
+    """A setup of another seed, and what was said."""
     events: list[Event] = []
     config = tiny_config(seed=9, init_from=None if init_from is None else str(init_from), **over)
-    job = prepare(config, resume=resume, on_event=events.append)
-    return job, [event.text for event in events if isinstance(event, Notice)]
+    setup = build_training_setup(config, resume=resume, on_event=events.append)
+    return setup, [event.text for event in events if isinstance(event, Notice)]
 
 
 def weights_of(run: Path) -> dict[str, Tensor]:
@@ -32,21 +32,21 @@ def weights_of(run: Path) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("inside", ["", "checkpoints/step-0000000009"], ids=["run", "checkpoint"])
 def test_a_run_gives_encoder_and_decoder_and_says_that_all_matched(tiny_run: Path, inside: str) -> None:
-    job, said = begin(tiny_run / inside)
+    setup, said = begin(tiny_run / inside)
     theirs = weights_of(tiny_run)
 
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in job.net.state_dict().items())
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in setup.net.state_dict().items())
     counts = f"{len(theirs)} of {len(theirs)} names matched, 0 missing, 0 unexpected, 0 of another shape"
     assert said == [f"weights of {tiny_run / inside}: {counts}"]
 
 
 def test_an_exported_file_gives_the_encoder_and_leaves_the_decoder_as_it_is(tiny_run: Path, tmp_path: Path) -> None:
     file = tmp_path / "encoder.safetensors"
-    export(open_source(tiny_run), out=file, layer=None, on_event=lambda event: None)
+    export(open_weights(tiny_run), out=file, layer=None, on_event=lambda event: None)
     theirs, fresh = weights_of(tiny_run), begin()[0].net.state_dict()
-    job, said = begin(file)
+    setup, said = begin(file)
 
-    for name, tensor in job.net.state_dict().items():
+    for name, tensor in setup.net.state_dict().items():
         assert torch.equal(tensor, (theirs if name.startswith("encoder.") else fresh)[name]), name
     assert "4 missing (the first: mean_head.weight), 0 unexpected" in said[0]
 
@@ -54,10 +54,10 @@ def test_an_exported_file_gives_the_encoder_and_leaves_the_decoder_as_it_is(tiny
 def test_a_file_in_timms_own_names_gives_the_backbone(tmp_path: Path) -> None:
     model = timm.create_model("test_resnet", num_classes=10, in_chans=1)
     save_file({name: tensor + 1 for name, tensor in model.state_dict().items()}, tmp_path / "model.safetensors")
-    job, said = begin(tmp_path / "model.safetensors", backbone={"name": "test_resnet"})
+    setup, said = begin(tmp_path / "model.safetensors", backbone={"name": "test_resnet"})
     theirs = load_file(tmp_path / "model.safetensors")
 
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in job.net.encoder.backbone.model.state_dict().items())
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in setup.net.encoder.backbone.model.state_dict().items())
     assert said[0] == "no plugin is called 'test_resnet': taking timm:test_resnet"
     assert "2 unexpected (the first: encoder.backbone.model.fc.bias), 0 of another shape" in said[1]
 
@@ -66,9 +66,9 @@ def test_a_tensor_of_another_shape_stays_as_it_was_and_is_counted(tiny_run: Path
     tensors, fresh = weights_of(tiny_run), begin()[0].net.state_dict()
     name = "encoder.backbone.conv3.0.0.weight"
     save_file({**tensors, name: torch.zeros(3, 2)}, tmp_path / "changed.safetensors")
-    job, said = begin(tmp_path / "changed.safetensors")
+    setup, said = begin(tmp_path / "changed.safetensors")
 
-    assert torch.equal(job.net.state_dict()[name], fresh[name])
+    assert torch.equal(setup.net.state_dict()[name], fresh[name])
     assert f"1 of another shape (the first: {name} (3, 2) for (10, 10, 3, 3))" in said[0]
 
 
@@ -115,14 +115,14 @@ def test_published_weights_are_fetched_at_the_beginning_alone(monkeypatch: pytes
 
     monkeypatch.setattr(timm, "create_model", spy)
     backbone = {"name": "timm:test_efficientnet", "pretrained": "true"}
-    job, said = begin(backbone=backbone)
+    setup, said = begin(backbone=backbone)
     at_first = set(asked)
     asked.clear()
     begin(backbone=backbone, resume=True)
 
     assert (at_first, set(asked)) == ({True}, {False})
     assert said == ["timm:test_efficientnet: built with pretrained=true"]
-    assert "pretrained" not in job.spec.backbone.options  # so that loading the run's weights fetches nothing
+    assert "pretrained" not in setup.spec.backbone.options  # so that loading the run's weights fetches nothing
 
 
 def test_the_command_takes_a_run(avt, tiny_run: Path) -> None:

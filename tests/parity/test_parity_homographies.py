@@ -20,7 +20,7 @@ def draws(request: pytest.FixtureRequest):
 
 
 @pytest.fixture
-def moved(draws):
+def transformed(draws):
     side, fields = draws
     return move_corners(
         (side, side),
@@ -30,13 +30,13 @@ def moved(draws):
     )
 
 
-def test_the_moved_corners_are_the_releases(draws, moved):
-    assert_near("corners", "corners", moved, draws[1]["corners"].tolist())
+def test_the_moved_corners_are_the_releases(draws, transformed):
+    assert_near("corners", "corners", transformed, draws[1]["corners"].tolist())
 
 
-def test_the_coefficients_are_the_releases(draws, moved):
+def test_the_coefficients_are_the_releases(draws, transformed):
     side, fields = draws
-    ours = coefficients_from_matrix(in_from_out_from_corners(moved, (side, side)))
+    ours = coefficients_from_matrix(in_from_out_from_corners(transformed, (side, side)))
     assert_near("coefficients", "coefficients", ours, fields["coeffs"].tolist(), scale=fields["coeffs"].abs())
 
 

@@ -1,4 +1,4 @@
-"""The conformance battery sees what is wrong: each mutant breaks one promise, and the check says how."""
+"""The conformance battery sees what is wrong: each mutant breaks one check, and the check says how."""
 
 import re
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from avtcli.plugin_kit import dataset_checks as dataset
 from avtcli.plugin_kit import objective_checks as objective
 from avtcli.plugin_kit import transform_checks as transform
 from avtcli.plugin_kit.backbone_checks import BackboneSubject
-from avtcli.plugin_kit.checking import Check, try_promise, try_promises
+from avtcli.plugin_kit.checking import Check, run_check, run_checks
 from avtcli.plugin_kit.dataset_checks import DatasetSubject
 from avtcli.plugin_kit.objective_checks import ObjectiveSubject
 from avtplugins.backbones.nin import NIN
@@ -32,12 +32,12 @@ torch.set_num_threads(1)
 
 
 def problems(checks: list[Check]) -> dict[str, str]:
-    return {check.promise: check.problem for check in checks if not check.ok}
+    return {check.name: check.problem for check in checks if not check.ok}
 
 
-def assert_broken(checks: list[Check], promise: Callable[..., str], problem: str) -> None:
+def assert_broken(checks: list[Check], check: Callable[..., str], problem: str) -> None:
     found = problems(checks)
-    name = promise.__name__.replace("_", " ")
+    name = check.__name__.replace("_", " ")
     assert name in found
     assert re.search(problem, found[name]), found[name]
 
@@ -46,7 +46,7 @@ def test_an_exception_of_the_plugins_own_breaks_the_promise_and_is_told_with_its
     def a_promise(subject: None) -> str:
         raise ZeroDivisionError("half of nothing")
 
-    assert try_promise(a_promise, None) == Check("a promise", "ZeroDivisionError: half of nothing")
+    assert run_check(a_promise, None) == Check("a check", "ZeroDivisionError: half of nothing")
 
 
 def test_a_promise_leaves_the_callers_random_state_alone_and_has_its_own() -> None:
@@ -55,10 +55,10 @@ def test_a_promise_leaves_the_callers_random_state_alone_and_has_its_own() -> No
         return ""
 
     before, drawn = torch.get_rng_state(), list[float]()
-    assert try_promise(draws, drawn).ok
+    assert run_check(draws, drawn).ok
     assert torch.equal(before, torch.get_rng_state())
     torch.rand(3)
-    try_promise(draws, drawn)
+    run_check(draws, drawn)
     assert drawn[0] == drawn[1]
 
 
@@ -76,7 +76,7 @@ def trial(kind: type[NIN], **attributes: Any) -> list[Check]:
             setattr(network, name, value)
         return network
 
-    return list(try_promises(backbone.PROMISES, BackboneSubject(make, make(0, 3), (32, 32), 3)))
+    return list(run_checks(backbone.CHECKS, BackboneSubject(make, make(0, 3), (32, 32), 3)))
 
 
 class Unasked(NIN):
@@ -188,11 +188,11 @@ def test_a_backbone_that_keeps_every_promise_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "attributes", "promise", "problem"),
+    ("kind", "attributes", "check", "problem"),
     [
-        (NIN, {"taps": {"conv2": "10"}}, backbone.PROMISES[0], "taps needs names with their channels, found .'conv2': '10'"),
-        (NIN, {"code_tap": "conv9"}, backbone.PROMISES[0], "code_tap is 'conv9', expected one of the taps conv1, conv2"),
-        (NIN, {"vector_dim": 0}, backbone.PROMISES[0], "vector_dim is 0, expected the length of the vector"),
+        (NIN, {"taps": {"conv2": "10"}}, backbone.CHECKS[0], "taps needs names with their channels, found .'conv2': '10'"),
+        (NIN, {"code_tap": "conv9"}, backbone.CHECKS[0], "code_tap is 'conv9', expected one of the taps conv1, conv2"),
+        (NIN, {"vector_dim": 0}, backbone.CHECKS[0], "vector_dim is 0, expected the length of the vector"),
         (
             Unasked,
             {},
@@ -232,9 +232,9 @@ def test_a_backbone_that_keeps_every_promise_passes() -> None:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_backbone_that_breaks_a_promise_is_caught(
-    kind: type[NIN], attributes: dict[str, Any], promise: Callable[..., str], problem: str
+    kind: type[NIN], attributes: dict[str, Any], check: Callable[..., str], problem: str
 ) -> None:
-    assert_broken(trial(kind, **attributes), promise, problem)
+    assert_broken(trial(kind, **attributes), check, problem)
 
 
 class AlwaysConv1(NIN):
@@ -245,8 +245,8 @@ class AlwaysConv1(NIN):
 
 
 def test_a_backbone_that_hands_out_what_nobody_asked_for_is_caught() -> None:
-    promise = backbone.the_vector_and_the_wanted_taps_have_the_promised_shapes
-    assert_broken(trial(AlwaysConv1), promise, "asked for no tap, it gave conv1")
+    check = backbone.the_vector_and_the_wanted_taps_have_the_promised_shapes
+    assert_broken(trial(AlwaysConv1), check, "asked for no tap, it gave conv1")
 
 
 # transformations
@@ -266,7 +266,7 @@ def mutant(**methods: Any) -> GeometricFamily:
 
 @pytest.mark.parametrize("family", [projective(), rotation(), photometric(), translation(target="corners")])
 def test_a_family_that_keeps_every_promise_passes(family) -> None:
-    assert problems(list(try_promises(transform.PROMISES, family))) == {}
+    assert problems(list(run_checks(transform.CHECKS, family))) == {}
 
 
 def beyond(kept: Tensor, *args: Any) -> Tensor:
@@ -274,22 +274,22 @@ def beyond(kept: Tensor, *args: Any) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("methods", "promise", "problem"),
+    ("methods", "check", "problem"),
     [
         ({"kind": "magic"}, transform.the_numbers_of_a_target_have_names_and_units, "kind is 'magic'"),
         ({"names": ("a",) * 8}, transform.the_numbers_of_a_target_have_names_and_units, "names needs one for each number"),
         ({"units": ("px",)}, transform.the_numbers_of_a_target_have_names_and_units, "8 names have 1 units, expected one each"),
         (
-            {"draw": lambda p, *a: p + torch.rand(()).double()},
+            {"sample": lambda p, *a: p + torch.rand(()).double()},
             transform.one_seed_gives_one_draw,
-            "draw used torch's own generator",
+            "sample used torch's own generator",
         ),
         (
-            {"draw": lambda p, *a: p.float()},
+            {"sample": lambda p, *a: p.float()},
             transform.one_seed_gives_one_draw,
             r"gave \(64, 8\) float32, expected \(64, k\) float64",
         ),
-        ({"draw": lambda p, *a: p.to("meta")}, transform.one_seed_gives_one_draw, "NotImplementedError|on meta"),
+        ({"sample": lambda p, *a: p.to("meta")}, transform.one_seed_gives_one_draw, "NotImplementedError|on meta"),
         (
             {"statistics": lambda s, size: (s[0], s[1] * 2)},
             transform.targets_have_the_statistics_that_it_states,
@@ -330,19 +330,19 @@ def beyond(kept: Tensor, *args: Any) -> Tensor:
         (
             {"n_classes": 4},
             transform.its_classes_are_numbers_below_n_classes,
-            "NotImplementedError: ProjectiveLaw has no classes",
+            "NotImplementedError: ProjectiveDistribution has no classes",
         ),
     ],
 )
-def test_a_family_that_breaks_a_promise_is_caught(methods, promise, problem: str) -> None:
-    assert_broken([try_promise(promise, mutant(**methods))], promise, problem)
+def test_a_family_that_breaks_a_promise_is_caught(methods, check, problem: str) -> None:
+    assert_broken([run_check(check, mutant(**methods))], check, problem)
 
 
 def test_a_draw_that_ignores_its_generator_is_caught() -> None:
     own = torch.Generator().manual_seed(0)
-    family = mutant(draw=lambda p, *a: p + torch.rand((), generator=own).double())
+    family = mutant(sample=lambda p, *a: p + torch.rand((), generator=own).double())
 
-    assert_broken([try_promise(transform.one_seed_gives_one_draw, family)], transform.one_seed_gives_one_draw, "gave two draws")
+    assert_broken([run_check(transform.one_seed_gives_one_draw, family)], transform.one_seed_gives_one_draw, "gave two draws")
 
 
 def test_decoding_to_another_warp_of_the_same_target_is_caught() -> None:
@@ -350,7 +350,7 @@ def test_decoding_to_another_warp_of_the_same_target_is_caught() -> None:
     family.decode = lambda target, size: torch.zeros(len(target), 1, dtype=target.dtype)
     family.target = lambda parameters, size: torch.zeros(len(parameters), 2, dtype=parameters.dtype)
 
-    assert_broken([try_promise(transform.decoding_is_the_inverse, family)], transform.decoding_is_the_inverse, "another warp")
+    assert_broken([run_check(transform.decoding_is_the_inverse, family)], transform.decoding_is_the_inverse, "another warp")
 
 
 @pytest.mark.parametrize(
@@ -361,9 +361,9 @@ def test_classes_out_of_range_or_of_another_type_are_caught(change, problem: str
     family = rotation()
     true = family.classes
     family.classes = lambda parameters: change(true(parameters))
-    promise = transform.its_classes_are_numbers_below_n_classes
+    check = transform.its_classes_are_numbers_below_n_classes
 
-    assert_broken([try_promise(promise, family)], promise, problem)
+    assert_broken([run_check(check, family)], check, problem)
 
 
 # data sets
@@ -398,11 +398,11 @@ def noise(i: int) -> Tensor:
 
 def test_a_data_set_that_keeps_every_promise_passes() -> None:
     for data in (images(), images(train=split(labels=None), classes=None), images(test=split())):
-        assert problems(list(try_promises(dataset.PROMISES, DatasetSubject(data, lambda data=data: data)))) == {}
+        assert problems(list(run_checks(dataset.CHECKS, DatasetSubject(data, lambda data=data: data)))) == {}
 
 
 @pytest.mark.parametrize(
-    ("over", "promise", "problem"),
+    ("over", "check", "problem"),
     [
         (
             {"test": split(images=torch.zeros(0, 1, 8, 10))},
@@ -447,10 +447,10 @@ def test_a_data_set_that_keeps_every_promise_passes() -> None:
         ({"fingerprint": ""}, dataset.opened_again_it_is_the_same, "the fingerprints are '' and ''"),
     ],
 )
-def test_a_data_set_that_breaks_a_promise_is_caught(over, promise, problem: str) -> None:
+def test_a_data_set_that_breaks_a_promise_is_caught(over, check, problem: str) -> None:
     data = images(**over)
 
-    assert_broken([try_promise(promise, DatasetSubject(data, lambda: data))], promise, problem)
+    assert_broken([run_check(check, DatasetSubject(data, lambda: data))], check, problem)
 
 
 @pytest.mark.parametrize(
@@ -465,9 +465,9 @@ def test_a_data_set_that_breaks_a_promise_is_caught(over, promise, problem: str)
     ],
 )
 def test_a_data_set_that_is_another_when_opened_again_is_caught(again: ImageData, problem: str) -> None:
-    promise = dataset.opened_again_it_is_the_same
+    check = dataset.opened_again_it_is_the_same
 
-    assert_broken([try_promise(promise, DatasetSubject(images(), lambda: again))], promise, problem)
+    assert_broken([run_check(check, DatasetSubject(images(), lambda: again))], check, problem)
 
 
 # objectives
@@ -491,11 +491,11 @@ def of(loss: Callable[..., Loss] | None = None, **over: Any) -> ObjectiveSubject
 def test_an_objective_that_keeps_every_promise_passes() -> None:
     classified: Objective = rotnet()
     for subject in (of(), ObjectiveSubject(classified, {"rotation": rotation()})):
-        assert problems(list(try_promises(objective.PROMISES, subject))) == {}
+        assert problems(list(run_checks(objective.CHECKS, subject))) == {}
 
 
 @pytest.mark.parametrize(
-    ("over", "promise", "problem"),
+    ("over", "check", "problem"),
     [
         (
             {"noise_scale": -1.0},
@@ -508,7 +508,7 @@ def test_an_objective_that_keeps_every_promise_passes() -> None:
             objective.what_it_asks_of_the_model_is_stated,
             r"log_var_scale is 0\.0, expected a number other",
         ),
-        ({"views": "one"}, objective.what_it_asks_of_the_model_is_stated, "views is 'one', expected both or moved"),
+        ({"views": "one"}, objective.what_it_asks_of_the_model_is_stated, "views is 'one', expected both or transformed"),
         (
             {"outputs": lambda family: 3},
             objective.it_predicts_the_target_or_the_classes,
@@ -554,5 +554,5 @@ def test_an_objective_that_keeps_every_promise_passes() -> None:
         ),
     ],
 )
-def test_an_objective_that_breaks_a_promise_is_caught(over, promise, problem: str) -> None:
-    assert_broken([try_promise(promise, of(**over))], promise, problem)
+def test_an_objective_that_breaks_a_promise_is_caught(over, check, problem: str) -> None:
+    assert_broken([run_check(check, of(**over))], check, problem)

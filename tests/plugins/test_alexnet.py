@@ -53,9 +53,9 @@ def test_layers_after_the_code_work_on_what_the_code_returns(network):
     before, after = ("conv1", "pool1", "conv2", "pool2", "conv3"), ("conv5", "pool5", "fc_block")
     with torch.no_grad():
         _, plain = network(x, lambda mean: mean, [*before, *after])
-        _, moved = network(x, lambda mean: mean + 1, [*before, *after])
-    assert all(torch.equal(plain[name], moved[name]) for name in before)
-    assert not any(torch.equal(plain[name], moved[name]) for name in after)
+        _, transformed = network(x, lambda mean: mean + 1, [*before, *after])
+    assert all(torch.equal(plain[name], transformed[name]) for name in before)
+    assert not any(torch.equal(plain[name], transformed[name]) for name in after)
 
 
 def test_every_tap_after_a_relu_is_not_negative(network):

@@ -74,14 +74,14 @@ def test_links_to_files_and_folders_are_followed_and_loops_and_dead_ends_are_not
 
 def test_the_fingerprint_follows_names_and_sizes_and_not_the_place(photos: Path) -> None:
     before = folder(str(photos)).fingerprint
-    moved = photos.rename(photos.parent / "moved")
-    same = folder(str(moved)).fingerprint
-    (moved / "b.jpg").rename(moved / "c.jpg")
-    renamed = folder(str(moved)).fingerprint
-    (moved / "c.jpg").write_bytes((moved / "c.jpg").read_bytes() + b"\0")
+    transformed = photos.rename(photos.parent / "transformed")
+    same = folder(str(transformed)).fingerprint
+    (transformed / "b.jpg").rename(transformed / "c.jpg")
+    renamed = folder(str(transformed)).fingerprint
+    (transformed / "c.jpg").write_bytes((transformed / "c.jpg").read_bytes() + b"\0")
 
     assert same == before
-    assert len({before, renamed, folder(str(moved)).fingerprint}) == 3
+    assert len({before, renamed, folder(str(transformed)).fingerprint}) == 3
 
 
 def test_the_normalisation_is_imagenets_and_options_change_it(photos: Path) -> None:

@@ -74,13 +74,13 @@ def test_hidden_files_and_files_that_are_no_images_are_left_out(root: Path):
 
 def test_the_fingerprint_follows_names_and_sizes_and_not_the_place(root: Path):
     before = opened(root).fingerprint
-    moved = root.rename(root.parent / "elsewhere")
-    assert opened(moved).fingerprint == before
-    file = moved / "train" / "n01" / "n01_0.JPEG"
+    transformed = root.rename(root.parent / "elsewhere")
+    assert opened(transformed).fingerprint == before
+    file = transformed / "train" / "n01" / "n01_0.JPEG"
     renamed = file.rename(file.with_name("n01_9.JPEG"))
-    other = opened(moved).fingerprint
+    other = opened(transformed).fingerprint
     renamed.write_bytes(renamed.read_bytes() + b"\0")
-    assert len({before, other, opened(moved).fingerprint}) == 3
+    assert len({before, other, opened(transformed).fingerprint}) == 3
 
 
 # decoding

@@ -25,7 +25,7 @@ SIZE = (32, 48)
 
 
 def target_of(family, n, size=SIZE):
-    parameters = family.draw(n, size, keyed_generator("target"))
+    parameters = family.sample(n, size, keyed_generator("target"))
     return Target(family.target(parameters, size), parameters, family, size)
 
 
@@ -47,8 +47,8 @@ def test_gaussian_is_the_negative_log_likelihood_in_nats():
     target = target_of(affine(), 7)
     mean, log_var = prediction(7, 6, 1), prediction(7, 6, 2, scale=2)
     loss = gaussian().loss(mean, log_var, target)
-    law = Independent(Normal(mean, (log_var / 2).exp()), 1)
-    assert torch.allclose(loss.per_sample, -law.log_prob(target.values))
+    distribution = Independent(Normal(mean, (log_var / 2).exp()), 1)
+    assert torch.allclose(loss.per_sample, -distribution.log_prob(target.values))
     assert torch.allclose(loss.parts["mse"], (mean - target.values).square().mean(1))
     assert torch.allclose(loss.parts["log_var"], log_var.mean(1))
 
@@ -106,7 +106,7 @@ def test_rotnet_is_the_cross_entropy_of_the_turn():
 
 
 def test_rotnet_sees_the_moved_image_alone_and_the_pair_by_option():
-    assert rotnet().views == "moved"
+    assert rotnet().views == "transformed"
     assert rotnet(pair=True).views == "both"
     assert rotnet().outputs(rotation()) == 4
 
@@ -131,8 +131,8 @@ def test_rotnet_refuses_a_family_without_classes():
 def unit_by_hand(matrix, size):
     """To the square [-1, 1] x [-1, 1] and determinant 1, in numpy."""
     unit = np.array([[2 / size[1], 0, -1], [0, 2 / size[0], -1], [0, 0, 1]])
-    moved = unit @ matrix @ np.linalg.inv(unit)
-    return moved / np.cbrt(np.linalg.det(moved))
+    transformed = unit @ matrix @ np.linalg.inv(unit)
+    return transformed / np.cbrt(np.linalg.det(transformed))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (224, 224), (48, 96)])
@@ -168,9 +168,9 @@ def test_aetv2_does_not_depend_on_the_size_of_the_image():
     losses = []
     for family, side in ((small, 32), (large, 320)):
         row = torch.tensor([[40.0, side / 8, -side / 16, 1.1, 10], [30.0, side / 8, 0, 0.9, 0]], dtype=torch.float64)
-        # about the centre itself: the law's centre, half a pixel beside it, is not the same share of both sides
+        # about the centre itself: the distribution's centre, half a pixel beside it, is not the same share of both sides
         matrices = family.in_from_out(row, (side - 1, side - 1))
-        true, said = (family.law.parameters_from_matrix(m[None], (side, side)) for m in matrices)
+        true, said = (family.distribution.parameters_from_matrix(m[None], (side, side)) for m in matrices)
         target = Target(family.target(true, (side, side)), true, family, (side, side))
         losses.append(aetv2().loss(family.target(said, (side, side)), None, target).per_sample.item())
     assert losses[0] == pytest.approx(losses[1], rel=0.02)

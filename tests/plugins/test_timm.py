@@ -13,7 +13,7 @@ from avtcli import registry
 from avtcli.errors import AvtError
 from avtcli.models.encoder import Encoder
 from avtcli.models.siamese import AVTModel
-from avtplugins.backbones._timm_taps import Place, default_code_tap
+from avtplugins.backbones._timm_taps import TapLocation, default_code_tap
 from avtplugins.backbones.timm import TimmBackbone
 
 SMALL_VIT = {"embed_dim": 48, "depth": 3, "num_heads": 3}
@@ -113,10 +113,10 @@ def test_layers_after_the_code_work_on_what_it_returns_and_those_before_do_not(t
     wanted = [name for name in names if name != backbone.code_tap]
     with torch.no_grad():
         plain_vector, plain = backbone(trained.images, lambda mean: mean, wanted)
-        moved_vector, moved = backbone(trained.images, lambda mean: mean.flip(1) + 1, wanted)
+        moved_vector, transformed = backbone(trained.images, lambda mean: mean.flip(1) + 1, wanted)
 
-    assert all(torch.equal(plain[name], moved[name]) for name in names[:at])
-    assert not any(torch.equal(plain[name], moved[name]) for name in names[at + 1 :])
+    assert all(torch.equal(plain[name], transformed[name]) for name in names[:at])
+    assert not any(torch.equal(plain[name], transformed[name]) for name in names[at + 1 :])
     assert not torch.equal(plain_vector, moved_vector)
 
 
@@ -167,8 +167,10 @@ def test_the_default_code_is_the_deepest_map_of_4x4_cells_that_has_layers_after_
     assert build("test_vit", args={"patch_size": 8}).code_tap == "blocks.4"  # of six, all 4x4
 
 
-def places(*sides: int, reaches: tuple[bool, ...] | None = None) -> list[Place]:
-    return [Place(f"p{i}", 1, (side, side), "NCHW", reaches=reaches is None or reaches[i]) for i, side in enumerate(sides)]
+def places(*sides: int, reaches: tuple[bool, ...] | None = None) -> list[TapLocation]:
+    return [
+        TapLocation(f"p{i}", 1, (side, side), "NCHW", reaches=reaches is None or reaches[i]) for i, side in enumerate(sides)
+    ]
 
 
 def test_without_a_map_of_4x4_cells_the_code_takes_the_deepest_of_the_largest() -> None:
@@ -198,7 +200,7 @@ def test_a_code_that_a_class_token_passes_by_is_refused() -> None:
 
 
 def test_tokens_become_the_map_row_by_row_and_come_back_with_their_prefix() -> None:
-    place = Place("blocks.0", 2, (2, 3), "tokens", prefix=1)
+    place = TapLocation("blocks.0", 2, (2, 3), "tokens", prefix=1)
     tokens = torch.arange(2 * 7 * 2.0).view(2, 7, 2)
     cells = place.to_map(tokens)
 

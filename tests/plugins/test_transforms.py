@@ -44,7 +44,7 @@ FAMILIES = {**GEOMETRIC, **ALGEBRAIC, "photometric": photometric()}
 @pytest.mark.parametrize("name", FAMILIES)
 def test_decode_is_the_inverse_of_target(name, size):
     family = FAMILIES[name]
-    parameters = family.draw(50, size, keyed_generator(1))
+    parameters = family.sample(50, size, keyed_generator(1))
     decoded = family.decode(family.target(parameters, size), size)
     assert torch.allclose(decoded, parameters, rtol=1e-9, atol=1e-9)
 
@@ -52,7 +52,7 @@ def test_decode_is_the_inverse_of_target(name, size):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_targets_and_units_are_named_and_decoding_has_a_gradient_for_what_any_decoder_says(name):
     family, size = FAMILIES[name], (32, 48)
-    target = family.target(family.draw(8, size, keyed_generator(2)), size)
+    target = family.target(family.sample(8, size, keyed_generator(2)), size)
     assert target.shape == (8, family.dof)
     assert len(family.units) == len(set(family.names)) == family.dof
     said = (target.float() + 0.1 * torch.randn(8, family.dof, generator=keyed_generator(3))).requires_grad_()
@@ -66,7 +66,7 @@ def test_targets_and_units_are_named_and_decoding_has_a_gradient_for_what_any_de
 @pytest.mark.parametrize("size", [(32, 32), (48, 96)])
 def test_statistics_are_those_of_another_large_sample(name, size):
     family = FAMILIES[name]
-    target = family.target(family.draw(100_000, size, keyed_generator("another")), size)
+    target = family.target(family.sample(100_000, size, keyed_generator("another")), size)
     assert target.mean(0).abs().max() < 0.02
     assert (target.std(0) - 1).abs().max() < 0.02
 
@@ -75,7 +75,7 @@ def test_statistics_are_those_of_another_large_sample(name, size):
     "family", [projective(target="sl3", rotate=False), affine(target="sl3", angle_deg=120)], ids=["projective", "affine"]
 )
 def test_statistics_of_the_lie_algebra_are_those_of_another_sample(family):
-    target = family.target(family.draw(20_000, (48, 96), keyed_generator("another")), (48, 96))
+    target = family.target(family.sample(20_000, (48, 96), keyed_generator("another")), (48, 96))
     assert target.mean(0).abs().max() < 0.04
     assert (target.std(0) - 1).abs().max() < 0.04
 
@@ -104,7 +104,8 @@ def test_corner_targets_are_as_well_conditioned_at_any_size(make):
 def test_algebra_targets_are_as_well_conditioned_at_any_size():
     family = projective(target="sl3", rotate=False)
     small, large = (
-        raw_target(family.law, "sl3", family.draw(3000, (s, s), keyed_generator(5)), (s, s)).std(0) for s in (64, 640)
+        raw_target(family.distribution, "sl3", family.sample(3000, (s, s), keyed_generator(5)), (s, s)).std(0)
+        for s in (64, 640)
     )
     assert torch.allclose(small, large, rtol=0.1)
     assert small.max() / small.min() < 3
@@ -113,13 +114,13 @@ def test_algebra_targets_are_as_well_conditioned_at_any_size():
 def test_corner_targets_are_the_displacements_of_the_corners():
     family, size = translation(target="corners"), (32, 48)
     parameters = torch.tensor([[0, 5, -3, 1, 0]], dtype=torch.float64)
-    raw = raw_target(family.law, "corners", parameters, size)
+    raw = raw_target(family.distribution, "corners", parameters, size)
     assert torch.allclose(raw, torch.tensor([[5, -3] * 4], dtype=torch.float64))
 
 
 def test_stated_statistics_are_used_as_they_are():
     family = projective(mean=(0, 0, 16, 0, 0, 16, 0, 0), std=(1, 1, 20, 1, 1, 20, 0.015, 0.015))
-    parameters = family.draw(4, (32, 32), keyed_generator(6))
+    parameters = family.sample(4, (32, 32), keyed_generator(6))
     assert torch.allclose(family.target(parameters, (32, 32))[:, 2], (parameters[:, 2] - 16) / 20)
 
 
@@ -140,20 +141,20 @@ def affine_by_hand(parameters, size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_affine_warps_by_the_inverse_of_the_documented_matrix(size):
-    parameters = affine().draw(20, size, keyed_generator(7))
+    parameters = affine().sample(20, size, keyed_generator(7))
     forward = torch.tensor(np.stack([affine_by_hand(row, size) for row in parameters.tolist()]))
     assert torch.allclose(affine().in_from_out(parameters, size) @ forward, torch.eye(3).double(), atol=1e-11)
 
 
 def test_affine_targets_are_the_six_numbers_of_aet():
     parameters = torch.tensor([[60, 3, -4, 0.85, 15]], dtype=torch.float64)
-    raw = raw_target(affine().law, "parameters", parameters, (40, 32))
+    raw = raw_target(affine().distribution, "parameters", parameters, (40, 32))
     expected = [0.5, sqrt(3) / 2, 3 / (0.2 * 32), -4 / (0.2 * 40), -0.5, 0.5]
     assert torch.allclose(raw, torch.tensor([expected], dtype=torch.float64))
 
 
 def test_affine_draws_cover_their_ranges_and_shift_by_whole_pixels():
-    drawn = affine().draw(20_000, (32, 64), keyed_generator(8))
+    drawn = affine().sample(20_000, (32, 64), keyed_generator(8))
     assert torch.equal(drawn[:, 1:3], drawn[:, 1:3].round())
     reach = torch.tensor([[-180, -13, -6, 0.7, -30], [180, 13, 6, 1.3, 30]], dtype=torch.float64)
     assert torch.allclose(torch.stack([drawn.min(0).values, drawn.max(0).values]), reach, rtol=0.01)
@@ -164,7 +165,7 @@ def test_affine_draws_cover_their_ranges_and_shift_by_whole_pixels():
     [(similarity, {4: 0.0}), (euclidean, {3: 1.0, 4: 0.0}), (translation, {0: 0.0, 3: 1.0, 4: 0.0})],
 )
 def test_narrower_families_fix_what_they_do_not_name(make, fixed):
-    drawn = make().draw(100, (32, 32), keyed_generator(9))
+    drawn = make().sample(100, (32, 32), keyed_generator(9))
     for column in range(5):
         assert (drawn[:, column].std() == 0) == (column in fixed)
     for column, value in fixed.items():
@@ -184,9 +185,9 @@ def test_what_a_decoder_says_becomes_a_map_of_the_family(make):
 @pytest.mark.parametrize("size", SIZES)
 def test_affine_images_are_those_of_pillow_to_one_level(size):
     levels = torch.randint(256, (3, 3, *size), generator=keyed_generator(11), dtype=torch.uint8)
-    parameters = affine().draw(3, size, keyed_generator(12))
-    moved = affine().apply(levels / 255, parameters) * 255
-    for image, matrix, found in zip(levels, affine().in_from_out(parameters, size), moved, strict=True):
+    parameters = affine().sample(3, size, keyed_generator(12))
+    transformed = affine().apply(levels / 255, parameters) * 255
+    for image, matrix, found in zip(levels, affine().in_from_out(parameters, size), transformed, strict=True):
         source = Image.fromarray(image.permute(1, 2, 0).numpy())
         data = tuple(matrix.flatten()[:6].tolist())
         made = source.transform(source.size, Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=(128,) * 3)
@@ -216,18 +217,18 @@ def test_turns_between_quarters_have_the_class_of_the_nearest():
 
 
 def test_quarter_turns_are_drawn_equally_often():
-    drawn = rotation().draw(40_000, (32, 32), keyed_generator(14))
+    drawn = rotation().sample(40_000, (32, 32), keyed_generator(14))
     assert torch.allclose(drawn.long().flatten().bincount() / 40_000, torch.tensor(0.25), atol=0.01)
 
 
 def test_families_without_classes_or_numbers_of_their_own_say_so():
-    law, parameters = projective().law, torch.zeros(1, 8)
-    with pytest.raises(NotImplementedError, match="ProjectiveLaw has no classes"):
+    distribution, parameters = projective().distribution, torch.zeros(1, 8)
+    with pytest.raises(NotImplementedError, match="ProjectiveDistribution has no classes"):
         projective().classes(parameters)
-    with pytest.raises(NotImplementedError, match="ProjectiveLaw has no numbers of its own"):
-        raw_target(law, "parameters", parameters, (32, 32))
-    with pytest.raises(NotImplementedError, match="ProjectiveLaw has no numbers of its own"):
-        parameters_from_raw(law, "parameters", parameters, (32, 32))
+    with pytest.raises(NotImplementedError, match="ProjectiveDistribution has no numbers of its own"):
+        raw_target(distribution, "parameters", parameters, (32, 32))
+    with pytest.raises(NotImplementedError, match="ProjectiveDistribution has no numbers of its own"):
+        parameters_from_raw(distribution, "parameters", parameters, (32, 32))
 
 
 @pytest.mark.parametrize("operation", ["colour", "contrast", "brightness", "sharpness"])
@@ -248,7 +249,7 @@ def test_one_enhancement_is_that_of_pillow_to_one_level(operation, channels):
 
 def test_all_four_enhancements_follow_pillow_in_the_order_of_ccbs():
     levels = torch.randint(256, (8, 3, 32, 32), generator=keyed_generator(16), dtype=torch.uint8)
-    factors = photometric().draw(8, (32, 32), keyed_generator(17))
+    factors = photometric().sample(8, (32, 32), keyed_generator(17))
     found = photometric().apply(levels / 255, factors) * 255
     for image, row, one in zip(levels, factors.tolist(), found, strict=True):
         made = Image.fromarray(image.permute(1, 2, 0).numpy())
@@ -299,16 +300,16 @@ def test_fill_says_what_lies_outside(fill, value, expected):
     family = translation(fill=fill, fill_value=value, truncate=False)
     images = torch.full((1, 1, 8, 8), 0.4)
     images[..., 3] = 0.6
-    moved = family.apply(images, torch.tensor([[0.0, 4, 0, 1, 0]]))
-    assert moved[0, 0, 0, 0] == pytest.approx(expected)
+    transformed = family.apply(images, torch.tensor([[0.0, 4, 0, 1, 0]]))
+    assert transformed[0, 0, 0, 0] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("make", [projective, affine, similarity, euclidean, translation, rotation, photometric])
 def test_images_may_be_of_any_size_and_keep_it(make):
     images = torch.rand(2, 3, 24, 40, generator=keyed_generator(21))
-    moved = make().apply(images, make().draw(2, (24, 40), keyed_generator(22)))
-    assert moved.shape == images.shape
-    assert not torch.equal(moved, images)
+    transformed = make().apply(images, make().sample(2, (24, 40), keyed_generator(22)))
+    assert transformed.shape == images.shape
+    assert not torch.equal(transformed, images)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_heads_learn_in_one_product_what_each_learns_alone(shapes: list[Shape], 
         for found in ([list(pair) for pair in together.parameters], [list(head.parameters()) for _, _, head in apart])
     )
     for stacks, labels in make_batches(shapes, last=last):
-        together.learn(stacks, statistics_of(stacks), labels)
+        together.fit_batch(stacks, statistics_of(stacks), labels)
         losses = [functional.cross_entropy(head(stacks[i][:, j]), labels) for i, j, head in apart]
         torch.stack(losses).sum().backward()
         for (weight, bias), (i, _, head) in zip(together.parameters, apart, strict=True):
@@ -84,7 +84,7 @@ def test_folding_the_normalisation_into_weights_keeps_the_digits_that_it_should(
     x = (torch.randn(64, FEATURES, 3, 4, 4, dtype=torch.float64) * scale + offset).float()
     together = LinearHeads([[[copy.deepcopy(head).float() for head in mine] for mine in heads[0]]])
     labels = torch.arange(64) % CLASSES
-    together.learn([x], statistics_of([x]), labels)
+    together.fit_batch([x], statistics_of([x]), labels)
     for (weight, _), (_, j, head) in zip(together.parameters, each(heads), strict=True):
         functional.cross_entropy(head(x[:, j].double()), labels).backward()
         gradient = head.linear.weight.grad.view(CLASSES, 3, -1).mT.flatten(1)

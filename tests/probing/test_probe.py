@@ -15,24 +15,24 @@ from avtcli.config.components import Augment, Plugin
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.config.resolution import resolve_probe
 from avtcli.contracts import Backbone, Code, ImageData, MemorySplit
-from avtcli.data.epoch_table import draw_uniforms
+from avtcli.data.epoch_table import sample_uniforms
 from avtcli.data.resident_images import ResidentImages
 from avtcli.errors import AvtError
 from avtcli.features import cache_storage as feature_store
 from avtcli.features import evaluation_target as subject_module
-from avtcli.features.cache_storage import choose_store
-from avtcli.features.feature_cache import KeptFeatures, Stacks, extract, stored_bytes
+from avtcli.features.cache_storage import choose_storage
+from avtcli.features.feature_cache import CachedFeatures, Stacks, extract, stored_bytes
 from avtcli.features.feature_reader import Feature, FeatureReader, ForwardedImages
 from avtcli.geometry.cropping import crop_and_flip
 from avtcli.models.encoder import Encoder
-from avtcli.models.weights import Source, encoder_of, open_source
+from avtcli.models.weights import Weights, open_weights, restore_encoder
 from avtcli.probing import encoder_probing as module
 from avtcli.probing.head_modules import build_head
 from avtcli.probing.head_training import Part, rate_of, train_heads
 from avtcli.probing.linear_heads import ChannelMoments
 from avtcli.probing.planned_heads import HeadPlan
 from avtcli.probing.probe import ProbeResult, probe
-from avtcli.probing.probe_setup import drawn_rows
+from avtcli.probing.probe_setup import subset_rows
 from avtcli.seeding import keyed_generator, seed_of
 
 CPU = torch.device("cpu")
@@ -50,24 +50,24 @@ FIXED: dict[str, Any] = {
 OURS: dict[str, Any] = {"epochs": 2, "limit_train": 60, "baseline": False, "rates": (0.1, 0.01)}
 
 
-def run_probe(source: Source | Path, **settings: Any) -> ProbeResult:
+def run_probe(source: Weights | Path, **settings: Any) -> ProbeResult:
     return probe(source, resolve_probe(settings, recipe=None), out=None, on_event=lambda event: None)
 
 
 @pytest.fixture(scope="module")
-def source(tiny_run: Path) -> Source:
+def source(tiny_run: Path) -> Weights:
     """The tiny run as if it were a file: probes leave nothing behind."""
-    return replace(open_source(tiny_run), run=None, tensors=encoder_of(open_source(tiny_run)).state_dict())
+    return replace(open_weights(tiny_run), run=None, tensors=restore_encoder(open_weights(tiny_run)).state_dict())
 
 
 def pixels(count: int = 12) -> Tensor:
     return torch.randint(0, 256, (count, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
 
 
-def reader_of(source: Source, layers: list[str], *, samples: int = 0, augment: Augment | None = None) -> ForwardedImages:
+def reader_of(source: Weights, layers: list[str], *, samples: int = 0, augment: Augment | None = None) -> ForwardedImages:
     split = MemorySplit(pixels(), torch.arange(12) % 3, prefix="x")
     return ForwardedImages(
-        encoder_of(source),
+        restore_encoder(source),
         ResidentImages(split, torch.arange(12), device=CPU),
         torch.arange(12) % 3,
         [Feature(layer, "none", 4) for layer in layers],
@@ -93,10 +93,10 @@ def read_features(
         yield {f: stack[:, i] for names, stack in zip(reader.stacks, batch.stacks, strict=True) for i, f in enumerate(names)}
 
 
-def test_drawn_features_are_those_of_the_cropped_and_flipped_images(source: Source) -> None:
-    reader, encoder = reader_of(source, ["conv1", "conv3"]), encoder_of(source)
+def test_drawn_features_are_those_of_the_cropped_and_flipped_images(source: Weights) -> None:
+    reader, encoder = reader_of(source, ["conv1", "conv3"]), restore_encoder(source)
     (read,) = read_features(reader, [ROWS], drawn=(4, 2))
-    x = crop_and_flip(pixels()[ROWS], draw_uniforms(4, 2, 12)[ROWS], crop=(32, 32), padding=4)
+    x = crop_and_flip(pixels()[ROWS], sample_uniforms(4, 2, 12)[ROWS], crop=(32, 32), padding=4)
     with torch.no_grad():
         expected = encoder.features(encoder.normalise(x), ["conv1", "conv3"])
 
@@ -105,14 +105,14 @@ def test_drawn_features_are_those_of_the_cropped_and_flipped_images(source: Sour
         assert reader.shapes[feature] == tuple(values.shape[1:])
 
 
-def test_each_epoch_and_seed_draws_other_crops_and_measuring_draws_none(source: Source) -> None:
+def test_each_epoch_and_seed_draws_other_crops_and_measuring_draws_none(source: Weights) -> None:
     reader = reader_of(source, ["conv2"])
     read = {
         drawn: next(iter(next(read_features(reader, [ROWS], drawn=drawn)).values())) for drawn in ((0, 0), (0, 1), (1, 0), None)
     }
     (whole,) = extract(reader, apart=False, moments=False, task="x", on_event=lambda event: None)
-    (kept,) = KeptFeatures(whole, torch.zeros(12), device=CPU).features.values()
-    encoder = encoder_of(source)
+    (kept,) = CachedFeatures(whole, torch.zeros(12), device=CPU).features.values()
+    encoder = restore_encoder(source)
 
     assert len({values.sum().item() for values in read.values()}) == 4
     torch.testing.assert_close(read[None], kept[ROWS])
@@ -120,7 +120,9 @@ def test_each_epoch_and_seed_draws_other_crops_and_measuring_draws_none(source: 
         torch.testing.assert_close(kept, encoder(encoder.normalise(pixels())))
 
 
-def test_moments_are_kept_of_maps_in_the_order_of_the_features_and_not_of_vectors_alone(source: Source, tmp_path: Path) -> None:
+def test_moments_are_kept_of_maps_in_the_order_of_the_features_and_not_of_vectors_alone(
+    source: Weights, tmp_path: Path
+) -> None:
     def read(*layers: str, apart: bool = False, store: Path | None = None) -> list[Stacks]:
         reader = reader_of(source, list(layers))
         reader.plain_batch = 5
@@ -136,7 +138,7 @@ def test_moments_are_kept_of_maps_in_the_order_of_the_features_and_not_of_vector
         torch.testing.assert_close(batch.statistics, (mean, var), rtol=1e-4, atol=1e-6)
 
 
-def test_moments_keep_their_digits_where_the_first_images_lie_far_off(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moments_keep_their_digits_where_the_first_images_lie_far_off(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a folder's first class is the only one that a channel answers to."""
     reader, feature = reader_of(source, ["conv1"]), Feature("conv1", "none", 4)
     reader.plain_batch = 1
@@ -151,13 +153,13 @@ def test_moments_keep_their_digits_where_the_first_images_lie_far_off(source: So
     torch.testing.assert_close(var, far[rows].var((0, 2, 3), correction=0), rtol=0.02, atol=0)
 
 
-def test_the_code_is_the_mean_of_its_samples_and_later_layers_see_the_first(source: Source) -> None:
-    reader, encoder = reader_of(source, ["conv1", "conv2", "conv3"], samples=5), encoder_of(source)
+def test_the_code_is_the_mean_of_its_samples_and_later_layers_see_the_first(source: Weights) -> None:
+    reader, encoder = reader_of(source, ["conv1", "conv2", "conv3"], samples=5), restore_encoder(source)
     encoder.noise_scale = reader.encoder.noise_scale = 0.5
     read = {feature.layer: values for feature, values in next(read_features(reader, [ROWS], drawn=(4, 2))).items()}
     generator = keyed_generator(4, 2, "samples", "train", 0)
     noise = [torch.randn(4, 10, 8, 8, generator=generator) for _ in range(5)]
-    x = encoder.normalise(crop_and_flip(pixels()[ROWS], draw_uniforms(4, 2, 12)[ROWS], crop=(32, 32), padding=4))
+    x = encoder.normalise(crop_and_flip(pixels()[ROWS], sample_uniforms(4, 2, 12)[ROWS], crop=(32, 32), padding=4))
     with torch.no_grad():
         taps = encoder.features(x, ["conv1", "conv2", "conv2.log_var"])
         std = 0.5 * (taps["conv2.log_var"] / 2).exp()
@@ -170,7 +172,7 @@ def test_the_code_is_the_mean_of_its_samples_and_later_layers_see_the_first(sour
     assert not torch.allclose(read["conv2"], taps["conv2"], atol=1e-3)
 
 
-def test_measuring_sees_the_same_samples_every_time_and_training_others_each_epoch(source: Source) -> None:
+def test_measuring_sees_the_same_samples_every_time_and_training_others_each_epoch(source: Weights) -> None:
     reader = reader_of(source, ["conv2"], samples=2, augment=Augment(flip=False))
     reader.encoder.noise_scale = 0.5
     first, again, one, two = (
@@ -182,8 +184,8 @@ def test_measuring_sees_the_same_samples_every_time_and_training_others_each_epo
     assert not torch.allclose(one, two)
 
 
-def test_an_encoder_without_noise_has_its_code_for_any_number_of_samples(source: Source) -> None:
-    plain = encoder_of(source)
+def test_an_encoder_without_noise_has_its_code_for_any_number_of_samples(source: Weights) -> None:
+    plain = restore_encoder(source)
     plain.log_var = None
     split = MemorySplit(pixels(), None, prefix="x")
     images = ResidentImages(split, torch.arange(12), device=CPU)
@@ -194,7 +196,7 @@ def test_an_encoder_without_noise_has_its_code_for_any_number_of_samples(source:
     assert torch.equal(*(next(read_features(reader, [ROWS], drawn=None))[wanted[0]] for reader in (a, b)))
 
 
-def test_one_forward_of_the_encoder_a_batch_gives_all_layers(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_forward_of_the_encoder_a_batch_gives_all_layers(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, calls = reader_of(source, ["conv1", "conv2", "conv3", "conv4"], samples=5), []
     encode = reader.encoder.encode
     monkeypatch.setattr(reader.encoder, "encode", lambda *args: (calls.append(1), encode(*args))[1])
@@ -204,7 +206,7 @@ def test_one_forward_of_the_encoder_a_batch_gives_all_layers(source: Source, mon
 
 
 def test_features_that_exceed_a_quarter_of_memory_go_to_disk_and_give_the_same_figures(
-    source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    source: Weights, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     in_memory = run_probe(source, **OURS)
     needed = 4 * ((60 + 1000) * 10 * 16 + 60 * 2 * 10)  # features of train and test, moments of train
@@ -222,13 +224,13 @@ def test_features_that_exceed_a_quarter_of_memory_go_to_disk_and_give_the_same_f
 def test_features_that_fit_neither_in_memory_nor_on_disk_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_store, "memory_bytes", lambda: 8_000_000_000)
 
-    assert choose_store(2_000_000_000) is None
+    assert choose_storage(2_000_000_000) is None
     with pytest.raises(AvtError, match=r"GB free\. Give a smaller --count, or set TMPDIR"):
-        choose_store(9 * 10**18, advice="Give a smaller --count")
+        choose_storage(9 * 10**18, advice="Give a smaller --count")
     with pytest.raises(
         AvtError, match=r"would take 9000000000 GB, more than 25% of the 8 GB of memory, and .* GB free\. Give fewer"
     ):
-        choose_store(9 * 10**18)
+        choose_storage(9 * 10**18)
 
 
 class OfOneSize(Backbone):
@@ -256,7 +258,7 @@ def test_images_of_a_size_that_the_backbone_cannot_take_are_refused() -> None:
 SHAPES = {"a": (3, 2, 2), "vector": (5,), "b": (3, 2, 2)}
 
 
-def kept(*layers: str, count: int = 33) -> KeptFeatures:
+def kept(*layers: str, count: int = 33) -> CachedFeatures:
     generators = {name: torch.Generator().manual_seed(seed) for seed, name in enumerate(SHAPES, 1)}
     drawn = {name: torch.randn(count, *SHAPES[name], generator=generators[name]) for name in layers or ("a",)}
     shapes = dict.fromkeys(SHAPES[name] for name in drawn)
@@ -267,7 +269,7 @@ def kept(*layers: str, count: int = 33) -> KeptFeatures:
         ).movedim(-1, 2)
         for names in alike
     }
-    return KeptFeatures(Stacks(stacks), torch.arange(count) % 4, device=CPU)
+    return CachedFeatures(Stacks(stacks), torch.arange(count) % 4, device=CPU)
 
 
 def train(
@@ -359,10 +361,10 @@ def test_heads_give_the_same_figures_in_whatever_order_they_are_asked_for(head: 
 def test_a_rate_is_chosen_after_two_hundred_steps_in_whole_epochs(
     images: int, epochs: int, batch_size: int, expected: int
 ) -> None:
-    assert ProbeConfig(epochs=epochs, batch_size=batch_size).to_choose(images).total_epochs == expected
+    assert ProbeConfig(epochs=epochs, batch_size=batch_size).for_lr_search(images).total_epochs == expected
 
 
-def test_layers_that_are_probed_together_give_what_each_gives_alone(source: Source) -> None:
+def test_layers_that_are_probed_together_give_what_each_gives_alone(source: Weights) -> None:
     together = run_probe(source, **{**FIXED, "layers": ("conv1", "conv3")})
     alone = [run_probe(source, **{**FIXED, "layers": (layer,)}).results[0] for layer in ("conv1", "conv3")]
 
@@ -403,7 +405,7 @@ class Recorder:
 
 
 def test_a_fixed_schedule_trains_once_on_the_whole_split_and_reports_the_last_epoch(
-    source: Source, monkeypatch: pytest.MonkeyPatch
+    source: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder({None: [(10.0, 20.0), (50.0, 60.0), (30.0, 40.0)]})
     monkeypatch.setattr(module, "train_heads", recorder)
@@ -417,11 +419,11 @@ def test_a_fixed_schedule_trains_once_on_the_whole_split_and_reports_the_last_ep
 
 @pytest.mark.parametrize("augmented", [False, True])
 def test_the_rate_is_chosen_on_held_out_training_images_and_test_is_looked_at_with_it_alone(
-    source: Source, monkeypatch: pytest.MonkeyPatch, augmented: bool
+    source: Weights, monkeypatch: pytest.MonkeyPatch, augmented: bool
 ) -> None:
     recorder = Recorder({0.1: [(90.0, 90.0), (40.0, 60.0)], 0.01: [(10.0, 20.0), (50.0, 60.0)]})
     monkeypatch.setattr(module, "train_heads", recorder)
-    monkeypatch.setattr("avtcli.config.settings_models.CHOOSING_STEPS", 1)
+    monkeypatch.setattr("avtcli.config.probe_config.LR_SEARCH_STEPS", 1)
     (head,) = run_probe(source, **{**OURS, "epochs": 11}, augmented=augmented).results
 
     assert recorder.epochs == [1, 11]  # a step to choose
@@ -435,7 +437,7 @@ def test_the_rate_is_chosen_on_held_out_training_images_and_test_is_looked_at_wi
 
 
 def test_test_features_that_are_computed_each_epoch_give_the_same_figures(
-    source: Source, monkeypatch: pytest.MonkeyPatch
+    source: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = run_probe(source, **FIXED)
     monkeypatch.setattr(module, "KEPT_BYTES", 0)
@@ -443,7 +445,7 @@ def test_test_features_that_are_computed_each_epoch_give_the_same_figures(
     assert run_probe(source, **FIXED).results == held.results
 
 
-def test_probing_again_gives_the_same_figures_and_another_seed_others(source: Source) -> None:
+def test_probing_again_gives_the_same_figures_and_another_seed_others(source: Weights) -> None:
     first, again = (asdict(run_probe(source, **{**FIXED, "baseline": True})) for _ in range(2))
     other = run_probe(source, **FIXED, seed=1)
 
@@ -454,7 +456,7 @@ def test_probing_again_gives_the_same_figures_and_another_seed_others(source: So
 
 
 @pytest.mark.parametrize("protocol", [OURS, FIXED])
-def test_every_layer_number_of_shots_and_seed_has_its_result(source: Source, protocol: dict[str, Any]) -> None:
+def test_every_layer_number_of_shots_and_seed_has_its_result(source: Weights, protocol: dict[str, Any]) -> None:
     settings = {**protocol, "limit_train": 500, "layers": ("conv1", "conv2"), "shots": (2, 1), "seeds": 2, "seed": 5}
     result = run_probe(source, **settings, head="mlp1")
 
@@ -466,17 +468,17 @@ def test_every_layer_number_of_shots_and_seed_has_its_result(source: Source, pro
 
 def test_shots_are_so_many_images_of_each_class_the_fewer_among_the_more() -> None:
     labels = torch.arange(200) % 7
-    few, many, others = (drawn_rows(labels, shots=n, seed=seed) for n, seed in ((3, 0), (10, 0), (3, 1)))
+    few, many, others = (subset_rows(labels, shots=n, seed=seed) for n, seed in ((3, 0), (10, 0), (3, 1)))
 
     assert torch.bincount(labels[few]).tolist() == [3] * 7
     assert torch.bincount(labels[many]).tolist() == [10] * 7
     assert set(few.tolist()) < set(many.tolist())
     assert few.tolist() != others.tolist()
-    assert drawn_rows(labels, seed=0).tolist() == list(range(200))
+    assert subset_rows(labels, seed=0).tolist() == list(range(200))
 
 
 def test_settings_that_cannot_work_are_refused_before_features_are_read(
-    source: Source, monkeypatch: pytest.MonkeyPatch
+    source: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "extract", None)  # whoever reads features fails
     with pytest.raises(AvtError, match="--shots 90 asks for 90 training images of each class"):
@@ -487,12 +489,12 @@ def test_settings_that_cannot_work_are_refused_before_features_are_read(
 
 def test_too_few_images_of_a_class_or_in_all_are_refused() -> None:
     with pytest.raises(AvtError, match=r"--shots 3 asks for 3 training images of each class, class 1 has 2\."):
-        drawn_rows(torch.tensor([0, 0, 0, 0, 1, 1]), shots=3, seed=0)
+        subset_rows(torch.tensor([0, 0, 0, 0, 1, 1]), shots=3, seed=0)
     with pytest.raises(AvtError, match=r"2 labelled images are too few to train a head on: 4 is the least"):
-        drawn_rows(torch.tensor([0, 0, 1, 1]), shots=1, seed=0)
+        subset_rows(torch.tensor([0, 0, 1, 1]), shots=1, seed=0)
 
 
-def test_the_linear_head_is_pooled_and_the_others_read_the_map_whole(source: Source) -> None:
+def test_the_linear_head_is_pooled_and_the_others_read_the_map_whole(source: Weights) -> None:
     linear, mlp, vector, asked = (
         run_probe(source, **{**OURS, **over})
         for over in ({}, {"head": "mlp2"}, {"layers": ("classifier",)}, {"head": "mlp2", "pool": "avg", "pool_size": 2})
@@ -502,7 +504,7 @@ def test_the_linear_head_is_pooled_and_the_others_read_the_map_whole(source: Sou
     assert [r.protocol["pool_size"] for r in (linear, mlp, asked)] == [{"conv2": 4}, None, {"conv2": 2}]
 
 
-def test_the_protocol_says_what_was_done(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_protocol_says_what_was_done(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "train_heads", Recorder({peak: [(1.0, 2.0)] for peak in (0.1, 0.01, None)}))
     ours, fixed = (
         run_probe(source, **OURS).protocol,
@@ -529,7 +531,7 @@ def test_the_protocol_says_what_was_done(source: Source, monkeypatch: pytest.Mon
 def test_a_probe_of_a_run_is_written_into_it_and_where_asked(tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "figures" / "p.json"
     before = set(tiny_run.glob("probes/*.json"))
-    result = probe(open_source(tiny_run), ProbeConfig(**OURS), out=out, on_event=lambda event: None)
+    result = probe(open_weights(tiny_run), ProbeConfig(**OURS), out=out, on_event=lambda event: None)
 
     (written,) = set(tiny_run.glob("probes/*.json")) - before
     assert written.name.endswith("-conv2-max-linear.json")
@@ -540,12 +542,12 @@ def test_a_probe_of_a_run_is_written_into_it_and_where_asked(tiny_run: Path, tmp
 # what is refused
 
 
-def test_a_layer_that_the_backbone_lacks_is_refused_with_the_list(source: Source) -> None:
+def test_a_layer_that_the_backbone_lacks_is_refused_with_the_list(source: Weights) -> None:
     with pytest.raises(AvtError, match=r"no layer 'conv9'\..*Its layers: conv1, conv2, conv2\.log_var, conv3"):
         run_probe(source, layers=("conv9",))
 
 
-def test_weights_without_a_run_need_a_data_set(source: Source) -> None:
+def test_weights_without_a_run_need_a_data_set(source: Weights) -> None:
     bare = replace(source, about={})
     with pytest.raises(AvtError, match=r"does not say what it was trained on: give --dataset\."):
         run_probe(bare)
@@ -575,7 +577,7 @@ def data_of(*, channels: int = 1, labelled: bool = True, tested: bool = True) ->
     ],
 )
 def test_data_that_cannot_be_probed_on_are_refused(
-    source: Source, monkeypatch: pytest.MonkeyPatch, data: ImageData, message: str
+    source: Weights, monkeypatch: pytest.MonkeyPatch, data: ImageData, message: str
 ) -> None:
     monkeypatch.setattr(subject_module, "build_data", lambda plugin, data_dir: data)
     with pytest.raises(AvtError, match=message):

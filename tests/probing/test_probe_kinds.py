@@ -16,37 +16,37 @@ from avtcli.data.datasets import build_data, limited
 from avtcli.errors import AvtError
 from avtcli.events import Event, Notice
 from avtcli.features import feature_cache as kept_features
-from avtcli.features.feature_cache import KeptFeatures, Stacks
+from avtcli.features.feature_cache import CachedFeatures, Stacks
 from avtcli.features.feature_reader import Feature
 from avtcli.features.pooling import pool_features
-from avtcli.models.weights import Source, encoder_of, open_source
+from avtcli.models.weights import Weights, open_weights, restore_encoder
 from avtcli.probing import closed_form_heads as closed_heads
 from avtcli.probing import encoder_probing as module
 from avtcli.probing import fine_tuning as finetuning
 from avtcli.probing.head_training import train_heads
-from avtcli.probing.linear_heads import without_dust
+from avtcli.probing.linear_heads import flush_denormals
 from avtcli.probing.probe import ProbeResult, probe
-from avtcli.probing.probe_setup import drawn_rows, split_held_out
+from avtcli.probing.probe_setup import split_held_out, subset_rows
 from tests.support import write_idx
 
 MINI = {"limit_train": 200, "layers": ("conv2",), "baseline": False}
 
 
-def run_probe(source: Source | Path | None, *, events: list[Event] | None = None, **settings: Any) -> ProbeResult:
+def run_probe(source: Weights | Path | None, *, events: list[Event] | None = None, **settings: Any) -> ProbeResult:
     seen = [] if events is None else events
     return probe(source, resolve_probe(settings, recipe=None), out=None, on_event=seen.append)
 
 
 @pytest.fixture(scope="module")
-def source(tiny_run: Path) -> Source:
+def source(tiny_run: Path) -> Weights:
     """The tiny run as if it were a file: probes leave nothing behind."""
-    return replace(open_source(tiny_run), run=None, tensors=encoder_of(open_source(tiny_run)).state_dict())
+    return replace(open_weights(tiny_run), run=None, tensors=restore_encoder(open_weights(tiny_run)).state_dict())
 
 
 @pytest.fixture(scope="module")
-def pooled(source: Source) -> dict[str, tuple[Tensor, Tensor]]:
+def pooled(source: Weights) -> dict[str, tuple[Tensor, Tensor]]:
     """Features of the 200 training and the 1 000 test images as a probe of conv2 reads them, and the labels."""
-    data, encoder = build_data(Plugin(name="fashion-mini"), None), encoder_of(source)
+    data, encoder = build_data(Plugin(name="fashion-mini"), None), restore_encoder(source)
     assert data.test is not None
     out = {}
     for part, split, rows in (("train", data.train, limited(data.train, 200)), ("test", data.test, torch.arange(1000))):
@@ -59,7 +59,7 @@ def pooled(source: Source) -> dict[str, tuple[Tensor, Tensor]]:
 # all features of a probe
 
 
-def test_heads_trained_together_do_as_each_does_alone(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_trained_together_do_as_each_does_alone(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     plans: list[Any] = []
     monkeypatch.setattr(module, "train_heads", lambda *a, **k: (plans.append(a[2]), train_heads(*a, **k))[1])
     settings = {**MINI, "layers": ("conv1", "conv2", "classifier"), "pool": ("max", "avg"), "epochs": 3, "rates": (0.1, 0.01)}
@@ -73,7 +73,7 @@ def test_heads_trained_together_do_as_each_does_alone(source: Source, monkeypatc
 
 def test_features_are_flattened_for_closed_heads_without_a_copy() -> None:
     feature, images = Feature("conv1", "max", 2), torch.randn(5, 2, 2, 3)
-    kept = KeptFeatures(Stacks({(feature,): images.movedim(-1, 1)[:, None]}), torch.arange(5), device=torch.device("cpu"))
+    kept = CachedFeatures(Stacks({(feature,): images.movedim(-1, 1)[:, None]}), torch.arange(5), device=torch.device("cpu"))
     flat = closed_heads._Flat.of(kept, feature)
 
     assert flat.features.data_ptr() == images.data_ptr()
@@ -85,7 +85,7 @@ def test_features_are_flattened_for_closed_heads_without_a_copy() -> None:
 
 @pytest.mark.parametrize("temperature", [0.07, 0.0])
 def test_neighbours_vote_as_in_scikit_learn(
-    source: Source, pooled: dict[str, tuple[Tensor, Tensor]], temperature: float
+    source: Weights, pooled: dict[str, tuple[Tensor, Tensor]], temperature: float
 ) -> None:
     (head,) = run_probe(source, **MINI, head="knn", k=(7,), temperature=temperature).results
     weights = (lambda distances: torch.tensor(1 - distances).div(temperature).exp().numpy()) if temperature else "uniform"
@@ -97,7 +97,7 @@ def test_neighbours_vote_as_in_scikit_learn(
 
 
 def test_the_number_of_neighbours_is_the_best_on_held_out_training_images(
-    source: Source, pooled: dict[str, tuple[Tensor, Tensor]]
+    source: Weights, pooled: dict[str, tuple[Tensor, Tensor]]
 ) -> None:
     (head,) = run_probe(source, **MINI, head="knn", k=(1, 5, 100)).results
     features, labels = (t.double().numpy() for t in pooled["train"])
@@ -114,7 +114,7 @@ def test_the_number_of_neighbours_is_the_best_on_held_out_training_images(
 
 
 def test_ridge_is_that_of_scikit_learn_on_standardised_features(
-    source: Source, pooled: dict[str, tuple[Tensor, Tensor]]
+    source: Weights, pooled: dict[str, tuple[Tensor, Tensor]]
 ) -> None:
     (head,) = run_probe(source, **MINI, head="ridge", penalties=(0.1,)).results
     features, labels = pooled["train"][0].double(), pooled["train"][1]
@@ -127,7 +127,7 @@ def test_ridge_is_that_of_scikit_learn_on_standardised_features(
     assert head.chosen == {"penalty": 0.1}
 
 
-def test_more_neighbours_than_images_are_all_of_them(source: Source) -> None:
+def test_more_neighbours_than_images_are_all_of_them(source: Weights) -> None:
     (head,) = run_probe(source, **MINI, head="knn", k=(500,), shots=(1,)).results
 
     assert head.chosen == {"k": 10}  # of one image a class none can be held out
@@ -136,7 +136,7 @@ def test_more_neighbours_than_images_are_all_of_them(source: Source) -> None:
 
 @pytest.mark.parametrize(("head", "chosen"), [("knn", {"k": 10}), ("ridge", {"penalty": 0.01}), ("linear", {"rate": 0.01})])
 def test_of_one_image_a_class_nothing_is_chosen_and_the_middle_is_taken(
-    source: Source, head: str, chosen: dict[str, float]
+    source: Weights, head: str, chosen: dict[str, float]
 ) -> None:
     epochs = {"epochs": 1} if head == "linear" else {}
     result = run_probe(source, **MINI, head=head, shots=(1,), **epochs)
@@ -158,7 +158,7 @@ def test_what_is_held_out_leaves_every_class_an_image_to_fit_on() -> None:
 
 
 def test_layers_and_poolings_are_read_in_one_pass_and_give_what_each_gives_alone(
-    source: Source, monkeypatch: pytest.MonkeyPatch
+    source: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[str] = []
     monkeypatch.setattr(module, "extract", lambda *a, **k: (passes.append(k["task"]), kept_features.extract(*a, **k))[1])
@@ -174,13 +174,13 @@ def test_layers_and_poolings_are_read_in_one_pass_and_give_what_each_gives_alone
 
 def test_gradients_that_no_weight_can_feel_are_zero_and_others_stay() -> None:
     given = torch.tensor([1e-39, -1e-31, 1e-29, -3.0, float("nan")])
-    found = without_dust(given)
+    found = flush_denormals(given)
 
     assert found[:4].tolist() == [0.0, 0.0, given[2].item(), -3.0]
     assert found[4].isnan()
 
 
-def test_several_data_sets_are_each_reported_with_their_counts(source: Source, tmp_path: Path) -> None:
+def test_several_data_sets_are_each_reported_with_their_counts(source: Weights, tmp_path: Path) -> None:
     other = f"fashion-mnist:{write_idx(tmp_path, train=30, test=20)}"
     names = f"fashion-mini,{other}"
     result = run_probe(source, **{**MINI, "limit_train": 25}, head="knn", dataset={"name": names})
@@ -197,13 +197,13 @@ def test_several_data_sets_are_each_reported_with_their_counts(source: Source, t
 
 def test_a_fraction_is_a_share_of_each_class_and_one_image_at_least() -> None:
     labels = torch.tensor([0] * 100 + [1] * 40 + [2] * 3)
-    rows = drawn_rows(labels, fraction=0.1, seed=0)
+    rows = subset_rows(labels, fraction=0.1, seed=0)
 
     assert torch.bincount(labels[rows]).tolist() == [10, 4, 1]
-    assert rows.tolist() != drawn_rows(labels, fraction=0.1, seed=1).tolist()
+    assert rows.tolist() != subset_rows(labels, fraction=0.1, seed=1).tolist()
 
 
-def test_each_seed_draws_its_own_images_and_the_result_says_how_many(source: Source) -> None:
+def test_each_seed_draws_its_own_images_and_the_result_says_how_many(source: Weights) -> None:
     result = run_probe(source, **MINI, head="knn", fraction=0.2, seeds=2)
 
     assert [(head.seed, head.shots) for head in result.results] == [(0, None), (1, None)]
@@ -215,7 +215,7 @@ def test_each_seed_draws_its_own_images_and_the_result_says_how_many(source: Sou
 
 
 @pytest.mark.slow
-def test_fine_tuning_moves_a_copy_of_the_layers_below_and_beats_frozen_random_features(source: Source) -> None:
+def test_fine_tuning_moves_a_copy_of_the_layers_below_and_beats_frozen_random_features(source: Weights) -> None:
     settings = {"layers": ("conv2",), "limit_train": 600, "baseline": False, "augmented": False, "epochs": 12, "rates": (0.03,)}
     before = {name: tensor.clone() for name, tensor in source.tensors.items()}
     tuned, frozen = (run_probe(source, **settings, finetune=finetune).results[0] for finetune in (True, False))
@@ -225,7 +225,7 @@ def test_fine_tuning_moves_a_copy_of_the_layers_below_and_beats_frozen_random_fe
     assert (tuned.val_top1, tuned.chosen) == (None, {"rate": 0.03})
 
 
-def test_fine_tuning_chooses_its_rate_on_held_out_images_and_is_the_same_every_time(source: Source) -> None:
+def test_fine_tuning_chooses_its_rate_on_held_out_images_and_is_the_same_every_time(source: Weights) -> None:
     settings = {**MINI, "limit_train": 40, "epochs": 1, "finetune": True, "rates": (0.1, 0.001)}
     first, again = (run_probe(source, **settings) for _ in range(2))
 
@@ -236,7 +236,7 @@ def test_fine_tuning_chooses_its_rate_on_held_out_images_and_is_the_same_every_t
     assert "flip" in first.protocol["augmentation"]
 
 
-def test_fine_tuning_by_a_schedule_chooses_nothing_and_trains_once(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fine_tuning_by_a_schedule_chooses_nothing_and_trains_once(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(finetuning, "train_heads", lambda *a, **k: (calls.append(a[2]), [[(50.0, 60.0)]])[1])
     (head,) = run_probe(source, **MINI, finetune=True, schedule={"epochs": 1, "rate": 0.05}).results
@@ -245,7 +245,7 @@ def test_fine_tuning_by_a_schedule_chooses_nothing_and_trains_once(source: Sourc
     assert (head.chosen, head.val_top1) == ({}, None)
 
 
-def test_fine_tuning_takes_all_layers_but_the_log_variance(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fine_tuning_takes_all_layers_but_the_log_variance(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finetuning, "train_heads", lambda *a, **k: [[(50.0, 60.0)]])
     result = run_probe(source, **{**MINI, "layers": ("all",)}, finetune=True, rates=(0.1,))
 
@@ -254,7 +254,7 @@ def test_fine_tuning_takes_all_layers_but_the_log_variance(source: Source, monke
         run_probe(source, **{**MINI, "layers": ("conv2.log_var",)}, finetune=True)
 
 
-def test_the_supervised_backbone_learns_from_the_labels_and_is_probed_like_the_others(source: Source) -> None:
+def test_the_supervised_backbone_learns_from_the_labels_and_is_probed_like_the_others(source: Weights) -> None:
     settings = {**MINI, "limit_train": 600, "layers": ("conv2", "classifier"), "head": "knn", "baseline": True}
     result = run_probe(source, **settings, supervised=True, epochs=8, rates=(0.03,))
     tops = {name: [head.top1 for head in getattr(result, name)] for name in ("results", "baseline", "supervised")}
@@ -268,7 +268,7 @@ def test_the_supervised_backbone_learns_from_the_labels_and_is_probed_like_the_o
 # augmented copies
 
 
-def test_copies_are_features_of_drawn_images_taken_in_turn(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_are_features_of_drawn_images_taken_in_turn(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr(module, "extract", lambda *a, **k: (drawn.append(k["drawn"]), kept_features.extract(*a, **k))[1])
     settings = {**MINI, "limit_train": 40, "augmented": True, "epochs": 2, "schedule": {"epochs": 2, "rate": 0.01}}
@@ -313,7 +313,7 @@ def test_a_rate_goes_over_a_recipes_schedule_in_proportion() -> None:
 
     assert config.schedule is not None
     assert [piece.rate for piece in config.schedule.pieces] == pytest.approx([0.5, 0.05, 0.005])
-    assert ours.peaks == (0.5,)
+    assert ours.learning_rates == (0.5,)
 
 
 def test_a_rate_that_nothing_is_trained_with_is_refused_beside_a_recipe_too() -> None:
@@ -321,13 +321,13 @@ def test_a_rate_that_nothing_is_trained_with_is_refused_beside_a_recipe_too() ->
         resolve_probe({"head": "knn", "augmented": False, "lr": 0.1}, recipe="cifar10-mlp2")
 
 
-def test_ridge_that_would_fill_the_memory_is_refused(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ridge_that_would_fill_the_memory_is_refused(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(closed_heads, "memory_bytes", lambda: 1_000_000)
     with pytest.raises(AvtError, match=r"Ridge on 200 images of 160 numbers and 10 classes would take 0 GB, more than half"):
         run_probe(source, **MINI, head="ridge")
 
 
-def test_images_smaller_than_the_crop_are_refused_whatever_the_padding(source: Source) -> None:
+def test_images_smaller_than_the_crop_are_refused_whatever_the_padding(source: Weights) -> None:
     with pytest.raises(AvtError, match=r"The images are 32x32 px, too small for augment\.crop = 36"):
         run_probe(source, **MINI, augment={"crop": 36, "padding": 4})
 

@@ -12,16 +12,16 @@ from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.errors import AvtError
 from avtcli.events import ignore
 from avtcli.runtime import execution as module
-from avtcli.runtime.execution import WAYS, Ways, resolve_ways
+from avtcli.runtime.execution import EXECUTION_DEFAULTS, ExecutionDefaults, resolve_execution
 from avtcli.storage.checkpoints import load_newest
 from avtcli.training.optimizer import build_optimizer, load_optimizer, optimizer_tensors
-from avtcli.training.training_setup import prepare
+from avtcli.training.training_setup import build_training_setup
 from tests.support import run_tiny, tiny_config, write_cifar10
 
 
 @pytest.mark.parametrize(("device", "last", "fused"), [("cpu", True, True), ("cuda", True, True), ("mps", False, False)])
 def test_what_is_left_open_follows_the_class_of_device(device: str, last: bool, fused: bool) -> None:
-    config = resolve_ways(PretrainConfig(), device, steps=10**6)
+    config = resolve_execution(PretrainConfig(), device, steps=10**6)
 
     assert (config.channels_last, config.optimizer.fused, config.compile) == (last, fused, False)
 
@@ -30,15 +30,15 @@ def test_what_is_stated_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_has_compiler", lambda: True)
     given = PretrainConfig(channels_last=False, compile=True, optimizer={"fused": False})
 
-    assert resolve_ways(given, "cpu", steps=1) == given
+    assert resolve_execution(given, "cpu", steps=1) == given
 
 
 def test_compiling_is_chosen_for_runs_of_enough_steps_and_where_there_is_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(WAYS, "cpu", Ways(channels_last=True, fused=True, compile_from=100))
+    monkeypatch.setitem(EXECUTION_DEFAULTS, "cpu", ExecutionDefaults(channels_last=True, fused=True, compile_from=100))
     monkeypatch.setattr(module, "_has_compiler", lambda: True)
-    short, long = (resolve_ways(PretrainConfig(), "cpu", steps=steps) for steps in (99, 100))
+    short, long = (resolve_execution(PretrainConfig(), "cpu", steps=steps) for steps in (99, 100))
     monkeypatch.setattr(module, "_has_compiler", lambda: False)
-    without = resolve_ways(PretrainConfig(), "cpu", steps=100)
+    without = resolve_execution(PretrainConfig(), "cpu", steps=100)
 
     assert [(c.compile, c.channels_last) for c in (short, long, without)] == [(False, True), (True, False), (False, True)]
 
@@ -47,7 +47,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(AvtError, match=r"--compile needs a C\+\+ compiler, and there is no g\+\+ or clang\+\+ here"):
-        resolve_ways(PretrainConfig(compile=True), "cpu", steps=1)
+        resolve_execution(PretrainConfig(compile=True), "cpu", steps=1)
 
 
 def test_a_run_keeps_what_was_chosen_in_its_settings(tmp_path: Path) -> None:
@@ -89,7 +89,10 @@ def test_maps_lie_channels_last_and_large_weights_stay_on_a_cpu(
     """Of one channel and of three: weights whose layout is not told apart would leave the first maps as they were."""
     write_cifar10(tmp_path)
     settings = {"dataset": {"name": dataset}, "data_dir": str(tmp_path), "backbone": {"name": backbone}, "device": "cpu"}
-    nets = [prepare(tiny_config(**settings, channels_last=way), on_event=ignore).net.encoder.eval() for way in (True, False)]
+    nets = [
+        build_training_setup(tiny_config(**settings, channels_last=way), on_event=ignore).net.encoder.eval()
+        for way in (True, False)
+    ]
     x = torch.randn(2, nets[0].pixel_mean.numel(), 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         last, plain = (net.features(x, [layer])[layer] for net in nets)
@@ -129,12 +132,12 @@ def test_a_fused_optimiser_goes_on_from_a_file_as_if_it_had_never_stopped(name: 
     """Its state comes back contiguous while the weights lie channels last: a fused step walks both alike."""
 
     def optimizer_of() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-        job = prepare(tiny_config(optimizer={"name": name}), on_event=ignore)
-        job.net.to(memory_format=torch.channels_last)  # all weights, as on a GPU
-        optimizer = build_optimizer(job.config, job.net)
+        setup = build_training_setup(tiny_config(optimizer={"name": name}), on_event=ignore)
+        setup.net.to(memory_format=torch.channels_last)  # all weights, as on a GPU
+        optimizer = build_optimizer(setup.config, setup.net)
         for group in optimizer.param_groups:
             group["lr"] = 0.1
-        return job.net, optimizer
+        return setup.net, optimizer
 
     def step(net: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)

@@ -25,7 +25,7 @@ from avtcli.training import pretrain as module
 from avtcli.training import run_quality as quality
 from avtcli.training.collapse import Point, new_signs
 from avtcli.training.run_quality import measure
-from avtcli.training.training_setup import Job, prepare
+from avtcli.training.training_setup import TrainingSetup, build_training_setup
 from tests.support import run_tiny, tiny_config, write_cifar10
 
 TINY = "-o backbone.width=0.05 --limit-train 40 --batch-size 16 --device cpu"
@@ -42,11 +42,11 @@ def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def job() -> Job:
-    """A job whose network is in eval mode."""
-    job = prepare(tiny_config(device="cpu"), on_event=lambda event: None)
-    job.net.eval()
-    return job
+def setup() -> TrainingSetup:
+    """A setup whose network is in eval mode."""
+    setup = build_training_setup(tiny_config(device="cpu"), on_event=lambda event: None)
+    setup.net.eval()
+    return setup
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -88,15 +88,15 @@ def test_training_does_not_feel_that_it_is_watched(tmp_path: Path) -> None:
     assert results[0]["mace_px"] == results[1]["mace_px"] == evaluations(watched)[-1]["eval"]["mace_px"]
 
 
-def test_an_evaluation_leaves_the_network_as_it_was(job: Job, tmp_path: Path) -> None:
-    before = {name: tensor.clone() for name, tensor in job.net.state_dict().items()}
-    job.net.train()
-    config = job.config.model_copy(update={"eval_every": 1})
-    watch = monitor.Monitor(replace(job, config=config), module.MetricsLog(tmp_path / "log"), on_event=lambda event: None)
+def test_an_evaluation_leaves_the_network_as_it_was(setup: TrainingSetup, tmp_path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in setup.net.state_dict().items()}
+    setup.net.train()
+    config = setup.config.model_copy(update={"eval_every": 1})
+    watch = monitor.Monitor(replace(setup, config=config), module.MetricsLog(tmp_path / "log"), on_event=lambda event: None)
 
-    assert watch.look(0) == ""
-    assert all(part.training for part in job.net.modules())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in job.net.state_dict().items())
+    assert watch.maybe_evaluate(0) == ""
+    assert all(part.training for part in setup.net.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in setup.net.state_dict().items())
 
 
 @pytest.mark.parametrize("stops", [[3], [4], [1, 6]], ids=["after an evaluation", "mid-epoch", "twice"])
@@ -143,88 +143,88 @@ def test_a_resumed_run_may_be_evaluated_more_or_less_often(tmp_path: Path, avt) 
     assert [line["step"] for line in evaluations(run)] == [6, 9]
 
 
-def test_the_neighbours_vote_as_scikit_learns_do(job: Job) -> None:
+def test_the_neighbours_vote_as_scikit_learns_do(setup: TrainingSetup) -> None:
     def codes(split: MemorySplit, count: int) -> np.ndarray:
         images = split.images[limited(split, count)]
         with torch.no_grad():
-            code = job.net.encoder.features(job.net.normalise(images), ["conv2"])["conv2"]
+            code = setup.net.encoder.features(setup.net.normalise(images), ["conv2"])["conv2"]
         return nn.functional.avg_pool2d(code, 2).flatten(1).numpy()  # 8x8 to 4x4
 
-    train, test = job.data.train, job.data.test
+    train, test = setup.data.train, setup.data.test
     reference = KNeighborsClassifier(20, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07))
     reference.fit(codes(train, 120), train.labels[limited(train, 120)])
     expected = 100 * reference.score(codes(test, 60), test.labels[limited(test, 60)])
 
     assert 30 < expected < 90
-    assert measure(job).knn_top1 == pytest.approx(expected)
+    assert measure(setup).knn_top1 == pytest.approx(expected)
 
 
-def test_rank_and_spread_are_those_of_the_code_averaged_over_its_places(job: Job) -> None:
-    images = job.data.train.images[limited(job.data.train, 120)]
+def test_rank_and_spread_are_those_of_the_code_averaged_over_its_places(setup: TrainingSetup) -> None:
+    images = setup.data.train.images[limited(setup.data.train, 120)]
     with torch.no_grad():
-        vectors = job.net.encoder(job.net.normalise(images)).mean((2, 3)).double().numpy()
+        vectors = setup.net.encoder(setup.net.normalise(images)).mean((2, 3)).double().numpy()
     singular = np.linalg.svd(vectors, compute_uv=False)
     share = singular / singular.sum()
-    found = measure(job)
+    found = measure(setup)
 
     assert found.rankme == pytest.approx(math.exp(-(share * np.log(share)).sum()), rel=1e-4)
     assert found.rankme_max == 10
-    assert found.code_spread == pytest.approx(vectors.std(0).mean() / np.sqrt((vectors**2).mean()), rel=1e-5)
+    assert found.code_std == pytest.approx(vectors.std(0).mean() / np.sqrt((vectors**2).mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e25])
-def test_the_spread_does_not_follow_the_scale_of_the_code(job: Job, factor: float) -> None:
-    before = measure(job)
-    last = job.net.encoder.backbone.conv2[2][1]  # BatchNorm: with no statistics yet, its scale multiplies the code
+def test_the_spread_does_not_follow_the_scale_of_the_code(setup: TrainingSetup, factor: float) -> None:
+    before = measure(setup)
+    last = setup.net.encoder.backbone.conv2[2][1]  # BatchNorm: with no statistics yet, its scale multiplies the code
     with torch.no_grad():
         last.weight.mul_(factor)
         last.bias.mul_(factor)
 
-    assert measure(job).code_spread == pytest.approx(before.code_spread, rel=1e-4)
+    assert measure(setup).code_std == pytest.approx(before.code_std, rel=1e-4)
 
 
-def test_a_code_of_zeros_has_no_spread_and_the_least_rank(job: Job) -> None:
-    nn.init.zeros_(job.net.encoder.backbone.conv2[2][1].weight)
-    found = measure(job)
+def test_a_code_of_zeros_has_no_spread_and_the_least_rank(setup: TrainingSetup) -> None:
+    nn.init.zeros_(setup.net.encoder.backbone.conv2[2][1].weight)
+    found = measure(setup)
 
-    assert (found.code_spread, round(found.rankme, 3)) == (0.0, 1.0)
+    assert (found.code_std, round(found.rankme, 3)) == (0.0, 1.0)
 
 
-def test_the_constants_figure_is_what_a_decoder_scores_that_always_says_the_mean(job: Job) -> None:
+def test_the_constants_figure_is_what_a_decoder_scores_that_always_says_the_mean(setup: TrainingSetup) -> None:
     """Under the same transformations: other ones would differ by some percent."""
-    nn.init.zeros_(job.net.mean_head.weight)
-    found = measure(job)
+    nn.init.zeros_(setup.net.mean_head.weight)
+    found = measure(setup)
 
     assert found.mace_px == pytest.approx(found.constant_mace_px, rel=2e-3)
 
 
-def test_the_constants_figure_is_the_published_laws(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_constants_figure_is_the_published_laws(setup: TrainingSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     """23.5 px over 400 000 draws; 1 000 are within half a pixel, three standard errors."""
     monkeypatch.setattr(quality, "MACE_COUNT", 1000)
 
-    assert measure(job).constant_mace_px == pytest.approx(23.5, abs=0.5)
+    assert measure(setup).constant_mace_px == pytest.approx(23.5, abs=0.5)
 
 
-def test_a_code_that_is_not_finite_leaves_figures_out_and_fails_nothing(job: Job) -> None:
-    nn.init.constant_(job.net.encoder.backbone.conv2[2][1].bias, math.inf)
-    found = measure(job)
+def test_a_code_that_is_not_finite_leaves_figures_out_and_fails_nothing(setup: TrainingSetup) -> None:
+    nn.init.constant_(setup.net.encoder.backbone.conv2[2][1].bias, math.inf)
+    found = measure(setup)
 
-    assert (found.knn_top1, found.rankme, found.code_spread, found.mace_px) == (None, None, None, None)
+    assert (found.knn_top1, found.rankme, found.code_std, found.mace_px) == (None, None, None, None)
     json.dumps(asdict(found), allow_nan=False)
 
 
 @pytest.mark.parametrize("part", ["labels of train", "labels of test", "the test split"])
-def test_without_labels_or_test_split_the_other_figures_remain(job: Job, part: str) -> None:
+def test_without_labels_or_test_split_the_other_figures_remain(setup: TrainingSetup, part: str) -> None:
     def unlabelled(split: MemorySplit) -> MemorySplit:
         return MemorySplit(split.images, None, prefix="x")
 
-    data = job.data
+    data = setup.data
     data = {
         "labels of train": replace(data, train=unlabelled(data.train)),
         "labels of test": replace(data, test=unlabelled(data.test)),
         "the test split": replace(data, test=None),
     }[part]
-    found = measure(replace(job, data=data))
+    found = measure(replace(setup, data=data))
 
     assert found.knn_top1 is None
     assert found.rankme > 1
@@ -253,7 +253,8 @@ def test_each_evaluation_is_told_in_one_line_before_its_checkpoint(tmp_path: Pat
     told = [e for e in said if isinstance(e, Saved) or (isinstance(e, Notice) and e.text.startswith("epoch "))]
     assert [type(event) for event in told] == [Saved, Notice, Notice, Saved]
     assert re.fullmatch(
-        rf"epoch 0: MACE {number} px \(constant {number}\)  k-NN {number} %  RankMe {number}/10  spread 0\.\d\d\d", told[1].text
+        rf"epoch 0: MACE {number} px \(constant {number}\)  k-NN {number} %  RankMe {number}/10  code std 0\.\d\d\d",
+        told[1].text,
     )
     assert re.fullmatch(rf"epoch 3: MACE .*  k-NN {number} % \([+-]{number}\)  RankMe .*", told[2].text)
 
@@ -261,13 +262,13 @@ def test_each_evaluation_is_told_in_one_line_before_its_checkpoint(tmp_path: Pat
 # collapse
 
 
-def point(step: int, *, mace: float | None = 15.0, rankme: float | None = 5.0, spread: float | None = 0.2) -> Point:
+def point(step: int, *, mace: float | None = 15.0, rankme: float | None = 5.0, code_std: float | None = 0.2) -> Point:
     """An evaluation of a run with 50 steps an epoch."""
     figures = {"mace_px": mace, "constant_mace_px": 23.5, "knn_top1": 70.0, "rankme": rankme, "rankme_max": 48}
-    return {"step": step, "epoch": step // 50, "eval": {**figures, "code_spread": spread}}
+    return {"step": step, "epoch": step // 50, "eval": {**figures, "code_std": code_std}}
 
 
-FIRST = point(0, mace=24.0, rankme=2.3, spread=0.19)
+FIRST = point(0, mace=24.0, rankme=2.3, code_std=0.19)
 
 
 def signs(*points: Point, **over: Any) -> list[str]:
@@ -277,9 +278,9 @@ def signs(*points: Point, **over: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("now", "figures"),
     [
-        (point(50, spread=0.0018), r"spread 0\.0018 \(at first 0\.19\)"),
+        (point(50, code_std=0.0018), r"code std 0\.0018 \(at first 0\.19\)"),
         (point(50, rankme=1.06), r"RankMe 1\.1 \(at first 2\.3\)"),
-        (point(50, spread=None, rankme=None), r"spread not finite \(at first 0\.19\), RankMe not finite"),
+        (point(50, code_std=None, rankme=None), r"code std not finite \(at first 0\.19\), RankMe not finite"),
     ],
 )
 def test_a_code_that_has_become_the_same_is_named_with_its_figures_and_what_to_try(now: Point, figures: str) -> None:
@@ -290,7 +291,7 @@ def test_a_code_that_has_become_the_same_is_named_with_its_figures_and_what_to_t
 
 
 def test_each_sign_is_named_once_in_a_run() -> None:
-    flat, deaf = point(50, spread=0.0), point(2000, mace=23.4, spread=0.0)
+    flat, deaf = point(50, code_std=0.0), point(2000, mace=23.4, code_std=0.0)
 
     assert len(signs(FIRST, flat)) == 1
     assert signs(FIRST, flat, flat) == []
@@ -329,9 +330,9 @@ def test_a_decoder_is_not_judged_before_the_run_has_settled(settled: int, over: 
 
 
 def test_neither_random_weights_nor_published_ones_nor_an_unlucky_start_are_a_collapse() -> None:
-    assert signs(point(0, mace=30.0, rankme=1.0, spread=1e-6)) == []
-    assert signs(FIRST, point(50, mace=1100.0, rankme=1.4, spread=0.04)) == []
-    assert signs(point(0, rankme=300.0, spread=0.9), point(50, rankme=3.0, spread=0.1)) == []
+    assert signs(point(0, mace=30.0, rankme=1.0, code_std=1e-6)) == []
+    assert signs(FIRST, point(50, mace=1100.0, rankme=1.4, code_std=0.04)) == []
+    assert signs(point(0, rankme=300.0, code_std=0.9), point(50, rankme=3.0, code_std=0.1)) == []
 
 
 @pytest.mark.slow
@@ -362,9 +363,7 @@ def test_a_code_that_dies_is_named_and_the_run_goes_on_unless_it_was_told_to_sto
 
     assert result.code == 0
     assert result.stderr.count("Collapse at epoch ") == 1
-    sign = (
-        r"Collapse at epoch 4: all images have nearly one code, spread 0 \(at first 0\.\d+\), RankMe 1\.0 \(at first \d\.\d\)\."
-    )
+    sign = r"Collapse at epoch 4: all images have nearly one code, code std 0 \(at first 0\.\d+\), RankMe 1\.0 \(at first \d\.\d\)\."
     assert re.search(sign, result.stderr)
     assert evaluations(Path("run"))[-1]["step"] == 27
 
@@ -373,7 +372,7 @@ def test_a_run_that_was_told_to_stop_at_a_collapse_saves_and_ends_with_code_1_an
     result = avt(f"pretrain {TINY} {DECAYED} --epochs 9 --eval-every 4 --stop-on-collapse --out run")
 
     assert (result.code, result.stdout) == (1, "")
-    assert result.stderr.count("all images have nearly one code, spread 0 (at first 0.0") == 1
+    assert result.stderr.count("all images have nearly one code, code std 0 (at first 0.0") == 1
     assert result.stderr.endswith(
         "Stopped after step 12; the state is saved in run. Go on all the same with:\n  avt pretrain --resume run\n"
     )

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from avtcli.data.epoch_table import batch_bounds, draw_epoch
+from avtcli.data.epoch_table import batch_bounds, sample_epoch_table
 from avtcli.errors import AvtError, InterruptedRunError, RunFailedError
 from avtcli.events import Event, Notice, Progress, Saved
 from avtcli.storage.checkpoints import load_newest
 from avtcli.training import pretrain as module
-from avtcli.training.training_setup import prepare
+from avtcli.training.training_setup import build_training_setup
 from tests.support import run_tiny, tiny_config
 
 OPTIMIZERS = [
@@ -205,15 +205,15 @@ def test_one_step_is_the_step_of_plain_torch(tmp_path: Path) -> None:
     from avtcli.seeding import keyed_generator, subset
 
     config = tiny_config(max_steps=1, optimizer={"name": "sgd"}, schedule={"pieces": [{"start": 0, "rate": 0.01}]})
-    net = prepare(config, on_event=lambda event: None).net.train()
+    net = build_training_setup(config, on_event=lambda event: None).net.train()
     data = registry.build("dataset", "fashion-mini", {}, data_dir=Path())
     family = registry.build("transform", "projective", {})
-    table = draw_epoch(0, 0, 40, family, (32, 32))
+    table = sample_epoch_table(0, 0, 40, family, (32, 32))
     rows = table.order[:16]
     images = data.train.images[subset(2000, 40, "limit", 2000)][rows]
     x = crop_and_flip(images, table.uniforms[rows], crop=(32, 32), padding=4).float() / 255
     y = family.apply(x, table.parameters[rows])
-    noise = [torch.randn(16, 10, 8, 8, generator=keyed_generator(0, 0, "noise", view)) for view in ("original", "moved")]
+    noise = [torch.randn(16, 10, 8, 8, generator=keyed_generator(0, 0, "noise", view)) for view in ("original", "transformed")]
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.05)
     mean, log_var = net((x - 0.2190) / 0.3318, (y - 0.2190) / 0.3318, *noise)
     error = functional.mse_loss(mean, table.targets[rows].float(), reduction="none")
@@ -238,7 +238,7 @@ def test_every_column_of_the_table_differs_by_epoch_and_every_sample_is_seen_onc
     from avtcli import registry
 
     family = registry.build("transform", "projective", {})
-    one, two = (draw_epoch(0, epoch, 50, family, (32, 32)) for epoch in (0, 1))
+    one, two = (sample_epoch_table(0, epoch, 50, family, (32, 32)) for epoch in (0, 1))
 
     assert sorted(one.order.tolist()) == list(range(50))
     for name in ("order", "uniforms", "parameters", "targets"):

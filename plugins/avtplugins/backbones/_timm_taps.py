@@ -1,4 +1,4 @@
-"""Where a timm model can be read: its own named features as maps, found by one trial batch."""
+"""Where a timm model can be read: its own named features as maps, found by one trace batch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,13 +18,13 @@ LEAST_SIDE = 4
 
 
 @dataclass(frozen=True)
-class Place:
+class TapLocation:
     """A module whose output can be read as a map (B, C, H, W), and written back.
 
     Attributes:
         name: timm's own, the module's path.
         channels: of the map.
-        cells: (height, width) of the map at the trial's image size.
+        cells: (height, width) of the map at the trace's image size.
         layout: of the module's output: (B, C, H, W), (B, H, W, C), or tokens (B, prefix + H W, C), row by row.
         prefix: tokens that are no cells, such as the class token and registers; they pass by the map.
         reaches: whether the model's pooled feature depends on the map.
@@ -57,22 +57,22 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Trial:
+class ModelTrace:
     """What one batch through a model shows.
 
     Attributes:
-        places: where it can be read, in the order of the network.
+        locations: where it can be read, in the order of the network.
         vector_dim: the length of its pooled feature.
         unused: the names of the parameters that the pooled feature does not depend on.
     """
 
-    places: tuple[Place, ...]
+    locations: tuple[TapLocation, ...]
     vector_dim: int
     unused: frozenset[str]
 
 
 @torch.enable_grad()  # whatever the caller has switched off
-def try_out(model: nn.Module, name: str, *, in_channels: int, image_size: Size) -> Trial:
+def trace_model(model: nn.Module, name: str, *, in_channels: int, image_size: Size) -> ModelTrace:
     """Send one random image through a model in eval mode; its state and the global random state stay as they were.
 
     Args:
@@ -82,9 +82,9 @@ def try_out(model: nn.Module, name: str, *, in_channels: int, image_size: Size) 
         image_size: (height, width).
 
     Raises:
-        AvtError: if the model does not take such images, gives no vector, or has no place that can be read as a map.
+        AvtError: if the model does not take such images, gives no vector, or has no location that can be read as a map.
     """
-    x = torch.randn(1, in_channels, *image_size, generator=keyed_generator("timm", "trial"))
+    x = torch.randn(1, in_channels, *image_size, generator=keyed_generator("timm", "trace"))
     features = list(getattr(model, "feature_info", None) or ())
     training = model.training
     with torch.random.fork_rng(devices=[]), _outputs_kept(model, features) as kept:
@@ -98,27 +98,27 @@ def try_out(model: nn.Module, name: str, *, in_channels: int, image_size: Size) 
     if not isinstance(vector, Tensor) or vector.ndim != 2:
         found = tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
         raise AvtError(f"timm's '{name}' gives {found} for one image, expected one vector. Choose another model.")
-    places, refused = _places(model, features, kept, image_size)
-    if not places:
+    locations, refused = _locate_all(model, features, kept, image_size)
+    if not locations:
         why = "; ".join(refused[:3]) or "it names no features"
-        raise AvtError(f"timm's '{name}' has no place where the code could stand: {why}. Choose another model.")
-    trial = _follow_gradients(model, vector, places, kept)
+        raise AvtError(f"timm's '{name}' has no location where the code could stand: {why}. Choose another model.")
+    trace = _follow_gradients(model, vector, locations, kept)
     model.train(training)  # also drops what some models (LeViT) keep of their weights while in eval mode
-    return trial
+    return trace
 
 
-def default_code_tap(places: Sequence[Place]) -> Place:
-    """The deepest place of at least 4x4 cells that has layers after it, else the one of the most cells.
+def default_code_tap(locations: Sequence[TapLocation]) -> TapLocation:
+    """The deepest location of at least 4x4 cells that has layers after it, else the one of the most cells.
 
     The layers after the code are the trunk that reads it, as blocks 3 and 4 of NIN do.
 
     Raises:
-        ValueError: if the pooled feature depends on none of the places.
+        ValueError: if the pooled feature depends on none of the locations.
     """
-    able = [place for place in places if place.reaches]
-    inner = [place for place in able if place is not places[-1]] or able
-    roomy = [place for place in inner if min(place.cells) >= LEAST_SIDE]
-    return roomy[-1] if roomy else max(reversed(inner), key=lambda place: place.cells[0] * place.cells[1])
+    able = [location for location in locations if location.reaches]
+    inner = [location for location in able if location is not locations[-1]] or able
+    roomy = [location for location in inner if min(location.cells) >= LEAST_SIDE]
+    return roomy[-1] if roomy else max(reversed(inner), key=lambda location: location.cells[0] * location.cells[1])
 
 
 def one_line(error: BaseException) -> str:
@@ -141,53 +141,55 @@ def _outputs_kept(model: nn.Module, features: Sequence[Mapping[str, Any]]) -> It
             handle.remove()
 
 
-def _places(
+def _locate_all(
     model: nn.Module, features: Sequence[Mapping[str, Any]], kept: Mapping[str, list[Any]], image_size: Size
-) -> tuple[list[Place], list[str]]:
+) -> tuple[list[TapLocation], list[str]]:
     """The features that are maps, and one line for each that is none."""
-    places, refused = [], []
+    locations, refused = [], []
     for feature in features:
         outputs = kept[feature["module"]]
-        place = _place(model, feature, outputs[0], image_size) if len(outputs) == 1 else None
-        if place is not None:
-            places.append(place)
+        location = _locate(model, feature, outputs[0], image_size) if len(outputs) == 1 else None
+        if location is not None:
+            locations.append(location)
         elif len(outputs) != 1:
             refused.append(f"'{feature['module']}' is called {len(outputs)} times")
         else:
             found = tuple(outputs[0].shape) if isinstance(outputs[0], Tensor) else f"a {type(outputs[0]).__name__}"
             refused.append(f"'{feature['module']}' gives {found}, which is no map")
-    return places, refused
+    return locations, refused
 
 
-def _place(model: nn.Module, feature: Mapping[str, Any], output: Any, image_size: Size) -> Place | None:
+def _locate(model: nn.Module, feature: Mapping[str, Any], output: Any, image_size: Size) -> TapLocation | None:
     """How a module's output for one image is read as a map, or none where it cannot be."""
     if not isinstance(output, Tensor) or hasattr(model, "reroll"):  # Hiera's tokens do not go row by row
         return None
     name, channels = feature["module"], feature["num_chs"]
     if output.ndim == 4 and output.shape[1] == channels and getattr(model, "output_fmt", "NCHW") != "NHWC":
-        return Place(name, channels, (output.shape[2], output.shape[3]), "NCHW")
+        return TapLocation(name, channels, (output.shape[2], output.shape[3]), "NCHW")
     if output.ndim == 4 and output.shape[3] == channels:
-        return Place(name, channels, (output.shape[1], output.shape[2]), "NHWC")
+        return TapLocation(name, channels, (output.shape[1], output.shape[2]), "NHWC")
     if output.ndim == 3 and output.shape[2] == channels:
         height, width = (side / feature["reduction"] for side in image_size)
         for prefix in (getattr(model, "num_prefix_tokens", 0), 0):
             for cells in ((int(height), int(width)), (ceil(height), ceil(width))):
                 if cells[0] * cells[1] + prefix == output.shape[1]:
-                    return Place(name, channels, cells, "tokens", prefix)
+                    return TapLocation(name, channels, cells, "tokens", prefix)
     return None
 
 
-def _follow_gradients(model: nn.Module, vector: Tensor, places: Sequence[Place], kept: Mapping[str, list[Any]]) -> Trial:
-    """See what the vector depends on: of the places, and of the parameters."""
+def _follow_gradients(
+    model: nn.Module, vector: Tensor, locations: Sequence[TapLocation], kept: Mapping[str, list[Any]]
+) -> ModelTrace:
+    """See what the vector depends on: of the locations, and of the parameters."""
     dim = vector.shape[1]
     loss = (vector * torch.linspace(-1, 1, dim)).sum()  # a plain sum after a LayerNorm would be constant
     parameters = dict(model.named_parameters())
-    outputs = [kept[place.name][0] for place in places]
+    outputs = [kept[location.name][0] for location in locations]
     slopes = torch.autograd.grad(loss, [*outputs, *parameters.values()], allow_unused=True)
-    of_places, of_parameters = slopes[: len(places)], slopes[len(places) :]
+    of_places, of_parameters = slopes[: len(locations)], slopes[len(locations) :]
     told = tuple(
-        replace(place, reaches=slope is not None and bool(place.to_map(slope).any()))
-        for place, slope in zip(places, of_places, strict=True)
+        replace(location, reaches=slope is not None and bool(location.to_map(slope).any()))
+        for location, slope in zip(locations, of_places, strict=True)
     )
     unused = (name for name, slope in zip(parameters, of_parameters, strict=True) if slope is None)
-    return Trial(told, dim, frozenset(unused))
+    return ModelTrace(told, dim, frozenset(unused))

@@ -30,7 +30,7 @@ class AlexNet(Backbone):
     224 px images give conv1 64x55x55, pool1 64x27x27, conv2 192x27x27, pool2 192x13x13, conv3 384x13x13,
     conv4 256x13x13 (the code), conv5 256x13x13, pool5 256x6x6, fc_block 4096; each conv is read after its ReLU.
 
-    Source: the release's imagenet/AlexNet.py; initialisation is PyTorch's own.
+    Weights: the release's imagenet/AlexNet.py; initialisation is PyTorch's own.
     """
 
     def __init__(self, in_channels: int) -> None:

@@ -21,7 +21,7 @@ class NIN(Backbone):
 
     32 px images give conv1 96x16x16, conv2 192x8x8 (the code), conv3 and conv4 192x8x8, classifier 192, at width 1.
 
-    Source: the release's cifar/NetworkInNetwork.py with four stages; initialisation N(0, sqrt(2 / (k k out))).
+    Weights: the release's cifar/NetworkInNetwork.py with four stages; initialisation N(0, sqrt(2 / (k k out))).
     """
 
     def __init__(self, in_channels: int, width: float) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from avtcli.contracts import Backbone, Code, Size
 from avtcli.errors import AvtError, nearest
-from avtplugins.backbones._timm_taps import Place, Trial, default_code_tap, one_line, try_out
+from avtplugins.backbones._timm_taps import ModelTrace, TapLocation, default_code_tap, one_line, trace_model
 
 VECTOR_TAP = "pre_logits"
 """The name under which the pooled feature can be read."""
@@ -27,38 +27,38 @@ class _Call:
 class TimmBackbone(Backbone):
     """A timm model with the code in its middle: the model's own later layers read what the code returns.
 
-    A forward hook on the module at the code tap puts the code in its place, so names of weights stay timm's own, under
+    A forward hook on the module at the code tap puts the code in its location, so names of weights stay timm's own, under
     `model.`. A class token and registers pass by the code. Parameters that the vector does not depend on are frozen, since
     several processes wait for the gradient of all others.
 
     Args:
         model: a timm model without classifier.
-        trial: what one batch showed of it.
-        code_tap: one of the trial's places.
+        trace: what one batch showed of it.
+        code_tap: one of the trace's locations.
     """
 
-    def __init__(self, model: nn.Module, trial: Trial, code_tap: str) -> None:
+    def __init__(self, model: nn.Module, trace: ModelTrace, code_tap: str) -> None:
         super().__init__()
         self.model = model
-        self.taps = {**{place.name: place.channels for place in trial.places}, VECTOR_TAP: trial.vector_dim}
+        self.taps = {**{location.name: location.channels for location in trace.locations}, VECTOR_TAP: trace.vector_dim}
         self.code_tap = code_tap
-        self.vector_dim = trial.vector_dim
+        self.vector_dim = trace.vector_dim
         self._call: _Call | None = None  # only while a forward pass runs: no tensor stays behind
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name not in trial.unused)
-        for place in trial.places:
+            parameter.requires_grad_(name not in trace.unused)
+        for location in trace.locations:
             # a bound method, which a deep copy of this backbone binds to the copy
-            model.get_submodule(place.name).register_forward_hook(partial(self._at, place))
+            model.get_submodule(location.name).register_forward_hook(partial(self._at, location))
 
-    def _at(self, place: Place, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        """Hand a map out, or put the code in its place."""
+    def _at(self, location: TapLocation, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Hand a map out, or put the code in its location."""
         call = self._call
         if call is None:
             return None
-        if place.name == self.code_tap:
-            return place.from_map(call.code(place.to_map(output)), output)
-        if place.name in call.want:
-            call.taps[place.name] = place.to_map(output)
+        if location.name == self.code_tap:
+            return location.from_map(call.code(location.to_map(output)), output)
+        if location.name in call.want:
+            call.taps[location.name] = location.to_map(output)
         return None
 
     def forward(self, x: Tensor, code: Code, want: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
@@ -98,17 +98,17 @@ def timm_backbone(
     house = {"in_chans": in_channels, "img_size": image_size}
     typed = {key: _typed(value) for key, value in (args or {}).items()}
     model = _create(name, typed, house, pretrained=pretrained)
-    trial = try_out(model, name, in_channels=in_channels, image_size=image_size)
-    able = {place.name: place for place in trial.places if place.reaches}
+    trace = trace_model(model, name, in_channels=in_channels, image_size=image_size)
+    able = {location.name: location for location in trace.locations if location.reaches}
     if code_at is None:
-        code_at = default_code_tap(trial.places).name
+        code_at = default_code_tap(trace.locations).name
     if code_at not in able:
-        is_map = any(place.name == code_at for place in trial.places)
+        is_map = any(location.name == code_at for location in trace.locations)
         why = "the pooled feature does not depend on it" if is_map else "no map of that name"
         raise AvtError(
             f"The code of timm's '{name}' cannot stand at '{code_at}': {why}. {nearest(code_at, able)}Taps: {', '.join(able)}."
         )
-    return TimmBackbone(model, trial, code_at)
+    return TimmBackbone(model, trace, code_at)
 
 
 def variants() -> Collection[str]:

@@ -18,7 +18,7 @@ from avtcli.errors import AvtError
 class RotNet(Objective):
     """-log softmax(mean)[class]: no noise in the code, no variance in the decoder."""
 
-    views: Literal["both", "moved"]
+    views: Literal["both", "transformed"]
     predicts_classes: bool = True
 
     def outputs(self, family: TransformFamily) -> int:
@@ -42,11 +42,11 @@ class RotNet(Objective):
 
 
 def rotnet(*, pair: bool = False) -> Objective:
-    """Cross-entropy over the family's classes, from the code of the moved image alone.
+    """Cross-entropy over the family's classes, from the code of the transformed image alone.
 
     Where RotNet puts all four turns of an image into one batch, one turn is drawn for each image and epoch.
 
     Args:
         pair: whether the decoder sees the original image's code too, which makes the task easier.
     """
-    return RotNet(views="both" if pair else "moved")
+    return RotNet(views="both" if pair else "transformed")

@@ -1,4 +1,4 @@
-"""The affine law of AET, of which similarities, rigid motions and translations are narrower cases."""
+"""The affine distribution of AET, of which similarities, rigid motions and translations are narrower cases."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from avtcli.contracts import Size
 from avtcli.errors import AvtError
-from avtcli.geometry.distributions import Law
+from avtcli.geometry.distributions import TransformDistribution
 from avtcli.geometry.geometric_family import GeometricFamily, Geometry, check_geometry
 from avtcli.geometry.homography import inverse, matrix_from_coefficients, unit_last_entry
 
@@ -23,12 +23,12 @@ ALL_UNITS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class AffineLaw(Law):
+class AffineDistribution(TransformDistribution):
     """Parameters are angle (degrees), tx, ty (pixels), scale and shear (degrees), in (n, 5); what is fixed is drawn fixed.
 
     Forward, output from input, about c = (W/2 + 0.5, H/2 + 0.5): T = translate * centre * RSS * inverse centre, with
     RSS = s [[cos a, -sin(a + h)], [sin a, cos(a + h)]], the matrix that torchvision 0.2 documents for its affine; the warp
-    takes the inverse. Source: AET's cifar/affine/dataset.py.
+    takes the inverse. Weights: AET's cifar/affine/dataset.py.
 
     Its own numbers are AET's targets: cos a, sin a, tx / (share * W), ty / (share * H), scale and shear mapped to [-1, 1]
     over their ranges, of which `names` are stated.
@@ -46,7 +46,7 @@ class AffineLaw(Law):
 
     @property
     def units(self) -> tuple[str, ...]:
-        """One a number: AET's targets are shares of what the law reaches."""
+        """One a number: AET's targets are shares of what the distribution reaches."""
         return tuple(ALL_UNITS[name] for name in self.names)
 
     @property
@@ -54,7 +54,7 @@ class AffineLaw(Law):
         """The angle, and half of the shear, which turns one axis only."""
         return self.angle_deg + self.shear_deg / 2
 
-    def draw(self, n: int, size: Size, generator: Generator) -> Tensor:
+    def sample(self, n: int, size: Size, generator: Generator) -> Tensor:
         """Uniform within the ranges, translations rounded to whole pixels: (n, 5), float64."""
         height, width = size
         mid, half = self._scale_range
@@ -78,7 +78,7 @@ class AffineLaw(Law):
         return matrix_from_coefficients(torch.stack(rows, 1))
 
     def parameters_from_matrix(self, in_from_out: Tensor, size: Size) -> Tensor:
-        """Exact for the law's maps; for others the turn nearest to theirs, and what the law fixes stays fixed."""
+        """Exact for the distribution's maps; for others the turn nearest to theirs, and what the distribution fixes stays fixed."""
         matrix = unit_last_entry(inverse(in_from_out))
         (p, r, _), (q, t, _) = matrix[:, 0].unbind(1), matrix[:, 1].unbind(1)
         x, y = size[1] / 2 + 0.5, size[0] / 2 + 0.5
@@ -92,7 +92,7 @@ class AffineLaw(Law):
         scale = ((p * p + q * q + r * r + t * t) / 2).sqrt() if half else zero + mid
         return torch.stack([angle_deg, tx - x, ty - y, scale, shear.rad2deg()], 1)
 
-    def numbers(self, parameters: Tensor, size: Size) -> Tensor:
+    def values(self, parameters: Tensor, size: Size) -> Tensor:
         """AET's targets, those that `names` state."""
         angle, shift = parameters[:, 0].deg2rad(), self._largest_shift(size)
         mid, half = self._scale_range
@@ -106,7 +106,7 @@ class AffineLaw(Law):
         }
         return torch.stack([found[name] for name in self.names], 1)
 
-    def parameters_from_numbers(self, numbers: Tensor, size: Size) -> Tensor:
+    def parameters_from_values(self, numbers: Tensor, size: Size) -> Tensor:
         """The angle of (cos, sin), the others scaled back."""
         given = dict(zip(self.names, numbers.unbind(1), strict=True))
         zero, shift = torch.zeros_like(numbers[:, 0]), self._largest_shift(size)
@@ -125,7 +125,7 @@ class AffineLaw(Law):
 
 
 def _share(value: Tensor, largest: float) -> Tensor:
-    """The value over the largest that the law reaches; 0 where that is 0."""
+    """The value over the largest that the distribution reaches; 0 where that is 0."""
     return value / largest if largest else torch.zeros_like(value)
 
 
@@ -141,10 +141,10 @@ def build_affine(
     coefficients: Sequence[int] = (0, 1, 2, 3, 4, 5),
     algebra: Sequence[int] = (0, 1, 2, 3, 4, 5),
 ) -> GeometricFamily:
-    """Make a family of a narrowed affine law.
+    """Make a family of a narrowed affine distribution.
 
     Raises:
-        AvtError: for a range that the law cannot have, or shared options that do not fit.
+        AvtError: for a range that the distribution cannot have, or shared options that do not fit.
     """
     if not 0 <= angle_deg <= 180:
         raise AvtError(f"transform.angle_deg needs a largest angle from 0 to 180 degrees, found {angle_deg}.")
@@ -154,7 +154,7 @@ def build_affine(
         raise AvtError(f"transform.scale_low and scale_high need 0 < low <= high, found {scale_low} and {scale_high}.")
     if not 0 <= shift <= 1:
         raise AvtError(f"transform.shift needs a share of the side from 0 to 1, found {shift}.")
-    law = AffineLaw(
+    distribution = AffineDistribution(
         names=tuple(names),
         angle_deg=angle_deg,
         shear_deg=shear_deg,
@@ -164,5 +164,5 @@ def build_affine(
         coefficients=tuple(coefficients),
         algebra=tuple(algebra),
     )
-    check_geometry(law, geometry, turn_advice="a smaller transform.angle_deg")
-    return GeometricFamily(law, geometry)
+    check_geometry(distribution, geometry, turn_advice="a smaller transform.angle_deg")
+    return GeometricFamily(distribution, geometry)

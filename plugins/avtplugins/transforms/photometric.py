@@ -16,7 +16,7 @@ class Photometric(TransformFamily):
     """Four factors, applied in the order of their names; each blends the image with a duller one of itself.
 
     A factor k gives duller + k (image - duller), clipped: 1 changes nothing, 0 leaves the duller image. The duller images are
-    those of Pillow's ImageEnhance: grey, the mean grey, black, and smoothed. Source: EnAET (arXiv 1911.09265), whose release
+    those of Pillow's ImageEnhance: grey, the mean grey, black, and smoothed. Weights: EnAET (arXiv 1911.09265), whose release
     draws the four factors from U(0.2, 1.8) and enhances in this order.
     """
 
@@ -27,7 +27,7 @@ class Photometric(TransformFamily):
     names = ("colour", "contrast", "brightness", "sharpness")
     units = ("", "", "", "")
 
-    def draw(self, n: int, size: Size, generator: Generator) -> Tensor:
+    def sample(self, n: int, size: Size, generator: Generator) -> Tensor:
         """Factors (n, 4), float64."""
         return self.low + (self.high - self.low) * torch.rand(n, 4, generator=generator, dtype=torch.float64)
 
@@ -54,7 +54,7 @@ class Photometric(TransformFamily):
         return blended.floor() if self.truncate else blended
 
     def statistics(self, size: Size) -> tuple[Tensor, Tensor]:
-        """Of the uniform law: the middle, and the range over sqrt(12); 1 where the factors are fixed."""
+        """Of the uniform distribution: the middle, and the range over sqrt(12); 1 where the factors are fixed."""
         std = (self.high - self.low) / sqrt(12) or 1.0
         return torch.full((4,), (self.low + self.high) / 2, dtype=torch.float64), torch.full((4,), std, dtype=torch.float64)
 

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from avtcli.contracts import Size
 from avtcli.errors import AvtError
-from avtcli.geometry.distributions import Law
+from avtcli.geometry.distributions import TransformDistribution
 from avtcli.geometry.geometric_family import Fill, GeometricFamily, Geometry, check_geometry
 from avtcli.geometry.homography import (
     coefficients_from_matrix,
@@ -42,10 +42,10 @@ def move_corners(size: Size, *, shift: Tensor, scale: Tensor, rotation: Tensor) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProjectiveLaw(Law):
+class ProjectiveDistribution(TransformDistribution):
     """Parameters are the eight coefficients of Pillow's PERSPECTIVE.
 
-    Source: the release's cifar/dataset.py and imagenet/dataset.py.
+    Weights: the release's cifar/dataset.py and imagenet/dataset.py.
     """
 
     shift: float
@@ -64,7 +64,7 @@ class ProjectiveLaw(Law):
         """
         return 30.0 if not self.rotate and self.shift < self.scale_low / 4 else 180.0
 
-    def draw(self, n: int, size: Size, generator: Generator) -> Tensor:
+    def sample(self, n: int, size: Size, generator: Generator) -> Tensor:
         """Coefficients (n, 8), float64."""
         scale = torch.rand(n, generator=generator, dtype=torch.float64)
         scale = self.scale_low + (self.scale_high - self.scale_low) * scale
@@ -77,8 +77,8 @@ class ProjectiveLaw(Law):
             part = slice(first, first + CHUNK)
             # each coordinate of each corner a row that lies whole in memory
             whole = shift[part].movedim(0, -1).contiguous().mul_(2 * most + 1).floor_().sub_(most)
-            moved = move_corners(size, shift=whole.movedim(-1, 0), scale=scale[part], rotation=rotation[part])
-            out[part] = coefficients_from_matrix(in_from_out_from_corners(moved, size))
+            transformed = move_corners(size, shift=whole.movedim(-1, 0), scale=scale[part], rotation=rotation[part])
+            out[part] = coefficients_from_matrix(in_from_out_from_corners(transformed, size))
         return out
 
     def in_from_out(self, parameters: Tensor, size: Size) -> Tensor:
@@ -110,7 +110,7 @@ def projective(
         scale_low: the smallest scale.
         scale_high: the largest scale.
         rotate: whether the corners are turned by 0 to 3 quarters.
-        truncate: round the moved image down to whole grey levels, as Pillow and so the release do.
+        truncate: round the transformed image down to whole grey levels, as Pillow and so the release do.
         mean: of the target, one number each; computed for the image size where left out.
         std: of the target, one number each; computed for the image size where left out.
         target: Pillow's coefficients, the displacements of the four corners, or (without rotate) the Lie algebra.
@@ -121,7 +121,7 @@ def projective(
         raise AvtError(f"transform.scale_low and scale_high need 0 < low <= high, found {scale_low} and {scale_high}.")
     if not 0 <= shift < 0.25:
         raise AvtError(f"transform.shift needs a share of the side from 0 to below 0.25, found {shift}.")
-    law = ProjectiveLaw(shift=shift, scale_low=scale_low, scale_high=scale_high, rotate=rotate)
+    distribution = ProjectiveDistribution(shift=shift, scale_low=scale_low, scale_high=scale_high, rotate=rotate)
     geometry = Geometry(target=target, fill=fill, fill_value=fill_value, truncate=truncate, mean=mean, std=std)
-    check_geometry(law, geometry, turn_advice="transform.rotate=false and a shift below scale_low / 4")
-    return GeometricFamily(law, geometry)
+    check_geometry(distribution, geometry, turn_advice="transform.rotate=false and a shift below scale_low / 4")
+    return GeometricFamily(distribution, geometry)

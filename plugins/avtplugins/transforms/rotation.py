@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from avtcli.contracts import Size
-from avtcli.geometry.distributions import Law
+from avtcli.geometry.distributions import TransformDistribution
 from avtcli.geometry.geometric_family import Fill, GeometricFamily, Geometry, check_geometry
 from avtcli.geometry.homography import matrix_from_coefficients
 
@@ -24,13 +24,13 @@ def cos_sin_of_quarters(quarters: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class RotationLaw(Law):
+class RotationDistribution(TransformDistribution):
     """Parameters are the number of quarter turns counterclockwise, (n, 1), as `torch.rot90` counts them.
 
     The image turns about its centre (W/2, H/2) and its canvas stays: one that is not square is stretched to fit, so that no
     fill betrays the turn. A decoded turn may lie between quarters; `classes` takes the nearest.
 
-    Source: Gidaris, Singh and Komodakis, "Unsupervised Representation Learning by Predicting Image Rotations", ICLR 2018.
+    Weights: Gidaris, Singh and Komodakis, "Unsupervised Representation Learning by Predicting Image Rotations", ICLR 2018.
     """
 
     names = ("cos", "sin")
@@ -41,7 +41,7 @@ class RotationLaw(Law):
     max_turn_deg = 180.0
     n_classes = 4
 
-    def draw(self, n: int, size: Size, generator: Generator) -> Tensor:
+    def sample(self, n: int, size: Size, generator: Generator) -> Tensor:
         """0 to 3 quarter turns, each as likely: (n, 1), float64."""
         return torch.randint(4, (n, 1), generator=generator).double()
 
@@ -61,11 +61,11 @@ class RotationLaw(Law):
         sin = in_from_out[:, 1, 0] * (width / height) - in_from_out[:, 0, 1] * (height / width)
         return _quarters(in_from_out[:, 0, 0] + in_from_out[:, 1, 1], sin)
 
-    def numbers(self, parameters: Tensor, size: Size) -> Tensor:
+    def values(self, parameters: Tensor, size: Size) -> Tensor:
         """Cosine and sine of the turn."""
         return torch.stack(cos_sin_of_quarters(parameters[:, 0]), 1)
 
-    def parameters_from_numbers(self, numbers: Tensor, size: Size) -> Tensor:
+    def parameters_from_values(self, numbers: Tensor, size: Size) -> Tensor:
         """The turn, in [0, 4)."""
         return _quarters(numbers[:, 0], numbers[:, 1])
 
@@ -93,10 +93,10 @@ def rotation(
         target: cosine and sine of the turn, Pillow's six coefficients, or the displacements of the four corners.
         fill: what lies outside the image; a quarter turn shows nothing of it, a warp that follows in a sum does.
         fill_value: the constant, from 0 (black) to 1 (white).
-        truncate: round the moved image down to whole grey levels, as Pillow does.
+        truncate: round the transformed image down to whole grey levels, as Pillow does.
         mean: of the target, one number each; computed for the image size where left out.
         std: of the target, one number each; computed for the image size where left out.
     """
     geometry = Geometry(target=target, fill=fill, fill_value=fill_value, truncate=truncate, mean=mean, std=std)
-    check_geometry(RotationLaw(), geometry)
-    return GeometricFamily(RotationLaw(), geometry)
+    check_geometry(RotationDistribution(), geometry)
+    return GeometricFamily(RotationDistribution(), geometry)

@@ -30,7 +30,7 @@ def similarity(
             four corners, or (where the angle stays below 135 degrees) the Lie algebra.
         fill: what lies outside the image: grey level 128, a constant, the border's pixel, its reflection.
         fill_value: the constant, from 0 (black) to 1 (white).
-        truncate: round the moved image down to whole grey levels, as Pillow does.
+        truncate: round the transformed image down to whole grey levels, as Pillow does.
         mean: of the target, one number each; computed for the image size where left out.
         std: of the target, one number each; computed for the image size where left out.
     """

@@ -23,7 +23,7 @@ def translation(
         target: its numbers (tx, ty), Pillow's two coefficients, the displacements of the four corners, or the Lie algebra.
         fill: what lies outside the image: grey level 128, a constant, the border's pixel, its reflection.
         fill_value: the constant, from 0 (black) to 1 (white).
-        truncate: round the moved image down to whole grey levels, as Pillow does.
+        truncate: round the transformed image down to whole grey levels, as Pillow does.
         mean: of the target, one number each; computed for the image size where left out.
         std: of the target, one number each; computed for the image size where left out.
     """
