@@ -43,10 +43,10 @@ def assert_broken(checks: list[Check], check: Callable[..., str], problem: str) 
 
 
 def test_an_exception_of_the_plugins_own_breaks_the_promise_and_is_told_with_its_type() -> None:
-    def a_promise(subject: None) -> str:
+    def a_check(subject: None) -> str:
         raise ZeroDivisionError("half of nothing")
 
-    assert run_check(a_promise, None) == Check("a check", "ZeroDivisionError: half of nothing")
+    assert run_check(a_check, None) == Check("a check", "ZeroDivisionError: half of nothing")
 
 
 def test_a_promise_leaves_the_callers_random_state_alone_and_has_its_own() -> None:
