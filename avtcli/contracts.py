@@ -1,4 +1,4 @@
-"""What a plugin can be: a backbone, a family of transformations, a source of images, or an objective.
+"""Contracts of the plugins: backbone, family of transformations, data set, objective, exporter, tracker.
 
 Shapes: B images, C channels, H rows, W columns; n draws, k parameters, dof target numbers. A size is (height, width).
 """
@@ -12,6 +12,9 @@ from torch import Generator, Tensor, nn
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
+
+Role = Literal["original", "transformed"]
+"""What a view of an image is: the cropped image itself, or a transformation of it."""
 
 Code = Callable[[Tensor], Tensor]
 """Takes the map at the code tap, (B, C, H, W), and returns the code to go on with, of the same shape."""
@@ -168,13 +171,13 @@ class ImageData:
 
 @dataclass(frozen=True)
 class Target:
-    """What an objective compares a prediction with.
+    """The transformations of one view, which an objective compares its prediction with.
 
     Attributes:
         values: normalised targets, (B, dof), on the model's device.
-        parameters: what was drawn, (B, k), on the model's device, float32 or better.
-        family: the family that drew them.
-        size: of the images.
+        parameters: as sampled, (B, k), on the model's device, float32 or better.
+        family: the family that sampled them.
+        size: (height, width) of the images.
     """
 
     values: Tensor
@@ -184,35 +187,59 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """The output of a decoder.
+
+    Attributes:
+        mean: (B, outputs): the normalised target, or the logits of the family's classes.
+        log_var: natural logarithm of the variance that the likelihood uses, likewise; none without a variance.
+    """
+
+    mean: Tensor
+    log_var: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Loss:
-    """An objective's loss on a batch: the loss of each sample, (B,), and named parts of it, (B,) each, for the log."""
+    """The loss of a batch: of each sample, (B,), and named parts of it for the log, (B,) each."""
 
     per_sample: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Objective(ABC):
-    """What pretraining minimises."""
+class Objective(nn.Module, ABC):
+    """What pretraining minimises; it owns the heads that it needs on top of the encoder.
 
+    The encoder is called once for each view, in the order of `views`; each view is normalised by its own batch statistics.
+    An objective computes in the precision of its own weights, never in reduced precision.
+    """
+
+    views: tuple[Role, ...] = ("original", "transformed")
+    """The role of each view: the cropped image, or a transformation of it, each with its own random draw."""
     noise_scale: float = 0.0
-    """The factor before exp(log_var / 2) * eps in the encoder; 0 means no noise and no log-variance branch."""
-    has_log_var: bool = False
-    """Whether the decoder predicts a log-variance beside the mean."""
-    log_var_scale: float = 1.0
-    """What the log-variance head's output is multiplied by to give the log-variance of the likelihood."""
-    views: Literal["both", "transformed"] = "both"
-    """Which images the decoder sees the vectors of: the original and the transformed one, or the transformed one alone."""
-    predicts_classes: bool = False
-    """Whether the mean holds the logits of the family's classes, which `decode` cannot read, and not a normalised target."""
+    """Factor before exp(log_var / 2) * eps in the encoder; 0 means no noise and no log-variance branch."""
+    prediction: Literal["target", "classes"] | None = "target"
+    """What `predict` returns as mean: the normalised target, logits of the family's classes, or none: there is no decoder."""
+    depends_on_batch: bool = False
+    """Whether the loss of a sample depends on the other samples: it then sees the vectors of all processes."""
 
     @abstractmethod
-    def outputs(self, family: TransformFamily) -> int:
-        """How many numbers the decoder predicts: dof or the number of classes.
+    def forward(self, codes: tuple[Tensor, ...], targets: tuple[Target, ...]) -> Loss:
+        """Compute the loss of a batch.
 
-        Raises:
-            AvtError: if the objective cannot work with the family.
+        Args:
+            codes: the encoder's vector of each view, (B, vector_dim), in the order of `views`.
+            targets: one for each transformed view, in their order.
         """
 
-    @abstractmethod
-    def loss(self, mean: Tensor, log_var: Tensor | None, target: Target) -> Loss:
-        """Compare a prediction, mean and log-variance (B, outputs) each, with the truth."""
+    def predict(self, codes: tuple[Tensor, ...]) -> Prediction:
+        """Predict the transformation from the vectors of the views.
+
+        Raises:
+            NotImplementedError: for an objective without a decoder.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no decoder")
+
+    def log_var_layer(self) -> nn.Module | None:
+        """The decoder's log-variance layer, whose learning rate a schedule may set; none without one."""
+        return None

@@ -34,7 +34,7 @@ GIVEN: Final = {
     "backbone": ("in_channels", "image_size"),
     "transform": (),
     "dataset": ("data_dir",),
-    "objective": (),
+    "objective": ("vector_dim", "family"),
 }
 """Parameters that the house fills in, so that they are no options: a plugin takes those it names."""
 

@@ -21,7 +21,7 @@ from torchvision.transforms import functional as functional_of_images
 
 from avtcli.features.pooling import pool_features
 from avtcli.models.encoder import Encoder
-from avtcli.models.siamese import AVTModel
+from avtcli.models.siamese import SiameseModel
 from avtcli.seeding import keyed_generator
 
 Numbers = npt.NDArray[np.float64]
@@ -153,7 +153,7 @@ def pair_batches(pairs: Pairs, *, batch_size: int, workers: int) -> Iterator[Pai
             signal.signal(signal.SIGCHLD, handler)
 
 
-def build_optimizer(net: AVTModel) -> torch.optim.Optimizer:
+def build_optimizer(net: SiameseModel) -> torch.optim.Optimizer:
     """The release's SGD: momentum 0.9, Nesterov, weight decay 5e-4 on everything; the log-variance layer a group of its own."""
     assert net.log_var_head is not None
     own = list(net.log_var_head.parameters())
@@ -169,7 +169,7 @@ def loss_of(mean: Tensor, raw: Tensor, target: Tensor) -> Tensor:
 
 
 def train_step(
-    net: AVTModel, optimizer: torch.optim.Optimizer, pair: Pair, noise: tuple[Tensor | None, Tensor | None]
+    net: SiameseModel, optimizer: torch.optim.Optimizer, pair: Pair, noise: tuple[Tensor | None, Tensor | None]
 ) -> float:
     """One eager step in float32: the network called on one view and then on the other, the loss read at once.
 

@@ -16,7 +16,7 @@ from avtcli.bench.data_benchmarks import make_pairs, plain_pairs
 from avtcli.bench.timing import BenchConfig, Benchmark, synchronise
 from avtcli.contracts import Target
 from avtcli.data.resident_images import ResidentImages
-from avtcli.models.siamese import AVTModel
+from avtcli.models.siamese import SiameseModel
 from avtcli.seeding import keyed_generator
 from avtcli.training.optimizer import build_optimizer, set_rates
 from avtcli.training.pretrain import LOG_EVERY
@@ -46,7 +46,7 @@ def our_step(setup: TrainingSetup, losses: list[Tensor]) -> Step:
     return step
 
 
-def plain_step(setup: TrainingSetup, net: AVTModel, losses: list[float]) -> Step:
+def plain_step(setup: TrainingSetup, net: SiameseModel, losses: list[float]) -> Step:
     """The baseline's step on a network with the same weights, at the same rates and with the same noise."""
     optimizer, noise, steps = baseline.build_optimizer(net), noise_of(setup), count()
     net.train()
@@ -59,7 +59,7 @@ def plain_step(setup: TrainingSetup, net: AVTModel, losses: list[float]) -> Step
     return step
 
 
-def plain_copy(net: AVTModel) -> AVTModel:
+def plain_copy(net: SiameseModel) -> SiameseModel:
     """The same weights in a network of its own, laid out as PyTorch does by itself."""
     return copy.deepcopy(net).to(memory_format=torch.contiguous_format)
 
@@ -129,7 +129,7 @@ def _execution(setup: TrainingSetup) -> dict[str, Any]:
     }
 
 
-def flops_of_a_pair(net: AVTModel, pair: baseline.Pair) -> float:
+def flops_of_a_pair(net: SiameseModel, pair: baseline.Pair) -> float:
     """Count the floating-point operations of convolutions and matrix products in a training step, for one pair."""
     net = copy.deepcopy(net).train()
     original, transformed, _ = (part[:2] for part in pair)

@@ -1,6 +1,4 @@
-"""What a model is built from."""
-
-from typing import Literal
+"""Specification of a model."""
 
 from pydantic import Field
 
@@ -8,27 +6,23 @@ from avtcli.config.components import Frozen, Plugin
 
 
 class ModelSpec(Frozen):
-    """What it takes to build a model again before its weights are loaded; stored with every checkpoint and export."""
+    """What a model is built from before its weights are loaded; stored with every checkpoint and export."""
 
     backbone: Plugin
     """The network."""
     channels: int = Field(gt=0)
-    """Of the images."""
+    """Channels of the images."""
     size: tuple[int, int]
-    """(height, width) of the images that it was trained on."""
+    """(height, width) of the training images."""
     mean: tuple[float, ...]
     """Per channel, of images in [0, 1]."""
     std: tuple[float, ...]
     """Per channel."""
     noise_scale: float = 0.0
-    """Of the encoder; 0 means no log-variance branch."""
-    outputs: int = Field(default=0, ge=0)
-    """How many numbers the decoder predicts; 0 means that there is no decoder."""
-    has_log_var: bool = False
-    """Whether the decoder predicts a log-variance."""
-    log_var_scale: float = 1.0
-    """Factor on the log-variance layer's output."""
-    views: Literal["both", "transformed"] = "both"
-    """Whose codes the decoder sees: the pair's, or the transformed image's alone."""
+    """Noise scale of the encoder; 0 means no log-variance branch."""
+    objective: Plugin | None = None
+    """The pretraining objective with its heads; none for an encoder alone."""
+    transform: Plugin | None = None
+    """The family of transformations that the objective was built for."""
     layer: str | None = None
-    """The tap that calling the encoder returns; none means the mean of the code."""
+    """The layer that the encoder returns when called; none means the mean of the code."""

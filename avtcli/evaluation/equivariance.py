@@ -14,7 +14,7 @@ from avtcli.metrics.accuracy import topk_percent
 from avtcli.metrics.calibration import coverage, gaussian_nll
 from avtcli.metrics.reference_predictors import reference_predictions
 from avtcli.metrics.transformation_error import corner_error, r2_scores, retrieval_ranks, retrieval_scores
-from avtcli.models.siamese import AVTModel
+from avtcli.models.siamese import SiameseModel
 
 CURVE: Final = tuple(round(0.05 * i, 2) for i in range(1, 20))
 """The probabilities of the central intervals whose coverage is reported, 0.5, 0.8 and 0.95 among them."""
@@ -52,7 +52,7 @@ class DecoderFigures:
 
 
 def measure_decoder(
-    net: AVTModel, pairs: Pairs, versions: Pairs, *, predicts_classes: bool, on_event: OnEvent
+    net: SiameseModel, pairs: Pairs, versions: Pairs, *, predicts_classes: bool, on_event: OnEvent
 ) -> DecoderFigures:
     """Measure a decoder.
 

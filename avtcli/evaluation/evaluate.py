@@ -4,8 +4,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from avtcli import registry
-from avtcli.contracts import Objective
 from avtcli.evaluation.calibration_picture import draw_calibration
 from avtcli.evaluation.equivariance import DecoderFigures, baselines_of, measure_decoder
 from avtcli.evaluation.evaluation_protocol import describe_evaluation
@@ -113,11 +111,10 @@ def _decoder_figures(source: Weights, setup: EvaluationSetup, *, on_event: OnEve
     if setup.no_decoder is not None:
         on_event(Notice(f"no figures of a decoder: {setup.no_decoder}"))
         return DecoderFigures()
-    assert source.config is not None
-    named = source.config.objective
-    objective: Objective = registry.build("objective", named.name, named.options)
     net = prepare_for_inference(restore_model(source), setup.device)
-    return measure_decoder(net, setup.held_out, setup.versions, predicts_classes=objective.predicts_classes, on_event=on_event)
+    return measure_decoder(
+        net, setup.held_out, setup.versions, predicts_classes=net.objective.prediction == "classes", on_event=on_event
+    )
 
 
 def _ridge_table(source: Weights, setup: EvaluationSetup, *, on_event: OnEvent) -> dict[str, Any]:

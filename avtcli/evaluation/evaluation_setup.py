@@ -147,7 +147,7 @@ def choose_transform(config: PretrainConfig | None, given: Mapping[str, Any]) ->
 def why_no_decoder(source: Weights, plugin: Plugin, size: Size) -> str | None:
     """Why the source's decoder has nothing to say of the family's transformations of images of a size; none if it has."""
     config = source.config
-    if source.run is None or config is None or not source.spec.outputs:
+    if source.run is None or config is None or source.spec.objective is None:
         return f"{source.path} holds an encoder alone"
     own, asked = in_words(config.transform), in_words(plugin)
     if own != asked:

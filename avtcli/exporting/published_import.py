@@ -34,7 +34,7 @@ UNKNOWN: Final = "unknown"
 """The fingerprint of the data that an imported network was trained on."""
 
 _LAYERS: Final = {"Conv": 0, "BatchNorm": 1}  # the release's names inside a unit -> the places in ours
-_HEADS: Final = {"fc": "mean_head", "fc2": "log_var_head"}
+_HEADS: Final = {"fc": "objective.decoder.mean_head", "fc2": "objective.decoder.log_var_head"}
 
 MODULES: Final[Mapping[str, Mapping[str, str]]] = {
     "nin": {
@@ -215,8 +215,6 @@ def guess_backbone(published: Published, file: Path) -> str:
 
 def _spec(config: PretrainConfig) -> ModelSpec:
     """What the recipe's data and parts make of the model; the data themselves are not needed."""
-    family = registry.build("transform", config.transform.name, config.transform.options)
-    objective = registry.build("objective", config.objective.name, config.objective.options)
     data, side = config.dataset.options, config.augment.crop
     return ModelSpec(
         backbone=config.backbone,
@@ -224,10 +222,8 @@ def _spec(config: PretrainConfig) -> ModelSpec:
         size=(side, side),
         mean=data["mean"],
         std=data["std"],
-        noise_scale=objective.noise_scale,
-        outputs=objective.outputs(family),
-        has_log_var=objective.has_log_var,
-        log_var_scale=objective.log_var_scale,
+        objective=config.objective,
+        transform=config.transform,
     )
 
 

@@ -13,7 +13,7 @@ from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images, evaluatio
 from avtcli.events import OnEvent, Progress, ignore
 from avtcli.geometry.cropping import to_float
 from avtcli.metrics.transformation_error import corner_error
-from avtcli.models.siamese import AVTModel
+from avtcli.models.siamese import SiameseModel
 from avtcli.runtime.devices import to_device
 from avtcli.seeding import keyed_generator
 
@@ -64,7 +64,7 @@ def read_pairs(pairs: Pairs, *, task: str, on_event: OnEvent) -> Iterator[tuple[
 
 @torch.no_grad()
 def predict(
-    net: AVTModel, pairs: Pairs, *, task: str = "held-out pairs", on_event: OnEvent = ignore
+    net: SiameseModel, pairs: Pairs, *, task: str = "held-out pairs", on_event: OnEvent = ignore
 ) -> tuple[Tensor, Tensor | None]:
     """What the decoder says of pairs.
 
@@ -99,7 +99,7 @@ def corner_errors(pairs: Pairs, predicted: Tensor) -> Tensor:
 
 
 def held_out_mace(
-    net: AVTModel, family: TransformFamily, data: ImageData, size: Size, *, shorter: int | None, workers: int, seed: int
+    net: SiameseModel, family: TransformFamily, data: ImageData, size: Size, *, shorter: int | None, workers: int, seed: int
 ) -> float | None:
     """The mean average corner error in pixels on held-out images with fresh transformations; none for photometric families.
 

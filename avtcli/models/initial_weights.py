@@ -9,10 +9,11 @@ from torch import Tensor
 from avtcli.config.components import Plugin
 from avtcli.config.model_spec import ModelSpec
 from avtcli.config.pretrain_config import PretrainConfig
+from avtcli.contracts import TransformFamily
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent
 from avtcli.models.model_building import build_model
-from avtcli.models.siamese import AVTModel
+from avtcli.models.siamese import SiameseModel
 from avtcli.models.weights import open_weights
 
 PRETRAINED = "pretrained"
@@ -27,12 +28,15 @@ def stored_backbone(plugin: Plugin) -> Plugin:
     return Plugin(name=plugin.name, **{key: value for key, value in plugin.options.items() if key != PRETRAINED})
 
 
-def build_initial(config: PretrainConfig, spec: ModelSpec, *, resume: bool, on_event: OnEvent) -> AVTModel:
+def build_initial(
+    config: PretrainConfig, spec: ModelSpec, *, family: TransformFamily, resume: bool, on_event: OnEvent
+) -> SiameseModel:
     """Make a run's model as it is before the first step.
 
     Args:
         config: the settings; the backbone's own say whether it begins with published weights.
         spec: what to build.
+        family: of the transformations, for the objective.
         resume: whether all weights will come from a checkpoint: then they stay random here, and nothing is fetched or read.
         on_event: told which weights were taken.
 
@@ -40,8 +44,8 @@ def build_initial(config: PretrainConfig, spec: ModelSpec, *, resume: bool, on_e
         AvtError: if the weights cannot be had, or none fits.
     """
     if resume:
-        return build_model(spec, seed=config.seed)
-    net = build_model(spec.model_copy(update={"backbone": config.backbone}), seed=config.seed)
+        return build_model(spec, seed=config.seed, family=family)
+    net = build_model(spec.model_copy(update={"backbone": config.backbone}), seed=config.seed, family=family)
     if PRETRAINED in config.backbone.options:
         on_event(Notice(f"{config.backbone.name}: built with {PRETRAINED}={config.backbone.options[PRETRAINED]}"))
     if config.init_from is not None:
@@ -49,7 +53,7 @@ def build_initial(config: PretrainConfig, spec: ModelSpec, *, resume: bool, on_e
     return net
 
 
-def load_matching(net: AVTModel, path: str | Path, *, on_event: OnEvent) -> None:
+def load_matching(net: SiameseModel, path: str | Path, *, on_event: OnEvent) -> None:
     """Load the weights that match by name and shape, and tell how many did not.
 
     Args:

@@ -15,7 +15,7 @@ from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, ignore
 from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_encoder, build_model, load_weights
-from avtcli.models.siamese import AVTModel
+from avtcli.models.siamese import SiameseModel
 from avtcli.storage.checkpoints import load_checkpoint, load_newest, step_of
 from avtcli.storage.files import from_metadata
 from avtcli.storage.run_folders import is_run, newest_run
@@ -97,7 +97,7 @@ def restore_encoder(source: Weights) -> Encoder:
     return encoder.eval()
 
 
-def restore_model(source: Weights) -> AVTModel:
+def restore_model(source: Weights) -> SiameseModel:
     """Encoder and decoder of a source with their weights, in eval mode, on the CPU.
 
     Raises:
@@ -110,7 +110,7 @@ def restore_model(source: Weights) -> AVTModel:
     return model.eval()
 
 
-def load_model(run: str | Path) -> AVTModel:
+def load_model(run: str | Path) -> SiameseModel:
     """See `avtcli.load_model`."""
     return restore_model(open_weights(run))
 

@@ -16,7 +16,7 @@ from avtcli.plugin_kit import transform_checks as of_transform
 from avtcli.plugin_kit.backbone_checks import BackboneSubject
 from avtcli.plugin_kit.checking import Check, expect, failed_check, run_check, run_checks
 from avtcli.plugin_kit.dataset_checks import DatasetSubject
-from avtcli.plugin_kit.objective_checks import ObjectiveSubject
+from avtcli.plugin_kit.objective_checks import ObjectiveUnderTest
 from avtcli.plugin_kit.plugin_facts import (
     LoadedPlugin,
     every_option_is_typed_and_documented,
@@ -127,18 +127,21 @@ def _dataset(info: PluginInfo, spec: str) -> Trial:
 
 
 def _objective(info: PluginInfo, spec: str) -> Trial:
-    built: Objective = registry.build("objective", spec, {})
+    def make(family: TransformFamily, vector_dim: int) -> Objective:
+        made: Objective = registry.build("objective", spec, {}, vector_dim=vector_dim, family=family)
+        return made
+
     families: dict[str, TransformFamily] = {}
     for other in registry.listing():
         if other.kind == "transform" and other.distribution in (OURS, info.distribution):
             family = registry.build("transform", other.name, {})
             try:
-                built.outputs(family)
+                make(family, 8)
             except AvtError:
                 continue
             families[other.name] = family
     expect(bool(families), f"it refuses every family of {OURS} and of its own distribution")
-    return of_objective.CHECKS, ObjectiveSubject(built, families)
+    return of_objective.CHECKS, ObjectiveUnderTest(make, families)
 
 
 _TRIALS: Final[dict[str, Callable[[PluginInfo, str], Trial]]] = {

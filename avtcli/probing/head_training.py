@@ -17,8 +17,7 @@ from avtcli.probing.probe_setup import Figures
 from avtcli.runtime.devices import seed_model
 from avtcli.runtime.execution import choose_fused
 from avtcli.seeding import keyed_generator, seed_of
-from avtcli.training.learning_rate import cosine_rate
-from avtcli.training.optimizer import make_optimizer, rate_of_pieces
+from avtcli.training.optimizer import cosine_rate, make_optimizer, scheduled_rate
 
 TELL_EVERY = 20  # steps between tellings of the progress
 
@@ -48,9 +47,7 @@ def rate_of(config: ProbeConfig, peak: float | None, *, epoch: int, progress: fl
     if schedule is None:
         assert peak is not None
         return cosine_rate(progress, peak=peak, warmup=0)
-    if schedule.pieces:
-        return rate_of_pieces(schedule.pieces, epoch * schedule.epochs / config.total_epochs)
-    return cosine_rate(progress, peak=schedule.rate, warmup=schedule.warmup)
+    return scheduled_rate(schedule, epoch=epoch * schedule.epochs / config.total_epochs, progress=progress)
 
 
 def train_heads(

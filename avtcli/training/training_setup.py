@@ -11,15 +11,17 @@ from avtcli import registry
 from avtcli.config.components import Plugin
 from avtcli.config.model_spec import ModelSpec
 from avtcli.config.pretrain_config import PretrainConfig
-from avtcli.contracts import ImageData, Objective, Size, TransformFamily
+from avtcli.contracts import ImageData, Size, TransformFamily
 from avtcli.data.datasets import build_data, image_size, limited
 from avtcli.data.epoch_table import batch_bounds
-from avtcli.data.resident_images import EVAL_BATCH_SIZE
+from avtcli.data.images import Images
+from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
 from avtcli.data.streaming import choose_workers
+from avtcli.data.training_loader import TrainingLoader, ViewSpec
 from avtcli.events import Notice, OnEvent, Started
 from avtcli.geometry.family_building import build_family, plugin_names
 from avtcli.models.initial_weights import build_initial, stored_backbone
-from avtcli.models.siamese import AVTModel
+from avtcli.models.siamese import SiameseModel
 from avtcli.runtime.devices import build_accelerator, choose_device, choose_precision, device_in_words
 from avtcli.runtime.environment import describe_environment
 from avtcli.runtime.execution import resolve_execution, to_channels_last
@@ -28,29 +30,60 @@ from avtcli.storage.banks import load_bank, sample_bank
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """Everything a run is made of, built and checked before the first step."""
+    """Everything a run is made of.
+
+    Attributes:
+        config: resolved settings.
+        accelerator: device, precision and processes.
+        data: the data set.
+        family: transformations are sampled from it.
+        size: (height, width) of network input.
+        spec: what the model was built from.
+        net: encoder and objective.
+        indices: of the training images, (n,) int64.
+        steps_per_epoch: optimiser steps.
+        workers: reader processes.
+        environment: what the numbers may depend on besides the settings.
+    """
 
     config: PretrainConfig
     accelerator: Accelerator
     data: ImageData
     family: TransformFamily
-    objective: Objective
     size: Size
     spec: ModelSpec
-    net: AVTModel
+    net: SiameseModel
     indices: Tensor
-    bounds: list[tuple[int, int]]
+    steps_per_epoch: int
     workers: int
     environment: dict[str, Any]
 
     @property
     def total_steps(self) -> int:
-        """The steps to run."""
-        return planned_steps(self.config, len(self.bounds))
+        """Optimiser steps of the run."""
+        return planned_steps(self.config, self.steps_per_epoch)
+
+    def open_images(self) -> Images:
+        """Open the training images, resized."""
+        shorter, device = self.config.augment.resize, self.accelerator.device
+        return build_images(self.data.train, self.indices, device=device, shorter=shorter, workers=self.workers)
+
+    def build_loader(self, images: Images) -> TrainingLoader:
+        """Build the source of this process's batches."""
+        config, accelerator = self.config, self.accelerator
+        return TrainingLoader(
+            images,
+            ViewSpec(self.net.objective.views, self.family, config.augment, self.size, config.seed),
+            self.net.normalise,
+            device=accelerator.device,
+            batch_size=config.batch_size,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
 
 
 def planned_steps(config: PretrainConfig, steps_per_epoch: int) -> int:
-    """The steps that the settings ask for."""
+    """Return the steps that the settings ask for."""
     whole = steps_per_epoch * config.total_epochs
     return min(whole, config.max_steps or whole)
 
@@ -61,7 +94,7 @@ def build_training_setup(config: PretrainConfig, *, resume: bool = False, on_eve
     Args:
         config: the settings.
         resume: whether the weights will come from a checkpoint, so that none are needed to begin with.
-        on_event: told what the run resolved to.
+        on_event: receives what the run resolved to.
 
     Raises:
         AvtError: for the first thing that is not right.
@@ -72,45 +105,39 @@ def build_training_setup(config: PretrainConfig, *, resume: bool = False, on_eve
     accelerator = build_accelerator(device, config.precision)
     data = build_data(config.dataset, config.data_dir)
     indices = limited(data.train, config.limit_train)
-    bounds = batch_bounds(len(indices), config.batch_size)
-    config = resolve_execution(config, device, steps=planned_steps(config, len(bounds)))
+    steps_per_epoch = len(batch_bounds(len(indices), config.batch_size))
+    config = resolve_execution(config, device, steps=planned_steps(config, steps_per_epoch))
     size = image_size(data, config.augment)
     family = build_transform(config, size)
-    objective: Objective = registry.build("objective", config.objective.name, config.objective.options)
     spec = ModelSpec(
         backbone=stored_backbone(config.backbone),
         channels=data.channels,
         size=size,
         mean=data.mean,
         std=data.std,
-        noise_scale=objective.noise_scale,
-        outputs=objective.outputs(family),
-        has_log_var=objective.has_log_var,
-        log_var_scale=objective.log_var_scale,
-        views=objective.views,
+        objective=config.objective,
+        transform=config.transform,
     )
-    net = build_initial(config, spec, resume=resume, on_event=on_event).to(accelerator.device)
+    net = build_initial(config, spec, family=family, resume=resume, on_event=on_event).to(accelerator.device)
     if config.channels_last:
         to_channels_last(net)
-    plugins = [(kind, name) for kind in registry.KINDS for name in plugin_names(getattr(config, kind).name)]
     setup = TrainingSetup(
         config=config,
         accelerator=accelerator,
         data=data,
         family=family,
-        objective=objective,
         size=size,
-        spec=spec,
+        spec=spec.model_copy(update={"noise_scale": net.encoder.noise_scale}),
         net=net,
         indices=indices,
-        bounds=bounds,
+        steps_per_epoch=steps_per_epoch,
         workers=choose_workers(
             config.workers, data.train, batch_bytes=_batch_bytes(config, data, size, accelerator.num_processes)
         ),
         environment=describe_environment(
             device=device_in_words(accelerator),
             processes=accelerator.num_processes,
-            plugins=plugins,
+            plugins=[(kind, name) for kind in registry.KINDS for name in plugin_names(getattr(config, kind).name)],
             data_fingerprint=data.fingerprint,
         ),
     )
@@ -128,7 +155,7 @@ def _with_full_name(config: PretrainConfig, *, on_event: OnEvent) -> PretrainCon
 
 
 def build_transform(config: PretrainConfig, size: Size) -> TransformFamily:
-    """The family that the run draws from: the plugin's own distribution, a bank's rows, or those of a bank made here.
+    """Build the family that the run samples from: the plugin's, a bank's rows, or those of a bank made here.
 
     Raises:
         AvtError: for a bank of another family or size.
@@ -142,26 +169,23 @@ def build_transform(config: PretrainConfig, size: Size) -> TransformFamily:
 
 
 def _batch_bytes(config: PretrainConfig, data: ImageData, size: Size, processes: int) -> int:
-    """Of one process's largest batch in uint8: of training, where a single image may join the last one, or held out."""
+    """Return the size of one process's largest uint8 batch, of training or evaluation."""
     return max(config.batch_size // processes + 1, EVAL_BATCH_SIZE) * data.channels * size[0] * size[1]
-
-
-def _describe_execution(config: PretrainConfig) -> list[str]:
-    ways = {"channels last": config.channels_last, "compiled": config.compile, "fused optimiser": config.optimizer.fused}
-    return [name for name, chosen in ways.items() if chosen]
 
 
 def _facts(setup: TrainingSetup) -> tuple[tuple[str, str], ...]:
     config, parameters = setup.config, sum(p.numel() for p in setup.net.parameters())
     channels, (height, width) = setup.data.channels, setup.size
+    execution = {"channels last": config.channels_last, "compiled": config.compile, "fused optimiser": config.optimizer.fused}
+    chosen = [name for name, is_chosen in execution.items() if is_chosen]
     return (
         ("recipe", config.recipe),
         ("data", f"{config.dataset.name}: {len(setup.indices)} images, {channels}x{height}x{width}"),
-        ("backbone", f"{config.backbone.name}, {parameters:,} parameters with the decoder"),
+        ("backbone", f"{config.backbone.name}, {parameters:,} parameters with the objective's heads"),
         ("task", f"{config.objective.name} on {config.transform.name}"),
-        ("device", ", ".join([setup.environment["device"], config.precision, *_describe_execution(config)])),
+        ("device", ", ".join([setup.environment["device"], config.precision, *chosen])),
         ("batch", f"{config.batch_size} over {setup.accelerator.num_processes} process(es)"),
-        ("steps", f"{setup.total_steps} ({len(setup.bounds)} an epoch, {config.total_epochs} epochs)"),
+        ("steps", f"{setup.total_steps} ({setup.steps_per_epoch} an epoch, {config.total_epochs} epochs)"),
         *([("readers", f"{setup.workers} processes")] if setup.data.train.images is None else []),
         ("seed", str(config.seed)),
     )
