@@ -49,9 +49,11 @@ def test_the_settings_are_the_published_ones(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["cifar10-nin", "imagenet-alexnet"])
 def test_the_objective_has_the_releases_constants(name: str) -> None:
-    objective = registry.build("objective", "avt", recipe(name).objective.options)
+    family = registry.build("transform", "projective", {})
+    objective = registry.build("objective", "avt", recipe(name).objective.options, vector_dim=4, family=family)
 
-    assert (objective.noise_scale, objective.log_var_scale, objective.variance_floor) == (0.001, 1 / 1000, 1e-4)
+    found = (objective.noise_scale, objective.decoder.log_var_scale, objective.variance_floor)
+    assert found == (0.001, 1 / 1000, 1e-4)
 
 
 @pytest.mark.parametrize(

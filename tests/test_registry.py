@@ -14,11 +14,10 @@ from avtcli.contracts import Objective, TransformFamily, Target, Loss
 
 class Fixed(Objective):
     def __init__(self, value: float) -> None:
+        super().__init__()
         self.noise_scale = value
-    def outputs(self, family: TransformFamily) -> int:
-        return 1
-    def loss(self, mean, log_var, target: Target) -> Loss:
-        return Loss(mean)
+    def forward(self, codes, targets) -> Loss:
+        return Loss(codes[0].mean(1))
 
 def plugin({signature}):
     return {made}
@@ -99,7 +98,7 @@ def test_a_broken_plugin_hurts_only_who_asks_for_it(install, head: str, cause: s
     install("stranger_b", source(head=head))
 
     assert "fixed" in registry.names("objective")
-    assert registry.build("objective", "avt", {}).noise_scale == 0.001
+    assert registry.build("backbone", "nin", {}, in_channels=1).code_tap == "conv2"
     with pytest.raises(AvtError, match=rf"'fixed' of stranger 3\.1 cannot be imported from stranger_b:plugin: {cause}"):
         registry.build("objective", "fixed", {})
 

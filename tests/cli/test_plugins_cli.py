@@ -14,18 +14,23 @@ from tests.support import Result
 
 KINDS = ["backbone", "transform", "dataset", "objective"]
 OBJECTIVE = """
-from avtcli.contracts import Loss, Objective
+from avtcli.contracts import Loss, Objective, TransformFamily
+from avtcli.models.decoder import Decoder
 
 
 class Wrong(Objective):
-    def outputs(self, family):
-        return 1 + family.dof
+    def __init__(self, decoder):
+        super().__init__()
+        self.decoder = decoder
 
-    def loss(self, mean, log_var, target):
-        return Loss((mean - target.values).mean())
+    def predict(self, codes):
+        return self.decoder(codes)
+
+    def forward(self, codes, targets):
+        return Loss(self.predict(codes).mean.square().mean())
 
 
-def wrong(*, weight=1.0, power: int = 2) -> Objective:
+def wrong(*, vector_dim: int, family: TransformFamily, weight=1.0, power: int = 2) -> Objective:
     {docstring}
     return {made}
 """
@@ -57,21 +62,28 @@ def test_the_json_names_the_plugin_and_every_promise(avt: Callable[..., Result])
 
 
 def test_a_plugin_that_breaks_promises_ends_with_1_and_says_which(avt: Callable[..., Result], install) -> None:
-    text = OBJECTIVE.format(docstring='"""Wrong.\n\n    Args:\n        weight: of it.\n    """', made="Wrong()")
+    text = OBJECTIVE.format(
+        docstring='"""Wrong.\n\n    Args:\n        weight: of it.\n    """',
+        made="Wrong(Decoder(2 * vector_dim, 1 + family.dof))",
+    )
     install({"avtcli.objectives": {"wrong": "wrong_a:wrong"}}, wrong_a=text)
     result = avt("plugins check wrong")
 
     assert result.code == 1
     assert "BROKEN  every option is typed and documented" in result.stdout
     assert "the option weight has no type in the signature" in result.stdout
-    assert "outputs(affine) is 7, expected 6" in result.stdout
+    assert "mean with affine is (16, 7) float32, expected (16, 6), finite" in result.stdout
     assert "error: The objective 'wrong' of stranger 3.1 breaks 4 of 10 promises, the first: every option is" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("docstring", "made", "problem"),
     [
-        ("pass", "Wrong()", "wrong_b:wrong has no docstring: its first line is the plugin's help"),
+        (
+            "pass",
+            "Wrong(Decoder(2 * vector_dim, 1 + family.dof))",
+            "wrong_b:wrong has no docstring: its first line is the plugin's help",
+        ),
         ('"Args of none."', "1 / 0", r"BROKEN  it can be built +ZeroDivisionError: division by zero\n"),
     ],
 )
@@ -88,14 +100,19 @@ def test_a_plugin_that_says_nothing_or_cannot_be_built_is_told_so(
 def test_an_option_that_the_docstring_forgets_is_named(avt: Callable[..., Result], install) -> None:
     text = OBJECTIVE.replace("weight=1.0", "weight: float = 1.0")
     docstring = '"""Wrong.\n\n    Args:\n        weight (float): of it, not the\n            power of it.\n    """'
-    install({"avtcli.objectives": {"wrong": "wrong_c:wrong"}}, wrong_c=text.format(docstring=docstring, made="Wrong()"))
+    install(
+        {"avtcli.objectives": {"wrong": "wrong_c:wrong"}},
+        wrong_c=text.format(docstring=docstring, made="Wrong(Decoder(2 * vector_dim, 1 + family.dof))"),
+    )
 
     assert "the option power is not among the Args of the docstring" in avt("plugins check wrong").stdout
 
 
 def test_an_objective_that_takes_no_family_is_told_so(avt: Callable[..., Result], install) -> None:
-    text = OBJECTIVE.replace("return 1 + family.dof", "raise AvtError('none')")
-    text = "from avtcli.errors import AvtError\n" + text.format(docstring='"Picky."', made="Wrong()")
+    text = OBJECTIVE.replace("super().__init__()", "raise AvtError('none')")
+    text = "from avtcli.errors import AvtError\n" + text.format(
+        docstring='"Picky."', made="Wrong(Decoder(2 * vector_dim, 1 + family.dof))"
+    )
     install({"avtcli.objectives": {"wrong": "wrong_d:wrong"}}, wrong_d=text)
 
     assert "it refuses every family of avtcli and of its own distribution" in avt("plugins check wrong").stdout
@@ -103,13 +120,16 @@ def test_an_objective_that_takes_no_family_is_told_so(avt: Callable[..., Result]
 
 def test_a_module_that_leans_on_anothers_import_is_caught(avt: Callable[..., Result], install) -> None:
     text = "import sys\nif 'tests.support' not in sys.modules: raise ImportError\n" + OBJECTIVE
-    install({"avtcli.objectives": {"wrong": "wrong_e:wrong"}}, wrong_e=text.format(docstring='"A."', made="Wrong()"))
+    install(
+        {"avtcli.objectives": {"wrong": "wrong_e:wrong"}},
+        wrong_e=text.format(docstring='"A."', made="Wrong(Decoder(2 * vector_dim, 1 + family.dof))"),
+    )
 
     assert "wrong_e imports here and fails in a fresh process" in avt("plugins check wrong").stdout
 
 
 def test_what_an_import_pulls_in_is_told(avt: Callable[..., Result], install) -> None:
-    text = "import torchvision\n" + OBJECTIVE.format(docstring='"A."', made="Wrong()")
+    text = "import torchvision\n" + OBJECTIVE.format(docstring='"A."', made="Wrong(Decoder(2 * vector_dim, 1 + family.dof))")
     install({"avtcli.objectives": {"wrong": "wrong_f:wrong"}}, wrong_f=text)
 
     assert avt("plugins check wrong").stdout.splitlines()[0].endswith(" s, pulls in torchvision")

@@ -17,9 +17,9 @@ from avtcli.config.components import Augment, Plugin
 from avtcli.contracts import ImageData, MemorySplit, Split
 from avtcli.data import streaming
 from avtcli.data.datasets import build_data, data_folder, image_size, limited
-from avtcli.data.epoch_table import EpochTable, batch_bounds
+from avtcli.data.epoch_table import batch_bounds
 from avtcli.data.images import CropSpec, resize, resized_size
-from avtcli.data.resident_images import ResidentImages, build_images, evaluation_batches, training_batches
+from avtcli.data.resident_images import ResidentImages, build_images, evaluation_batches
 from avtcli.data.streaming import StreamedImages, choose_workers
 from avtcli.errors import AvtError, RunFailedError
 
@@ -74,9 +74,8 @@ def streamed(split: Split, workers: int = 0, shorter: int | None = None) -> Stre
     return StreamedImages(split, torch.arange(len(split)), device=CPU, shorter=shorter, workers=workers)
 
 
-def table_of(uniforms: torch.Tensor) -> EpochTable:
-    none = torch.empty(len(uniforms), 0)
-    return EpochTable(order=torch.arange(len(uniforms)), uniforms=uniforms, parameters=none, targets=none)
+def crop_of(augment: Augment, size: tuple[int, int]) -> CropSpec:
+    return CropSpec(size, padding=augment.padding, flip=augment.flip)
 
 
 def uniforms_for(count: int) -> torch.Tensor:
@@ -150,7 +149,7 @@ def test_training_batches_equal_torchvisions_pad_crop_and_flip(padding: int, fli
     assert len({bool(u < 0.5) for u in uniforms[:, 2]}) == 2
     augment = Augment(resize=36, crop=32, padding=padding, flip=flip)
     rows = torch.tensor([5, 0, 3, 1, 2, 4])
-    (batch,) = training_batches(streamed(Streamed(VARIED), shorter=36), [rows], table_of(uniforms), augment, (32, 32))
+    (batch,) = streamed(Streamed(VARIED), shorter=36).read_batches([rows], crop_of(augment, (32, 32)), uniforms)
     assert batch.shape == (6, 3, 32, 32)
     for image, row in zip(batch, rows.tolist(), strict=True):
         padded = reference.pad(transforms.Resize(36)(picture(VARIED[row])), [padding])
@@ -165,24 +164,24 @@ def test_training_batches_equal_torchvisions_pad_crop_and_flip(padding: int, fli
 @pytest.mark.parametrize("augment", [Augment(crop=32), Augment(crop=32, padding=4), Augment(crop=48, padding=4, flip=False)])
 def test_streamed_and_resident_images_give_the_same_training_batches(augment: Augment):
     images = torch.stack([photo(i, (40, 56)) for i in range(8)])
-    size, table = (augment.crop or 0, augment.crop or 0), table_of(uniforms_for(8))
+    size, uniforms = (augment.crop or 0, augment.crop or 0), uniforms_for(8)
     batches = [torch.tensor([7, 1, 2]), torch.tensor([0, 3, 4, 5, 6])]
     resident = build_images(MemorySplit(images, None, prefix="x"), torch.arange(8), device=CPU, shorter=None, workers=0)
     read = build_images(Streamed(list(images)), torch.arange(8), device=CPU, shorter=None, workers=0)
     assert isinstance(resident, ResidentImages)
     assert isinstance(read, StreamedImages)
-    for a, b in zip(*(training_batches(x, batches, table, augment, size) for x in (resident, read)), strict=True):
+    for a, b in zip(*(x.read_batches(batches, crop_of(augment, size), uniforms) for x in (resident, read)), strict=True):
         assert torch.equal(a, b)
 
 
 def test_images_that_need_no_crop_and_no_flip_pass_untouched():
     images = torch.stack([photo(i, (32, 32)) for i in range(4)])
     resident = ResidentImages(MemorySplit(images, None, prefix="x"), torch.tensor([1, 3]), device=CPU)
-    batch = next(training_batches(resident, [torch.tensor([1, 0])], table_of(uniforms_for(2)), Augment(flip=False), (32, 32)))
+    batch = next(resident.read_batches([torch.tensor([1, 0])], crop_of(Augment(flip=False), (32, 32)), uniforms_for(2)))
     assert torch.equal(batch, images[[3, 1]])
 
 
-def test_the_rows_of_streamed_images_count_the_chosen_numbers():
+def test_rows_of_streamed_images_count_the_chosen_ones():
     chosen = StreamedImages(Streamed(VARIED), torch.tensor([4, 1]), device=CPU)
     assert len(chosen) == 2
     assert torch.equal(
@@ -196,12 +195,12 @@ def test_the_rows_of_streamed_images_count_the_chosen_numbers():
 
 def test_the_number_of_workers_does_not_matter():
     batches = [torch.tensor([5, 0]), torch.tensor([3, 1]), torch.tensor([2]), torch.tensor([4, 4])]
-    table, augment = table_of(uniforms_for(6)), Augment(crop=32, padding=2)
+    uniforms, augment = uniforms_for(6), Augment(crop=32, padding=2)
     results = []
     for workers in (0, 1, 2):
         images = streamed(Streamed(VARIED), workers)
-        first = list(training_batches(images, batches, table, augment, (32, 32)))
-        again = list(training_batches(images, batches, table, augment, (32, 32)))  # the same workers, a second epoch
+        first = list(images.read_batches(batches, crop_of(augment, (32, 32)), uniforms))
+        again = list(images.read_batches(batches, crop_of(augment, (32, 32)), uniforms))  # the same workers, a second epoch
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
         results.append(first)
     for other in results[1:]:
@@ -211,12 +210,12 @@ def test_the_number_of_workers_does_not_matter():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_batches_that_are_left_of_an_epoch_are_those_of_the_whole_epoch(workers: int):
     batches = [torch.tensor([i, (i + 1) % 6]) for i in range(6)]
-    table, augment = table_of(uniforms_for(6)), Augment(crop=32)
+    uniforms, augment = uniforms_for(6), Augment(crop=32)
     images = streamed(Streamed(VARIED), workers)
-    whole = list(training_batches(images, batches, table, augment, (32, 32)))
-    broken_off = training_batches(images, batches, table, augment, (32, 32))
+    whole = list(images.read_batches(batches, crop_of(augment, (32, 32)), uniforms))
+    broken_off = images.read_batches(batches, crop_of(augment, (32, 32)), uniforms)
     assert torch.equal(next(broken_off), whole[0])
-    left = list(training_batches(images, batches[2:], table, augment, (32, 32)))
+    left = list(images.read_batches(batches[2:], crop_of(augment, (32, 32)), uniforms))
     assert all(torch.equal(a, b) for a, b in zip(left, whole[2:], strict=True))
     with pytest.raises(RuntimeError, match="another pass over these images began"):
         next(broken_off)
@@ -283,7 +282,7 @@ def test_a_worker_that_is_killed_is_reported_when_its_batch_is_asked_for():
     images._processes[0].kill()
     time.sleep(0.5)  # no handler breaks in here
     assert signal.getsignal(signal.SIGCHLD) == before
-    with pytest.raises(RunFailedError, match=r"A process that reads images ended .* give fewer `--workers`"):
+    with pytest.raises(RunFailedError, match=r"A reader process ended .* use fewer `--workers`"):
         list(batches)
 
 
@@ -346,7 +345,7 @@ def test_a_number_of_workers_that_is_asked_for_is_kept_if_their_batches_fit(monk
     shared_memory(monkeypatch, free=64 * 10**6, cpus=2)
     assert choose_workers(0, Streamed(VARIED), batch_bytes=10**9) == 0
     assert choose_workers(12, Streamed(VARIED), batch_bytes=10**6) == 12
-    with pytest.raises(AvtError, match=r"--workers 12 needs 250 MB in /dev/shm .* 64 MB are free\. Give fewer"):
+    with pytest.raises(AvtError, match=r"--workers 12 needs 250 MB in /dev/shm .* 64 MB are free\. Use fewer"):
         choose_workers(12, Streamed(VARIED), batch_bytes=10**7)
 
 
@@ -407,7 +406,7 @@ def test_a_limit_draws_the_same_images_each_time_and_no_more_than_there_are():
     assert torch.equal(drawn, limited(split, 20))
     assert len(set(drawn.tolist())) == 20
     assert torch.equal(limited(split, None), torch.arange(50))
-    with pytest.raises(AvtError, match="--limit-train 51 asks for more images than the 50 that there are"):
+    with pytest.raises(AvtError, match="--limit-train 51 is more than the 50 images of the split"):
         limited(split, 51)
 
 

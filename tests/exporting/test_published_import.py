@@ -149,7 +149,7 @@ def test_a_folder_that_exists_is_not_overwritten(nin, tmp_path):
 def test_half_precision_weights_become_single(nin, tmp_path):
     halves = {name: t.half() if t.is_floating_point() else t for name, t in nin.items()}
     result = imported(halves, tmp_path)
-    head = load_model(result.run).mean_head.weight
+    head = load_model(result.run).objective.decoder.mean_head.weight
     assert head.dtype == torch.float32
     assert torch.equal(head, nin["fc.weight"].half().float())
 

@@ -48,7 +48,7 @@ def test_an_exported_file_gives_the_encoder_and_leaves_the_decoder_as_it_is(tiny
 
     for name, tensor in setup.net.state_dict().items():
         assert torch.equal(tensor, (theirs if name.startswith("encoder.") else fresh)[name]), name
-    assert "4 missing (the first: mean_head.weight), 0 unexpected" in said[0]
+    assert "4 missing (the first: objective.decoder.mean_head.weight), 0 unexpected" in said[0]
 
 
 def test_a_file_in_timms_own_names_gives_the_backbone(tmp_path: Path) -> None:

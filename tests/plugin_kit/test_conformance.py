@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from avtcli.contracts import ImageData, Loss, MemorySplit, Objective
+from avtcli.contracts import ImageData, Loss, MemorySplit, Objective, TransformFamily
 from avtcli.errors import AvtError
 from avtcli.geometry.geometric_family import GeometricFamily
+from avtcli.models.decoder import Decoder
 from avtcli.plugin_kit import backbone_checks as backbone
 from avtcli.plugin_kit import dataset_checks as dataset
 from avtcli.plugin_kit import objective_checks as objective
@@ -19,10 +20,13 @@ from avtcli.plugin_kit import transform_checks as transform
 from avtcli.plugin_kit.backbone_checks import BackboneSubject
 from avtcli.plugin_kit.checking import Check, run_check, run_checks
 from avtcli.plugin_kit.dataset_checks import DatasetSubject
-from avtcli.plugin_kit.objective_checks import ObjectiveSubject
+from avtcli.plugin_kit.objective_checks import ObjectiveUnderTest
 from avtplugins.backbones.nin import NIN
-from avtplugins.objectives.avt import AVT
+from avtplugins.objectives.aet import aet
+from avtplugins.objectives.avt import avt
+from avtplugins.objectives.gaussian import gaussian
 from avtplugins.objectives.rotnet import rotnet
+from avtplugins.objectives.simclr import simclr
 from avtplugins.transforms.photometric import photometric
 from avtplugins.transforms.projective import projective
 from avtplugins.transforms.rotation import rotation
@@ -473,86 +477,101 @@ def test_a_data_set_that_is_another_when_opened_again_is_caught(again: ImageData
 # objectives
 
 
-class Mutant(AVT):
-    """AVT's objective, with hooks."""
+def under_test(
+    build=avt, change: Callable[[Objective], object] = lambda objective: None, **families: Any
+) -> ObjectiveUnderTest:
+    """An objective that is changed after it is built."""
+
+    def make(family: TransformFamily, vector_dim: int) -> Objective:
+        made: Objective = build(vector_dim=vector_dim, family=family)
+        change(made)
+        return made
+
+    return ObjectiveUnderTest(make, families or {"projective": projective()})
 
 
-def of(loss: Callable[..., Loss] | None = None, **over: Any) -> ObjectiveSubject:
-    """AVT's objective with other attributes; `loss` gets the true loss beside its arguments."""
-    made = Mutant(noise_scale=0.001, log_var_scale=0.001, variance_floor=1e-4)
-    true = made.loss
-    if loss is not None:
-        over["loss"] = lambda mean, log_var, target: loss(true(mean, torch.zeros_like(mean), target), mean, log_var, target)
-    for name, value in over.items():
-        object.__setattr__(made, name, value)
-    return ObjectiveSubject(made, {"projective": projective()})
+def with_loss(loss: Callable[[Loss], Loss]) -> Callable[[Objective], object]:
+    """Replace the loss by a function of the true one."""
+
+    def change(made: Objective) -> None:
+        true = made.forward
+        made.forward = lambda codes, targets: loss(true(codes, targets))
+
+    return change
 
 
-def test_an_objective_that_keeps_every_promise_passes() -> None:
-    classified: Objective = rotnet()
-    for subject in (of(), ObjectiveSubject(classified, {"rotation": rotation()})):
+@pytest.mark.parametrize("build", [avt, aet, gaussian])
+def test_an_objective_that_keeps_the_contract_passes(build) -> None:
+    assert problems(list(run_checks(objective.CHECKS, under_test(build)))) == {}
+
+
+def test_objectives_of_classes_and_of_the_batch_pass() -> None:
+    for subject in (
+        under_test(rotnet, rotation=rotation()),
+        under_test(lambda *, vector_dim, family: simclr(vector_dim=vector_dim)),
+    ):
         assert problems(list(run_checks(objective.CHECKS, subject))) == {}
 
 
 @pytest.mark.parametrize(
-    ("over", "check", "problem"),
+    ("change", "check", "problem"),
     [
         (
-            {"noise_scale": -1.0},
-            objective.what_it_asks_of_the_model_is_stated,
-            r"noise_scale is -1\.0, expected a number of 0 or",
-        ),
-        ({"has_log_var": None}, objective.what_it_asks_of_the_model_is_stated, "has_log_var is None, expected True or False"),
-        (
-            {"log_var_scale": 0.0},
-            objective.what_it_asks_of_the_model_is_stated,
-            r"log_var_scale is 0\.0, expected a number other",
-        ),
-        ({"views": "one"}, objective.what_it_asks_of_the_model_is_stated, "views is 'one', expected both or transformed"),
-        (
-            {"outputs": lambda family: 3},
-            objective.it_predicts_the_target_or_the_classes,
-            r"outputs\(projective\) is 3, expected 8",
+            lambda o: setattr(o, "noise_scale", -1.0),
+            objective.it_states_its_views_noise_and_prediction,
+            r"noise_scale is -1\.0, expected a number of 0 or more",
         ),
         (
-            {"loss": lambda loss, *a: Loss(loss.per_sample.mean())},
-            objective.every_sample_has_one_finite_loss_of_its_own,
+            lambda o: setattr(o, "views", ("original",)),
+            objective.it_states_its_views_noise_and_prediction,
+            r"views is \('original',\), expected a tuple of roles",
+        ),
+        (
+            lambda o: setattr(o, "prediction", "angle"),
+            objective.it_states_its_views_noise_and_prediction,
+            "prediction is 'angle', expected target, classes or None",
+        ),
+        (
+            lambda o: setattr(o, "decoder", Decoder(48, 3, log_var_scale=1.0)),
+            objective.its_prediction_is_the_target_or_the_classes,
+            r"mean with projective is \(16, 3\) float32, expected \(16, 8\), finite",
+        ),
+        (
+            with_loss(lambda loss: Loss(loss.per_sample.mean())),
+            objective.every_sample_has_one_finite_loss,
             r"the loss with projective is \(\) float32, expected \(16,\), a finite number a sample",
         ),
         (
-            {"loss": lambda loss, *a: Loss(loss.per_sample, {"odd": loss.per_sample / 0})},
-            objective.every_sample_has_one_finite_loss_of_its_own,
+            with_loss(lambda loss: Loss(loss.per_sample, {"odd": loss.per_sample / 0})),
+            objective.every_sample_has_one_finite_loss,
             r"odd with projective is \(16,\) float32 with NaN or infinity, expected \(16,\)",
         ),
         (
-            {"loss": lambda loss, *a: Loss(loss.per_sample + torch.rand(()))},
-            objective.every_sample_has_one_finite_loss_of_its_own,
-            "the same prediction gave two losses",
+            with_loss(lambda loss: Loss(loss.per_sample + torch.rand(()))),
+            objective.every_sample_has_one_finite_loss,
+            "the same codes gave two losses",
         ),
         (
-            {"loss": lambda loss, *a: Loss(loss.per_sample - loss.per_sample.mean())},
-            objective.every_sample_has_one_finite_loss_of_its_own,
-            "a sample's loss depends on the rest of its batch",
+            with_loss(lambda loss: Loss(loss.per_sample - loss.per_sample.mean())),
+            objective.every_sample_has_one_finite_loss,
+            "a sample's loss depends on the rest of its batch: state depends_on_batch = True",
         ),
         (
-            {
-                "has_log_var": False,
-                "loss": lambda loss, mean, log_var, target: Loss((mean - target.values).square().sum(1).sqrt()),
-            },
-            objective.gradients_are_finite_at_a_guess_and_at_the_truth,
-            "at the truth with projective, the gradient of the mean is missing, NaN or infinite",
+            lambda o: setattr(o, "spare", torch.nn.Linear(2, 2)),
+            objective.gradients_reach_every_code_and_weight,
+            r"the gradient of spare\.weight is missing, NaN or infinite",
         ),
         (
-            {"loss": lambda loss, mean, log_var, target: Loss((mean - target.values).square().sum(1))},
-            objective.gradients_are_finite_at_a_guess_and_at_the_truth,
-            "at a guess with projective, the gradient of the log-variance is missing",
+            with_loss(lambda loss: Loss(loss.per_sample * torch.nan)),
+            objective.gradients_reach_every_code_and_weight,
+            "the gradient of the code of view 0 is missing, NaN or infinite",
         ),
         (
-            {"loss": lambda loss, *a: Loss(-loss.per_sample)},
+            with_loss(lambda loss: Loss(-loss.per_sample)),
             objective.the_truth_has_a_smaller_loss_than_a_guess,
             "with projective, the truth has the loss .* and a guess",
         ),
     ],
 )
-def test_an_objective_that_breaks_a_promise_is_caught(over, check, problem: str) -> None:
-    assert_broken([run_check(check, of(**over))], check, problem)
+def test_an_objective_that_breaks_the_contract_is_caught(change, check, problem: str) -> None:
+    assert_broken([run_check(check, under_test(change=change))], check, problem)

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from avtcli import registry
 from avtcli.errors import AvtError
+from avtcli.models.decoder import Decoder
 from avtcli.models.encoder import Encoder
-from avtcli.models.siamese import AVTModel
+from avtcli.models.siamese import SiameseModel
 from avtplugins.backbones._timm_taps import TapLocation, default_code_tap
 from avtplugins.backbones.timm import TimmBackbone
+from avtplugins.objectives.avt import AVT
 
 SMALL_VIT = {"embed_dim": 48, "depth": 3, "num_heads": 3}
 QUICK: dict[str, dict[str, Any]] = {
@@ -52,7 +54,7 @@ class Trained:
     """A model after two steps of training, since weights that begin at zero hide the gradients of the first."""
 
     name: str
-    model: AVTModel
+    model: SiameseModel
     backbone: TimmBackbone
     images: Tensor
 
@@ -67,7 +69,9 @@ def build(name: str, *, side: int = 32, **options: Any) -> TimmBackbone:
 def train(name: str, args: dict[str, Any]) -> Trained:
     side = LARGER.get(name, 32)
     backbone = build(name, side=side, args=args)
-    model = AVTModel(Encoder(backbone, noise_scale=0.1, pixel_mean=[0.5], pixel_std=[0.25]), 8, has_log_var=True).train()
+    decoder = Decoder(2 * backbone.vector_dim, 8, log_var_scale=1.0)
+    objective = AVT(decoder, noise_scale=0.1, variance_floor=1e-4)
+    model = SiameseModel(Encoder(backbone, noise_scale=0.1, pixel_mean=[0.5], pixel_std=[0.25]), objective).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     x, y = torch.randn(2, 4, 1, side, side, generator=torch.Generator().manual_seed(1))
     for _ in range(2):

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from avtcli.training.learning_rate import cosine_rate, piecewise_rate
-from avtcli.training.optimizer import rates_at
+from avtcli.config.components import Piece
+from avtcli.training.optimizer import cosine_rate, piecewise_rate, rates_at
 from tests.support import tiny_config
 
 
 def test_pieces_hold_from_their_start_and_change_by_their_slope() -> None:
-    pieces = [(0, 1.0, 0.0), (10, 5.0, -0.5)]
+    pieces = [Piece(start=0, rate=1.0), Piece(start=10, rate=5.0, slope=-0.5)]
 
-    assert [piecewise_rate(epoch, pieces) for epoch in (0, 9.9, 10, 12)] == [1.0, 1.0, 5.0, 4.0]
+    assert [piecewise_rate(pieces, epoch) for epoch in (0, 9.9, 10, 12)] == [1.0, 1.0, 5.0, 4.0]
 
 
 def test_the_cosine_is_torchs_cosine_after_a_linear_warm_up() -> None:

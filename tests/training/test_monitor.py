@@ -21,10 +21,10 @@ from avtcli.events import Event, Notice, Saved
 from avtcli.features import transformed_pairs as held_out
 from avtcli.storage.checkpoints import load_newest
 from avtcli.training import collapse, monitor
+from avtcli.training import monitor as quality
 from avtcli.training import pretrain as module
-from avtcli.training import run_quality as quality
 from avtcli.training.collapse import Point, new_signs
-from avtcli.training.run_quality import measure
+from avtcli.training.monitor import measure_quality as measure
 from avtcli.training.training_setup import TrainingSetup, build_training_setup
 from tests.support import run_tiny, tiny_config, write_cifar10
 
@@ -192,7 +192,7 @@ def test_a_code_of_zeros_has_no_spread_and_the_least_rank(setup: TrainingSetup) 
 
 def test_the_constants_figure_is_what_a_decoder_scores_that_always_says_the_mean(setup: TrainingSetup) -> None:
     """Under the same transformations: other ones would differ by some percent."""
-    nn.init.zeros_(setup.net.mean_head.weight)
+    nn.init.zeros_(setup.net.objective.decoder.mean_head.weight)
     found = measure(setup)
 
     assert found.mace_px == pytest.approx(found.constant_mace_px, rel=2e-3)
@@ -296,7 +296,7 @@ def test_each_sign_is_named_once_in_a_run() -> None:
     assert len(signs(FIRST, flat)) == 1
     assert signs(FIRST, flat, flat) == []
     assert [text.split(",")[0] for text in signs(FIRST, flat, deaf, deaf)] == [
-        "Nothing learned by epoch 40: the decoder is no better than one that always says the same"
+        "Nothing learned by epoch 40: the decoder is no better than a constant prediction"
     ]
     assert signs(FIRST, flat, deaf, deaf, deaf) == []
 
@@ -388,7 +388,7 @@ def test_a_rate_that_moves_nothing_is_named_by_the_decoders_error(avt, monkeypat
 
     assert result.code == 1
     assert re.search(
-        r"Nothing learned by epoch 2: the decoder is no better than one that always says the same, MACE 2\d", result.stderr
+        r"Nothing learned by epoch 2: the decoder is no better than a constant prediction, MACE 2\d", result.stderr
     )
     assert "Try another rate (`--lr`, now 1e-12)" in result.stderr
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from avtcli import registry
 from avtcli.data.epoch_table import batch_bounds, sample_epoch_table
 from avtcli.errors import AvtError, InterruptedRunError, RunFailedError
 from avtcli.events import Event, Notice, Progress, Saved
@@ -200,7 +201,6 @@ def test_one_step_is_the_step_of_plain_torch(tmp_path: Path) -> None:
     """Written out by hand: keyed table, two calls, the release's loss, SGD."""
     from torch.nn import functional
 
-    from avtcli import registry
     from avtcli.geometry.cropping import crop_and_flip
     from avtcli.seeding import keyed_generator, subset
 
@@ -212,11 +212,11 @@ def test_one_step_is_the_step_of_plain_torch(tmp_path: Path) -> None:
     rows = table.order[:16]
     images = data.train.images[subset(2000, 40, "limit", 2000)][rows]
     x = crop_and_flip(images, table.uniforms[rows], crop=(32, 32), padding=4).float() / 255
-    y = family.apply(x, table.parameters[rows])
-    noise = [torch.randn(16, 10, 8, 8, generator=keyed_generator(0, 0, "noise", view)) for view in ("original", "transformed")]
+    y = family.apply(x, table.parameters[0][rows])
+    noise = [torch.randn(16, 10, 8, 8, generator=keyed_generator(0, 0, "noise", view)) for view in ("original", "moved")]
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.05)
-    mean, log_var = net((x - 0.2190) / 0.3318, (y - 0.2190) / 0.3318, *noise)
-    error = functional.mse_loss(mean, table.targets[rows].float(), reduction="none")
+    mean, log_var = net((x - 0.2190) / 0.3318, (y - 0.2190) / 0.3318, noise)
+    error = functional.mse_loss(mean, table.targets[0][rows].float(), reduction="none")
     ((log_var + error / (log_var.exp() + 1e-4)).sum() / 16).backward()
     optimizer.step()
     saved = load_newest(
@@ -235,15 +235,24 @@ def test_batches_keep_the_partial_last_one_and_spare_a_single_sample() -> None:
 
 
 def test_every_column_of_the_table_differs_by_epoch_and_every_sample_is_seen_once() -> None:
-    from avtcli import registry
-
     family = registry.build("transform", "projective", {})
     one, two = (sample_epoch_table(0, epoch, 50, family, (32, 32)) for epoch in (0, 1))
 
     assert sorted(one.order.tolist()) == list(range(50))
-    for name in ("order", "uniforms", "parameters", "targets"):
+    for name in ("order", "uniforms"):
         assert not torch.equal(getattr(one, name), getattr(two, name))
-    assert len({tuple(row) for row in one.parameters.tolist()}) == 50
+    for name in ("parameters", "targets"):
+        assert not torch.equal(getattr(one, name)[0], getattr(two, name)[0])
+    assert len({tuple(row) for row in one.parameters[0].tolist()}) == 50
+
+
+def test_each_transformed_view_has_its_own_draws_and_the_first_stays() -> None:
+    family = registry.build("transform", "projective", {})
+    one, two = (sample_epoch_table(0, 0, 50, family, (32, 32), transformed=n) for n in (1, 2))
+
+    assert torch.equal(one.parameters[0], two.parameters[0])
+    assert not torch.equal(two.parameters[0], two.parameters[1])
+    assert torch.equal(two.targets[1], family.target(two.parameters[1], (32, 32)))
 
 
 @pytest.mark.parametrize(
@@ -251,7 +260,7 @@ def test_every_column_of_the_table_differs_by_epoch_and_every_sample_is_seen_onc
     [
         ({"device": "cuda"}, "There is no cuda device here"),
         ({"device": "cpu", "precision": "fp16"}, "fp16 training needs a GPU"),
-        ({"limit_train": 5000}, "--limit-train 5000 asks for more images than the 2000"),
+        ({"limit_train": 5000}, "--limit-train 5000 is more than the 2000 images"),
         ({"augment": {"crop": 64}}, r"The images are 32x32 px, too small for augment\.crop = 64"),
         (
             {"dataset": {"name": "fashion-mini"}, "homographies": "nowhere.safetensors"},
