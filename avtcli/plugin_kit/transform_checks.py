@@ -42,7 +42,9 @@ def one_seed_gives_one_draw(family: TransformFamily) -> str:
     for size in SIZES:
         before = torch.get_rng_state()
         first, second = _drawn(family, size), _drawn(family, size)
-        expect(torch.equal(before, torch.get_rng_state()), "sample used torch's own generator, expected the one that it is given")
+        expect(
+            torch.equal(before, torch.get_rng_state()), "sample used torch's own generator, expected the one that it is given"
+        )
         expect(torch.equal(first, second), "one seed gave two draws: use the generator that sample is given, and no other")
         expect(
             first.ndim == 2 and len(first) == DRAWS and first.dtype == torch.float64 and bool(first.isfinite().all()),
