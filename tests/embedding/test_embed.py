@@ -284,11 +284,6 @@ def test_a_data_set_without_test_images_has_none_to_embed(tiny_run: Path) -> Non
             embedded(other, "t.npz", split="test")
 
 
-def test_an_unknown_suffix_is_refused_with_the_known_ones(tiny_run: Path) -> None:
-    with pytest.raises(AvtError, match=r"e.csv has no known embedding format. .* ending in .safetensors, .npz, .parquet"):
-        embedded(opened(tiny_run), "e.csv")
-
-
 @every_format
 def test_a_file_that_exists_is_not_overwritten(tiny_run: Path, suffix: str) -> None:
     Path(f"e.{suffix}").write_text("mine")
