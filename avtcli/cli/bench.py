@@ -29,7 +29,7 @@ def bench(
     size: Annotated[
         int | None,
         typer.Option(
-            metavar="PX", min=8, help="Image side of pairs, step, loop and probe. Default: 32.", rich_help_panel="Data"
+            metavar="PX", min=8, help="Image side of pairs, step, loop and probe. Default: 32.", rich_help_panel="Model"
         ),
     ] = None,
     batch_size: Annotated[
@@ -38,8 +38,8 @@ def bench(
             metavar="N",
             min=2,
             max=2_000,
-            help="Batch size of step and loop. Default: 32 on a CPU, 512 on a GPU.",
-            rich_help_panel="Optimisation",
+            help="Batch size of step and loop. Default: 32; 512 on a GPU.",
+            rich_help_panel="Model",
         ),
     ] = None,
     device: Device = None,
@@ -72,13 +72,18 @@ def bench(
         result = run_bench(config, only=parts_of(only) or (), rounds=rounds, on_event=on_event)
     if as_json:
         say_json(asdict(result))
-        return
+    else:
+        _say_result(result)
+
+
+def _say_result(result: "BenchResult") -> None:
     env = result.environment
     say(f"avt {env['versions']['avtcli']}, commit {result.commit or 'unknown'}, torch {env['versions']['torch']}")
     say(f"{env['device']}, {result.cpus} x {result.cpu}; median of {result.rounds} rounds", "")
     say_table(("", "ours", "baseline", "ratio", "lowest", "highest", ""), [_row(m) for m in result.measurements])
     say("", *(line for m in result.measurements for line in _lines(m)))
-    _say_next(result)
+    if result.rounds < 9:
+        say("", "next: avt bench --rounds 9 --only NAME, on an idle machine")
 
 
 def _row(m: "Comparison") -> tuple[str, ...]:
@@ -94,8 +99,3 @@ def _lines(m: "Comparison") -> Iterator[str]:
     yield f"{m.name}: {m.what}"
     for name, value in m.figures.items():
         yield f"  {name.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}"
-
-
-def _say_next(result: "BenchResult") -> None:
-    if result.rounds < 9:
-        say("", "next: avt bench --rounds 9 --only NAME, on an idle machine")
