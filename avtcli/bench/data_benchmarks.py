@@ -1,136 +1,97 @@
-"""Measured: homographies, warps, and whole pairs."""
+"""Benchmarks of homographies, warps and pairs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from avtcli.bench import baseline
-from avtcli.bench.bench_setups import build_small_setup
-from avtcli.bench.timing import BenchConfig, Benchmark
+from avtcli.bench.bench_training import baseline_pairs, build_bench_setup, our_pairs
+from avtcli.bench.benchmark_timing import BenchConfig, Benchmark
 from avtcli.config.components import Plugin
 from avtcli.contracts import MemorySplit
-from avtcli.data.epoch_table import sample_epoch_table
-from avtcli.data.resident_images import ResidentImages, training_batches
+from avtcli.data.resident_images import ResidentImages
 from avtcli.geometry.cropping import to_float
 from avtcli.geometry.family_building import build_family
 from avtcli.runtime.devices import to_device
 from avtcli.seeding import keyed_generator
-from avtcli.training.step import make_views
-from avtcli.training.training_setup import TrainingSetup
+
+HOMOGRAPHIES, BASELINE_HOMOGRAPHIES = 500_000, 1_000
+PAIRS, BASELINE_PAIRS, PAIR_BATCH = 1_920, 256, 128
+SIZE: Final = (224, 224)
+"""Of images to warp, and that homographies are sampled for."""
+
+
+def measure_homographies(config: BenchConfig) -> Benchmark:
+    """Sample and solve homographies."""
+    family, generator = build_family(Plugin(name="projective")), keyed_generator("bench", "homographies")
+    return Benchmark(
+        what=f"sample and solve {HOMOGRAPHIES} homographies for {SIZE[0]} px; baseline: a loop over {BASELINE_HOMOGRAPHIES}",
+        unit="homographies/s",
+        ours=lambda: family.sample(HOMOGRAPHIES, SIZE, generator),
+        baseline=lambda: baseline.sample_homographies(BASELINE_HOMOGRAPHIES, SIZE[0], seed=0),
+        ours_count=HOMOGRAPHIES,
+        baseline_count=BASELINE_HOMOGRAPHIES,
+    )
+
+
+def measure_warp(config: BenchConfig) -> Benchmark:
+    """Warp images of 224 px."""
+    images, family = config.warp_images, build_family(Plugin(name="projective"))
+    pixels = noise_images(images, SIZE[0])
+    parameters = family.sample(images, SIZE, keyed_generator("bench", "warp"))
+    on_device, on_device_parameters = pixels.to(config.device), to_device(parameters, config.device)
+    coefficients = list(parameters.numpy())
+
+    def warp_one_by_one() -> list[Tensor]:
+        warped = (baseline.warp_image(baseline.to_pillow(p), c) for p, c in zip(pixels, coefficients, strict=True))
+        return [baseline.from_pillow(image) for image in warped]
+
+    return Benchmark(
+        what=f"warp {images} uint8 images of 3x{SIZE[0]}x{SIZE[1]} to float; baseline: Pillow, one by one",
+        unit="images/s",
+        ours=lambda: family.apply(to_float(on_device), on_device_parameters),
+        baseline=warp_one_by_one,
+        ours_count=images,
+        baseline_count=images,
+    )
+
+
+def measure_pairs(config: BenchConfig) -> Benchmark:
+    """Crop, flip, sample and warp both views, with the target, on one core."""
+    side, setup = config.size_px, build_bench_setup(config, images=PAIRS, batch_size=PAIR_BATCH)
+    pixels, device = noise_images(PAIRS, config.size_px), setup.accelerator.device
+    images = ResidentImages(MemorySplit(pixels, None, prefix="noise"), torch.arange(PAIRS), device=device)
+    ours, items = our_pairs(setup, images), baseline_pairs(setup, pixels, batch_size=PAIR_BATCH, workers=0)
+
+    def take(batches: Iterator[baseline.Pair], count: int) -> None:
+        with one_thread():
+            for _ in range(count):
+                next(batches)
+
+    return Benchmark(
+        what=f"pairs of 3x{side}x{side} in batches of {PAIR_BATCH} on one core; baseline: a DataLoader of single pairs",
+        unit="pairs/s",
+        ours=lambda: take(ours, PAIRS // PAIR_BATCH),
+        baseline=lambda: take(items, BASELINE_PAIRS // PAIR_BATCH),
+        ours_count=PAIRS,
+        baseline_count=BASELINE_PAIRS,
+    )
+
+
+def noise_images(count: int, side: int) -> Tensor:
+    """Uniform noise, uint8 (count, 3, side, side)."""
+    return torch.randint(256, (count, 3, side, side), generator=keyed_generator("bench", "images"), dtype=torch.uint8)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Do the arithmetic on one core."""
+    """Compute on one core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def measure_homographies(bench: BenchConfig) -> Benchmark:
-    """Draw and solve, as `avt gen-homographies` does, against one equation system at a time."""
-    scale, family = bench.scale, build_family(Plugin(name="projective"))
-    generator = keyed_generator("bench", "homographies")
-    return Benchmark(
-        what=f"draw and solve {scale.homographies} for 224 px, against a loop over {scale.plain_homographies}",
-        unit="homographies/s",
-        ours=lambda: family.sample(scale.homographies, (224, 224), generator),
-        baseline=lambda: baseline.draw_homographies(scale.plain_homographies, 224, seed=0),
-        ours_count=scale.homographies,
-        baseline_count=scale.plain_homographies,
-    )
-
-
-def measure_warp_small(bench: BenchConfig) -> Benchmark:
-    """Warp images of 32 px."""
-    return _measure_warp(bench, side=32, images=bench.scale.small)
-
-
-def measure_warp_large(bench: BenchConfig) -> Benchmark:
-    """Warp images of 224 px."""
-    return _measure_warp(bench, side=224, images=bench.scale.large)
-
-
-def _measure_warp(bench: BenchConfig, *, side: int, images: int) -> Benchmark:
-    pixels = noise_images(images, side)
-    family = build_family(Plugin(name="projective"))
-    parameters = family.sample(images, (side, side), keyed_generator("bench", "warp"))
-    resident, sent = pixels.to(bench.device), to_device(parameters, bench.device)
-    coefficients = list(parameters.numpy())
-
-    def plain() -> list[Tensor]:
-        transformed = (baseline.warp_image(baseline.image_of(p), c) for p, c in zip(pixels, coefficients, strict=True))
-        return [baseline.tensor_of(image) for image in transformed]
-
-    return Benchmark(
-        what=f"{images} images of 3x{side}x{side} as uint8 to transformed ones as float, against Pillow one by one",
-        unit="images/s",
-        ours=lambda: family.apply(to_float(resident), sent),
-        baseline=plain,
-        ours_count=images,
-        baseline_count=images,
-    )
-
-
-def noise_images(count: int, side: int) -> Tensor:
-    """Images of noise, uint8 (count, 3, side, side): what they show does not matter to the time that a warp takes."""
-    return torch.randint(256, (count, 3, side, side), generator=keyed_generator("bench", "images"), dtype=torch.uint8)
-
-
-def plain_pairs(setup: TrainingSetup, images: Tensor) -> baseline.Pairs:
-    """The setup's pairs made item by item; its family has the target's statistics written out, as the published ones have."""
-    mean, std = setup.family.statistics(setup.size)
-    return baseline.Pairs(
-        images.cpu(),
-        padding=setup.config.augment.padding,
-        mean=setup.data.mean,
-        std=setup.data.std,
-        target_mean=mean.tolist(),
-        target_std=std.tolist(),
-        seed=setup.config.seed,
-    )
-
-
-def make_pairs(setup: TrainingSetup, images: ResidentImages, *, epoch: int) -> Iterator[baseline.Pair]:
-    """One epoch of pairs as the loop of `avt pretrain` makes them."""
-    table = sample_epoch_table(setup.config.seed, epoch, len(images), setup.family, setup.size)
-    batches = [table.order[first:last] for first, last in setup.bounds]
-    reading = training_batches(images, batches, table, setup.config.augment, setup.size)
-    for rows, pixels in zip(batches, reading, strict=True):
-        original, transformed, target = make_views(setup, pixels, rows, table)
-        yield original, transformed, target.values
-
-
-def measure_pairs(bench: BenchConfig) -> Benchmark:
-    """Crop, flip, draw, warp, both views and the target, on one core."""
-    scale = bench.scale
-    setup = build_small_setup(bench, images=scale.pairs, batch_size=scale.pair_batch)
-    pixels = noise_images(scale.pairs, 32)
-    numbers = torch.arange(scale.pairs)
-    images = ResidentImages(MemorySplit(pixels, None, prefix="noise"), numbers, device=setup.accelerator.device)
-    plain, epochs = baseline.pair_batches(plain_pairs(setup, pixels), batch_size=scale.pair_batch, workers=0), count()
-
-    def ours() -> None:
-        with one_thread():
-            for _ in make_pairs(setup, images, epoch=next(epochs)):
-                pass
-
-    def items() -> None:
-        with one_thread():
-            for _ in range(0, scale.plain_pairs, scale.pair_batch):
-                next(plain)
-
-    return Benchmark(
-        what=f"pairs of 3x32x32 in batches of {scale.pair_batch} on one core, against a DataLoader of items",
-        unit="pairs/s",
-        ours=ours,
-        baseline=items,
-        ours_count=scale.pairs,
-        baseline_count=scale.plain_pairs,
-    )

@@ -1,129 +1,50 @@
-"""Measured: what stands around training: a probe's epoch, a checkpoint, the start of the command."""
-
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import count
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+"""Benchmark of a probe: one epoch of a linear head."""
 
 import torch
+from torch import nn
 
 from avtcli.bench import baseline
-from avtcli.bench.bench_setups import build_small_setup
-from avtcli.bench.data_benchmarks import make_pairs
-from avtcli.bench.step_benchmarks import images_of, our_step
-from avtcli.bench.timing import BenchConfig, Benchmark, seconds_of
+from avtcli.bench.bench_training import build_bench_setup, resident_images
+from avtcli.bench.benchmark_timing import BenchConfig, Benchmark
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.events import ignore
-from avtcli.features.feature_cache import CachedFeatures, Stacks, extract
+from avtcli.features.feature_cache import CachedFeatures, extract
 from avtcli.features.feature_reader import Feature, ForwardedImages
-from avtcli.probing.head_modules import build_head
 from avtcli.probing.head_training import Part, train_heads
 from avtcli.probing.planned_heads import HeadPlan
-from avtcli.seeding import keyed_generator
-from avtcli.storage.checkpoints import save_checkpoint
-from avtcli.storage.files import disk_errors_explained
-from avtcli.training.optimizer import make_optimizer
 
-PROBE_BATCH = 128
-RATE = 0.01
-TENSORS = 20
-"""Tensors in the checkpoint."""
-EMPTY_APP = "import typer; app = typer.Typer(); app.callback()(lambda: None); app.command('a')(lambda: None); app()"
+IMAGES, BATCH, CLASSES, RATE = 256, 128, 10, 0.01
 
 
-def measure_probe(bench: BenchConfig) -> Benchmark:
-    """An epoch of a linear head on NIN's code: on features that were kept, or forwarding every image again."""
-    setup = build_small_setup(bench, images=bench.scale.probed, batch_size=PROBE_BATCH, width=bench.scale.width)
-    encoder, device, layer = setup.net.encoder.eval(), bench.device, setup.net.encoder.backbone.code_tap
-    assert setup.data.train.labels is not None
-    images = images_of(setup)
-    labels = setup.data.train.labels[setup.indices].to(device)
-    rows = torch.arange(len(labels))
-    batches = [(images.images[r.to(device)], labels[r.to(device)]) for r in torch.split(rows, PROBE_BATCH)]
-    feature = Feature(layer, "max", 4)
+def measure_probe(config: BenchConfig) -> Benchmark:
+    """One epoch of a linear head on the code."""
+    setup = build_bench_setup(config, images=IMAGES, batch_size=BATCH)
+    encoder, layer, labels = setup.net.encoder.eval(), setup.net.encoder.backbone.code_tap, setup.data.train.labels
+    assert labels is not None
+    images, labels, feature = resident_images(setup), labels[setup.indices].to(config.device), Feature(layer, "max", 4)
     forwarded = ForwardedImages(
         encoder, images, labels, [feature], part="train", augment=None, size=setup.size, samples=0, seed=0
     )
+    (features,) = extract(forwarded, apart=False, moments=True, task="features", on_event=ignore)
+    reader, rows = CachedFeatures(features.to(config.device), labels, device=config.device), torch.arange(len(labels))
+    probe, plans = ProbeConfig(epochs=1, batch_size=BATCH), [HeadPlan(feature, RATE)]
 
-    def read() -> Stacks:
-        (kept,) = extract(forwarded, apart=False, moments=True, task="features", on_event=ignore)
-        return kept.to(device)
+    def train_cached() -> None:
+        train_heads(
+            Part(reader, rows), Part(reader, rows[:2]), plans, probe, classes=CLASSES, seed=0, task="head", on_event=ignore
+        )
 
-    reader = CachedFeatures(read(), labels, device=device)
-    config = ProbeConfig(epochs=1, batch_size=PROBE_BATCH)
-    head = build_head("linear", reader.shapes[feature], 10).to(device)
-    optimizer = make_optimizer([{"params": list(head.parameters())}], config.optimizer)
-    optimizer.param_groups[0]["lr"] = RATE
-    extraction = seconds_of(read, device)
-
-    def ours() -> None:
-        parts = Part(reader, rows), Part(reader, rows[:2])
-        plans = [HeadPlan(feature, RATE)]
-        train_heads(*parts, plans, config, classes=10, seed=0, task="head", on_event=ignore)
-
+    channels, *sides = reader.shapes[feature]
+    norm = nn.BatchNorm2d(channels, affine=False) if sides else nn.BatchNorm1d(channels, affine=False)
+    head = nn.Sequential(norm, nn.Flatten(), nn.LazyLinear(CLASSES)).to(config.device)
+    head(torch.zeros(2, channels, *sides, device=config.device))
+    optimizer = torch.optim.SGD(head.parameters(), lr=RATE, momentum=0.9, nesterov=True)
+    batches = [(images.images[r], labels[r]) for r in torch.split(rows.to(config.device), BATCH)]
     return Benchmark(
-        what=f"an epoch of a linear head on {len(labels)} images' features, kept, against forwarding the images again",
+        what=f"one epoch of a linear head on cached features of {len(labels)} images; baseline: forwards the images",
         unit="images/s",
-        ours=ours,
+        ours=train_cached,
         baseline=lambda: baseline.probe_epoch(encoder, layer, head, optimizer, batches),
         ours_count=len(labels),
         baseline_count=len(labels),
-        figures=lambda: {"extraction_seconds": extraction},
     )
-
-
-def measure_checkpoint(bench: BenchConfig) -> Benchmark:
-    """How long training stands still for a checkpoint, against one training step of NIN."""
-    scale = bench.scale
-    setup = build_small_setup(bench, images=scale.batch, batch_size=scale.batch, width=scale.width)
-    pair, step = next(make_pairs(setup, images_of(setup), epoch=0)), our_step(setup, [])
-    numbers = scale.checkpoint_mb * 1_000_000 // 4 // TENSORS
-    generator = keyed_generator("bench", "checkpoint", device=bench.device)
-    tensors = {str(i): torch.randn(numbers, generator=generator, device=bench.device) for i in range(TENSORS)}
-    model, state = dict(list(tensors.items())[::2]), dict(list(tensors.items())[1::2])
-    steps, saved = count(), list[float]()
-
-    def save() -> None:
-        with _folder_here() as folder:
-            saved.append(
-                seconds_of(lambda: save_checkpoint(folder, next(steps), model=model, state=state, about={}), bench.device)
-            )
-
-    return Benchmark(
-        what=f"a checkpoint of {scale.checkpoint_mb} MB, hashed and on disk, against one NIN step of {scale.batch} pairs",
-        unit="times/s",
-        ours=save,
-        baseline=lambda: step(pair),
-        ours_count=1,
-        baseline_count=1,
-        figures=lambda: {"stall_seconds": saved[1:]},
-    )
-
-
-@contextmanager
-def _folder_here() -> Iterator[Path]:
-    """A folder on the disk that runs are written to, gone afterwards."""
-    with disk_errors_explained(Path.cwd()), TemporaryDirectory(prefix=".avt-bench-", dir=Path.cwd()) as folder:
-        yield Path(folder)
-
-
-def measure_start(bench: BenchConfig) -> Benchmark:
-    """`avt --help`, against a Typer app with nothing in it."""
-    commands = ([sys.executable, "-m", "avtcli", "--help"], [sys.executable, "-c", EMPTY_APP, "--help"])
-    ours, plain = (_started(command) for command in commands)
-    return Benchmark(
-        what="`avt --help`, against the help of an empty Typer app",
-        unit="starts/s",
-        ours=ours,
-        baseline=plain,
-        ours_count=1,
-        baseline_count=1,
-    )
-
-
-def _started(command: list[str]) -> Any:
-    return lambda: subprocess.run(command, check=True, capture_output=True)

@@ -27,15 +27,15 @@ from avtcli.errors import AvtError
 def embed(
     run: Run = None,
     backbone: MeasuredBackbone = None,
-    layer: Annotated[str | None, typer.Option(metavar="NAME[,NAME...]", help="The layers to take. Left out: the code.")] = None,
-    pool: Annotated[Literal["avg", "max", "none"], typer.Option(help="How maps are reduced; none keeps them whole.")] = "avg",
+    layer: Annotated[str | None, typer.Option(metavar="NAME[,NAME...]", help="Layers to embed. Default: the code.")] = None,
+    pool: Annotated[Literal["avg", "max", "none"], typer.Option(help="Pooling of maps; none keeps their size.")] = "avg",
     pool_size: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="The side of a map after pooling. Left out: 1, a vector for each image."),
+        typer.Option(metavar="N", min=1, help="Side of a map after pooling. Default: 1, one vector per image."),
     ] = None,
     split: Annotated[
         Literal["train", "test", "all"],
-        typer.Option(help="Which images; all: the training images, then the test images.", rich_help_panel="Data"),
+        typer.Option(help="Images to embed; all: the training images, then the test images.", rich_help_panel="Data"),
     ] = "all",
     dataset: Dataset = None,
     data_dir: DataDir = None,
@@ -47,7 +47,7 @@ def embed(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A file ending in .safetensors, .npz or .parquet. Left out: embeddings.safetensors in the run folder.",
+            help="A .safetensors, .npz or .parquet file. Default: embeddings.safetensors in the run folder.",
             rich_help_panel="Output",
         ),
     ] = None,
@@ -58,18 +58,20 @@ def embed(
     Example: `avt embed --dataset folder:photos --out photos.parquet -o augment.resize=32 -o augment.crop=32`
     """
     from avtcli.embedding.embed import embed as run_embed
-    from avtcli.embedding.embedding_setup import Wanted
+    from avtcli.embedding.embedding_setup import EmbeddingRequest
     from avtcli.features.evaluation_target import load_target
+    from avtcli.runtime.context import Context
 
     if pool == "none" and pool_size is not None:
-        raise AvtError("--pool none keeps maps whole, and --pool-size is the side of a pooled one: leave one of them out.")
+        raise AvtError("--pool none does not pool maps, and --pool-size is the side of a pooled map: leave one of them out.")
     given = parts_to_measure("embed", options, backbone=backbone, dataset=dataset)
-    wanted = Wanted(split=split, layers=parts_of(layer) or (), pool=pool, pool_size=pool_size or 1, limit_train=limit_train)
+    request = EmbeddingRequest(
+        split=split, layers=parts_of(layer) or (), pool=pool, pool_size=pool_size or 1, limit_train=limit_train
+    )
     with reporting() as on_event:
-        subject = load_target(run, data_dir=data_dir, on_event=on_event, **given)
-        result = run_embed(
-            subject, wanted, out=out, device=device or "auto", workers=workers_from_text(workers), on_event=on_event
-        )
+        context = Context.build(device=device or "auto", workers=workers_from_text(workers), on_event=on_event)
+        target = load_target(run, data_dir=data_dir, on_event=on_event, **given)
+        result = run_embed(target, request, out=out, context=context)
     if as_json:
         say_json(asdict(result))
         return

@@ -1,16 +1,25 @@
 """Embeddings: the features of every image of a data set, in one file, in the order of the data set."""
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from avtcli.embedding.embedding_files import format_of, write_embeddings
-from avtcli.embedding.embedding_rows import SPLITS, Contents
-from avtcli.embedding.embedding_setup import EmbeddingSetup, Wanted, build_embedding_setup, make_rows, text_of
+from avtcli.embedding.embedding_files import SPLITS, EmbeddingTable, check_room, format_of, save_embeddings
+from avtcli.embedding.embedding_setup import (
+    EmbeddingRequest,
+    EmbeddingSetup,
+    build_embedding_setup,
+    compute_features,
+    image_names,
+    label_columns,
+)
 from avtcli.errors import AvtError
-from avtcli.events import OnEvent, Saved, Started
+from avtcli.events import Saved, Started
+from avtcli.features.cache_storage import allocate, choose_storage
 from avtcli.features.evaluation_target import EvaluationTarget
 from avtcli.models.weights import Weights
+from avtcli.runtime.context import Context
 
 
 @dataclass(frozen=True)
@@ -26,73 +35,60 @@ class EmbedResult:
     load_with: str
 
 
-def embed(
-    subject: EvaluationTarget,
-    wanted: Wanted,
-    *,
-    out: Path | None,
-    device: str = "auto",
-    workers: int | None = None,
-    on_event: OnEvent,
-) -> EmbedResult:
-    """Write the features of images to a file, row by row in the order of the data set, the training images first.
+def embed(target: EvaluationTarget, request: EmbeddingRequest, *, out: Path | None, context: Context) -> EmbedResult:
+    """Write the features of images to a file, row by row in the order of the data set, training images first.
 
-    The images are resized and cropped to their middle, and the code is its mean: nothing is drawn.
+    Images are resized and center-cropped, and the code is its mean: nothing is random.
 
     Args:
-        subject: weights and images.
-        wanted: which images, which layers, and how they are reduced.
-        out: the file; left out, embeddings.safetensors in the run folder.
-        device: auto, cpu, cuda or mps.
-        workers: processes that read images which do not fit in memory, or none for auto.
-        on_event: told what happens.
+        target: weights and images.
+        request: which images and which layers, and how they are reduced.
+        out: the file; none means embeddings.safetensors in the run folder.
+        context: device, workers and events.
 
     Raises:
-        AvtError: for a layer, split or format that does not exist, images of another size than the network takes, a file in the
-            way, or too little room on the disk.
-        RunFailedError: if the file, read back, is not what was written.
+        AvtError: for a layer, split or format that does not exist, images of another size than the network takes, an existing
+            file, or too little room on the disk.
+        RunFailedError: if the file, read back, is not what was computed.
     """
-    out = _target(subject.source, out)
-    kind = format_of(out)
-    setup = build_embedding_setup(subject, wanted, device=device, workers=workers, on_event=on_event)
-    contents = _contents(setup, _about(subject, setup))
-    on_event(Started(_facts(subject, setup, out)))
-    size = write_embeddings(out, contents, make_rows(setup))
-    on_event(Saved(out))
-    layer = setup.layers[0]
+    out = out or _default_file(target.source)
+    file_format = format_of(out)
+    setup = build_embedding_setup(target, request, context)
+    context.on_event(Started(_facts(setup, out)))
+    layers = {name: (setup.count, *shape) for name, shape in setup.shapes.items()}
+    store = choose_storage(
+        4 * sum(prod(shape) for shape in layers.values()), advice="Give fewer layers, a smaller --pool-size or --limit-train"
+    )
+    features = {name: allocate(shape, store) for name, shape in layers.items()}
+    columns = {name: values.numpy() for name, values in features.items()} | label_columns(setup)
+    table = EmbeddingTable(image_names(setup), columns, _about(setup))
+    check_room(out, table)  # after the allocation, which may be on the same disk
+    compute_features(setup, features)
+    size = save_embeddings(out, table)
+    context.on_event(Saved(out))
+    first, shape = next(iter(setup.shapes.items()))
     return EmbedResult(
         file=str(out),
         format=out.suffix.removeprefix("."),
         count=setup.count,
-        layers={layer: contents.shapes[layer] for layer in setup.layers},
-        labels="labels" in setup.columns,
+        layers=layers,
+        labels="labels" in columns,
         bytes=size,
-        load_with=kind.load_with(out, layer, setup.columns[layer].shape),
+        load_with=file_format.load_with.format(path=str(out), layer=first, sides=", ".join(map(str, shape))),
     )
 
 
-def _target(source: Weights, out: Path | None) -> Path:
-    if out is not None:
-        return out
+def _default_file(source: Weights) -> Path:
     if source.run is None:
-        raise AvtError(f"{source.path} is no run, whose folder would take the embeddings: say with --out where they go.")
+        raise AvtError(f"{source.path} is not a run folder, where embeddings are written by default: give --out.")
     return source.run / "embeddings.safetensors"
 
 
-def _contents(setup: EmbeddingSetup, about: dict[str, Any]) -> Contents:
-    name_bytes, longest = 0, 0
-    for part in setup.parts:
-        for i in part.indices.tolist():
-            name = text_of(part.split.name(i))
-            name_bytes, longest = name_bytes + len(name.encode()), max(longest, len(name))
-    return Contents(setup.count, setup.columns, name_bytes, longest, about)
-
-
-def _about(subject: EvaluationTarget, setup: EmbeddingSetup) -> dict[str, Any]:
-    """Everything that it takes to know what the numbers are."""
+def _about(setup: EmbeddingSetup) -> dict[str, Any]:
+    """The file's metadata: where its values come from and how they were computed."""
     from avtcli import __version__
 
-    source, prepared, wanted = subject.source, subject.prepared, setup.wanted
+    source, prepared, request = setup.target.source, setup.target.prepared, setup.request
     return {
         "version": __version__,
         "weights": {
@@ -104,12 +100,12 @@ def _about(subject: EvaluationTarget, setup: EmbeddingSetup) -> dict[str, Any]:
         "dataset": prepared.dataset.model_dump(mode="json"),
         "fingerprint": prepared.data.fingerprint,
         "classes": prepared.data.classes,
-        "split": wanted.split,
+        "split": request.split,
         "splits": SPLITS,
-        "limit_train": wanted.limit_train,
-        "layers": {layer: setup.columns[layer].shape for layer in setup.layers},
-        "pool": wanted.pool,
-        "pool_size": None if wanted.pool == "none" else wanted.pool_size,
+        "limit_train": request.limit_train,
+        "layers": setup.shapes,
+        "pool": request.pool,
+        "pool_size": None if request.pool == "none" else request.pool_size,
         "resize": prepared.augment.resize,
         "size": prepared.size,
         "mean": source.spec.mean,
@@ -117,17 +113,13 @@ def _about(subject: EvaluationTarget, setup: EmbeddingSetup) -> dict[str, Any]:
     }
 
 
-def _facts(subject: EvaluationTarget, setup: EmbeddingSetup, out: Path) -> tuple[tuple[str, str], ...]:
-    prepared = subject.prepared
-    shapes = ((layer, "x".join(str(side) for side in setup.columns[layer].shape)) for layer in setup.layers)
-    pooling = (
-        "none" if setup.wanted.pool == "none" else f"{setup.wanted.pool} to {setup.wanted.pool_size}x{setup.wanted.pool_size}"
-    )
+def _facts(setup: EmbeddingSetup, out: Path) -> tuple[tuple[str, str], ...]:
+    prepared, request, side = setup.target.prepared, setup.request, setup.request.pool_size
     return (
-        ("weights", str(subject.source.path)),
-        ("images", f"{setup.count} of {prepared.dataset.name}, {setup.wanted.split}, {prepared.size[0]}x{prepared.size[1]} px"),
-        ("layers", ", ".join(f"{layer} {shape}" for layer, shape in shapes)),
-        ("pooling", pooling),
-        ("device", setup.device.type),
+        ("weights", str(setup.target.source.path)),
+        ("images", f"{setup.count} of {prepared.dataset.name}, {request.split}, {prepared.size[0]}x{prepared.size[1]} px"),
+        ("layers", ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in setup.shapes.items())),
+        ("pooling", "none" if request.pool == "none" else f"{request.pool} to {side}x{side}"),
+        ("device", setup.context.device.type),
         ("file", str(out)),
     )

@@ -1,6 +1,6 @@
-"""What `avt embed` is made of: the network, the images, and the rows that come of them."""
+"""Setup of `avt embed`: the network, the images and the layers; and their features, batch by batch."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,28 +11,28 @@ from torch import Tensor
 from avtcli.contracts import Split
 from avtcli.data.datasets import limited
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, evaluation_batches
-from avtcli.embedding.embedding_rows import FLOAT32, INT64, UINT8, Array, Column, Rows
+from avtcli.embedding.embedding_files import RESERVED, SPLITS, Array
 from avtcli.errors import AvtError
-from avtcli.events import OnEvent, Progress
-from avtcli.features.evaluation_target import EvaluationTarget, PreparedImages, read_images
+from avtcli.events import Progress
+from avtcli.features.evaluation_target import EvaluationTarget, read_images
 from avtcli.features.feature_reader import tap_shapes
 from avtcli.features.pooling import pool_features
 from avtcli.models.encoder import Encoder
-from avtcli.models.weights import Weights, restore_encoder
-from avtcli.runtime.devices import choose_device
+from avtcli.models.weights import restore_encoder
+from avtcli.runtime.context import Context
 from avtcli.runtime.execution import prepare_for_inference
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What of the images is wanted.
+class EmbeddingRequest:
+    """Which images to embed, and which features.
 
     Attributes:
         split: train, test or all.
-        layers: the taps; none means the code.
-        pool: avg, max or none, how maps are reduced.
-        pool_size: the side of a map after pooling, in cells; at 1 a map becomes a vector, and smaller maps stay as they are.
-        limit_train: embed a draw of so many training images.
+        layers: the taps; empty means the code.
+        pool: avg, max or none: how maps are reduced.
+        pool_size: side of a map after pooling, in cells; at 1 a map becomes a vector, and smaller maps stay as they are.
+        limit_train: size of a seeded subset of the training images.
     """
 
     split: Literal["train", "test", "all"] = "all"
@@ -43,121 +43,107 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Images of one split: which of them, (n,) int64, and its index in `SPLITS`."""
+class EmbeddingPart:
+    """Images of one split: its name, one of `SPLITS`, and the indices of the images, (n,) int64."""
 
+    name: str
     split: Split
     indices: Tensor
-    index: int
 
 
 @dataclass(frozen=True)
 class EmbeddingSetup:
-    """All that it takes to make the rows."""
+    """What features are computed from; `shapes` holds the shape of one image's feature by layer."""
 
+    target: EvaluationTarget
+    request: EmbeddingRequest
     encoder: Encoder
-    parts: list[Part]
-    layers: list[str]
-    columns: dict[str, Column]
-    wanted: Wanted
-    prepared: PreparedImages
-    device: torch.device
-    workers: int | None
-    on_event: OnEvent
+    parts: list[EmbeddingPart]
+    shapes: dict[str, tuple[int, ...]]
+    context: Context
 
     @property
     def count(self) -> int:
-        """The index of images."""
+        """The number of images."""
         return sum(len(part.indices) for part in self.parts)
 
 
-def build_embedding_setup(
-    subject: EvaluationTarget, wanted: Wanted, *, device: str, workers: int | None, on_event: OnEvent
-) -> EmbeddingSetup:
-    """Build and check all that the rows need; no image is read.
+def build_embedding_setup(target: EvaluationTarget, request: EmbeddingRequest, context: Context) -> EmbeddingSetup:
+    """Build and check everything that features need, without reading an image.
 
     Raises:
         AvtError: for a layer or split that does not exist, or images of another size than the network takes.
     """
-    source, prepared = subject.source, subject.prepared
-    parts = _parts(prepared, wanted)
-    _check_size(source, prepared)
-    chosen = torch.device(choose_device(device))
-    encoder = prepare_for_inference(restore_encoder(source), chosen)
-    layers = list(dict.fromkeys(wanted.layers)) or [encoder.backbone.code_tap]
-    taps = tap_shapes(encoder, layers, prepared.size)
-    if taken := sorted({"labels", "split", "names"} & set(layers)):
-        raise AvtError(f"The file has a column '{taken[0]}' of its own: the backbone's layer of that name needs another one.")
-    columns = {n: Column(FLOAT32, tuple(_reduced(torch.empty(1, *taps[n]), wanted).shape[1:])) for n in layers}
-    if any(part.split.labels is not None for part in parts):
-        columns["labels"] = Column(INT64, ())
-    if wanted.split == "all":
-        columns["split"] = Column(UINT8, ())
-    return EmbeddingSetup(encoder, parts, layers, columns, wanted, prepared, chosen, workers, on_event)
+    parts = _build_parts(target, request)
+    _check_size(target)
+    encoder = prepare_for_inference(restore_encoder(target.source), context.device)
+    layers = list(dict.fromkeys(request.layers)) or [encoder.backbone.code_tap]
+    taps = tap_shapes(encoder, layers, target.prepared.size)
+    if reserved := sorted(RESERVED & set(layers)):
+        raise AvtError(f"Embedding files reserve the name '{reserved[0]}': rename the backbone's layer of that name.")
+    shapes = {name: tuple(_reduce(torch.empty(1, *taps[name]), request).shape[1:]) for name in layers}
+    return EmbeddingSetup(target, request, encoder, parts, shapes, context)
 
 
-def _parts(prepared: PreparedImages, wanted: Wanted) -> list[Part]:
-    data = prepared.data
+def _build_parts(target: EvaluationTarget, request: EmbeddingRequest) -> list[EmbeddingPart]:
+    data = target.prepared.data
     test = data.test if data.test is not None and len(data.test) else None
-    if wanted.split == "test" and test is None:
-        raise AvtError(f"The data set '{prepared.dataset.name}' has no test images: give --split train or all.")
-    if wanted.split == "test" and wanted.limit_train is not None:
-        raise AvtError("--limit-train draws training images, and --split test embeds none: leave one of them out.")
+    if request.split == "test" and test is None:
+        raise AvtError(f"The data set '{target.prepared.dataset.name}' has no test images: give --split train or all.")
+    if request.split == "test" and request.limit_train is not None:
+        raise AvtError("--limit-train limits training images, and --split test embeds none: leave one of them out.")
     parts = []
-    if wanted.split != "test":
-        parts.append(Part(data.train, limited(data.train, wanted.limit_train), 0))
-    if wanted.split != "train" and test is not None:
-        parts.append(Part(test, torch.arange(len(test)), 1))
+    if request.split != "test":
+        parts.append(EmbeddingPart("train", data.train, limited(data.train, request.limit_train)))
+    if request.split != "train" and test is not None:
+        parts.append(EmbeddingPart("test", test, torch.arange(len(test))))
     return parts
 
 
-def _check_size(source: Weights, prepared: PreparedImages) -> None:
-    """Refuse images of another size than the network was trained on, unless a crop says that it is meant."""
-    size, trained = prepared.size, source.spec.size
-    if size != trained and prepared.augment.crop is None:
+def _check_size(target: EvaluationTarget) -> None:
+    """Refuse images of another size than the network was trained on, unless a crop was given."""
+    size, trained = target.prepared.size, target.source.spec.size
+    if size != trained and target.prepared.augment.crop is None:
         side = min(trained)
         raise AvtError(
-            f"The images are {size[0]}x{size[1]} px, the backbone of {source.path} was trained on {trained[0]}x{trained[1]} "
-            f"px: give `-o augment.resize={side} -o augment.crop={side}`, or other sides that you mean."
+            f"The images are {size[0]}x{size[1]} px, the backbone of {target.source.path} was trained on "
+            f"{trained[0]}x{trained[1]} px: give `-o augment.resize={side} -o augment.crop={side}`, or other sizes."
         )
 
 
-def _reduced(tap: Tensor, wanted: Wanted) -> Tensor:
-    """A tap as it is stored: pooled to one cell, a map (B, C, H, W) becomes a vector (B, C)."""
-    if tap.ndim == 2 or wanted.pool == "none":
-        return tap
-    pooled = pool_features(tap, wanted.pool, wanted.pool_size)
-    return pooled.flatten(1) if wanted.pool_size == 1 else pooled
+def _reduce(tap: Tensor, request: EmbeddingRequest) -> Tensor:
+    """Pool a tap; at one cell a map (B, C, H, W) becomes a vector (B, C)."""
+    pooled = pool_features(tap, request.pool, request.pool_size)
+    return pooled.flatten(1) if tap.ndim == 4 and request.pool != "none" and request.pool_size == 1 else pooled
 
 
-def text_of(name: str) -> str:
-    """A name as every format takes it; bytes of a file name that are no UTF-8 stand as escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
+def image_names(setup: EmbeddingSetup) -> list[str]:
+    """The names of all images; bytes of a file name that are not UTF-8 become escapes."""
+    names = (part.split.name(i) for part in setup.parts for i in part.indices.tolist())
+    return [name.encode("utf-8", "backslashreplace").decode() for name in names]
 
 
-def make_rows(setup: EmbeddingSetup) -> Iterator[Rows]:
-    """The rows of the file in their order, a batch at a time, made when they are asked for."""
-    done = 0
+def label_columns(setup: EmbeddingSetup) -> dict[str, Array]:
+    """The columns `labels` (-1 where a split has none), if any split has labels, and `split`, if all splits were requested."""
+    columns: dict[str, Array] = {}
+    if any(part.split.labels is not None for part in setup.parts):
+        labels = [torch.full_like(p.indices, -1) if p.split.labels is None else p.split.labels[p.indices] for p in setup.parts]
+        columns["labels"] = torch.cat(labels).numpy()
+    if setup.request.split == "all":
+        columns["split"] = np.concatenate([np.full(len(p.indices), SPLITS.index(p.name), np.uint8) for p in setup.parts])
+    return columns
+
+
+@torch.no_grad()
+def compute_features(setup: EmbeddingSetup, out: Mapping[str, Tensor]) -> None:
+    """Fill `out`, (count, *shape) float32 by layer, with the features of all images, batch by batch."""
+    done, context, size = 0, setup.context, setup.target.prepared.size
     for part in setup.parts:
-        images = read_images(part.split, part.indices, setup.prepared, device=setup.device, workers=setup.workers)
+        images = read_images(part.split, part.indices, setup.target.prepared, device=context.device, workers=context.workers)
         batches = list(torch.split(torch.arange(len(images)), EVAL_BATCH_SIZE))
-        for rows, batch in zip(batches, evaluation_batches(images, batches, setup.prepared.size), strict=True):
-            indices = part.indices[rows]
-            with torch.no_grad():
-                taps = setup.encoder.features(setup.encoder.normalise(batch), setup.layers)
-                columns = {layer: _reduced(tap, setup.wanted).float().cpu().numpy() for layer, tap in taps.items()}
-            names = [text_of(part.split.name(i)) for i in indices.tolist()]
-            yield Rows(names, columns | _said(part, indices, setup.columns))
-            done += len(rows)
-            setup.on_event(Progress("embedding", done, setup.count, "images"))
-
-
-def _said(part: Part, indices: Tensor, columns: dict[str, Column]) -> dict[str, Array]:
-    """Labels and split of some images, where the file has them; images without labels beside others with some have -1."""
-    said: dict[str, Array] = {}
-    if "labels" in columns:
-        labels = torch.full_like(indices, -1) if part.split.labels is None else part.split.labels[indices]
-        said["labels"] = labels.numpy()
-    if "split" in columns:
-        said["split"] = np.full(len(indices), part.index, UINT8)
-    return said
+        for batch in evaluation_batches(images, batches, size):
+            taps = setup.encoder.features(setup.encoder.normalise(batch), list(setup.shapes))
+            for layer, tap in taps.items():
+                out[layer][done : done + len(batch)] = _reduce(tap, setup.request)
+            done += len(batch)
+            context.on_event(Progress("embedding", done, setup.count, "images"))
