@@ -14,7 +14,7 @@ from avtcli.bench import step_benchmarks as step
 from avtcli.bench.timing import ON_CPU, ON_GPU, BenchConfig, Benchmark, Comparison, Scale, compare
 from avtcli.errors import AvtError, nearest
 from avtcli.events import OnEvent, Progress
-from avtcli.runtime.devices import build_accelerator, choose_device, choose_precision, device_in_words
+from avtcli.runtime.devices import build_accelerator, choose_device, choose_precision, describe_device
 from avtcli.runtime.environment import describe_environment
 
 MEASUREMENTS: Final[dict[str, Callable[[BenchConfig], Benchmark]]] = {
@@ -85,7 +85,7 @@ def bench(
     accelerator = build_accelerator(name, choose_precision(precision, name))
     bench = BenchConfig(accelerator.device, scale or (ON_CPU if name == "cpu" else ON_GPU), compile, precision)
     environment = describe_environment(
-        device=device_in_words(accelerator), processes=1, plugins=[], data_fingerprint="embedded"
+        device=describe_device(accelerator), processes=1, plugins=[], data_fingerprint="embedded"
     )
     found = []
     for index, each in enumerate(chosen):

@@ -60,13 +60,14 @@ def embed(
     from avtcli.embedding.embed import embed as run_embed
     from avtcli.embedding.embedding_setup import Wanted
     from avtcli.features.evaluation_target import load_target
+    from avtcli.runtime.context import Context
 
     if pool == "none" and pool_size is not None:
         raise AvtError("--pool none keeps maps whole, and --pool-size is the side of a pooled one: leave one of them out.")
     given = parts_to_measure("embed", options, backbone=backbone, dataset=dataset)
     wanted = Wanted(split=split, layers=parts_of(layer) or (), pool=pool, pool_size=pool_size or 1, limit_train=limit_train)
     with reporting() as on_event:
-        subject = load_target(run, data_dir=data_dir, on_event=on_event, **given)
+        subject = load_target(run, data_dir=data_dir, context=Context.build(on_event=on_event), **given)
         result = run_embed(
             subject, wanted, out=out, device=device or "auto", workers=workers_from_text(workers), on_event=on_event
         )

@@ -19,6 +19,7 @@ from avtcli.features.feature_reader import tap_shapes
 from avtcli.features.pooling import pool_features
 from avtcli.models.encoder import Encoder
 from avtcli.models.weights import Weights, restore_encoder
+from avtcli.runtime.context import Context
 from avtcli.runtime.devices import choose_device
 from avtcli.runtime.execution import prepare_for_inference
 
@@ -139,7 +140,7 @@ def make_rows(setup: EmbeddingSetup) -> Iterator[Rows]:
     """The rows of the file in their order, a batch at a time, made when they are asked for."""
     done = 0
     for part in setup.parts:
-        images = read_images(part.split, part.indices, setup.prepared, device=setup.device, workers=setup.workers)
+        images = read_images(part.split, part.indices, setup.prepared, context=Context(setup.device, setup.workers))
         batches = list(torch.split(torch.arange(len(images)), EVAL_BATCH_SIZE))
         for rows, batch in zip(batches, evaluation_batches(images, batches, setup.prepared.size), strict=True):
             indices = part.indices[rows]

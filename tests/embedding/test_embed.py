@@ -25,6 +25,7 @@ from avtcli.embedding.embedding_setup import Wanted
 from avtcli.errors import AvtError
 from avtcli.events import Event, Progress
 from avtcli.features.evaluation_target import EvaluationTarget, load_target
+from avtcli.runtime.context import Context
 from avtplugins.datasets.fashion_mnist import fashion_mini
 from tests.support import run_tiny
 
@@ -33,7 +34,7 @@ every_format = pytest.mark.parametrize("suffix", SUFFIXES)
 
 
 def opened(run: Path | None, **given: Any) -> EvaluationTarget:
-    return load_target(run, on_event=lambda event: None, **given)
+    return load_target(run, context=Context.build(device="cpu"), **given)
 
 
 def embedded(subject: EvaluationTarget, out: str, **wanted: Any) -> EmbedResult:
