@@ -22,7 +22,7 @@ from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import Weights, restore_model
 from avtcli.runtime.context import Context
 from avtcli.runtime.execution import prepare_for_inference
-from avtcli.storage.files import disk_errors_explained, refuse_existing, replace_file, to_json, write_synced
+from avtcli.storage.files import disk_errors_explained, refuse_existing, replace_file, to_json
 
 PICTURE = "evaluate.png"
 
@@ -99,7 +99,9 @@ def evaluate(target: EvaluationTarget, request: EvaluationRequest, *, out: Path 
         ridge=ridge,
         protocol=_protocol(target, setup, context),
     )
-    _write(result, run, out, context)
+    for path in (run and run / "evaluate.json", out):
+        if path is not None:
+            _save(path, to_json(asdict(result)), context)
     return result
 
 
@@ -180,22 +182,12 @@ def _with_picture(calibration: dict[str, Any] | None, run: Path | None, context:
     if picture is None:
         context.on_event(Notice("no calibration plot: matplotlib is not installed. `pip install 'avtcli[report]'`"))
     else:
-        _replace(run / PICTURE, picture, context)
+        _save(run / PICTURE, picture, context)
     return {**calibration, "picture": None if picture is None else str(run / PICTURE)}
 
 
-def _write(result: EvaluateResult, run: Path | None, out: Path | None, context: Context) -> None:
-    content = to_json(asdict(result))
-    if run is not None:
-        _replace(run / "evaluate.json", content, context)
-    if out is not None:
-        with disk_errors_explained(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_synced(out, content)
-        context.on_event(Saved(out))
-
-
-def _replace(path: Path, content: bytes, context: Context) -> None:
+def _save(path: Path, content: bytes, context: Context) -> None:
     with disk_errors_explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, content)
     context.on_event(Saved(path))

@@ -75,7 +75,7 @@ class EvaluationSetup:
         layer: the layer that the ridge reads.
         images: indices of the images.
         held_out: one pair an image.
-        versions: `BANK` pairs each of some images, grouped by image.
+        versions: for retrieval, `BANK` pairs each of some images, grouped by image.
         fit: pairs to fit the ridge on.
     """
 

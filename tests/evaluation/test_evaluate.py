@@ -216,9 +216,9 @@ def test_a_run_that_predicts_classes_has_an_accuracy_and_a_ridge(tmp_path: Path)
     setup, model = built(open_run(run), count=40), load_model(run)
     ((x, y),) = read_pairs(setup.held_out, task="x", on_event=ignore)
     with torch.no_grad():
-        said = model(model.normalise(x), model.normalise(y))[0].argmax(1)
+        predicted = model(model.normalise(x), model.normalise(y))[0].argmax(1)
 
-    assert result.accuracy == pytest.approx(100 * (said == setup.held_out.parameters[:, 0]).double().mean().item())
+    assert result.accuracy == pytest.approx(100 * (predicted == setup.held_out.parameters[:, 0]).double().mean().item())
     assert (result.mace_px, result.r2, result.nll, result.calibration, result.retrieval) == (None,) * 5
     assert list(result.ridge["r2_per_parameter"]) == ["cos", "sin"]
     assert result.baselines["rotation_oracle"]["mace_px"] == pytest.approx(0, abs=1e-9)
@@ -443,11 +443,11 @@ def test_images_of_another_size_leave_the_ridge_and_a_reason(run: Path) -> None:
 
 def test_an_exported_file_has_a_ridge_on_the_runs_transformation(exported: EvaluationTarget, result: EvaluateResult) -> None:
     events: list[Event] = []
-    alone = evaluate_small(exported, context=Context(CPU, on_event=events.append))
+    ridge_only = evaluate_small(exported, context=Context(CPU, on_event=events.append))
 
     assert any(isinstance(event, Notice) and "holds an encoder only" in event.text for event in events)
-    assert (alone.mace_px, alone.nll, alone.retrieval) == (None, None, None)
-    assert (alone.ridge, alone.baselines) == (result.ridge, result.baselines)
+    assert (ridge_only.mace_px, ridge_only.nll, ridge_only.retrieval) == (None, None, None)
+    assert (ridge_only.ridge, ridge_only.baselines) == (result.ridge, result.baselines)
 
 
 def test_a_backbone_by_name_has_a_ridge_on_the_default_transformation() -> None:

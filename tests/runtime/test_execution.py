@@ -133,18 +133,18 @@ def test_a_fused_optimiser_resumes_exactly_from_contiguous_state(name: str) -> N
             p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=generator))
         optimizer.step()
 
-    whole, optimizer = optimizer_of()
-    step(whole, optimizer, 1)
+    continuous, optimizer = optimizer_of()
+    step(continuous, optimizer, 1)
     tensors, groups = optimizer_tensors(optimizer)
-    weights = {n: t.clone(memory_format=torch.contiguous_format) for n, t in whole.state_dict().items()}
+    weights = {n: t.clone(memory_format=torch.contiguous_format) for n, t in continuous.state_dict().items()}
     resumed, second = optimizer_of()
     resumed.load_state_dict(weights)
     load_optimizer(second, {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}, groups)
-    for net, opt in ((whole, optimizer), (resumed, second)):
+    for net, opt in ((continuous, optimizer), (resumed, second)):
         step(net, opt, 2)
 
-    assert any(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in whole.parameters())
-    for (key, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+    assert any(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in continuous.parameters())
+    for (key, a), b in zip(continuous.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
 
 

@@ -61,11 +61,11 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path
     else:
         blob[len(blob) // 2] ^= 4
         path.write_bytes({"cut": path.read_bytes()[: len(blob) // 2], "flip": bytes(blob), "empty": b""}[how])
-    said: list[object] = []
+    events: list[object] = []
 
-    assert load_newest(tmp_path, on_event=said.append).about["step"] == 1
-    assert isinstance(said[0], Notice)
-    assert said[0].text.startswith("skipping step-0000000002: ")
+    assert load_newest(tmp_path, on_event=events.append).about["step"] == 1
+    assert isinstance(events[0], Notice)
+    assert events[0].text.startswith("skipping step-0000000002: ")
 
 
 def test_any_flipped_bit_is_detected(tmp_path: Path) -> None:
