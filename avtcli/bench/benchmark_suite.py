@@ -14,7 +14,7 @@ from avtcli.bench.probe_benchmarks import measure_probe
 from avtcli.bench.step_benchmarks import measure_loop, measure_step
 from avtcli.errors import AvtError, nearest
 from avtcli.events import OnEvent, Progress
-from avtcli.runtime.devices import build_accelerator, choose_precision, device_in_words
+from avtcli.runtime.devices import build_accelerator, choose_precision, describe_device
 from avtcli.runtime.environment import describe_environment
 
 BENCHMARKS: Final[dict[str, Callable[[BenchConfig], Benchmark]]] = {
@@ -59,7 +59,7 @@ def bench(config: BenchConfig, *, only: Sequence[str] = (), rounds: int, on_even
     names, device = check_names(only), config.device
     accelerator = build_accelerator(device.type, choose_precision(config.precision, device.type))
     environment = describe_environment(
-        device=device_in_words(accelerator), processes=1, plugins=[], data_fingerprint="embedded"
+        device=describe_device(accelerator), processes=1, plugins=[], data_fingerprint="embedded"
     )
     comparisons = []
     for index, name in enumerate(names):

@@ -70,7 +70,7 @@ def embed(
     )
     with reporting() as on_event:
         context = Context.build(device=device or "auto", workers=workers_from_text(workers), on_event=on_event)
-        target = load_target(run, data_dir=data_dir, on_event=on_event, **given)
+        target = load_target(run, data_dir=data_dir, context=context, **given)
         result = run_embed(target, request, out=out, context=context)
     if as_json:
         say_json(asdict(result))

@@ -26,58 +26,59 @@ from avtcli.cli.options import (
 if TYPE_CHECKING:
     from avtcli.evaluation.evaluate import EvaluateResult
 
-BASELINES = {"rotation_oracle": "quarter turn known", "constant": "constant", "identity": "identity"}
+BASELINES = {"rotation_oracle": "90-degree rotation oracle", "constant": "constant", "identity": "identity"}
 SHOWN_LEVELS = (0.5, 0.8, 0.95)
+DEFINITIONS = {
+    "views": "centre crop and its transformed version; encoder in eval mode, mean of the code; fresh draws, never a bank",
+    "MACE": "mean distance, in pixels, of the image's corners under the true and the decoded matrix",
+    "R2": "1 - squared error / squared deviation from the held-out mean, pooled over the normalised target",
+    "inside": "share of targets in the decoder's central interval of that probability",
+    "nll": "negative log-likelihood of N(mean, exp(log_var)), without an objective's variance floor",
+    "retrieval": "rank of the true target by distance to the decoded one; ties share their mean rank",
+}
 
 
 def evaluate(
     run: Run = None,
     backbone: MeasuredBackbone = None,
     transform: Transform = None,
-    layer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The layer that the ridge reads. Left out: the code.")
-    ] = None,
+    layer: Annotated[str | None, typer.Option(metavar="NAME", help="Layer that the ridge reads. Default: the code.")] = None,
     dataset: Dataset = None,
     data_dir: DataDir = None,
     count: Annotated[
         int | None,
-        typer.Option(metavar="N", min=2, help="Held-out images. Left out: 1000, or all.", rich_help_panel="Data"),
+        typer.Option(metavar="N", min=2, help="Number of held-out images. Default: 1000, or all.", rich_help_panel="Data"),
     ] = None,
     seed: Seed = None,
     options: Options = None,
     device: Device = None,
     workers: Workers = None,
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.json", help="Write the result here too.", rich_help_panel="Output"),
+        Path | None, typer.Option(metavar="FILE.json", help="Also write the result to this file.", rich_help_panel="Output")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how equivariant a representation is: how well the transformation between two views can be told from it.
+    """Measure how equivariant a representation is: how well it predicts the transformation between two views.
 
-    A run's own decoder tells it, and a linear reader (ridge) of frozen features, each beside predictors that see no image and
-    beside random weights. A run folder gets evaluate.json and evaluate.png.
+    Reports the run's decoder and a ridge regression on frozen features, next to reference predictors and random weights. A run
+    folder gets evaluate.json and evaluate.png.
 
     Example: `avt evaluate --layer conv2`
 
     Example: `avt evaluate --backbone resnet18 -o backbone.pretrained=true --dataset cifar10 --transform rotation`
     """
     from avtcli.evaluation.evaluate import evaluate as run_evaluate
-    from avtcli.evaluation.evaluation_setup import Settings
+    from avtcli.evaluation.evaluation_setup import EvaluationRequest
     from avtcli.features.evaluation_target import load_target
+    from avtcli.runtime.context import Context
 
     given = parts_to_measure("evaluate", options, tables=["transform"], backbone=backbone, dataset=dataset, transform=transform)
-    settings = Settings(
-        transform=given.pop("transform"),
-        layer=layer,
-        count=count,
-        seed=seed or 0,
-        device=device or "auto",
-        workers=workers_from_text(workers),
-    )
+    request = EvaluationRequest(given.pop("transform"), layer, count)
+    readers = workers_from_text(workers)
     with reporting() as on_event:
-        subject = load_target(run, data_dir=data_dir, seed=settings.seed, on_event=on_event, **given)
-        result = run_evaluate(subject, settings, out=out, on_event=on_event)
+        context = Context.build(device=device or "auto", workers=readers, seed=seed or 0, on_event=on_event)
+        target = load_target(run, data_dir=data_dir, context=context, **given)
+        result = run_evaluate(target, request, out=out, context=context)
     if as_json:
         say_json(asdict(result))
     else:
@@ -90,25 +91,24 @@ def _print(result: "EvaluateResult") -> None:
     say("")
     say_table(*_parameters(result))
     say("")
-    say(*_others(result))
-    for key, value in result.protocol.items():
-        if value is not None:
-            say(f"{key:<17}  {_in_words(value)}")
+    say(*_scalars(result), "")
+    for key, value in {**_protocol(result), **DEFINITIONS}.items():
+        say(f"{key:<17}  {value}")
 
 
 def _fits(result: "EvaluateResult") -> Iterator[list[str]]:
-    """The decoder and the ridge beside what is trivial and random."""
+    """Rows of decoder, ridges and reference predictors."""
     ridge, layer = result.ridge, result.ridge["layer"]
     rows = [(f"ridge on {layer}", ridge), ("ridge, random weights", ridge["random"])]
     if result.r2_per_parameter is not None:
         rows.insert(0, ("decoder", asdict(result)))
-    rows += [(words, result.baselines[name]) for name, words in BASELINES.items() if name in result.baselines]
-    for words, fit in rows:
-        yield [words, _text(fit["mace_px"], 2), _text(fit["mse_normalised"], 3), _text(fit.get("r2"), 3)]
+    rows += [(title, result.baselines[name]) for name, title in BASELINES.items() if name in result.baselines]
+    for title, fit in rows:
+        yield [title, _text(fit["mace_px"], 2), _text(fit["mse_normalised"], 3), _text(fit.get("r2"), 3)]
 
 
 def _parameters(result: "EvaluateResult") -> tuple[list[str], list[list[str]]]:
-    """R2 and coverage by the target's number."""
+    """Header and rows of R2 and coverage by parameter."""
     columns = {"ridge R2": result.ridge["r2_per_parameter"], "random R2": result.ridge["random"]["r2_per_parameter"]}
     if result.r2_per_parameter is not None:
         columns = {"decoder R2": result.r2_per_parameter, **columns}
@@ -124,8 +124,7 @@ def _parameters(result: "EvaluateResult") -> tuple[list[str], list[list[str]]]:
     return ["", *columns], [[name, *(_text(column[name], 3) for column in columns.values())] for name in names]
 
 
-def _others(result: "EvaluateResult") -> Iterator[str]:
-    """Figures that stand alone, a line each, and a line between them and the protocol."""
+def _scalars(result: "EvaluateResult") -> Iterator[str]:
     if result.retrieval is not None:
         found, chance = result.retrieval, result.retrieval["chance"]
         shares = [f"{key} {found[key]:.3f} (chance {chance[key]:.3f})" for key in chance]
@@ -136,14 +135,29 @@ def _others(result: "EvaluateResult") -> Iterator[str]:
         yield f"accuracy   {result.accuracy:.2f} %"
     if result.calibration is not None and result.calibration["picture"] is not None:
         yield f"picture    {result.calibration['picture']}"
-    yield ""
+
+
+def _protocol(result: "EvaluateResult") -> dict[str, str]:
+    """The protocol's facts as text."""
+    facts, ridge = result.protocol, result.ridge
+    pool, share = facts["ridge"]["pool_size"], facts["ridge"]["held_out"]
+    penalties = [f"{penalty:g}" for penalty in facts["ridge"]["penalties"]]
+    options = ", ".join(f"{key}={value}" for key, value in facts["transform"].items() if key != "name")
+    texts = {
+        "images": f"{result.count} of the {facts['split_images']} {facts['split']} images of {result.dataset}",
+        "transform": f"{result.transform} ({options})" if options else result.transform,
+        "target": ", ".join(f"{name} ({unit})" if unit else name for name, unit in facts["target"].items()),
+        "ridge": f"{ridge['features']} standardised features of {ridge['layer']} in both views, maps average-pooled to at most "
+        f"{pool}x{pool}; fitted on {ridge['fit_pairs']} of the {facts['train_images']} train images; penalty of "
+        f"{', '.join(penalties)} by R2 on {share:.0%} of these",
+    }
+    others = ("resize", "crop", "target_mean", "target_std", "objective", "seed", "device", "pretraining_steps", "weights")
+    for key in others:
+        value = facts[key]
+        if value is not None:
+            texts[key] = ", ".join(f"{part:.6g}" for part in value) if isinstance(value, list) else str(value)
+    return texts
 
 
 def _text(figure: float | None, digits: int) -> str:
     return "-" if figure is None else f"{figure:.{digits}f}"
-
-
-def _in_words(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} ({part})" if part else key for key, part in value.items())
-    return ", ".join(f"{part:.6g}" for part in value) if isinstance(value, list) else str(value)

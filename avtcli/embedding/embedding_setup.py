@@ -139,7 +139,7 @@ def compute_features(setup: EmbeddingSetup, out: Mapping[str, Tensor]) -> None:
     """Fill `out`, (count, *shape) float32 by layer, with the features of all images, batch by batch."""
     done, context, size = 0, setup.context, setup.target.prepared.size
     for part in setup.parts:
-        images = read_images(part.split, part.indices, setup.target.prepared, device=context.device, workers=context.workers)
+        images = read_images(part.split, part.indices, setup.target.prepared, context=context)
         batches = list(torch.split(torch.arange(len(images)), EVAL_BATCH_SIZE))
         for batch in evaluation_batches(images, batches, size):
             taps = setup.encoder.features(setup.encoder.normalise(batch), list(setup.shapes))

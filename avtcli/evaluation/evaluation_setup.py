@@ -1,7 +1,7 @@
-"""Everything that an evaluation is made of, built and checked before anything is computed."""
+"""The setup of an evaluation: request, encoder, layer, images and pairs, checked before any computation."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -17,51 +17,44 @@ from avtcli.errors import AvtError
 from avtcli.evaluation.equivariance import BANK
 from avtcli.features.evaluation_target import EvaluationTarget, PreparedImages, read_images
 from avtcli.features.feature_reader import tap_shapes
-from avtcli.features.transformed_pairs import Pairs, sample_pairs
+from avtcli.features.transformed_pairs import TransformedPairs, sample_pairs
 from avtcli.geometry.bank_family import BankFamily
 from avtcli.geometry.family_building import build_family
 from avtcli.models.encoder import Encoder
 from avtcli.models.weights import Weights, restore_encoder
-from avtcli.runtime.devices import choose_device
-from avtcli.runtime.execution import prepare_for_inference
+from avtcli.runtime.context import Context
 from avtcli.seeding import keyed_generator, subset
 from avtcli.training.training_setup import build_transform
 
 COUNT: Final = 1000
 FIT_PAIRS: Final = 4
-"""To fit the ridge on, for each held-out pair."""
+"""TransformedPairs to fit the ridge on, for each held-out pair."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is measured how.
+class EvaluationRequest:
+    """What to evaluate.
 
     Attributes:
-        transform: a family by name and options, over those of the run; empty for the run's own.
-        layer: the tap that the ridge reads, or none for the code.
-        count: held-out images, or none for 1 000, or for all where there are fewer.
-        seed: of everything that is drawn.
-        device: where the arithmetic happens.
-        workers: processes that read images which do not fit in memory, or none for auto.
+        transform: name and options of a family, over the run's; empty for the run's own.
+        layer: the layer that the ridge reads; none means the code.
+        count: held-out images; none means 1 000, or all of fewer.
     """
 
-    transform: Mapping[str, Any]
+    transform: Mapping[str, Any] = field(default_factory=dict)
     layer: str | None = None
     count: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    workers: int | None = None
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which images are used.
+class EvaluationImages:
+    """The images of an evaluation.
 
     Attributes:
         name: of the held-out split, test or train.
-        split: the same.
-        held_out: numbers in it, (n,) int64.
-        fit: numbers in the train split, none of the held-out images, for the ridge to be fitted on.
+        split: the held-out split.
+        held_out: indices into it, (n,) int64.
+        fit: indices into the train split, disjoint from the held-out images, to fit the ridge on.
     """
 
     name: str
@@ -72,103 +65,100 @@ class Choice:
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """What is measured, on what.
+    """A checked evaluation.
 
     Attributes:
-        plugin: the family of transformations by name.
-        family: the same, with the statistics that the run had where it is the run's own.
-        no_decoder: why there are no figures of a decoder, or none where there are.
-        encoder: the trained one, in eval mode, on the device.
-        layer: the tap that the ridge reads.
-        choice: which images.
+        transform: name and options of the family.
+        family: the distribution of the transformations; never a bank.
+        no_decoder: why the run's decoder is not evaluated; none if it is.
+        encoder: with its weights, in eval mode, on the CPU.
+        layer: the layer that the ridge reads.
+        images: indices of the images.
         held_out: one pair an image.
-        versions: some of the images, 50 pairs each, one image after the other.
-        fit: pairs for the ridge.
-        device: where the arithmetic happens.
-        seed: of everything that is drawn.
+        versions: for retrieval, `BANK` pairs each of some images, grouped by image.
+        fit: pairs to fit the ridge on.
     """
 
-    plugin: Plugin
+    transform: Plugin
     family: TransformFamily
     no_decoder: str | None
     encoder: Encoder
     layer: str
-    choice: Choice
-    held_out: Pairs
-    versions: Pairs
-    fit: Pairs
-    device: torch.device
-    seed: int
+    images: EvaluationImages
+    held_out: TransformedPairs
+    versions: TransformedPairs
+    fit: TransformedPairs
 
 
-def build_evaluation_setup(subject: EvaluationTarget, settings: Settings) -> EvaluationSetup:
-    """Build all that an evaluation needs.
+def build_evaluation_setup(target: EvaluationTarget, request: EvaluationRequest, *, context: Context) -> EvaluationSetup:
+    """Check a request and draw the pairs.
 
     Raises:
-        AvtError: for a layer or family that does not exist, or more images than there are.
+        AvtError: for an unknown layer or family, or more images than the split has.
     """
-    source, prepared, seed = subject.source, subject.prepared, settings.seed
+    source, prepared, seed = target.source, target.prepared, context.seed
     encoder = restore_encoder(source)
-    layer = settings.layer or encoder.backbone.code_tap
-    tap_shapes(encoder, [layer], prepared.size)  # a layer or images that do not fit are told before anything is read
-    plugin = choose_transform(source.config, settings.transform)
-    no_decoder = why_no_decoder(source, plugin, prepared.size)
-    family = _run_family(source) if no_decoder is None else build_family(plugin)
-    choice = choose_images(prepared, settings.count)
-    device = torch.device(choose_device(settings.device))
-    workers = settings.workers
-    images = read_images(choice.split, choice.held_out, prepared, device=device, workers=workers)
-    to_fit = read_images(prepared.data.train, choice.fit, prepared, device=device, workers=workers)
+    layer = request.layer or encoder.backbone.code_tap
+    tap_shapes(encoder, [layer], prepared.size)  # refuses layers and sizes before any image is read
+    transform = choose_transform(source.config, request.transform)
+    no_decoder = why_no_decoder(source, transform, prepared.size)
+    family = _run_family(source) if no_decoder is None else build_family(transform)
+    chosen = choose_images(prepared, request.count)
+    images = read_images(chosen.split, chosen.held_out, prepared, context=context)
+    to_fit = read_images(prepared.data.train, chosen.fit, prepared, context=context)
     return EvaluationSetup(
-        plugin=plugin,
+        transform=transform,
         family=family,
         no_decoder=no_decoder,
-        encoder=prepare_for_inference(encoder, device),
+        encoder=encoder,
         layer=layer,
-        choice=choice,
+        images=chosen,
         held_out=sample_pairs(images, family, prepared.size, key=(seed, "held out")),
         versions=_versions(images, family, prepared.size, seed),
         fit=sample_pairs(to_fit, family, prepared.size, key=(seed, "ridge")),
-        device=device,
-        seed=seed,
     )
 
 
 def choose_transform(config: PretrainConfig | None, given: Mapping[str, Any]) -> Plugin:
-    """The family to draw from: what was given over the run's own, or over the default of a run.
+    """Overlay a run's family, or the default one, with name and options.
 
     Raises:
-        AvtError: if it is not a name and options.
+        AvtError: for invalid settings.
     """
     own = PretrainConfig.model_fields["transform"].default if config is None else config.transform
     return validate(Plugin, merge(own.model_dump(), given), where="--transform")
 
 
-def why_no_decoder(source: Weights, plugin: Plugin, size: Size) -> str | None:
-    """Why the source's decoder has nothing to say of the family's transformations of images of a size; none if it has."""
+def why_no_decoder(source: Weights, transform: Plugin, size: Size) -> str | None:
+    """State why the decoder cannot be evaluated on a family and images of a size; none if it can."""
     config = source.config
     if source.run is None or config is None or source.spec.objective is None:
-        return f"{source.path} holds an encoder alone"
-    own, asked = in_words(config.transform), in_words(plugin)
-    if own != asked:
-        return f"the decoder of {source.path} was trained on {own}, not on {asked}"
+        return f"{source.path} holds an encoder only"
+    if not is_same_plugin(config.transform, transform):
+        own, found = describe_plugin(config.transform), describe_plugin(transform)
+        return f"the decoder of {source.path} was trained on {own}, not on {found}"
     if size != source.spec.size:
-        found, expected = (f"{width}x{height}" for height, width in (size, source.spec.size))
-        return f"the decoder of {source.path} was trained on images of {expected} px, these are {found} px"
+        trained, found = (f"{width}x{height}" for height, width in (source.spec.size, size))
+        return f"the decoder of {source.path} was trained on images of {trained} px, these are {found} px"
     return None
 
 
-def in_words(plugin: Plugin) -> str:
-    """A plugin's name, and its options in parentheses: `0.1` reads the same as a number and as text."""
+def describe_plugin(plugin: Plugin) -> str:
+    """Format a plugin as `NAME (KEY=VALUE, ...)`."""
     options = ", ".join(f"{key}={value}" for key, value in plugin.options.items())
     return f"{plugin.name} ({options})" if options else plugin.name
 
 
-def choose_images(prepared: PreparedImages, count: int | None) -> Choice:
-    """Choose the images to measure on, and four times as many, or all there are, to fit the ridge on.
+def is_same_plugin(a: Plugin, b: Plugin) -> bool:
+    """Whether two plugins have one name and equal options; text compares equal to the number that it spells."""
+    return describe_plugin(a) == describe_plugin(b)
+
+
+def choose_images(prepared: PreparedImages, count: int | None) -> EvaluationImages:
+    """Choose held-out images, and up to four times as many training images for the ridge.
 
     Raises:
-        AvtError: for more images than there are, or if none is left to fit on.
+        AvtError: for more images than the split has, or if none remain for the ridge.
     """
     data = prepared.data
     name, split = held_out_split(data)
@@ -186,19 +176,18 @@ def choose_images(prepared: PreparedImages, count: int | None) -> Choice:
             f"'{prepared.dataset.name}' has {len(data.train)} training images and no test images: {len(held_out)} held out "
             "leave too few to fit the ridge on. Give a smaller --count."
         )
-    return Choice(name, split, held_out, left[subset(len(left), FIT_PAIRS * len(held_out), "limit", len(left))])
+    return EvaluationImages(name, split, held_out, left[subset(len(left), FIT_PAIRS * len(held_out), "limit", len(left))])
 
 
 def _run_family(source: Weights) -> TransformFamily:
-    """The run's family with the statistics that it had; of a bank, the distribution behind it."""
+    """The run's family with its statistics; for a bank, the distribution that it was drawn from."""
     assert source.config is not None
     distribution = build_transform(source.config, source.spec.size)
     return distribution.family if isinstance(distribution, BankFamily) else distribution
 
 
-def _versions(images: Images, family: TransformFamily, size: Size, seed: int) -> Pairs:
-    """A pair in all as the held-out images have, of one image for each 50 of them, rounded up."""
+def _versions(images: Images, family: TransformFamily, size: Size, seed: int) -> TransformedPairs:
+    """Draw `BANK` pairs each of one image in `BANK`, rounded up."""
     chosen = subset(len(images), -(-len(images) // BANK), seed, "retrieval images")
     rows = chosen.repeat_interleave(BANK)
-    parameters = family.sample(len(rows), size, keyed_generator(seed, "retrieval"))
-    return Pairs(images, rows, family, parameters, size)
+    return TransformedPairs(images, rows, family, family.sample(len(rows), size, keyed_generator(seed, "retrieval")), size)

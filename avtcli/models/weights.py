@@ -1,4 +1,4 @@
-"""From a name on the command line to a model with its weights: run folders, checkpoints, exported files."""
+"""Load weights and models from run folders, checkpoints and exported files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +23,14 @@ from avtcli.storage.run_folders import is_run, newest_run
 
 @dataclass(frozen=True)
 class Weights:
-    """Where weights come from.
+    """Loaded weights and the specification of their network.
 
     Attributes:
         path: the run folder, checkpoint folder or file.
         run: the run folder, or none for a file.
-        spec: what to build.
-        tensors: the weights, of the whole model, or of the encoder alone for an exported file.
-        about: what is known of their making.
+        spec: the model's specification.
+        tensors: the model's weights; the encoder's for an exported file.
+        about: stored facts, such as step and config.
     """
 
     path: Path
@@ -41,20 +41,20 @@ class Weights:
 
     @property
     def config(self) -> PretrainConfig | None:
-        """The settings of the run that made them, where they are known."""
+        """The settings of the pretraining run, where known."""
         settings = self.about.get("config")
         return None if settings is None else validate(PretrainConfig, settings, where=str(self.path))
 
 
 def open_weights(run: str | Path | None, *, on_event: OnEvent = ignore) -> Weights:
-    """Open a run folder, a checkpoint or an exported file; left out, the newest run under ./runs, and it is said which.
+    """Open a run folder, a checkpoint or an exported file; none takes the newest run under ./runs and reports it.
 
     Raises:
-        AvtError: if nothing of the kind is there, or it is not whole.
+        AvtError: if it does not exist, or is incomplete.
     """
     if run is None:
         path = newest_run()
-        on_event(Notice(f"taking the newest run, {path}"))
+        on_event(Notice(f"using the newest run, {path}"))
     else:
         path = Path(run)
     if path.is_file():
@@ -88,7 +88,7 @@ def _open_file(path: Path) -> Weights:
 
 
 def restore_encoder(source: Weights) -> Encoder:
-    """The encoder of a source with its weights, in eval mode, on the CPU."""
+    """Build the encoder with its weights, in eval mode, on the CPU."""
     tensors = source.tensors
     if source.run is not None:
         tensors = {n.removeprefix("encoder."): t for n, t in tensors.items() if n.startswith("encoder.")}
@@ -98,7 +98,7 @@ def restore_encoder(source: Weights) -> Encoder:
 
 
 def restore_model(source: Weights) -> SiameseModel:
-    """Encoder and decoder of a source with their weights, in eval mode, on the CPU.
+    """Build encoder and decoder with their weights, in eval mode, on the CPU.
 
     Raises:
         AvtError: for an exported file, which holds no decoder.

@@ -22,6 +22,7 @@ from avtcli.probing.encoder_probing import HeadResult, probe_encoder
 from avtcli.probing.fine_tuning import supervised_encoder
 from avtcli.probing.probe_protocol import describe_probe, describe_start
 from avtcli.probing.probe_setup import ProbeSetup, subsets
+from avtcli.runtime.context import Context
 from avtcli.runtime.devices import choose_device
 from avtcli.runtime.execution import prepare_for_inference
 from avtcli.storage.files import disk_errors_explained, refuse_existing, to_json, write_synced
@@ -95,8 +96,7 @@ def _open(run: Weights | str | Path | None, config: ProbeConfig, *, on_event: On
         dataset=first,
         data_dir=data_dir,
         augment=augment,
-        seed=config.seed,
-        on_event=on_event,
+        context=Context.build(device=config.device, seed=config.seed, on_event=on_event),
     )
     source = subject.source
     prepared = [subject.prepared, *(prepare_images(d, source=source, data_dir=data_dir, augment=augment) for d in others)]
@@ -144,7 +144,7 @@ def _prepare(prepared: PreparedImages, config: ProbeConfig, wanted: list[Feature
     images, labels = {}, {}
     for part, (split, numbers) in chosen.items():
         batch = max(config.batch_size + 1, EVAL_BATCH_SIZE)
-        images[part] = read_images(split, numbers, prepared, device=device, workers=config.workers, batch=batch)
+        images[part] = read_images(split, numbers, prepared, context=Context(device, config.workers), batch=batch)
         assert split.labels is not None
         labels[part] = split.labels[numbers].to(device)
     return ProbeSetup(

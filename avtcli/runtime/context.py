@@ -1,4 +1,4 @@
-"""What every measuring command runs with: a device, workers, a seed, and where events go."""
+"""The context of a command: device, workers, seed and receiver of events."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from avtcli.runtime.devices import choose_device
 
 @dataclass(frozen=True)
 class Context:
-    """How a command runs, besides what it measures.
+    """How a command runs, independent of its subject.
 
     Attributes:
         device: compute device of networks and batches.

@@ -1,4 +1,4 @@
-"""What the numbers of a run may depend on besides its settings."""
+"""Description of the environment that a run's results may depend on."""
 
 import os
 import platform
@@ -16,13 +16,13 @@ from avtcli import registry
 def describe_environment(
     *, device: str, processes: int, plugins: list[tuple[str, str]], data_fingerprint: str
 ) -> dict[str, Any]:
-    """What a run's numbers may depend on beside its settings.
+    """Describe machine, versions and plugins.
 
     Args:
-        device: where the arithmetic happens, in words.
-        processes: how many share it.
+        device: description of the compute device.
+        processes: processes of the run.
         plugins: (kind, name) of those in use.
-        data_fingerprint: of the data set.
+        data_fingerprint: that of the data set.
     """
     packages = ("avtcli", "torch", "torchvision", "timm", "accelerate", "safetensors", "numpy")
     infos = [registry.info(kind, name) for kind, name in plugins]
@@ -44,7 +44,7 @@ def describe_environment(
 
 
 def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two environments in a way that can change bits: one line each."""
+    """List the differences that can change results bit by bit, one line each."""
     pairs = [(key, before.get(key), now[key]) for key in ("device", "processes", "threads", "cpu_capability")]
     old = before.get("versions", {})
     pairs += [(f"{name} version", old.get(name), new) for name, new in now["versions"].items() if name in ("torch", "avtcli")]

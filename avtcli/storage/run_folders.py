@@ -1,4 +1,4 @@
-"""Run folders: made once, locked while in use, never overwritten."""
+"""Run folders: created once, locked while in use, never overwritten."""
 
 import json
 from datetime import datetime
@@ -14,7 +14,7 @@ RUNS = Path("runs")
 
 
 def default_folder(dataset: str, *others: str) -> Path:
-    """runs/DATE-DATASET-OTHERS, with a number behind it where that is taken."""
+    """Return a free path, runs/DATE-DATASET-OTHERS, numbered where that is taken."""
     words = [spec.replace(":", "-").replace("/", "-").strip("-") for spec in (dataset.split(":")[0], *others)]
     base = RUNS / "-".join([datetime.now().strftime("%Y%m%d-%H%M%S"), *words])
     numbered = (base if n == 1 else base.with_name(f"{base.name}-{n}") for n in range(1, 1000))
@@ -22,12 +22,12 @@ def default_folder(dataset: str, *others: str) -> Path:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run's."""
+    """Whether a folder has a run's config.toml and checkpoints."""
     return (path / "config.toml").is_file() and (path / "checkpoints").is_dir()
 
 
 def newest_run(root: Path = RUNS) -> Path:
-    """The run under `root` that was started last.
+    """Return the run under `root` that was started last.
 
     Raises:
         AvtError: if there is none.
@@ -39,18 +39,18 @@ def newest_run(root: Path = RUNS) -> Path:
 
 
 def create_run(path: Path, config_toml: str, env: dict[str, Any]) -> None:
-    """Make a run folder.
+    """Create a run folder with settings and environment.
 
     Raises:
         AvtError: if the folder exists.
-        RunFailedError: if it cannot be written.
+        RunFailedError: if writing fails.
     """
     refuse_existing(path)
     with disk_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             path.mkdir()
-        except FileExistsError:  # another process was faster
+        except FileExistsError:  # created by another process meanwhile
             refuse_existing(path)
         (path / "checkpoints").mkdir()
         replace_file(path / "env.json", to_json(env))
@@ -58,7 +58,7 @@ def create_run(path: Path, config_toml: str, env: dict[str, Any]) -> None:
 
 
 def lock_run(path: Path) -> FileLock:
-    """Take the run's lock; the kernel gives it back when the process ends, however it ends.
+    """Acquire the run's lock; the kernel releases it when the process ends.
 
     Raises:
         AvtError: if another process holds it.
@@ -76,7 +76,7 @@ def lock_run(path: Path) -> FileLock:
 
 
 def read_env(path: Path) -> dict[str, Any]:
-    """The run's env.json, or nothing where it does not read."""
+    """Read the run's env.json; empty if it is missing or damaged."""
     try:
         content = json.loads((path / "env.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

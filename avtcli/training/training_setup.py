@@ -22,7 +22,7 @@ from avtcli.events import Notice, OnEvent, Started
 from avtcli.geometry.family_building import build_family, plugin_names
 from avtcli.models.initial_weights import build_initial, stored_backbone
 from avtcli.models.siamese import SiameseModel
-from avtcli.runtime.devices import build_accelerator, choose_device, choose_precision, device_in_words
+from avtcli.runtime.devices import build_accelerator, choose_device, choose_precision, describe_device
 from avtcli.runtime.environment import describe_environment
 from avtcli.runtime.execution import resolve_execution, to_channels_last
 from avtcli.storage.banks import load_bank, sample_bank
@@ -106,7 +106,7 @@ def build_training_setup(config: PretrainConfig, *, resume: bool = False, on_eve
     data = build_data(config.dataset, config.data_dir)
     indices = limited(data.train, config.limit_train)
     steps_per_epoch = len(batch_bounds(len(indices), config.batch_size))
-    config = resolve_execution(config, device, steps=planned_steps(config, steps_per_epoch))
+    config = resolve_execution(config, device)
     size = image_size(data, config.augment)
     family = build_transform(config, size)
     spec = ModelSpec(
@@ -135,7 +135,7 @@ def build_training_setup(config: PretrainConfig, *, resume: bool = False, on_eve
             config.workers, data.train, batch_bytes=_batch_bytes(config, data, size, accelerator.num_processes)
         ),
         environment=describe_environment(
-            device=device_in_words(accelerator),
+            device=describe_device(accelerator),
             processes=accelerator.num_processes,
             plugins=[(kind, name) for kind in registry.KINDS for name in plugin_names(getattr(config, kind).name)],
             data_fingerprint=data.fingerprint,

@@ -26,7 +26,7 @@ def test_the_three_lines_work_as_they_stand_one_after_the_other(avt_process) -> 
     (run,) = Path("runs").iterdir()
     assert run.name.endswith("-cifar10-nin-avt")
     assert "recipe    cifar10-nin" in pretrained.stderr
-    assert f"taking the newest run, {run}" in probed.stderr
+    assert f"using the newest run, {run}" in probed.stderr
     assert "random top-1 %" in probed.stdout
     assert f"encoder = load_encoder('{run}/encoder.safetensors')" in exported.stdout
 

@@ -1,4 +1,4 @@
-"""`avt evaluate` from the command line: what it prints, what it writes, what it refuses."""
+"""`avt evaluate` from the command line: output, files and refusals."""
 
 import json
 import re
@@ -22,7 +22,7 @@ def run(tiny_run: Path) -> Path:
     return Path(shutil.copytree(tiny_run, "run"))
 
 
-def test_the_json_has_the_fields_of_the_contract_and_goes_to_out_and_the_run_too(avt, run: Path) -> None:
+def test_the_json_has_the_documented_fields_and_is_saved_twice(avt, run: Path) -> None:
     result = avt("evaluate run --count 20 --json --out here/e.json")
     figures = result.json
 
@@ -38,14 +38,14 @@ def test_the_json_has_the_fields_of_the_contract_and_goes_to_out_and_the_run_too
     assert figures == json.loads(Path("here/e.json").read_text()) == json.loads(Path("run/evaluate.json").read_text())
 
 
-def test_the_tables_put_decoder_and_ridge_beside_what_is_trivial(avt, run: Path) -> None:
+def test_the_tables_compare_decoder_and_ridge_with_baselines(avt, run: Path) -> None:
     result = avt("evaluate run --count 20 --layer conv3")
     figures, lines = json.loads((run / "evaluate.json").read_text()), result.stdout.splitlines()
 
     assert lines[:2] == ["run  run", ""]
     assert lines[2].split() == ["MACE", "px", "MSE", "R2"]
     assert [re.split("  +", line)[0] for line in lines[3:9]] == [
-        *("decoder", "ridge on conv3", "ridge, random weights", "quarter turn known", "constant", "identity")
+        *("decoder", "ridge on conv3", "ridge, random weights", "90-degree rotation oracle", "constant", "identity")
     ]
     assert lines[3].split() == [
         "decoder",
@@ -63,7 +63,7 @@ def test_the_tables_put_decoder_and_ridge_beside_what_is_trivial(avt, run: Path)
     assert "target             a, b, c (px), d, e, f (px), g (1/px), h (1/px)" in result.stdout
 
 
-def test_an_exported_file_and_a_backbone_by_name_are_read_by_the_ridge_alone(avt, run: Path) -> None:
+def test_exported_files_and_backbones_by_name_have_a_ridge_only(avt, run: Path) -> None:
     source = open_weights(run)
     about = {"model": source.spec.model_dump(mode="json", exclude_none=True), "config": source.about["config"]}
     save_file(restore_encoder(source).state_dict(), "a.safetensors", metadata=to_metadata(about))
@@ -73,7 +73,7 @@ def test_an_exported_file_and_a_backbone_by_name_are_read_by_the_ridge_alone(avt
     )
 
     assert (by_file.code, by_name.code) == (0, 0)
-    assert "no figures of a decoder: a.safetensors holds an encoder alone" in by_file.stderr
+    assert "decoder not evaluated: a.safetensors holds an encoder only" in by_file.stderr
     assert "decoder R2" not in by_file.stdout
     assert "retrieval  " not in by_file.stdout.split("images  ")[0]
     assert by_name.json["transform"] == "rotation"
@@ -81,10 +81,10 @@ def test_an_exported_file_and_a_backbone_by_name_are_read_by_the_ridge_alone(avt
     assert not list(Path().glob("evaluate*"))
 
 
-def test_an_option_of_the_transformation_goes_over_the_runs_own(avt, run: Path) -> None:
+def test_an_option_of_the_transformation_overrides_the_runs(avt, run: Path) -> None:
     result = avt("evaluate run --count 20 -o transform.shift=0.05 --json")
 
-    assert result.json["protocol"]["distribution"] == "fresh draws, not of a bank, of projective (shift=0.05)"
+    assert float(result.json["protocol"]["transform"]["shift"]) == 0.05
     assert "run was trained on projective, not on projective (shift=0.05)" in result.stderr
 
 
@@ -113,7 +113,7 @@ def test_a_photometric_run_shows_dashes_for_pixels(avt) -> None:
         ("nothing", "There is no run folder, checkpoint or file nothing"),
     ],
 )
-def test_a_mistake_is_one_message_and_leaves_nothing_behind(avt, run: Path, line: str, message: str) -> None:
+def test_a_usage_error_is_one_message_and_writes_nothing(avt, run: Path, line: str, message: str) -> None:
     before = sorted(path.name for path in run.iterdir())
     result = avt(f"evaluate {line}")
 

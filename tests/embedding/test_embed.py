@@ -36,7 +36,7 @@ every_format = pytest.mark.parametrize("suffix", SUFFIXES)
 
 
 def opened(run: Path | None, **given: Any) -> EvaluationTarget:
-    return load_target(run, on_event=ignore, **given)
+    return load_target(run, context=Context.build(device="cpu"), **given)
 
 
 def with_data(target: EvaluationTarget, **over: Any) -> EvaluationTarget:

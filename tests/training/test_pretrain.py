@@ -136,7 +136,7 @@ def test_a_damaged_newest_checkpoint_falls_back_and_the_run_ends_the_same(tmp_pa
     newest.write_bytes(newest.read_bytes()[:-9])
     run_tiny(run, resume=True, on_event=said.append)
 
-    assert any(isinstance(e, Notice) and e.text.startswith("passing over step-0000000006") for e in said)
+    assert any(isinstance(e, Notice) and e.text.startswith("skipping step-0000000006") for e in said)
     assert state_hash(run, 9) == state_hash(whole, 9)
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == list(range(1, 10))
 
