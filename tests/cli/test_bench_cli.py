@@ -1,4 +1,4 @@
-"""`avt bench` as a person and as a script sees it."""
+"""`avt bench`: its table and its JSON."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "ON_CPU", Scale(homographies=2_000, plain_homographies=20, small=8))
 
 
-def test_one_document_says_on_what_it_was_measured(avt: Callable[..., Any]) -> None:
+def test_the_json_states_the_machine_and_each_ratio(avt: Callable[..., Any]) -> None:
     found = avt("bench --only homographies,warp-32 --rounds 2 --json").json
 
     assert {"commit", "environment", "cpu", "cpus", "rounds", "measurements"} <= set(found)
@@ -23,22 +23,22 @@ def test_one_document_says_on_what_it_was_measured(avt: Callable[..., Any]) -> N
     assert all(m["ratio_low"] <= m["ratio"] <= m["ratio_high"] for m in found["measurements"])
 
 
-def test_the_table_gives_both_rates_their_ratio_and_its_spread(avt: Callable[..., Any]) -> None:
+def test_the_table_gives_both_rates_and_the_range_of_their_ratio(avt: Callable[..., Any]) -> None:
     result = avt("bench --only homographies --rounds 2 --device cpu")
 
-    header = next(line for line in result.stdout.splitlines() if "ours" in line)
-    assert header.split() == ["ours", "plain", "ratio", "lowest", "highest"]
+    header = next(line for line in result.stdout.splitlines() if "baseline" in line)
+    assert header.split() == ["avt", "baseline", "ratio", "lowest", "highest"]
     assert "homographies: draw and solve 2000 for 224 px, against a loop over 20" in result.stdout
 
 
-def test_a_precision_that_the_device_has_not_is_refused(avt: Callable[..., Any]) -> None:
+def test_a_precision_that_the_device_lacks_is_refused(avt: Callable[..., Any]) -> None:
     result = avt("bench --only homographies --device cpu --precision fp16")
 
     assert result.code == 2
     assert "fp16 training needs a GPU" in result.stderr
 
 
-def test_a_measurement_that_does_not_exist_is_refused_with_the_list(avt: Callable[..., Any]) -> None:
+def test_an_unknown_benchmark_is_refused_with_the_nearest(avt: Callable[..., Any]) -> None:
     result = avt("bench --only homographie")
 
     assert result.code == 2
