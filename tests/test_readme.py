@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from typer import Context
 from typer.main import get_command
 
 from avtcli import recipes
@@ -20,13 +21,11 @@ AVT = [line for line in LINES if line.startswith("avt ")]
 def parse(line: str) -> None:
     """Parse a command line as `avt` does, down to its last command, and run nothing."""
     command, args = get_command(app), shlex.split(line)[1:]
-    context = command.make_context("avt", args, resilient_parsing=False) if not args else None
     while hasattr(command, "commands"):
-        name, args = args[0], args[1:]
-        assert name in command.commands, f"{line}: no command {name}"
-        command = command.commands[name]
+        _, command, args = command.resolve_command(Context(command), args)
     context = command.make_context(command.name, list(args))
-    options_from_texts(list(context.params.get("options") or []))
+    for text in context.params.get("overrides") or []:
+        options_from_texts([text], kinds=text.split(".")[:1])
 
 
 def test_the_readme_has_command_blocks() -> None:

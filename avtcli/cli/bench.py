@@ -1,57 +1,44 @@
 """`avt bench`."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from avtcli.cli.console import reporting, say, say_json, say_table
-from avtcli.cli.options import Device, Json, Precision, parts_of
+from avtcli.cli.options import Device, Json, complete_plugin, option, parts_of
 
 if TYPE_CHECKING:
     from avtcli.bench.benchmark_suite import BenchResult
     from avtcli.bench.benchmark_timing import Comparison
 
+_ONLY = "Benchmarks to run: homographies, warp-224, pairs, step, loop, probe. Default: all."
+_PRECISION = "Numeric precision; auto takes bf16 on a CUDA device that supports it, else fp32."
+_BATCH = "Batch size of step and loop. Default: 32; 512 on a GPU."
+
 
 def bench(
-    only: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME[,NAME]", help="Benchmarks to run: homographies, warp-224, pairs, step, loop, probe. Default: all."
-        ),
-    ] = None,
-    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Timed rounds of each benchmark.")] = 5,
+    only: Annotated[str | None, option(_ONLY, "NAME[,NAME...]")] = None,
+    rounds: Annotated[int, option("Timings of each side, in alternation.", "N", min=1)] = 5,
     backbone: Annotated[
         str | None,
-        typer.Option(metavar="NAME[:VARIANT]", help="Network of step, loop and probe. Default: nin.", rich_help_panel="Model"),
+        option(
+            "Backbone of step, loop and probe. Default: nin.",
+            "NAME[:VARIANT]",
+            panel="Model",
+            autocompletion=complete_plugin("backbone"),
+        ),
     ] = None,
     size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PX", min=8, help="Image side of pairs, step, loop and probe. Default: 32.", rich_help_panel="Model"
-        ),
+        int | None, option("Image side of pairs, step, loop and probe. Default: 32.", "PX", panel="Model", min=8)
     ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=2,
-            max=2_000,
-            help="Batch size of step and loop. Default: 32; 512 on a GPU.",
-            rich_help_panel="Model",
-        ),
-    ] = None,
-    device: Device = None,
-    compile: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="Compile our training step.", rich_help_panel="Hardware")
-    ] = False,
-    precision: Precision = None,
+    batch_size: Annotated[int | None, option(_BATCH, "N", panel="Model", min=2, max=2_000)] = None,
+    device: Device = "auto",
+    compile: Annotated[bool, option("Compile the training step.", flag="--compile/--no-compile", panel="Hardware")] = False,
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], option(_PRECISION, panel="Hardware")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Compare the speed of avt with an independent baseline, in one process and in turn. Takes minutes on a CPU.
+    """Benchmark each component against a baseline implementation on this machine.
 
-    A ratio above 1 means that avt is faster.
+    Both sides run alternately in one process; a ratio above 1 means that avt is faster. Takes minutes on a CPU.
 
     Example: `avt bench --only step --backbone timm:resnet18 --size 64 --rounds 9`
     """
@@ -62,7 +49,7 @@ def bench(
 
     with reporting() as on_event:
         config = BenchConfig.build(
-            Context.build(device=device or "auto").device,
+            Context.build(device=device).device,
             backbone=Plugin(name=backbone) if backbone else None,
             size_px=size,
             batch_size=batch_size,
@@ -71,7 +58,7 @@ def bench(
         )
         result = run_bench(config, only=parts_of(only) or (), rounds=rounds, on_event=on_event)
     if as_json:
-        say_json(asdict(result))
+        say_json(result)
     else:
         _say_result(result)
 
@@ -80,7 +67,7 @@ def _say_result(result: "BenchResult") -> None:
     env = result.environment
     say(f"avt {env['versions']['avtcli']}, commit {result.commit or 'unknown'}, torch {env['versions']['torch']}")
     say(f"{env['device']}, {result.cpus} x {result.cpu}; median of {result.rounds} rounds", "")
-    say_table(("", "ours", "baseline", "ratio", "lowest", "highest", ""), [_row(m) for m in result.measurements])
+    say_table(("", "avt", "baseline", "ratio", "lowest", "highest", ""), [_row(m) for m in result.measurements])
     say("", *(line for m in result.measurements for line in _lines(m)))
     if result.rounds < 9:
         say("", "next: avt bench --rounds 9 --only NAME, on an idle machine")

@@ -2,26 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from avtcli.cli import options
 from avtcli.cli.console import reporting, say, say_json, say_table
-from avtcli.cli.options import (
-    DataDir,
-    Dataset,
-    Device,
-    Json,
-    MeasuredBackbone,
-    Options,
-    Run,
-    Seed,
-    Transform,
-    Workers,
-    parts_to_measure,
-    workers_from_text,
-)
+from avtcli.cli.options import component_options, option
 
 if TYPE_CHECKING:
     from avtcli.evaluation.evaluate import EvaluateResult
@@ -39,29 +24,24 @@ DEFINITIONS = {
 
 
 def evaluate(
-    run: Run = None,
-    backbone: MeasuredBackbone = None,
-    transform: Transform = None,
-    layer: Annotated[str | None, typer.Option(metavar="NAME", help="Layer that the ridge reads. Default: the code.")] = None,
-    dataset: Dataset = None,
-    data_dir: DataDir = None,
-    count: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=2, help="Number of held-out images. Default: 1000, or all.", rich_help_panel="Data"),
-    ] = None,
-    seed: Seed = None,
-    options: Options = None,
-    device: Device = None,
-    workers: Workers = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Also write the result to this file.", rich_help_panel="Output")
-    ] = None,
-    as_json: Json = False,
+    run: options.Run = None,
+    backbone: options.Backbone = None,
+    transform: options.Transform = None,
+    layer: Annotated[str | None, option("Layer whose features ridge regression takes. Default: the code.", "NAME")] = None,
+    dataset: options.Dataset = None,
+    data_dir: options.DataDir = None,
+    count: Annotated[int | None, option("Held-out images. Default: 1000, or all.", "N", panel="Data", min=2)] = None,
+    seed: options.Seed = 0,
+    overrides: Annotated[list[str] | None, component_options("backbone", "dataset", "transform", "augment")] = None,
+    device: options.Device = "auto",
+    workers: options.Workers = None,
+    out: options.OutJson = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Measure how equivariant a representation is: how well it predicts the transformation between two views.
+    """Measure how equivariant a representation is.
 
-    Reports the run's decoder and a ridge regression on frozen features, next to reference predictors and random weights. A run
-    folder gets evaluate.json and evaluate.png.
+    The run's decoder and ridge regression on frozen features predict the transformation between two views. Predictors that
+    see no image and random weights are the baselines. A run folder receives evaluate.json and evaluate.png.
 
     Example: `avt evaluate --layer conv2`
 
@@ -72,15 +52,14 @@ def evaluate(
     from avtcli.features.evaluation_target import load_target
     from avtcli.runtime.context import Context
 
-    given = parts_to_measure("evaluate", options, tables=["transform"], backbone=backbone, dataset=dataset, transform=transform)
+    given = options.read_components(overrides, tables=("transform",), backbone=backbone, dataset=dataset, transform=transform)
     request = EvaluationRequest(given.pop("transform"), layer, count)
-    readers = workers_from_text(workers)
     with reporting() as on_event:
-        context = Context.build(device=device or "auto", workers=readers, seed=seed or 0, on_event=on_event)
+        context = Context.build(device=device, workers=workers, seed=seed, on_event=on_event)
         target = load_target(run, data_dir=data_dir, context=context, **given)
         result = run_evaluate(target, request, out=out, context=context)
     if as_json:
-        say_json(asdict(result))
+        say_json(result)
     else:
         _print(result)
 

@@ -10,17 +10,16 @@ import typer
 
 from avtcli.cli.console import reporting, say, say_json, say_table
 from avtcli.cli.options import (
+    Backbone,
     DataDir,
     Device,
     Json,
     LimitTrain,
-    MeasuredBackbone,
-    Options,
     Run,
     Seed,
     Workers,
+    component_options,
     parts_of,
-    workers_from_text,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ Head = Literal["linear", "mlp1", "mlp2", "mlp3", "conv", "nonlinear", "knn", "ri
 
 def probe(
     run: Run = None,
-    backbone: MeasuredBackbone = None,
+    backbone: Backbone = None,
     layer: Annotated[
         str | None,
         typer.Option(metavar="NAME[,NAME...]|all", help="The layers to probe. Left out: the recipe's, else the code."),
@@ -95,7 +94,7 @@ def probe(
             metavar="X", min=1e-12, help="The peak rate. Left out: chosen on held-out images.", rich_help_panel="Optimisation"
         ),
     ] = None,
-    seed: Seed = None,
+    seed: Seed = 0,
     seeds: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Train the heads with so many seeds.", rich_help_panel="Optimisation"),
@@ -124,15 +123,15 @@ def probe(
     supervised: Annotated[
         bool | None, typer.Option("--supervised", help="Probe a backbone trained with all the labels beside.")
     ] = None,
-    options: Options = None,
-    device: Device = None,
+    options: Annotated[list[str] | None, component_options("backbone", "dataset", "augment", "optimizer", "schedule")] = None,
+    device: Device = "auto",
     workers: Workers = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Write the result here too.", rich_help_panel="Output")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a classifier on frozen features and report its accuracy beside a random backbone's.
+    """Train a classifier on frozen features and report its test accuracy.
 
     Without a recipe what is to be chosen, a learning rate or k, is chosen on a held-out part of the training images; the test
     images decide nothing.
@@ -170,7 +169,7 @@ def probe(
         "baseline": baseline,
         "supervised": supervised,
         "device": device,
-        "workers": workers_from_text(workers),
+        "workers": workers,
     }
     config = resolve_probe(merge(merge({}, given), options_from_texts(options or [])), recipe=recipe)
     with reporting() as on_event:

@@ -1,4 +1,4 @@
-"""`avt recipes`: the published experiments, and our own, by name."""
+"""`avt recipes`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ from avtcli.cli.options import Json
 
 app = typer.Typer(help="List, show and copy recipes.", no_args_is_help=True, rich_markup_mode="markdown")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A recipe; see `avt recipes list`.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe; see `avt recipes list`.")]
 
 
 @app.command("list")
@@ -27,7 +27,7 @@ def list_recipes(as_json: Json = False) -> None:
 
 @app.command("show")
 def show(name: Name) -> None:
-    """Print a recipe as it is written, every value with its source."""
+    """Print a recipe with its comments, which give the source of each value."""
     from avtcli import recipes
 
     say(recipes.text(name).rstrip())
@@ -35,9 +35,9 @@ def show(name: Name) -> None:
 
 @app.command("copy")
 def copy(
-    name: Name, to: Annotated[Path | None, typer.Argument(metavar="FILE.toml", help="Left out: NAME.toml here.")] = None
+    name: Name, to: Annotated[Path | None, typer.Argument(metavar="FILE.toml", help="Default: ./NAME.toml.")] = None
 ) -> None:
-    """Copy a recipe to a file of your own, to change it and run it with `--recipe FILE.toml`."""
+    """Copy a recipe to a file, to be edited and run with `--recipe FILE.toml`."""
     from avtcli import recipes
     from avtcli.errors import AvtError
 
@@ -47,7 +47,7 @@ def copy(
         with to.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise AvtError(f"{to} exists already and is not overwritten. Name another file.") from None
+        raise AvtError(f"{to} exists already and is not overwritten. Give another FILE.toml.") from None
     except OSError as error:
         raise AvtError(f"{to} cannot be written: {error.strerror}.") from None
     command = recipes.parse(name, text).get("about", {}).get("kind", "pretrain")

@@ -3,12 +3,13 @@
 Layers are plain tables, merged before one validation; None means not given.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from avtcli import recipes
+from avtcli.config.components import component_kinds
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.errors import AvtError, nearest
@@ -106,15 +107,15 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def options_from_texts(texts: list[str]) -> dict[str, dict[str, Any]]:
+def options_from_texts(texts: list[str], *, kinds: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
     """Read `KIND.KEY=VALUE` from the command line into settings by section.
 
-    A key with a point of its own, as in `transform.projective.shift=0.1`, goes a level deeper.
+    A dotted key, as in `transform.projective.shift=0.1`, goes a level deeper.
 
     Raises:
-        AvtError: for a text of another form or an unknown kind.
+        AvtError: for a text of another form or a kind that is not among `kinds`; left out, the kinds of pretraining.
     """
-    kinds = (*KINDS, "optimizer", "schedule", "augment")
+    kinds = kinds or component_kinds(PretrainConfig)
     out: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -122,7 +123,7 @@ def options_from_texts(texts: list[str]) -> dict[str, dict[str, Any]]:
         if not equals or not path or not all(path):
             raise AvtError(f"-o takes KIND.KEY=VALUE, as in `-o backbone.width=0.25`, found {text!r}.")
         if kind not in kinds:
-            raise AvtError(f"-o knows no kind '{kind}'. {nearest(kind, kinds)}Kinds: {', '.join(kinds)}.")
+            raise AvtError(f"-o takes no kind '{kind}' here. {nearest(kind, kinds)}Kinds: {', '.join(kinds)}.")
         place = out
         for part in (kind, *path[:-1]):
             place = place.setdefault(part, {})

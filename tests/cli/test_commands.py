@@ -1,4 +1,4 @@
-"""The commands of the main setup, one after the other, and the small ones beside them."""
+"""The three commands of the README in a row, and the small commands."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from avtcli import load_encoder, load_model
 from tests.support import write_cifar10
 
 
-def test_the_three_lines_work_as_they_stand_one_after_the_other(avt_process) -> None:
+def test_the_three_lines_of_the_readme_work_in_a_row(avt_process) -> None:
     write_cifar10(Path("data"), per_batch=20)
     pretrained = avt_process("pretrain --dataset cifar10 --backbone nin --max-steps 1")
     probed = avt_process("probe --layer conv2 --pool max")
@@ -32,7 +32,7 @@ def test_the_three_lines_work_as_they_stand_one_after_the_other(avt_process) -> 
 
 
 @pytest.mark.parametrize(("line", "code"), [("recipes list", 0), ("recipes show nowhere", 2), ("--nothing", 2)])
-def test_one_of_several_processes_ends_with_the_output_and_the_code_of_one_alone(avt_process, line: str, code: int) -> None:
+def test_one_of_several_processes_has_the_output_of_one_alone(avt_process, line: str, code: int) -> None:
     alone, among = avt_process(line), avt_process(line, RANK="0")
 
     assert among.code == code
@@ -53,7 +53,7 @@ def test_an_exported_file_gives_the_runs_own_features(avt, tiny_run: Path) -> No
     assert torch.equal(scope["encoder"](x), load_encoder("run")(x))
 
 
-def test_exporting_twice_gives_the_same_bytes_and_other_weights_are_not_overwritten(avt, tiny_run: Path) -> None:
+def test_exporting_twice_gives_the_same_bytes_and_overwrites_nothing(avt, tiny_run: Path) -> None:
     avt(f"export {tiny_run} --out a.safetensors")
     first = Path("a.safetensors").read_bytes()
 
@@ -89,7 +89,7 @@ def test_an_exported_file_is_probed_and_exported_again(avt, tiny_run: Path) -> N
         (lambda path: None, "There is no run folder, checkpoint or file x.safetensors"),
     ],
 )
-def test_what_is_no_run_is_refused_with_the_reason(avt, make, message: str) -> None:
+def test_what_is_not_a_run_is_refused_with_the_reason(avt, make, message: str) -> None:
     make(Path("x.safetensors"))
     result = avt("export x.safetensors --out y.safetensors")
 
@@ -141,7 +141,7 @@ def test_a_bank_of_another_size_or_family_is_refused_naming_both(avt) -> None:
     assert "made for the family 'projective', this run asks for 'translation'" in avt(f"{line} --transform translation").stderr
 
 
-def test_a_bank_that_is_none_or_holds_no_homographies_is_refused(avt) -> None:
+def test_a_file_without_valid_homographies_is_refused(avt) -> None:
     from safetensors.torch import save_file
 
     line = "pretrain -o backbone.width=0.05 --homographies bank.safetensors --out run"
@@ -189,6 +189,17 @@ def test_names_are_completed_without_importing_a_plugin() -> None:
     assert ended.stdout.split() == ["fashion-mini", "fashion-mnist"], ended.stderr
 
 
+def test_the_list_of_commands_imports_no_command_and_no_pydantic() -> None:
+    code = (
+        "import sys; from avtcli.cli.app import app\n"
+        "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([m for m in sys.modules if m == 'pydantic' or m.startswith('avtcli.cli.') and m != 'avtcli.cli.app'])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert ended.stdout.splitlines()[-1] == "[]"
+
+
 def test_no_arguments_give_the_help_and_python_m_is_the_same(avt) -> None:
     result = avt("")
     printed = subprocess.run([sys.executable, "-m", "avtcli", "--version"], capture_output=True, text=True, check=True).stdout
@@ -197,7 +208,7 @@ def test_no_arguments_give_the_help_and_python_m_is_the_same(avt) -> None:
     assert printed == avt("--version").stdout
 
 
-def test_what_a_library_prints_never_reaches_stdout_beside_the_json() -> None:
+def test_what_a_library_prints_does_not_reach_stdout() -> None:
     code = (
         "import os, subprocess\n"
         "from avtcli.cli.console import results_alone_on_stdout, say_json\n"
@@ -213,7 +224,7 @@ def test_what_a_library_prints_never_reaches_stdout_beside_the_json() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(700)
-def test_the_demo_goes_the_whole_way_and_pretraining_beats_random_weights(avt_process) -> None:
+def test_pretraining_beats_random_weights_in_the_demo(avt_process) -> None:
     result = avt_process("demo --json")
 
     assert result.code == 0, result.stderr

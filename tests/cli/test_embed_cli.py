@@ -1,4 +1,4 @@
-"""`avt embed`: its output, and what it refuses on the command line."""
+"""`avt embed`: what it prints and what it refuses."""
 
 import shutil
 from pathlib import Path
@@ -19,7 +19,7 @@ def write_photos(folder: Path) -> None:
         Image.fromarray(pixels).save(folder / "holiday" / f"{i}.jpg")
 
 
-def test_the_json_has_the_file_its_content_and_how_to_load_it(avt, tiny_run: Path) -> None:
+def test_the_json_states_what_was_written_and_how_to_load_it(avt, tiny_run: Path) -> None:
     result = avt(f"embed {tiny_run} --out e.safetensors --limit-train 30 --json")
     found = result.json
     scope: dict[str, Any] = {}
@@ -32,7 +32,7 @@ def test_the_json_has_the_file_its_content_and_how_to_load_it(avt, tiny_run: Pat
     assert (scope["features"].shape, scope["names"][-1]) == ((1030, 10), "test/999")
 
 
-def test_the_text_has_the_shapes_and_the_lines_that_load_them(avt, tiny_run: Path) -> None:
+def test_the_output_states_shapes_and_the_lines_that_load_them(avt, tiny_run: Path) -> None:
     result = avt(f"embed {tiny_run} --out e.npz --split test --layer conv1,classifier --pool max --pool-size 2")
 
     assert result.code == 0
@@ -88,11 +88,11 @@ def test_an_exported_file_is_embedded_where_out_says(avt, tiny_run: Path) -> Non
             "e.csv has no known embedding format. Expected a file ending in .safetensors, .npz, .parquet",
         ),
         ("--layer conv9", "The backbone has no layer 'conv9'"),
-        ("--pool none --pool-size 2", "--pool none does not pool maps, and --pool-size is the side of a pooled map"),
-        ("-o schedule.rate=1", "embed takes options of backbone, dataset and augment only, found 'schedule'"),
-        ("-o backbone.width=1", "`-o backbone.width` is an option of a backbone that is not named: give --backbone too"),
-        ("-o dataset.std=1", "`-o dataset.std` is an option of a dataset that is not named: give --dataset too"),
-        ("-o augment.flip=true", "embed pads and mirrors nothing, found `-o augment.flip`: it takes resize and crop only"),
+        ("--pool none --pool-size 2", "--pool-size is the side of a pooled map and --pool none does not pool"),
+        ("-o schedule.rate=1", "-o takes no kind 'schedule' here. Kinds: backbone, dataset, augment."),
+        ("-o backbone.width=1", "`-o backbone.width` needs the name of the backbone: give --backbone too"),
+        ("-o dataset.std=1", "`-o dataset.std` needs the name of the dataset: give --dataset too"),
+        ("-o augment.flip=true", "`-o augment.flip` has no effect here: images are not padded or flipped"),
         (
             "-o augment.crop=0",
             "These settings (-o augment.KEY) are not right:\n  crop: Input should be greater than 0, found '0'",

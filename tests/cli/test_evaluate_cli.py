@@ -58,7 +58,7 @@ def test_the_tables_compare_decoder_and_ridge_with_baselines(avt, run: Path) -> 
     assert [line.split()[0] for line in lines[11:20]] == [*"abcdefgh", "pooled"]
     assert f"retrieval  mrr {figures['retrieval']['mrr']:.3f} (chance 0.090)" in result.stdout
     assert "among 50 versions of each of 1 images" in result.stdout
-    assert f"nll        {figures['nll']:.3f} nats a pair" in result.stdout
+    assert f"nll        {figures['nll']:.3f} nats per pair" in result.stdout
     assert "images             20 of the 1000 test images of fashion-mini" in result.stdout
     assert "target             a, b, c (px), d, e, f (px), g (1/px), h (1/px)" in result.stdout
 
@@ -103,11 +103,11 @@ def test_a_photometric_run_shows_dashes_for_pixels(avt) -> None:
         ("run --layer conv9", "no layer 'conv9'. Did you mean"),
         ("run --transform affin", "No transform is called 'affin'. Did you mean 'affine'?"),
         ("run --backbone nin", "Both a run, run, and --backbone nin were given"),
-        ("run -o backbone.width=1", "`-o backbone.width` is an option of a backbone that is not named: give --backbone too"),
-        ("run -o objective.x=1", "evaluate takes options of backbone, dataset, transform and augment only, found 'objective'"),
+        ("run -o backbone.width=1", "`-o backbone.width` needs the name of the backbone: give --backbone too"),
+        ("run -o objective.x=1", "-o takes no kind 'objective' here. Kinds: backbone, dataset, transform, augment."),
         (
             "run -o augment.flip=false",
-            "evaluate pads and mirrors nothing, found `-o augment.flip`: it takes resize and crop only",
+            "`-o augment.flip` has no effect here: images are not padded or flipped",
         ),
         ("run --out run/config.toml", "run/config.toml exists already and is not overwritten"),
         ("nothing", "There is no run folder, checkpoint or file nothing"),

@@ -60,7 +60,7 @@ def test_a_written_config_reads_back_equal_and_writes_the_same_text(recipe: str,
 def test_every_setting_stands_under_its_description() -> None:
     text = to_toml(resolve({}, recipe="cifar10-nin"))
 
-    assert "# Images a step, over all processes.\nbatch_size = 512\n" in text
+    assert "# Images per step, over all processes.\nbatch_size = 512\n" in text
     assert "# Black pixels added on each side before the crop.\npadding = 4\n" in text
 
 
@@ -76,7 +76,7 @@ def test_all_bad_settings_are_named_at_once_with_the_nearest_known() -> None:
 
 def test_pieces_out_of_order_are_refused() -> None:
     pieces = [{"start": 0, "rate": 1}, {"start": 9, "rate": 1}, {"start": 5, "rate": 1}]
-    with pytest.raises(AvtError, match="must begin at epoch 0 and go on in order"):
+    with pytest.raises(AvtError, match="must start at epoch 0 and be in ascending order"):
         validate(PretrainConfig, {"schedule": {"pieces": pieces}}, where="here")
 
 
@@ -92,12 +92,12 @@ def test_options_go_to_their_sections_and_deeper() -> None:
 
 @pytest.mark.parametrize("text", ["width=1", "backbone.width", "backbone.=1", "backbone..x=1", "=1"])
 def test_an_option_of_another_form_is_refused(text: str) -> None:
-    with pytest.raises(AvtError, match=r"-o (takes KIND\.KEY=VALUE|knows no kind)"):
+    with pytest.raises(AvtError, match=r"-o (takes KIND\.KEY=VALUE|takes no kind)"):
         options_from_texts([text])
 
 
 def test_an_unknown_kind_of_option_gives_the_nearest() -> None:
-    with pytest.raises(AvtError, match=r"-o knows no kind 'backbon'\. Did you mean 'backbone'"):
+    with pytest.raises(AvtError, match=r"-o takes no kind 'backbon' here\. Did you mean 'backbone'"):
         options_from_texts(["backbon.width=1"])
 
 

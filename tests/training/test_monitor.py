@@ -397,7 +397,7 @@ def test_stopping_at_a_collapse_without_evaluations_is_refused(avt) -> None:
     result = avt(f"pretrain {TINY} --eval-every 0 --stop-on-collapse --out run")
 
     assert result.code == 2
-    assert "a collapse shows in evaluations alone: give eval_every a number of epochs above 0" in result.stderr
+    assert "only an evaluation detects a collapse: set eval_every above 0" in result.stderr
     assert not Path("run").exists()
 
 
