@@ -1,4 +1,4 @@
-"""What a model is built from."""
+"""Specification of a model."""
 
 from typing import Literal
 
@@ -8,20 +8,20 @@ from avtcli.config.components import Frozen, Plugin
 
 
 class ModelSpec(Frozen):
-    """What it takes to build a model again before its weights are loaded; stored with every checkpoint and export."""
+    """Everything needed to build a model before its weights are loaded; stored in every checkpoint and export."""
 
     backbone: Plugin
     """The network."""
     channels: int = Field(gt=0)
-    """Of the images."""
+    """Channels of the images."""
     size: tuple[int, int]
-    """(height, width) of the images that it was trained on."""
+    """(height, width) of the training images."""
     mean: tuple[float, ...]
-    """Per channel, of images in [0, 1]."""
+    """Mean of each channel, of images in [0, 1]."""
     std: tuple[float, ...]
-    """Per channel."""
+    """Standard deviation of each channel."""
     noise_scale: float = 0.0
-    """Of the encoder; 0 means no log-variance branch."""
+    """Noise scale of the encoder; 0 means no log-variance branch."""
     outputs: int = Field(default=0, ge=0)
     """How many numbers the decoder predicts; 0 means that there is no decoder."""
     has_log_var: bool = False
@@ -31,4 +31,4 @@ class ModelSpec(Frozen):
     views: Literal["both", "transformed"] = "both"
     """Whose codes the decoder sees: the pair's, or the transformed image's alone."""
     layer: str | None = None
-    """The tap that calling the encoder returns; none means the mean of the code."""
+    """The layer that calling the encoder returns; none means the mean of the code."""

@@ -46,6 +46,8 @@ class PretrainConfig(Frozen):
     """Epochs between evaluations on a few fixed images; one comes after the first step, one after the last epoch. 0: none."""
     stop_on_collapse: bool = False
     """Whether a run stops when an evaluation shows that it has collapsed."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers that receive the metrics; see `avt plugins list`."""
     dataset: Plugin = Plugin(name="fashion-mini")
     """The images."""
     backbone: Plugin = Plugin(name="nin")
