@@ -6,9 +6,13 @@ Shapes: B images, C channels, H rows, W columns; n draws, k parameters, dof targ
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Generator, Tensor, nn
+
+if TYPE_CHECKING:
+    from avtcli.models.encoder import Encoder
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -45,6 +49,10 @@ class Backbone(nn.Module, ABC):
         Returns:
             The vector, (B, vector_dim), and the wanted taps by name.
         """
+
+    def bare(self) -> nn.Module:
+        """Return the network with its own parameter names, as its library saves them: a submodule, or this module itself."""
+        return self
 
 
 class TransformFamily(ABC):
@@ -243,3 +251,70 @@ class Objective(nn.Module, ABC):
     def log_var_layer(self) -> nn.Module | None:
         """The decoder's log-variance layer, whose learning rate a schedule may set; none without one."""
         return None
+
+
+class Exporter(ABC):
+    """A format of exported encoders."""
+
+    suffix: str
+    """The ending of its files, with the dot; an empty string for a format that is a folder."""
+
+    def check(self, encoder: "Encoder", layer: str) -> None:  # noqa: B027
+        """Check that the format can hold an encoder whose output is `layer`; every encoder passes by default.
+
+        Raises:
+            AvtError: if it cannot; the message names a format that can.
+        """
+
+    @abstractmethod
+    def write(self, encoder: "Encoder", path: Path, about: Mapping[str, Any]) -> None:
+        """Write an encoder.
+
+        Args:
+            encoder: in eval mode, on the CPU; `encoder.output` is the layer that the loaded module returns.
+            path: the file or folder to make; it does not exist.
+            about: plain JSON: version, model (everything needed to build the encoder), step and config (may be none).
+        """
+
+    @abstractmethod
+    def load(self, path: Path) -> nn.Module:
+        """Load a module that maps normalised images, (B, C, H, W), to the features of the exported layer."""
+
+    @abstractmethod
+    def load_with(self, path: Path) -> tuple[str, ...]:
+        """Return the lines of Python, without compound statements, that load the file as `encoder`."""
+
+
+class Tracker(ABC):
+    """A log of a run's figures outside of avt. Its methods are called in the main process only."""
+
+    @abstractmethod
+    def start(self, run_dir: Path, config: Mapping[str, Any], step: int) -> None:
+        """Begin a run, or continue one.
+
+        Args:
+            run_dir: the run folder. What the tracker needs to continue lies in its folder `trackers`.
+            config: the run's settings as plain JSON.
+            step: steps done; values logged for later steps, by a run that was interrupted, come again.
+        """
+
+    @abstractmethod
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Record values by name after `step` steps; steps do not decrease, and one step may come several times."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """End the run: everything logged is safe when this returns."""
+
+
+@dataclass(frozen=True)
+class PublishedCheckpoint:
+    """How a published checkpoint of a backbone maps to ours.
+
+    Attributes:
+        recipe: the recipe of the published run.
+        modules: each module of the published encoder that holds tensors, and the name of ours.
+    """
+
+    recipe: str
+    modules: Mapping[str, str]

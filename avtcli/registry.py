@@ -1,42 +1,32 @@
-"""The bell-board: plugins by name, found through entry points and imported one at a time, when asked for.
+"""The plugin registry: plugins by name, found through entry points and imported one at a time, on request.
 
-A plugin is one function. Its signature is its option schema, its docstring its help. Ours are registered as anyone's are.
-Listing and naming read the metadata of the installed distributions only: no plugin is imported, so none can break it.
+A plugin is one function. Its signature is its option schema, its docstring its help. The built-in plugins are registered as
+all others are. Listing and naming read the metadata of the installed distributions only, so that no plugin can break them.
 """
 
 import contextlib
 import importlib.metadata
 import inspect
-import re
-import signal
 import sys
-import threading
-import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Final
 
 from avtcli.errors import AvtError, nearest
+from avtcli.plugin_options import Option, bind_options, plain, read_options, split_sum
 
 CONTRACT_VERSION: Final = 1
-"""The version of `avtcli.contracts` that this avt speaks. A plugin's module may say `CONTRACT_VERSION = 1` too."""
+"""The version of `avtcli.contracts`. A plugin's module may state `CONTRACT_VERSION = 1` too."""
 
 KINDS: Final = {
     "backbone": "Backbone",
     "transform": "TransformFamily",
     "dataset": "ImageData",
     "objective": "Objective",
+    "exporter": "Exporter",
+    "tracker": "Tracker",
 }
 """Each kind of plugin, and the class in `avtcli.contracts` that its function returns."""
-
-GIVEN: Final = {
-    "backbone": ("in_channels", "image_size"),
-    "transform": (),
-    "dataset": ("data_dir",),
-    "objective": ("vector_dim", "family"),
-}
-"""Parameters that the house fills in, so that they are no options: a plugin takes those it names."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +42,11 @@ class PluginInfo:
 
     @property
     def origin(self) -> str:
-        """Where it comes from, for messages."""
+        """Its distribution with the version."""
         return f"{self.distribution} {self.version}"
 
-
-@dataclass(frozen=True)
-class Option:
-    """One option of a plugin, as its signature states it."""
-
-    name: str
-    annotation: str
-    default: Any
-    required: bool
+    def __str__(self) -> str:
+        return f"The {self.kind} '{self.name}' of {self.origin}"
 
 
 def _entries(kind: str) -> list[PluginInfo]:
@@ -71,7 +54,7 @@ def _entries(kind: str) -> list[PluginInfo]:
     infos = [
         PluginInfo(kind, e.name, e.value, e.dist.name if e.dist else "?", e.dist.version if e.dist else "?", e) for e in found
     ]
-    # One distribution may be listed twice (an editable install beside its build): the same promise is one plugin.
+    # an editable install next to its build lists one distribution twice
     unique = {(i.name, i.value, i.distribution): i for i in infos}
     return sorted(unique.values(), key=lambda i: (i.name, i.distribution))
 
@@ -100,24 +83,22 @@ def info(kind: str, name: str) -> PluginInfo:
     if not matches:
         known = sorted({entry.name for entry in entries})
         installed = ", ".join(known) or "none"
-        raise AvtError(f"No {kind} is called '{name}'. {nearest(name, [*known, *_variants(kind)])}Installed: {installed}.")
+        hint = nearest(name, [*known, *_variants(kind)])
+        raise AvtError(f"No {kind} is called '{name}'. {hint}Installed: {installed}.")
     return matches[0]
 
 
-def _variants(kind: str) -> dict[str, str]:
-    """The variants that plugins list, with the plugin of each; this imports those plugins, and a broken one lists none."""
-    found: dict[str, str] = {}
-    for entry in _entries(f"{kind}_variant"):
-        with contextlib.suppress(AvtError):
-            found |= dict.fromkeys(load(entry)(), entry.name)
-    return found
+def split_name(spec: str) -> tuple[str, str | None]:
+    """Split `NAME[:VARIANT]` at the first colon."""
+    name, colon, variant = spec.partition(":")
+    return name, variant if colon else None
 
 
 def full_name(kind: str, spec: str) -> str:
     """Return a spec with its plugin: a bare name that no plugin has becomes `PLUGIN:NAME` where a plugin lists it.
 
     A plugin with many variants may list them in an entry point of the group `avtcli.KIND_variants`, under its own name: a
-    function without parameters that returns names. It is asked only about names that no plugin has.
+    function without parameters that returns names. It is called only for names that no plugin has.
     """
     name, variant = split_name(spec)
     if variant is not None or name in names(kind):
@@ -126,24 +107,17 @@ def full_name(kind: str, spec: str) -> str:
     return spec if plugin is None else f"{plugin}:{name}"
 
 
-@contextlib.contextmanager
-def _interrupts_told_apart() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether Ctrl-C was pressed, as against a plugin that raises KeyboardInterrupt itself."""
-    pressed: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
+def _variants(kind: str) -> dict[str, str]:
+    return {variant: name for name, variants in provided(f"{kind}_variant").items() for variant in variants}
 
-    def note(number: int, frame: FrameType | None) -> None:
-        pressed.append(number)
-        raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, note) if signal.getsignal(signal.SIGINT) is signal.default_int_handler else None
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGINT, before)
+def provided(group: str) -> dict[str, Any]:
+    """Call every function of the entry-point group `avtcli.GROUPs`; what they return, by name, without the broken ones."""
+    found: dict[str, Any] = {}
+    for entry in _entries(group):
+        with contextlib.suppress(AvtError):
+            found[entry.name] = load(entry)()
+    return found
 
 
 def load(plugin: PluginInfo) -> Callable[..., Any]:
@@ -153,34 +127,21 @@ def load(plugin: PluginInfo) -> Callable[..., Any]:
         AvtError: if it does not import, is no function, or was written for another version of the contracts. The message
             names plugin, distribution, version and cause.
     """
-    who = f"The {plugin.kind} '{plugin.name}' of {plugin.origin}"
-    with contextlib.redirect_stdout(sys.stderr), _interrupts_told_apart() as pressed:
+    with contextlib.redirect_stdout(sys.stderr):
         try:
             function = plugin.entry_point.load()
-        except BaseException as error:
-            if pressed():
-                raise
+        except (Exception, SystemExit) as error:
             cause = f"{type(error).__name__}: {error}".rstrip(": ")
-            raise AvtError(f"{who} cannot be imported from {plugin.value}: {cause}. Mend or uninstall it.") from error
+            raise AvtError(f"{plugin} cannot be imported from {plugin.value}: {cause}. Repair or uninstall it.") from error
     if not callable(function) or inspect.isclass(function):
-        raise AvtError(f"{who} is {type(function).__name__} {plugin.value}, expected a function. See `avt plugins new`.")
+        raise AvtError(f"{plugin} is {type(function).__name__} {plugin.value}, expected a function. See `avt plugins new`.")
     stated = getattr(sys.modules.get(function.__module__), "CONTRACT_VERSION", CONTRACT_VERSION)
     if stated != CONTRACT_VERSION:
         raise AvtError(
-            f"{who} was written for version {stated} of the plugin contracts; this avt speaks version {CONTRACT_VERSION}. "
-            "Install a matching release of either."
+            f"{plugin} was written for version {stated} of the plugin contracts; this avt implements version "
+            f"{CONTRACT_VERSION}. Install a matching release of either."
         )
     return function  # type: ignore[no-any-return]
-
-
-def _parameters(plugin: PluginInfo, function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    parameters = dict(inspect.signature(function).parameters)
-    for p in parameters.values():
-        if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
-            raise AvtError(
-                f"The {plugin.kind} '{plugin.name}' of {plugin.origin} takes {p}: a plugin names each of its options."
-            )
-    return parameters
 
 
 def options(plugin: PluginInfo) -> list[Option]:
@@ -189,96 +150,49 @@ def options(plugin: PluginInfo) -> list[Option]:
     Raises:
         AvtError: if the plugin does not import, or hides its options behind *args or **kwargs.
     """
-    parameters = _parameters(plugin, load(plugin))
-    return [
-        Option(
-            name,
-            p.annotation if isinstance(p.annotation, str) else inspect.formatannotation(p.annotation),
-            None if p.default is p.empty else p.default,
-            p.default is p.empty,
-        )
-        for name, p in parameters.items()
-        if p.kind is p.KEYWORD_ONLY and name not in GIVEN[plugin.kind]
-    ]
+    return read_options(plugin.kind, load(plugin), who=str(plugin))
 
 
-def split_name(spec: str) -> tuple[str, str | None]:
-    """Split `NAME[:VARIANT]` at the first colon."""
-    name, colon, variant = spec.partition(":")
-    return name, variant if colon else None
+def _bind(
+    kind: str, spec: str, values: Mapping[str, Any]
+) -> tuple[PluginInfo, Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    name, variant = split_name(full_name(kind, spec))
+    plugin = info(kind, name)
+    function = load(plugin)
+    return plugin, function, *bind_options(function, variant, values, kind=kind, name=name, who=str(plugin))
 
 
-def parse_value(text: str) -> Any:
-    """Read an option's text: a list or table as TOML, anything else as it stands (the plugin's annotation says the type).
+def resolve_options(kind: str, spec: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every option of a plugin, defaults included, in its annotated type, as values that JSON and TOML hold.
+
+    Options whose value is None are left out. Resolved options resolve to themselves. For a sum `a+b` of transforms the
+    options are tables by the parts' names.
 
     Raises:
-        AvtError: if a text that starts with a bracket is no TOML.
+        AvtError: for an unknown name, a broken plugin, or an unknown or ill-typed option.
     """
-    if text[:1] not in ("[", "{"):
-        return text
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError as error:
-        raise AvtError(f"{text!r} starts like a list or table and is no TOML: {error}.") from None
+    if kind == "transform" and "+" in spec:
+        return {split_name(part)[0]: resolve_options(kind, part, own) for part, own in split_sum(kind, spec, values)}
+    return plain(_bind(kind, spec, values)[-1])
 
 
 def build(kind: str, spec: str, values: Mapping[str, Any], **given: Any) -> Any:
-    """Make what a plugin makes.
+    """Call a plugin and return what it makes.
 
     Args:
-        kind: backbone, transform, dataset or objective.
+        kind: one of `KINDS`.
         spec: `NAME` or `NAME:VARIANT`; the variant becomes the plugin's first argument. See `full_name` for a bare variant.
-        values: its options; texts are turned into the types that its signature states.
-        **given: what the house fills in; the plugin gets those that it names.
+        values: its options; texts are converted to the types that its signature states.
+        **given: what the caller fills in, see `GIVEN`; the plugin gets those that it names.
 
     Raises:
         AvtError: for an unknown name, a broken plugin, an unknown or ill-typed option, or a plugin that returns another kind.
     """
-    from pydantic import ConfigDict, ValidationError, validate_call
-
     from avtcli import contracts
 
-    name, variant = split_name(full_name(kind, spec))
-    plugin = info(kind, name)
-    function = load(plugin)
-    parameters = _parameters(plugin, function)
-    known = {n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n not in GIVEN[kind]}
-    takes_variant = any(p.kind is p.POSITIONAL_ONLY for p in parameters.values())
-    if variant is not None and not takes_variant:
-        raise AvtError(f"The {kind} '{name}' takes nothing after a colon, found '{variant}'. Write `{name}` alone.")
-    for key in values:
-        if key not in known:
-            taken = ", ".join(sorted(known)) or "none"
-            raise AvtError(f"The {kind} '{name}' has no option '{key}'. {nearest(key, known)}Its options: {taken}.")
-    given = {key: value for key, value in given.items() if key in parameters}
-    config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
-    try:
-        checked = validate_call(config=config)(function)
-        made = checked(*([variant] if variant is not None else []), **given, **values)
-    except NameError as error:
-        raise AvtError(
-            f"The {kind} '{name}' of {plugin.origin} has an annotation that does not resolve ({error}). "
-            "Import what its signature names for real, not under TYPE_CHECKING."
-        ) from error
-    except ValidationError as error:
-        if error.title != getattr(function, "__name__", ""):
-            raise
-        raise AvtError(_option_errors(kind, name, error)) from None
-    expected = getattr(contracts, KINDS[kind])
-    if not isinstance(made, expected):
-        raise AvtError(f"The {kind} '{name}' of {plugin.origin} returned a {type(made).__name__}, expected a {KINDS[kind]}.")
+    plugin, function, positional, typed = _bind(kind, spec, values)
+    taken = inspect.signature(function).parameters
+    made = function(*positional, **{key: value for key, value in given.items() if key in taken}, **typed)
+    if not isinstance(made, getattr(contracts, KINDS[kind])):
+        raise AvtError(f"{plugin} returned a {type(made).__name__}, expected {KINDS[kind]}.")
     return made
-
-
-def _option_errors(kind: str, name: str, error: Any) -> str:
-    lines = []
-    for detail in error.errors():
-        where = ".".join(str(part) for part in detail["loc"])
-        if detail["type"] == "missing_positional_only_argument":
-            lines.append(f"it needs something after a colon, as in `{name}:VARIANT`")
-        elif detail["type"].startswith("missing"):
-            lines.append(f"option '{where}' is needed: give `-o {kind}.{where}=VALUE`")
-        else:
-            message = re.sub(r"^Input should be", "should be", detail["msg"])
-            lines.append(f"option '{where}' {message}, found {detail['input']!r}")
-    return f"The {kind} '{name}' does not take these options: " + "; ".join(lines) + "."

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "numpy", "safetensors"}
 
 LAYERS = (
-    {"errors", "seeding", "contracts", "events", "registry"},
+    {"errors", "seeding", "contracts", "events", "plugin_options", "registry"},
     {"recipes"},
     {"config"},
     {"geometry"},
@@ -127,7 +127,7 @@ def test_pretraining_small_data_loads_neither_torchvision_nor_timm() -> None:
 
 
 def test_importing_avtcli_loads_no_torch() -> None:
-    assert "torch" not in loaded_by("import avtcli, avtcli.testing")
+    assert "torch" not in loaded_by("import avtcli, avtcli.plugin_kit")
 
 
 def test_pickle_is_used_in_two_named_places_only() -> None:

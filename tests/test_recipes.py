@@ -92,7 +92,7 @@ def aet_imagenet(epoch: int) -> float:
     ("name", "distribution"),
     [("cifar10-nin-aet", aet_cifar), ("cifar10-nin-aet-affine", aet_cifar), ("imagenet-alexnet-aet", aet_imagenet)],
 )
-def test_the_sister_papers_rates_are_hers_in_every_epoch(name: str, distribution) -> None:
+def test_aets_rates_are_the_published_ones_in_every_epoch(name: str, distribution) -> None:
     config = recipe(name)
     rates = [rates_at(config, epoch * 98 + 5, 98) for epoch in range(config.total_epochs)]
 
@@ -110,7 +110,7 @@ def test_the_sister_papers_rates_are_hers_in_every_epoch(name: str, distribution
         ("gaussian", None, "cifar10-nin"),
     ],
 )
-def test_an_objective_and_a_family_of_the_sister_paper_choose_her_recipe(objective, family, chosen: str) -> None:
+def test_an_objective_and_a_family_of_aet_choose_its_recipe(objective, family, chosen: str) -> None:
     named = {"dataset": "cifar10", "backbone": "nin", "objective": objective, "transform": family}
 
     assert resolve({kind: {"name": name} for kind, name in named.items() if name}, recipe=None).recipe == chosen

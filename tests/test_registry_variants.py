@@ -21,7 +21,7 @@ def install(install: Callable[..., None]) -> Install:
     return make
 
 
-def test_a_strangers_variants_are_found_by_their_bare_names(install: Install) -> None:
+def test_an_installed_plugins_variants_are_found_by_bare_names(install: Install) -> None:
     install("zoo_a", "def variants():\n    return ['lions', 'tigers']")
 
     assert registry.full_name("dataset", "lions") == "zoo:lions"

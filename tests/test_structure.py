@@ -91,7 +91,9 @@ def test_no_two_modules_have_one_name() -> None:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_import_chain_inside_a_package_is_longer_than_five(package: str) -> None:
     folder = ROOT / "avtcli" / package
-    modules = {f"avtcli.{package}." + ".".join(path.relative_to(folder).with_suffix("").parts): path for path in folder.rglob("*.py")}
+    modules = {
+        f"avtcli.{package}." + ".".join(path.relative_to(folder).with_suffix("").parts): path for path in folder.rglob("*.py")
+    }
     imports = {
         name: {
             node.module

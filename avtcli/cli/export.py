@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -12,25 +12,27 @@ from avtcli.cli.options import Json, Run
 
 def export(
     run: Run = None,
-    file_format: Annotated[Literal["safetensors"], typer.Option("--format", help="Of the file.")] = "safetensors",
+    file_format: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="An exporter; see `avt plugins list`.")
+    ] = "safetensors",
     out: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="The file. Left out: encoder.safetensors in the run folder.")
+        Path | None, typer.Option(metavar="PATH", help="The file. Default: `encoder` with the format's ending in the run.")
     ] = None,
     layer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The layer that the loaded encoder returns. Left out: the code.")
+        str | None, typer.Option(metavar="NAME", help="The layer that the loaded encoder returns. Default: the code.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the encoder's weights to one file, load it back in a fresh process, and compare.
+    """Export the encoder's weights, load them back in a fresh process, and compare.
 
     Example: `avt export --format safetensors`
     """
     from avtcli.exporting.export import export as run_export
     from avtcli.models.weights import open_weights
 
-    assert file_format == "safetensors"
     with reporting() as on_event:
-        result = run_export(open_weights(run, on_event=on_event), out=out, layer=layer, on_event=on_event)
+        source = open_weights(run, on_event=on_event)
+        result = run_export(source, file_format=file_format, out=out, layer=layer, on_event=on_event)
     if as_json:
         say_json(asdict(result))
         return

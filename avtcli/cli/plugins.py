@@ -1,4 +1,4 @@
-"""`avt plugins`: what is installed, ours and anyone's; whether it keeps its promises; and a package to begin one's own."""
+"""`avt plugins`: list, check and write plugins."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,17 +10,17 @@ from avtcli.cli.options import Json
 
 app = typer.Typer(help="List, check and write plugins.", no_args_is_help=True, rich_markup_mode="markdown")
 
-KindName = Literal["backbone", "transform", "dataset", "objective"]
+KindName = Literal["backbone", "transform", "dataset", "objective", "exporter", "tracker"]
 
 
 @app.callback()
 def _plugins() -> None:
-    """Look after backbones, transformations, data sets and objectives, ours and anyone's."""
+    """Manage backbones, transformations, data sets, objectives, exporters and trackers, built in or installed."""
 
 
 @app.command("list")
 def list_plugins(as_json: Json = False) -> None:
-    """List every installed plugin, importing none: kind, name, the distribution that brings it."""
+    """List every installed plugin without importing it: kind, name, distribution."""
     from avtcli import registry
 
     infos = registry.listing()
@@ -34,41 +34,41 @@ def list_plugins(as_json: Json = False) -> None:
 @app.command("check")
 def check(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A plugin; with :VARIANT or :PATH where it takes one.")],
-    kind: Annotated[KindName | None, typer.Option(help="Of the plugin, where several kinds have one of that name.")] = None,
+    kind: Annotated[KindName | None, typer.Option(help="The plugin's kind, where several kinds have the name.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Try every promise that a plugin makes: seed, shapes, gradients, statistics, inverse, documentation, import.
+    """Run the conformance checks: seed, shapes, gradients, statistics, inverse, documentation, import.
 
     Example: `avt plugins check nin`
     """
     from avtcli.errors import RunFailedError
-    from avtcli.plugin_kit.plugin_checks import check_plugin, find_plugin
+    from avtcli.plugin_kit import check_plugin
+    from avtcli.plugin_kit.plugin_checks import find_plugin
 
     info = find_plugin(name, kind)
     with reporting():
         checks = check_plugin(name, kind=info.kind)
-    broken = [check for check in checks if not check.ok]
+    failed = [check for check in checks if not check.ok]
     if as_json:
         rows = [{"check": c.name, "ok": c.ok, "problem": c.problem, "figures": c.figures} for c in checks]
         about = {"kind": info.kind, "name": info.name, "distribution": info.distribution, "version": info.version}
-        say_json({**about, "ok": not broken, "checks": rows})
+        say_json({**about, "ok": not failed, "checks": rows})
     else:
         width = max(len(check.name) for check in checks)
         for c in checks:
-            say(f"{'ok' if c.ok else 'BROKEN':<6}  {c.name:<{width}}  {c.problem or c.figures}".rstrip())
-    if broken:
+            say(f"{'ok' if c.ok else 'FAILED':<6}  {c.name:<{width}}  {c.problem or c.figures}".rstrip())
+    if failed:
         raise RunFailedError(
-            f"The {info.kind} '{info.name}' of {info.origin} breaks {len(broken)} of {len(checks)} promises, the first: "
-            f"{broken[0].name}: {broken[0].problem}."
+            f"{info} fails {len(failed)} of {len(checks)} conformance checks, the first: {failed[0].name}: {failed[0].problem}."
         )
 
 
 @app.command("new")
 def new(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make; its name becomes the plugin's.")],
-    kind: Annotated[KindName, typer.Option(help="What the plugin is.")] = "backbone",
+    kind: Annotated[KindName, typer.Option(help="The plugin's kind.")] = "backbone",
 ) -> None:
-    """Write a plugin package that works as it is, with its test, to be changed into your own.
+    """Write a working plugin package with its test, to be changed into your own.
 
     Example: `avt plugins new my-backbone`
     """

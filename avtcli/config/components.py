@@ -141,3 +141,8 @@ class Schedule(Frozen):
 
         update = {"rate": peak, "pieces": scaled(self.pieces), "log_var_pieces": scaled(self.log_var_pieces)}
         return self.model_copy(update=update)
+
+
+def plugin_fields(model: type[BaseModel]) -> tuple[str, ...]:
+    """Return the names of a settings model's fields that are plugins, each called as its kind."""
+    return tuple(name for name, field in model.model_fields.items() if field.annotation is Plugin)

@@ -15,9 +15,9 @@ class ModelSpec(Frozen):
     size: tuple[int, int]
     """(height, width) of the training images."""
     mean: tuple[float, ...]
-    """Per channel, of images in [0, 1]."""
+    """Mean of each channel, of images in [0, 1]."""
     std: tuple[float, ...]
-    """Per channel."""
+    """Standard deviation of each channel."""
     noise_scale: float = 0.0
     """Noise scale of the encoder; 0 means no log-variance branch."""
     objective: Plugin | None = None

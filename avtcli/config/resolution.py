@@ -1,25 +1,22 @@
-"""From a recipe and the command line to checked settings, and back to TOML.
-
-Layers are plain tables, merged before one validation; None means not given.
-"""
+"""Resolve settings from recipe and command line: plain tables are merged, then checked once; None means not given."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from avtcli import recipes
-from avtcli.config.components import component_kinds
+from avtcli import recipes, registry
+from avtcli.config.components import Plugin, component_kinds, plugin_fields
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.errors import AvtError, nearest
-from avtcli.registry import KINDS, parse_value
+from avtcli.plugin_options import parse_value
 
 T = TypeVar("T", bound=BaseModel)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Overlay settings; None means not given. A plugin of another name leaves the options of the one it replaces behind."""
+    """Overlay settings; None means not given. A plugin of another name drops the options of the one it replaces."""
     out = dict(base)
     for key, value in over.items():
         if value is None:
@@ -34,29 +31,41 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolve(over: Mapping[str, Any], *, recipe: str | None) -> PretrainConfig:
-    """Overlay a recipe with the command line.
+    """Overlay a recipe with the command line; plugins have their full names and every option, see `resolve_plugin`.
 
     Args:
         over: settings by section, None where not given; `lr` is the backbone's peak rate.
-        recipe: a recipe's name or a TOML file; where left out, data set and backbone choose the published one, else our own.
+        recipe: a recipe's name or a TOML file; left out, the published one of data set and backbone, else the default.
 
     Raises:
-        AvtError: for an unknown recipe, or with every bad setting at once.
+        AvtError: for an unknown recipe or plugin, or with every bad setting at once.
     """
     over = dict(over)
     peak = over.pop("lr", None)
     name = recipe or recipes.choose(over)
     content = recipes.load(name, kind="pretrain")
-    named = {kind: {"name": PretrainConfig.model_fields[kind].default.name} for kind in KINDS}
+    kinds = plugin_fields(PretrainConfig)
+    named = {kind: {"name": PretrainConfig.model_fields[kind].default.name} for kind in kinds}
     settings = merge(merge({"recipe": name, **named}, content), over)
     config = validate(PretrainConfig, settings, where=f"recipe {name}")
+    update: dict[str, Any] = {kind: resolve_plugin(kind, getattr(config, kind)) for kind in kinds}
     if peak is not None:
-        config = config.model_copy(update={"schedule": config.schedule.with_peak(peak)})
-    return config
+        update["schedule"] = config.schedule.with_peak(peak)
+    return config.model_copy(update=update)
+
+
+def resolve_plugin(kind: str, plugin: Plugin) -> Plugin:
+    """Return a plugin with its full name and all its options, defaults included and typed: two spellings become equal.
+
+    Raises:
+        AvtError: for an unknown plugin, or an unknown or ill-typed option.
+    """
+    name = registry.full_name(kind, plugin.name)
+    return Plugin.model_validate({"name": name, **registry.resolve_options(kind, name, plugin.options)})
 
 
 def resolve_probe(over: Mapping[str, Any], *, recipe: str | None) -> ProbeConfig:
-    """Overlay an evaluation recipe, or our own protocol where left out, with the command line; `lr` is the heads' peak rate.
+    """Overlay an evaluation recipe, or the default protocol, with the command line; `lr` is the heads' peak rate.
 
     Raises:
         AvtError: for an unknown recipe, or with every bad setting at once.
@@ -92,7 +101,7 @@ def _problem(model: type[BaseModel], detail: Any) -> str:
     if detail["type"] == "extra_forbidden":
         known = _fields_at(model, path[:-1])
         return f"{where}: there is no such setting. {nearest(path[-1], known)}Known here: {', '.join(known)}."
-    if detail["type"] == "value_error":  # our own words, which say what was found
+    if detail["type"] == "value_error":  # raised by the models, with what was found
         return f"{where}: {detail['ctx']['error']}" if where else str(detail["ctx"]["error"])
     if detail["type"] == "missing" and path[1:] == ["name"]:
         return f"{path[0]}: found options ({', '.join(detail['input'])}) and no name: give --{path[0]} too"

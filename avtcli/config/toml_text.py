@@ -1,4 +1,4 @@
-"""Settings as TOML, each with its description above it."""
+"""Settings written as TOML with their descriptions as comments."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def to_toml(config: PretrainConfig) -> str:
             field = PretrainConfig.model_fields.get(line.strip("[]"))
             section: Any = field.annotation if field else None
             plain = isinstance(section, type) and issubclass(section, Frozen)
-            fields = section.model_fields if plain else {}  # a plugin's options are described by the plugin
+            fields = section.model_fields if plain else {}  # the plugin documents its options
             described = field.description if field else None
         else:
             found = fields.get(line.split(" = ")[0])

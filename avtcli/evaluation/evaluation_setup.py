@@ -9,7 +9,7 @@ from torch import Tensor
 
 from avtcli.config.components import Plugin
 from avtcli.config.pretrain_config import PretrainConfig
-from avtcli.config.resolution import merge, validate
+from avtcli.config.resolution import merge, resolve_plugin, validate
 from avtcli.contracts import Size, Split, TransformFamily
 from avtcli.data.held_out import held_out_indices, held_out_split
 from avtcli.data.images import Images
@@ -126,7 +126,7 @@ def choose_transform(config: PretrainConfig | None, given: Mapping[str, Any]) ->
         AvtError: for invalid settings.
     """
     own = PretrainConfig.model_fields["transform"].default if config is None else config.transform
-    return validate(Plugin, merge(own.model_dump(), given), where="--transform")
+    return resolve_plugin("transform", validate(Plugin, merge(own.model_dump(), given), where="--transform"))
 
 
 def why_no_decoder(source: Weights, transform: Plugin, size: Size) -> str | None:

@@ -1,37 +1,41 @@
-"""Taking the weights away: written, loaded back in a fresh process, compared, and only then called done."""
+"""Export of an encoder: written, loaded back in a fresh process, compared, and only then published."""
 
+import filecmp
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save_file
 
+from avtcli import registry
+from avtcli.contracts import Exporter
 from avtcli.errors import AvtError, RunFailedError
 from avtcli.events import OnEvent, Progress, Saved
+from avtcli.models.encoder import Encoder
 from avtcli.models.weights import Weights, restore_encoder
-from avtcli.storage.files import disk_errors_explained, refuse_existing, to_metadata, write_synced
+from avtcli.storage.files import disk_errors_explained, fsync_folder, refuse_existing
 
 TOLERANCE = 1e-5
 
-_LOAD_BACK = """
-import sys
+_RUN_ENCODER = """
+import sys, torch
 from safetensors.torch import load_file, save_file
-file, inputs, outputs = sys.argv[1:]
-x = load_file(inputs)["x"]
-import torch
 with torch.no_grad():
-    {load_with}
-    y = encoder(x)
-save_file({{"y": y.contiguous()}}, outputs)
+    y = encoder(load_file(sys.argv[1])["x"])
+save_file({"y": y.contiguous()}, sys.argv[2])
 """
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What `avt export` reports."""
+    """Result of `avt export`; `load_with` is the Python that loads the file, its lines joined by semicolons."""
 
     file: str
     format: str
@@ -39,62 +43,115 @@ class ExportResult:
     load_with: str
 
 
-def export(source: Weights, *, out: Path | None, layer: str | None, on_event: OnEvent) -> ExportResult:
-    """Write the encoder as one safetensors file that says how to build it.
+def export(
+    source: Weights, *, file_format: str = "safetensors", out: Path | None, layer: str | None, on_event: OnEvent
+) -> ExportResult:
+    """Write the encoder in a format.
 
     Args:
         source: the weights.
-        out: the file; left out, encoder.safetensors in the run folder.
-        layer: the tap that calling the loaded encoder returns; left out, the mean of the code.
-        on_event: told what happens.
+        file_format: an exporter plugin.
+        out: the file or folder; left out, `encoder` with the format's ending in the run folder.
+        layer: the layer that the loaded encoder returns; left out, the mean of the code.
+        on_event: receives progress and `Saved`.
 
     Raises:
-        AvtError: if the layer does not exist, or another file is in the way.
-        RunFailedError: if the file, loaded back, gives other features.
+        AvtError: if format or layer do not exist, `out` has another ending than the format, the format cannot hold the encoder,
+            or another file exists.
+        RunFailedError: if what was written does not load, or gives other features; it is deleted then.
     """
     from avtcli import __version__
 
-    if out is None and source.run is None:
-        raise AvtError(f"{source.path} is an exported file already: say with --out where the new one goes.")
-    out = out or Path(str(source.run)) / "encoder.safetensors"
-    spec = source.spec.model_copy(update={"layer": layer or source.spec.layer, "outputs": 0, "has_log_var": False})
+    exporter: Exporter = registry.build("exporter", file_format, {})
+    out = _resolved_out(out, source, file_format, exporter.suffix)
     encoder = restore_encoder(source)
     if layer is not None:
         encoder.check_layers([layer])
         encoder.output = layer
+    exporter.check(encoder, encoder.output)
+    spec = source.spec.model_copy(update={"layer": layer or source.spec.layer, "outputs": 0, "has_log_var": False})
     about = {
         "version": __version__,
         "model": spec.model_dump(mode="json", exclude_none=True),
         "step": source.about.get("step"),
         "config": source.about.get("config"),
     }
-    blob = save({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, metadata=to_metadata(about))
-    if not (out.is_file() and out.read_bytes() == blob):  # the same weights again are welcome, other ones are not
-        refuse_existing(out)
+    x = torch.randn(4, spec.channels, *spec.size, generator=torch.Generator().manual_seed(0))
+    written = out.with_name(f".{uuid4().hex[:8]}.tmp{exporter.suffix}")
+    try:
         with disk_errors_explained(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            write_synced(out, blob)
-    load_with = f"from avtcli import load_encoder; encoder = load_encoder({str(out)!r})"
-    on_event(Progress("loading back", 0, 1, "files"))
-    difference = _compare(encoder, out, spec.channels, spec.size)
-    on_event(Progress("loading back", 1, 1, "files"))
-    if not difference <= TOLERANCE:
-        raise RunFailedError(f"{out} was loaded back and its features differ by {difference:.1g}: do not use it.")
+            exporter.write(encoder, written, about)
+        on_event(Progress("loading back", 0, 1, "files"))
+        difference = compare_loaded(encoder, x, written, loading_lines(file_format, written))
+        on_event(Progress("loading back", 1, 1, "files"))
+        if not difference <= TOLERANCE:
+            raise RunFailedError(f"The features of {out}, loaded back, differ by {difference:.1g}: it was deleted.")
+        with disk_errors_explained(out):
+            _publish(written, out)
+    finally:
+        shutil.rmtree(written, ignore_errors=True) if written.is_dir() else written.unlink(missing_ok=True)
     on_event(Saved(out))
-    return ExportResult(str(out), "safetensors", difference, load_with)
+    return ExportResult(str(out), file_format, difference, "; ".join(exporter.load_with(out)))
 
 
-def _compare(encoder: torch.nn.Module, out: Path, channels: int, size: tuple[int, int]) -> float:
-    """The largest difference between our encoder and the file, loaded by a fresh process."""
-    x = torch.randn(4, channels, *size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        ours = encoder(x)
-    script = _LOAD_BACK.format(load_with="from avtcli import load_encoder; encoder = load_encoder(file)")
-    with tempfile.TemporaryDirectory() as folder:
+def _resolved_out(out: Path | None, source: Weights, file_format: str, suffix: str) -> Path:
+    if out is None:
+        if source.run is None:
+            raise AvtError(f"{source.path} is an exported file already: give --out.")
+        return Path(source.run) / f"encoder{suffix}"
+    if out.suffix != suffix:
+        made = f"a file that ends in {suffix}" if suffix else "a folder without an ending"
+        raise AvtError(f"The format '{file_format}' writes {made}, found --out {out}. Give --out {out.with_suffix(suffix)}.")
+    return out
+
+
+def loading_lines(file_format: str, path: Path) -> tuple[str, ...]:
+    """Return the lines of Python that load a file as `encoder` through its exporter."""
+    build = f"registry.build('exporter', {file_format!r}, {{}})"
+    return "from pathlib import Path", "from avtcli import registry", f"encoder = {build}.load(Path({str(path)!r}))"
+
+
+def compare_loaded(encoder: Encoder, x: torch.Tensor, path: Path, lines: Sequence[str]) -> float:
+    """Return the largest difference between an encoder's features and those of its file in a fresh process.
+
+    Args:
+        encoder: the encoder that was written.
+        x: normalised images, (B, C, H, W).
+        path: what was written, for messages.
+        lines: Python that loads it as `encoder`.
+
+    Raises:
+        RunFailedError: if it does not load there.
+    """
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         inputs, outputs = Path(folder) / "x.safetensors", Path(folder) / "y.safetensors"
         save_file({"x": x}, inputs)
-        command = [sys.executable, "-c", script, str(out.resolve()), str(inputs), str(outputs)]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-c", "\n".join(lines) + _RUN_ENCODER, str(inputs), str(outputs)]
+        variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
         if ended.returncode != 0:
-            raise RunFailedError(f"{out} was written and does not load back: {ended.stderr.strip().splitlines()[-1:]}.")
-        return float((load_file(outputs)["y"] - ours).abs().max())
+            raise RunFailedError(f"{path} was written and does not load back: {ended.stderr.strip().splitlines()[-1:]}.")
+        return float((load_file(outputs)["y"] - encoder(x)).abs().max())
+
+
+def _publish(written: Path, out: Path) -> None:
+    """Wait until a file or folder is on disk and rename it; an equal one that exists already is kept."""
+    for path in [written, *written.rglob("*")]:
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    if not _equal(written, out):
+        refuse_existing(out)
+        os.rename(written, out)
+        fsync_folder(out.parent)
+
+
+def _equal(a: Path, b: Path) -> bool:
+    """Whether two files, or all files in two folders, have the same content."""
+    if a.is_file() or b.is_file():
+        return a.is_file() and b.is_file() and filecmp.cmp(a, b, shallow=False)
+    names = sorted(path.relative_to(a) for path in a.rglob("*"))
+    return names == sorted(path.relative_to(b) for path in b.rglob("*")) and all(
+        _equal(a / name, b / name) for name in names if (a / name).is_file()
+    )

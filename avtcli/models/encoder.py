@@ -68,6 +68,11 @@ class Encoder(nn.Module):
         return functional.batch_norm(images, mean, var, eps=0)  # one pass over the images
 
     @property
+    def backbone_model(self) -> nn.Module:
+        """The bare network, with its own parameter names."""
+        return self.backbone.bare()
+
+    @property
     def layers(self) -> tuple[str, ...]:
         """The names that `features` accepts, in the order of the network."""
         names = list(self.backbone.taps)

@@ -1,4 +1,4 @@
-"""What a run's weights are before the first step: random, published, or those of an earlier run or file."""
+"""A run's weights before the first step: random, published, or those of an earlier run or file."""
 
 from pathlib import Path
 
@@ -17,55 +17,55 @@ from avtcli.models.siamese import SiameseModel
 from avtcli.models.weights import open_weights
 
 PRETRAINED = "pretrained"
-"""The option of a backbone that asks for published weights: of a run's beginning, and not of what is stored beside weights."""
-
-_PREFIXES = ("", "encoder.", "encoder.backbone.", "encoder.backbone.model.")
-"""What stands before the names of a whole run, an exported encoder, a backbone, and a model of timm."""
+"""The option of a backbone that asks for published weights; it is not stored with weights."""
 
 
 def stored_backbone(plugin: Plugin) -> Plugin:
-    """The backbone as it is stored beside weights: building it again fetches nothing."""
+    """Return the backbone as it is stored with weights: building it again downloads nothing."""
     return Plugin(name=plugin.name, **{key: value for key, value in plugin.options.items() if key != PRETRAINED})
 
 
 def build_initial(
     config: PretrainConfig, spec: ModelSpec, *, family: TransformFamily, resume: bool, on_event: OnEvent
 ) -> SiameseModel:
-    """Make a run's model as it is before the first step.
+    """Build a run's model as it is before the first step.
 
     Args:
-        config: the settings; the backbone's own say whether it begins with published weights.
-        spec: what to build.
+        config: the settings; the backbone's options may ask for published weights.
+        spec: the model's specification.
         family: of the transformations, for the objective.
-        resume: whether all weights will come from a checkpoint: then they stay random here, and nothing is fetched or read.
-        on_event: told which weights were taken.
+        resume: whether a checkpoint will give all weights: then they stay random here, and nothing is downloaded or read.
+        on_event: receives a notice of the weights taken.
 
     Raises:
-        AvtError: if the weights cannot be had, or none fits.
+        AvtError: if the weights cannot be loaded, or none matches.
     """
     if resume:
         return build_model(spec, seed=config.seed, family=family)
     net = build_model(spec.model_copy(update={"backbone": config.backbone}), seed=config.seed, family=family)
-    if PRETRAINED in config.backbone.options:
-        on_event(Notice(f"{config.backbone.name}: built with {PRETRAINED}={config.backbone.options[PRETRAINED]}"))
+    if pretrained := config.backbone.options.get(PRETRAINED):
+        on_event(Notice(f"{config.backbone.name}: initialised with published weights ({PRETRAINED}={pretrained})"))
     if config.init_from is not None:
         load_matching(net, config.init_from, on_event=on_event)
     return net
 
 
 def load_matching(net: SiameseModel, path: str | Path, *, on_event: OnEvent) -> None:
-    """Load the weights that match by name and shape, and tell how many did not.
+    """Load the weights that match by name and shape, and report how many did not.
 
     Args:
-        net: encoder and decoder; what does not match stays as it is.
-        path: a run folder, a checkpoint, an exported encoder, or a safetensors file in the backbone's or timm's own names.
-        on_event: told what matched.
+        net: encoder and decoder; unmatched weights do not change.
+        path: a run folder, a checkpoint, an exported encoder, or a safetensors file in the names of the backbone or of its bare
+            network, such as a timm model.
+        on_event: receives the counts.
 
     Raises:
-        AvtError: if the path does not read, or no weight of the backbone matches.
+        AvtError: if the path does not parse, or no weight of the backbone matches.
     """
     tensors, own = _read(Path(path), on_event=on_event), net.state_dict()
-    prefix = max(_PREFIXES, key=lambda prefix: sum(prefix + name in own for name in tensors))
+    bare = next((f"{name}." for name, module in net.named_modules() if module is net.encoder.backbone_model), "")
+    prefixes = ("", "encoder.", "encoder.backbone.", bare)
+    prefix = max(prefixes, key=lambda prefix: sum(prefix + name in own for name in tensors))
     found = {prefix + name: tensor for name, tensor in tensors.items()}
     matched = {name: found[name] for name in own if name in found and found[name].shape == own[name].shape}
     if not any(f"encoder.backbone.{name}" in matched for name, _ in net.encoder.backbone.named_parameters()):

@@ -1,11 +1,12 @@
 """Load weights and models from run folders, checkpoints and exported files."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor
 
 from avtcli.config.model_spec import ModelSpec
@@ -17,7 +18,7 @@ from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_encoder, build_model, load_weights
 from avtcli.models.siamese import SiameseModel
 from avtcli.storage.checkpoints import load_checkpoint, load_newest, step_of
-from avtcli.storage.files import from_metadata
+from avtcli.storage.files import from_metadata, to_metadata, write_synced
 from avtcli.storage.run_folders import is_run, newest_run
 
 
@@ -118,3 +119,15 @@ def load_model(run: str | Path) -> SiameseModel:
 def load_encoder(run: str | Path) -> Encoder:
     """See `avtcli.load_encoder`."""
     return restore_encoder(open_weights(run))
+
+
+def save_encoder(encoder: Encoder, path: Path, about: Mapping[str, Any]) -> None:
+    """Write a file that `open_weights` reads.
+
+    Args:
+        encoder: its weights are stored.
+        path: a new file.
+        about: stored facts; `model` is the specification.
+    """
+    tensors = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
+    write_synced(path, save(tensors, metadata=to_metadata(about)))

@@ -1,4 +1,4 @@
-"""What a backbone checks: its taps, its code, its shapes, its weights and their gradients."""
+"""Conformance checks of backbones: taps, code, shapes, weights and their gradients."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -7,23 +7,27 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from avtcli import registry
 from avtcli.contracts import Backbone, Code, Size
 from avtcli.errors import AvtError
-from avtcli.plugin_kit.checking import expect
-from avtcli.seeding import keyed_generator
+from avtcli.plugin_kit.checking import Trial, expect
+from avtcli.seeding import keyed_generator, seed_of
 
 BATCH: Final = 3
+SIZES: Final = ((32, 32), (224, 224))
+"""(height, width) of the images: the first that the backbone does not refuse."""
+CHANNELS: Final = 3
 
 
 @dataclass(frozen=True)
 class BackboneSubject:
-    """A backbone on trial.
+    """A backbone under test.
 
     Attributes:
-        make: builds it anew from a seed, for so many channels.
-        network: one that was built from seed 0, for `channels`; checks leave it as it is.
-        size: (height, width) of the images that it takes.
-        channels: of these images.
+        make: builds it from a seed and a number of channels.
+        network: built from seed 0 for `channels`; checks do not change its weights.
+        size: (height, width) of the images.
+        channels: of the images.
     """
 
     make: Callable[[int, int], Backbone]
@@ -32,16 +36,36 @@ class BackboneSubject:
     channels: int
 
     def images(self, channels: int | None = None) -> Tensor:
-        """The same normalised images each time, (BATCH, C, H, W)."""
+        """Fixed normalised images, (BATCH, C, H, W)."""
         return torch.randn(BATCH, channels or self.channels, *self.size, generator=keyed_generator("conformance images"))
 
 
-def _as_it_is(code: Tensor) -> Tensor:
+def trial(spec: str) -> Trial:
+    """Build a backbone for its checks.
+
+    Raises:
+        AvtError: if it refuses images of every size.
+    """
+
+    def make(seed: int, channels: int, size: Size) -> Backbone:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed_of(seed, "weights"))
+            made: Backbone = registry.build("backbone", spec, {}, in_channels=channels, image_size=size)
+            return made
+
+    try:
+        size, network = SIZES[0], make(0, CHANNELS, SIZES[0])
+    except AvtError:
+        size, network = SIZES[1], make(0, CHANNELS, SIZES[1])
+    return CHECKS, BackboneSubject(lambda seed, channels: make(seed, channels, size), network, size, CHANNELS)
+
+
+def _unchanged(code: Tensor) -> Tensor:
     return code
 
 
 def _encode(
-    network: Backbone, x: Tensor, code: Code = _as_it_is, want: Collection[str] = ()
+    network: Backbone, x: Tensor, code: Code = _unchanged, want: Collection[str] = ()
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Encode in eval mode without gradients."""
     with torch.no_grad():
@@ -68,7 +92,7 @@ def the_taps_have_names_and_channels_and_the_code_is_one_of_them(subject: Backbo
     return ", ".join(f"{name} {channels}" for name, channels in taps.items())
 
 
-def the_code_is_asked_for_once_with_the_map_of_its_tap(subject: BackboneSubject) -> str:
+def the_code_is_called_once_with_the_map_of_its_tap(subject: BackboneSubject) -> str:
     """`forward` calls `code` one time, with (B, C, H, W)."""
     network, calls = subject.network, list[tuple[int, ...]]()
 
@@ -85,8 +109,8 @@ def the_code_is_asked_for_once_with_the_map_of_its_tap(subject: BackboneSubject)
     return "x".join(map(str, calls[0][1:]))
 
 
-def the_vector_and_the_wanted_taps_have_the_promised_shapes(subject: BackboneSubject) -> str:
-    """The vector is (B, vector_dim); the taps are those asked for, (B, C, H, W) or (B, C)."""
+def the_vector_and_the_wanted_taps_have_the_stated_shapes(subject: BackboneSubject) -> str:
+    """The vector is (B, vector_dim); the taps are those requested, (B, C, H, W) or (B, C)."""
     network = subject.network
     names = [name for name in network.taps if name != network.code_tap]
     vector, taps = _encode(network, subject.images(), want=names)
@@ -94,18 +118,18 @@ def the_vector_and_the_wanted_taps_have_the_promised_shapes(subject: BackboneSub
     expect(found == expected, f"the vector has shape {found}, expected {expected}")
     expect(set(taps) == set(names), f"asked for the taps {', '.join(names)}, it gave {', '.join(taps) or 'none'}")
     for name, features in taps.items():
-        shape, promised = tuple(features.shape), (BATCH, network.taps[name])
+        shape, stated = tuple(features.shape), (BATCH, network.taps[name])
         expect(
-            len(shape) in (2, 4) and shape[:2] == promised,
-            f"the tap {name} has shape {shape}, expected {promised} or {(*promised, 'H', 'W')}",
+            len(shape) in (2, 4) and shape[:2] == stated,
+            f"the tap {name} has shape {shape}, expected {stated} or {(*stated, 'H', 'W')}",
         )
     unasked = _encode(network, subject.images())[1]
     expect(not unasked, f"asked for no tap, it gave {', '.join(unasked)}")
     return f"vector {network.vector_dim}"
 
 
-def the_layers_after_the_code_work_on_what_it_returns(subject: BackboneSubject) -> str:
-    """Another code gives another vector: otherwise the encoder's noise would be lost."""
+def the_layers_after_the_code_use_what_it_returns(subject: BackboneSubject) -> str:
+    """Another code gives another vector: otherwise the encoder's noise has no effect."""
     x = subject.images()
     noisy = _encode(subject.network, x, lambda mean: mean + torch.randn(mean.shape, generator=keyed_generator("noise")))[0]
     expect(_differ(_encode(subject.network, x)[0], noisy), "the vector is the same whatever code returns")
@@ -113,7 +137,7 @@ def the_layers_after_the_code_work_on_what_it_returns(subject: BackboneSubject) 
 
 
 def one_seed_makes_one_network(subject: BackboneSubject) -> str:
-    """Building draws from torch's generator alone, so that a seed decides every weight."""
+    """Every weight is drawn from torch's generator, so that a seed determines it."""
     first, second = subject.network.state_dict(), subject.make(0, subject.channels).state_dict()
     expect(list(first) == list(second), "built twice, the weights have other names")
     other = [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
@@ -124,19 +148,19 @@ def one_seed_makes_one_network(subject: BackboneSubject) -> str:
     return f"{sum(parameter.numel() for parameter in subject.network.parameters()):,} parameters"
 
 
-def its_weights_are_its_whole_state(subject: BackboneSubject) -> str:
-    """Another one that loads them gives the same features: so do checkpoints and exported files."""
+def its_state_dict_is_its_complete_state(subject: BackboneSubject) -> str:
+    """Another instance that loads it gives the same features, as with checkpoints and exported files."""
     other, x = subject.make(1, subject.channels), subject.images()
     other.load_state_dict(subject.network.state_dict())
     expect(
         not _differ(_encode(subject.network, x)[0], _encode(other, x)[0]),
-        "built from another seed and given the same state_dict, it gives another vector: register what it keeps as buffers",
+        "built from another seed and given the same state_dict, it gives another vector: register its other tensors as buffers",
     )
     return ""
 
 
-def evaluation_is_repeatable_and_each_image_stands_alone(subject: BackboneSubject) -> str:
-    """In eval mode the vector is a function of the image, whatever else is in the batch."""
+def in_eval_mode_a_vector_depends_on_its_image_alone(subject: BackboneSubject) -> str:
+    """It is a function of the image, whatever else is in the batch."""
     x = subject.images()
     vector = _encode(subject.network, x)[0]
     expect(torch.equal(vector, _encode(subject.network, x)[0]), "in eval mode, the same images gave two vectors")
@@ -148,7 +172,7 @@ def every_weight_gets_a_finite_gradient(subject: BackboneSubject) -> str:
     """Training in several processes waits for the gradient of each weight."""
     network = subject.make(0, subject.channels).train()
     x = subject.images().requires_grad_()
-    network(x, _as_it_is, ())[0].square().sum().backward()
+    network(x, _unchanged, ())[0].square().sum().backward()
     weights = {name: weight.grad for name, weight in network.named_parameters() if weight.requires_grad}
     without = [name for name, gradient in weights.items() if gradient is None]
     expect(not without, f"{len(without)} weights have no part in the vector, the first is {', '.join(without[:1])}")
@@ -159,7 +183,7 @@ def every_weight_gets_a_finite_gradient(subject: BackboneSubject) -> str:
 
 
 def grey_images_are_taken_or_refused_with_a_message(subject: BackboneSubject) -> str:
-    """One channel works, or is an AvtError that the user can act on."""
+    """One channel works, or raises an AvtError."""
     try:
         network = subject.make(0, 1)
     except AvtError:
@@ -170,12 +194,12 @@ def grey_images_are_taken_or_refused_with_a_message(subject: BackboneSubject) ->
 
 CHECKS: Final = (
     the_taps_have_names_and_channels_and_the_code_is_one_of_them,
-    the_code_is_asked_for_once_with_the_map_of_its_tap,
-    the_vector_and_the_wanted_taps_have_the_promised_shapes,
-    the_layers_after_the_code_work_on_what_it_returns,
+    the_code_is_called_once_with_the_map_of_its_tap,
+    the_vector_and_the_wanted_taps_have_the_stated_shapes,
+    the_layers_after_the_code_use_what_it_returns,
     one_seed_makes_one_network,
-    its_weights_are_its_whole_state,
-    evaluation_is_repeatable_and_each_image_stands_alone,
+    its_state_dict_is_its_complete_state,
+    in_eval_mode_a_vector_depends_on_its_image_alone,
     every_weight_gets_a_finite_gradient,
     grey_images_are_taken_or_refused_with_a_message,
 )

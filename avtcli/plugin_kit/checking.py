@@ -1,12 +1,12 @@
 """Conformance checks: functions that test one requirement of a contract on what a plugin built.
 
-The name of a check states the requirement. A check returns figures worth reporting, or an empty string, and raises
+The name of a check states the requirement. A check returns figures for the report, or an empty string, and raises
 `CheckFailed` with what was found and what was expected.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch import Tensor
 from avtcli.seeding import seed_of
 
 T = TypeVar("T")
+
+Trial = tuple[Sequence[Callable[[Any], str]], Any]
+"""The checks of a contract, and what they are run on."""
 
 
 class CheckFailed(Exception):
@@ -27,7 +30,7 @@ class Check:
     Attributes:
         name: the requirement.
         problem: why it is not met; empty where it is.
-        figures: worth reporting of a check that passed; may be empty.
+        figures: of a check that passed; may be empty.
     """
 
     name: str
@@ -64,7 +67,7 @@ def failed_check(name: str, error: Exception) -> Check:
 
 
 def run_check(check: Callable[[T], str], subject: T) -> Check:
-    """Run one check; any exception fails it, and the caller's random state is left alone."""
+    """Run one check; any exception fails it, and the caller's random state does not change."""
     name = check.__name__.replace("_", " ")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of("conformance", name))

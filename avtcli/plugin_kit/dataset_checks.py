@@ -1,4 +1,4 @@
-"""What a data set checks: its images, labels and names, and that it is the same when it is opened again."""
+"""Conformance checks of data sets: images, labels, names, and equality when opened again."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -6,20 +6,36 @@ from typing import Final
 
 import torch
 
+from avtcli import registry
 from avtcli.contracts import ImageData, Split
-from avtcli.plugin_kit.checking import described, expect
+from avtcli.data.datasets import data_folder
+from avtcli.plugin_kit.checking import Trial, described, expect
 from avtcli.seeding import subset
 
-LOOKED_AT: Final = 16
-"""Images of each part that are read."""
+IMAGES_READ: Final = 16
+"""Images of each split that are read."""
 
 
 @dataclass(frozen=True)
 class DatasetSubject:
-    """A data set on trial: as it was opened, and how to open it again."""
+    """A data set under test, and a function that opens it again."""
 
     data: ImageData
     open_again: Callable[[], ImageData]
+
+
+def trial(spec: str) -> Trial:
+    """Open a data set for its checks.
+
+    Raises:
+        AvtError: if it is missing.
+    """
+
+    def open_it() -> ImageData:
+        data: ImageData = registry.build("dataset", spec, {}, data_dir=data_folder(None))
+        return data
+
+    return CHECKS, DatasetSubject(open_it(), open_it)
 
 
 def _splits(data: ImageData) -> Iterator[tuple[str, Split]]:
@@ -30,19 +46,18 @@ def _splits(data: ImageData) -> Iterator[tuple[str, Split]]:
 
 def _some(split: Split) -> list[int]:
     """The first, the last, and some between."""
-    numbers = subset(len(split), LOOKED_AT, "conformance", "rows").tolist()
-    return sorted({0, len(split) - 1, *numbers})
+    return sorted({0, len(split) - 1, *subset(len(split), IMAGES_READ, "conformance", "rows").tolist()})
 
 
-def its_parts_have_images(subject: DatasetSubject) -> str:
-    """`len` is above 0."""
+def its_splits_have_images(subject: DatasetSubject) -> str:
+    """Each has one or more."""
     for part, split in _splits(subject.data):
-        expect(len(split) > 0, f"{part} is empty; a part that is not there is None")
+        expect(len(split) > 0, f"{part} is empty; a missing split is None")
     return ", ".join(f"{part} {len(split)}" for part, split in _splits(subject.data))
 
 
 def images_are_uint8_of_the_stated_channels_and_size(subject: DatasetSubject) -> str:
-    """`read` gives (C, H, W), the same each time, and `images`, where there is one, the same images."""
+    """`read` gives (C, H, W), the same each time, and equal to `images` where that is given."""
     data = subject.data
     for part, split in _splits(data):
         for i in _some(split):
@@ -61,7 +76,7 @@ def images_are_uint8_of_the_stated_channels_and_size(subject: DatasetSubject) ->
 
 
 def labels_are_int64_and_in_range(subject: DatasetSubject) -> str:
-    """(n,) from 0, below the number of class names where there are some."""
+    """(n,) from 0, below the number of class names if any."""
     for part, split in _splits(subject.data):
         labels = split.labels
         if labels is None:
@@ -79,12 +94,12 @@ def labels_are_int64_and_in_range(subject: DatasetSubject) -> str:
     return "no labels" if subject.data.train.labels is None else f"{len(subject.data.classes or ()) or 'unnamed'} classes"
 
 
-def every_image_has_a_name_of_its_own(subject: DatasetSubject) -> str:
-    """For messages and embeddings."""
+def image_names_are_unique(subject: DatasetSubject) -> str:
+    """Messages and embeddings identify images by name."""
     for part, split in _splits(subject.data):
-        numbers = _some(split)
-        names = {split.name(i) for i in numbers}
-        expect(all(names) and len(names) == len(numbers), f"{len(numbers)} images of {part} have {len(names)} names")
+        indices = _some(split)
+        names = {split.name(i) for i in indices}
+        expect(all(names) and len(names) == len(indices), f"{len(indices)} images of {part} have {len(names)} names")
     return subject.data.train.name(0)
 
 
@@ -92,24 +107,23 @@ def mean_and_deviation_are_stated_for_each_channel(subject: DatasetSubject) -> s
     """Of images in [0, 1], for normalisation."""
     data = subject.data
     for what, figures in (("mean", data.mean), ("std", data.std)):
-        expect(len(figures) == data.channels, f"{what} has {len(figures)} numbers for {data.channels} channels")
-    expect(all(0 <= m <= 1 for m in data.mean), f"mean is {data.mean}, expected figures of images in [0, 1]")
-    expect(all(0 < s <= 1 for s in data.std), f"std is {data.std}, expected figures above 0 of images in [0, 1]")
+        expect(len(figures) == data.channels, f"{what} has {len(figures)} values for {data.channels} channels")
+    expect(all(0 <= m <= 1 for m in data.mean), f"mean is {data.mean}, expected values in [0, 1]")
+    expect(all(0 < s <= 1 for s in data.std), f"std is {data.std}, expected values above 0, up to 1")
     return ""
 
 
-def opened_again_it_is_the_same(subject: DatasetSubject) -> str:
-    """Its fingerprint, its order, its labels and its images."""
+def it_is_the_same_when_opened_again(subject: DatasetSubject) -> str:
+    """Fingerprint, order, labels and images."""
     data, again = subject.data, subject.open_again()
     expect(
         bool(data.fingerprint) and data.fingerprint == again.fingerprint,
-        f"opened twice, the fingerprints are {data.fingerprint!r} and {again.fingerprint!r}, expected one that says something",
+        f"opened twice, the fingerprints are {data.fingerprint!r} and {again.fingerprint!r}, expected one that is not empty",
     )
     for (part, split), (_, other) in zip(_splits(data), _splits(again), strict=True):
         expect(len(split) == len(other), f"opened twice, {part} has {len(split)} and {len(other)} images")
-        same = split.labels is other.labels or (
-            split.labels is not None and other.labels is not None and torch.equal(split.labels, other.labels)
-        )
+        a, b = split.labels, other.labels
+        same = a is b if a is None or b is None else torch.equal(a, b)
         expect(same, f"opened twice, the labels of {part} differ")
         for i in _some(split):
             expect(split.name(i) == other.name(i), f"opened twice, image {i} of {part} is {split.name(i)} and {other.name(i)}")
@@ -118,10 +132,10 @@ def opened_again_it_is_the_same(subject: DatasetSubject) -> str:
 
 
 CHECKS: Final = (
-    its_parts_have_images,
+    its_splits_have_images,
     images_are_uint8_of_the_stated_channels_and_size,
     labels_are_int64_and_in_range,
-    every_image_has_a_name_of_its_own,
+    image_names_are_unique,
     mean_and_deviation_are_stated_for_each_channel,
-    opened_again_it_is_the_same,
+    it_is_the_same_when_opened_again,
 )

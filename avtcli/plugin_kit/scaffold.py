@@ -1,4 +1,4 @@
-"""A new plugin package: one module that works, the test that tries its checks, and what pip needs to install it."""
+"""A new plugin package: a working module, a test that runs the conformance checks, and what pip needs."""
 
 import importlib.util
 import keyword
@@ -18,13 +18,7 @@ TEMPLATES: Final = files("avtcli.plugin_kit") / "templates"
 
 @dataclass(frozen=True)
 class NewPlugin:
-    """What `avt plugins new` wrote.
-
-    Attributes:
-        folder: the package.
-        name: the plugin's name, and the distribution's.
-        files: their names in the folder.
-    """
+    """Result of `avt plugins new`: the folder, the name of plugin and distribution, and the names of the files."""
 
     folder: Path
     name: str
@@ -32,15 +26,11 @@ class NewPlugin:
 
 
 def new_plugin(folder: Path, *, kind: str) -> NewPlugin:
-    """Write a plugin package that works as it is; the folder's name becomes the plugin's.
-
-    Args:
-        folder: made anew.
-        kind: backbone, transform, dataset or objective.
+    """Write a working plugin package of a kind; the folder's name becomes the plugin's.
 
     Raises:
         AvtError: if the folder exists, or its name is no name for a plugin, or is taken.
-        RunFailedError: if the disk refuses.
+        RunFailedError: if the disk fails.
     """
     refuse_existing(folder, flag="DIR")
     name = folder.absolute().name
@@ -67,20 +57,20 @@ def new_plugin(folder: Path, *, kind: str) -> NewPlugin:
 
 
 def _module_of(name: str) -> str:
-    """The module that a plugin's name gives.
+    """The module name for a plugin's name.
 
     Raises:
-        AvtError: if it gives none, or a plugin or a module is called so already.
+        AvtError: if there is none, or a plugin or a module has the name already.
     """
     module = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*", name) or keyword.iskeyword(module):
         raise AvtError(
-            f"A plugin is named after its folder, and '{name}' is no name for one: expected small letters and digits, with "
-            "single hyphens between, as in `my-backbone`."
+            f"A plugin is named after its folder, and '{name}' is no name for one: expected lower-case letters and digits, "
+            "with single hyphens between, as in `my-backbone`."
         )
     for info in registry.listing():
         if info.name == name:
-            raise AvtError(f"The {info.kind} of {info.origin} is called '{name}' already. Name the folder otherwise.")
+            raise AvtError(f"The {info.kind} of {info.origin} is called '{name}' already. Choose another folder name.")
     if importlib.util.find_spec(module) is not None:
-        raise AvtError(f"A module is called '{module}' already, and the plugin would hide it. Name the folder otherwise.")
+        raise AvtError(f"A module is called '{module}' already, and the plugin would hide it. Choose another folder name.")
     return module

@@ -1,4 +1,4 @@
-"""Recipes by name: one TOML file for each published experiment and for our own, every value with its source."""
+"""Recipes by name: one TOML file per published experiment, every value with its source, and our defaults."""
 
 import tomllib
 from collections.abc import Mapping
@@ -15,18 +15,18 @@ PUBLISHED = {
     ("imagenet", "alexnet"): "imagenet-alexnet",
     ("imagenet", "alexnet", "aet", "projective"): "imagenet-alexnet-aet",
 }
-"""The published pretraining recipe of a data set and a backbone, and where it differs, of an objective and a family too."""
+"""Published pretraining recipes by data set and backbone, and for AET also by objective and family."""
 
 
 def names() -> list[str]:
-    """The recipes that come with avt, sorted."""
+    """Return the built-in recipes, sorted."""
     return sorted(
         path.name.removesuffix(".toml") for path in resources.files(__name__).iterdir() if path.name.endswith(".toml")
     )
 
 
 def text(name: str) -> str:
-    """A recipe as it is written, comments included.
+    """Return the text of a recipe.
 
     Args:
         name: one of `names()`, or a path to a TOML file of the same form, such as a run's config.toml.
@@ -48,7 +48,7 @@ def parse(name: str, content: str) -> dict[str, Any]:
     """Read TOML.
 
     Raises:
-        AvtError: if it is none, with the place.
+        AvtError: if it does not parse, with the line.
     """
     try:
         return tomllib.loads(content)
@@ -61,7 +61,7 @@ def load(name: str, *, kind: str) -> dict[str, Any]:
 
     Args:
         name: as `text` takes it.
-        kind: pretrain or probe; a recipe says which it is for, a run's config.toml need not.
+        kind: pretrain or probe, which must be the recipe's own where it states one.
 
     Raises:
         AvtError: if there is no such recipe, or it is for another command.
@@ -74,7 +74,7 @@ def load(name: str, *, kind: str) -> dict[str, Any]:
 
 
 def choose(settings: Mapping[str, Any]) -> str:
-    """The published recipe of a data set and a backbone, else our own default."""
+    """Return the published recipe of a data set and a backbone, else the default."""
     given = {kind: (settings.get(kind) or {}).get("name") for kind in ("dataset", "backbone", "objective", "transform")}
     names = {kind: (name or "").partition(":")[0] for kind, name in given.items()}
     pair = (names["dataset"], names["backbone"])

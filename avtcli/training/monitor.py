@@ -23,6 +23,7 @@ from avtcli.metrics.transformation_error import corner_error
 from avtcli.seeding import keyed_generator
 from avtcli.storage.metrics_log import MetricsLog
 from avtcli.training.collapse import Point, format_figure, new_signs
+from avtcli.training.run_log import Tracking
 from avtcli.training.training_setup import TrainingSetup
 
 BANK_COUNT, QUERY_COUNT = 1000, 500
@@ -62,11 +63,12 @@ class Monitor:
     Args:
         setup: the run; its network keeps its mode, and no random draw of the training changes.
         metrics: one line per evaluation: step, epochs done, and `eval`.
+        tracking: receives the same figures as `eval/NAME`.
         on_event: receives the figures.
     """
 
-    def __init__(self, setup: TrainingSetup, metrics: MetricsLog, *, on_event: OnEvent) -> None:
-        self.setup, self.metrics, self.on_event = setup, metrics, on_event
+    def __init__(self, setup: TrainingSetup, metrics: MetricsLog, tracking: Tracking, *, on_event: OnEvent) -> None:
+        self.setup, self.metrics, self.tracking, self.on_event = setup, metrics, tracking, on_event
         self.points: list[Point] = [line for line in metrics.read() if "eval" in line]
 
     def is_due(self, step: int) -> bool:
@@ -104,6 +106,7 @@ class Monitor:
         setup.net.train(training)
         self.points.append({"step": step, "epoch": step // setup.steps_per_epoch, "eval": asdict(quality)})
         self.metrics.append(self.points[-1:])
+        self.tracking.log(step, {f"eval/{name}": value for name, value in asdict(quality).items() if value is not None})
         self.on_event(Notice(_summary(self.points)))
         signs = new_signs(self.points, config=setup.config, steps_per_epoch=setup.steps_per_epoch)
         if setup.config.stop_on_collapse:

@@ -18,9 +18,9 @@ from avtcli.storage.checkpoints import clear_leftovers
 from avtcli.storage.files import refuse_existing, replace_file, to_json
 from avtcli.storage.metrics_log import MetricsLog
 from avtcli.storage.run_folders import create_run, lock_run
-from avtcli.training.loss_log import LossLog
 from avtcli.training.monitor import Monitor
 from avtcli.training.optimizer import build_optimizer
+from avtcli.training.run_log import LossLog, Tracking
 from avtcli.training.step import Trainer
 from avtcli.training.training_setup import TrainingSetup, build_training_setup
 from avtcli.training.training_state import restore_state, save_state
@@ -59,8 +59,10 @@ def pretrain(config: PretrainConfig, *, run: Path, resume: bool, on_event: OnEve
         refuse_existing(run)
     with stop_signals() as stop:
         setup = build_training_setup(config, resume=resume, on_event=on_event)
-        with _run_folder(setup, run, resume=resume):
-            return _train(setup, run, resume=resume, stop=stop, on_event=on_event)
+        names = setup.config.trackers if setup.accelerator.is_main_process else ()
+        tracking = Tracking(names, on_event=on_event)
+        with _run_folder(setup, run, resume=resume), tracking:
+            return _train(setup, run, tracking, resume=resume, stop=stop, on_event=on_event)
 
 
 @contextmanager
@@ -81,7 +83,9 @@ def _run_folder(setup: TrainingSetup, run: Path, *, resume: bool) -> Iterator[No
         lock.release()
 
 
-def _train(setup: TrainingSetup, run: Path, *, resume: bool, stop: Stop, on_event: OnEvent) -> PretrainResult:
+def _train(
+    setup: TrainingSetup, run: Path, tracking: Tracking, *, resume: bool, stop: Stop, on_event: OnEvent
+) -> PretrainResult:
     config, accelerator, total = setup.config, setup.accelerator, setup.total_steps
     main, began = accelerator.is_main_process, time.monotonic()
     metrics = MetricsLog(run / "metrics.jsonl")
@@ -99,10 +103,11 @@ def _train(setup: TrainingSetup, run: Path, *, resume: bool, stop: Stop, on_even
             on_event(Saved(save_state(setup, run, step, trainer.optimizer, seconds=seconds)))
         accelerator.wait_for_everyone()
 
-    monitor = Monitor(setup, metrics, on_event=on_event)
+    monitor = Monitor(setup, metrics, tracking, on_event=on_event)
     if start == 0 and not resume:
         save(0)  # a disk that cannot hold a checkpoint fails here, not after an hour
-    losses, saved_at = LossLog(setup, metrics, run=run, start=start), time.monotonic()
+    tracking.start(run, config.model_dump(mode="json", exclude_none=True), start)
+    losses, saved_at = LossLog(setup, metrics, tracking, run=run, start=start), time.monotonic()
     if main:
         on_event(Progress("pretraining", start, total, "steps"))
     batches = loader.read(start, total)

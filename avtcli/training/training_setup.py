@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from avtcli import registry
-from avtcli.config.components import Plugin
+from avtcli.config.components import plugin_fields
 from avtcli.config.model_spec import ModelSpec
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.contracts import ImageData, Size, TransformFamily
@@ -18,7 +18,7 @@ from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
 from avtcli.data.streaming import choose_workers
 from avtcli.data.training_loader import TrainingLoader, ViewSpec
-from avtcli.events import Notice, OnEvent, Started
+from avtcli.events import OnEvent, Started
 from avtcli.geometry.family_building import build_family, plugin_names
 from avtcli.models.initial_weights import build_initial, stored_backbone
 from avtcli.models.siamese import SiameseModel
@@ -99,7 +99,6 @@ def build_training_setup(config: PretrainConfig, *, resume: bool = False, on_eve
     Raises:
         AvtError: for the first thing that is not right.
     """
-    config = _with_full_name(config, on_event=on_event)
     device = choose_device(config.device)
     config = config.model_copy(update={"precision": choose_precision(config.precision, device)})
     accelerator = build_accelerator(device, config.precision)
@@ -121,6 +120,8 @@ def build_training_setup(config: PretrainConfig, *, resume: bool = False, on_eve
     net = build_initial(config, spec, family=family, resume=resume, on_event=on_event).to(accelerator.device)
     if config.channels_last:
         to_channels_last(net)
+    plugins = [(kind, name) for kind in plugin_fields(PretrainConfig) for name in plugin_names(getattr(config, kind).name)]
+    plugins += [("tracker", registry.split_name(spec)[0]) for spec in config.trackers]
     setup = TrainingSetup(
         config=config,
         accelerator=accelerator,
@@ -137,21 +138,12 @@ def build_training_setup(config: PretrainConfig, *, resume: bool = False, on_eve
         environment=describe_environment(
             device=describe_device(accelerator),
             processes=accelerator.num_processes,
-            plugins=[(kind, name) for kind in registry.KINDS for name in plugin_names(getattr(config, kind).name)],
+            plugins=plugins,
             data_fingerprint=data.fingerprint,
         ),
     )
     on_event(Started(_facts(setup)))
     return setup
-
-
-def _with_full_name(config: PretrainConfig, *, on_event: OnEvent) -> PretrainConfig:
-    """Name the plugin where the backbone's name is one of its variants alone, and say so."""
-    given, full = config.backbone.name, registry.full_name("backbone", config.backbone.name)
-    if full == given:
-        return config
-    on_event(Notice(f"no plugin is called '{given}': taking {full}"))
-    return config.model_copy(update={"backbone": Plugin(name=full, **config.backbone.options)})
 
 
 def build_transform(config: PretrainConfig, size: Size) -> TransformFamily:

@@ -77,7 +77,7 @@ def test_an_exported_file_is_probed_and_exported_again(avt, tiny_run: Path) -> N
     assert avt("probe a.safetensors --limit-train 40 --epochs 1 --out p.json").code == 0
     assert json.loads(Path("p.json").read_text())["run"] == "a.safetensors"
     assert avt("export a.safetensors --layer conv3 --out b.safetensors").code == 0
-    assert "say with --out where the new one goes" in avt("export a.safetensors").stderr
+    assert "a.safetensors is an exported file already: give --out" in avt("export a.safetensors").stderr
 
 
 @pytest.mark.parametrize(

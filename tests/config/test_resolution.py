@@ -1,6 +1,8 @@
 """Settings: layers merged, checked at once, written and read back."""
 
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,13 +11,14 @@ from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import merge, options_from_texts, resolve, validate
 from avtcli.config.toml_text import to_toml
 from avtcli.errors import AvtError
+from avtcli.evaluation.evaluation_setup import choose_transform
 
 
 def test_flags_lie_over_the_recipe_and_none_means_not_given() -> None:
     config = resolve({"dataset": {"name": "cifar10"}, "backbone": {"name": "nin", "width": "0.5"}, "seed": None}, recipe=None)
 
     assert config.recipe == "cifar10-nin"
-    assert config.backbone.options == {"width": "0.5"}
+    assert config.backbone.options == {"width": 0.5}
     assert config.batch_size == 512
     assert config.seed == 0
 
@@ -47,7 +50,7 @@ def test_lr_is_the_peak_and_the_others_keep_their_ratio() -> None:
 
 @pytest.mark.parametrize("recipe", ["default", "cifar10-nin"])
 def test_a_written_config_reads_back_equal_and_writes_the_same_text(recipe: str, tmp_path: Path) -> None:
-    over = {"lr": 0.30000000000000004, "backbone": {"width": 0.25}, "limit_train": 100, "dataset": {"name": 'a"\n\\:é'}}
+    over = {"lr": 0.30000000000000004, "backbone": {"width": 0.25}, "limit_train": 100, "dataset": {"name": 'folder:a"\n\\:é'}}
     config = resolve(over, recipe=recipe)
     path = tmp_path / "config.toml"
     path.write_text(to_toml(config), encoding="utf-8")
@@ -55,6 +58,56 @@ def test_a_written_config_reads_back_equal_and_writes_the_same_text(recipe: str,
 
     assert again == config
     assert to_toml(again) == to_toml(config)
+
+
+SPELLINGS = [
+    ({}, {"transform": {"shift": "0.125"}}),
+    ({"backbone": {"width": "1"}}, {"backbone": {"width": 1.0}}),
+    ({"transform": {"mean": [0] * 8, "rotate": "no"}}, {"transform": {"rotate": False, "mean": [0.0] * 8}}),
+    ({"backbone": {"name": "resnet18"}}, {"backbone": {"name": "timm:resnet18", "pretrained": "false"}}),
+    (
+        {"transform": {"name": "projective+photometric"}},
+        {"transform": {"name": "projective+photometric", "photometric": {"low": "0.2"}}},
+    ),
+    (
+        {"backbone": {"name": "timm:test_vit", "args": {"patch_size": "8", "class_token": "false"}}},
+        {"backbone": {"name": "test_vit", "args": {"patch_size": 8, "class_token": False}}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SPELLINGS)
+def test_two_spellings_of_one_setting_are_equal(one: dict[str, Any], other: dict[str, Any], tmp_path: Path) -> None:
+    config = resolve(one, recipe=None)
+    (tmp_path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+
+    assert resolve(other, recipe=None) == config
+    assert resolve({}, recipe=str(tmp_path / "config.toml")) == config
+    assert resolve(other, recipe=str(tmp_path / "config.toml")) == config
+
+
+def test_a_written_config_holds_every_option_of_the_plugins_typed() -> None:
+    config = resolve({"backbone": {"name": "resnet18"}, "transform": {"name": "projective+photometric"}}, recipe=None)
+    written = tomllib.loads(to_toml(config))
+
+    assert written["backbone"] == {"name": "timm:resnet18", "pretrained": False}
+    assert written["objective"] == {"name": "avt", "noise_scale": 0.001, "log_var_divisor": 1000.0, "variance_floor": 1e-4}
+    assert set(written["transform"]) == {"name", "projective", "photometric"}
+    assert written["transform"]["photometric"] == {"low": 0.2, "high": 1.8, "truncate": True}
+
+
+def test_a_transform_given_as_the_run_has_it_is_the_runs_own() -> None:
+    config = resolve({}, recipe=None)
+
+    assert choose_transform(config, {"shift": "0.125"}) == config.transform
+    assert choose_transform(None, {}) == config.transform
+
+
+def test_an_unknown_option_of_a_plugin_is_refused_on_resolving() -> None:
+    with pytest.raises(AvtError, match=r"'projective' has no option 'shfit'\. Did you mean 'shift'"):
+        resolve({"transform": {"shfit": "0.1"}}, recipe=None)
+    with pytest.raises(AvtError, match=r"takes its parts' options, found 'transform\.shift'\."):
+        resolve({"transform": {"name": "projective+photometric", "shift": "0.1"}}, recipe=None)
 
 
 def test_every_setting_stands_under_its_description() -> None:

@@ -189,7 +189,7 @@ def test_a_file_that_was_cut_short_is_refused(nin, tmp_path, zipped, share):
     torch.save(cifar_layout(nin), tmp_path / "whole.pth", _use_new_zipfile_serialization=zipped)
     whole = (tmp_path / "whole.pth").read_bytes()
     (tmp_path / "net.pth").write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(AvtError, match=r"net\.pth is not a checkpoint that torch\.save wrote, or not the whole of one"):
+    with pytest.raises(AvtError, match=r"net\.pth is not a checkpoint that torch\.save wrote, or is incomplete"):
         import_checkpoint(tmp_path / "net.pth", backbone=None, out=tmp_path / "run", on_event=ignore)
     assert not (tmp_path / "run").exists()
 
@@ -210,7 +210,7 @@ RESNET = {"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.weight": torch.zeros(10,
 
 def test_a_checkpoint_of_another_network_names_the_first_missing_and_unexpected_names(tmp_path):
     expected = (
-        r"the first unexpected: conv1\.weight; the first missing: nin\._feature_blocks\.0\.Block1_.*\.weight \(nin\) or Alex"
+        r"the first unexpected: conv1\.weight; the first missing: Alexnet\..*\.weight \(alexnet\) or nin\..*Block1_.* \(nin\)"
     )
     with pytest.raises(AvtError, match=expected):
         imported(RESNET, tmp_path)
@@ -219,7 +219,7 @@ def test_a_checkpoint_of_another_network_names_the_first_missing_and_unexpected_
 
 def test_a_checkpoint_of_another_network_than_the_one_asked_for_is_refused(tmp_path):
     expected = (
-        r"no whole 'nin': of 82 names 2 matched, 80 are missing \(the first: nin\._feature_blocks\.0\.Block1_ConvB1\..*\), "
+        r"no complete 'nin': of 82 names 2 matched, 80 are missing \(the first: nin\._feature_blocks\.0\.Block1_ConvB1\..*\), "
         r"1 are unexpected \(the first: conv1\.weight\)"
     )
     with pytest.raises(AvtError, match=expected):
@@ -248,7 +248,7 @@ def test_whole_numbers_in_place_of_weights_are_refused(nin, tmp_path):
 
 
 def test_an_epoch_that_is_no_number_is_refused(nin, tmp_path):
-    with pytest.raises(AvtError, match="states the epoch 'last', expected a whole number from 0"):
+    with pytest.raises(AvtError, match="states the epoch 'last', expected an integer of 0 or more"):
         imported({"epoch": "last", "network": nin}, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Distributions that harm who imports them: eleven kinds, written into a folder as pip would leave them there."""
+"""Ten kinds of broken distributions, written into a folder as pip would leave them there."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,11 +54,10 @@ KINDS = {
     ),
     "syntaxerror": Broken("def plugin(:", "SyntaxError: invalid syntax"),
     "systemexit": Broken("raise SystemExit(0)", "SystemExit: 0"),
-    "interrupt": Broken("raise KeyboardInterrupt", "KeyboardInterrupt"),
     "attribute": Broken(WORKS, "AttributeError: module 'hostile_attribute' has no attribute 'absent'", attribute="absent"),
     "type": Broken("plugin = 42", "is int hostile_type:plugin, expected a function"),
     "twice": Broken(WORKS, r"Two distributions install .*hostile_twice 6\.6 .* and hostile_twice_0 6\.6", distributions=2),
-    "version": Broken(f"CONTRACT_VERSION = 99\n{WORKS}", "version 99 of the plugin contracts; this avt speaks version 1"),
+    "version": Broken(f"CONTRACT_VERSION = 99\n{WORKS}", "version 99 of the plugin contracts; this avt implements version 1"),
     "prints": Broken(f"print('buy now')\n{WORKS}", r"importing hostile_prints prints 'buy now\\n'", loads=True),
     "sleeps": Broken(f"import time\ntime.sleep({SECONDS})\n{WORKS}", "importing hostile_sleeps takes more than", loads=True),
     "dependency": Broken("import package_of_tomorrow", "ModuleNotFoundError: No module named 'package_of_tomorrow'"),

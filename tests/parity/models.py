@@ -7,7 +7,7 @@ from torch import Tensor
 
 from avtcli import registry
 from avtcli.contracts import Backbone, Objective, Target
-from avtcli.exporting.published_import import MODULES
+from avtcli.exporting.published_import import HEADS
 from avtcli.models.encoder import Encoder
 from avtcli.models.siamese import SiameseModel
 from tests.parity.weights import load_golden, released_state_dict
@@ -19,7 +19,8 @@ GIVEN_TO_NIN: dict[str, Any] = {"width": 1.0}
 def our_name(backbone: str, key: str) -> str:
     """Our state-dict name for one of the release's."""
     module, _, leaf = key.rpartition(".")
-    return f"{MODULES[backbone][module]}.{leaf}"
+    modules = registry.provided("published_checkpoint")[backbone].modules
+    return f"{({**modules, **HEADS})[module]}.{leaf}"
 
 
 def objective(vector_dim: int) -> Objective:

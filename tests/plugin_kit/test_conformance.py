@@ -1,4 +1,4 @@
-"""The conformance battery sees what is wrong: each mutant breaks one check, and the check says how."""
+"""The conformance checks find errors: each mutant fails a check, whose message says why."""
 
 import re
 from collections.abc import Callable
@@ -46,14 +46,14 @@ def assert_broken(checks: list[Check], check: Callable[..., str], problem: str) 
     assert re.search(problem, found[name]), found[name]
 
 
-def test_an_exception_of_the_plugins_own_breaks_the_promise_and_is_told_with_its_type() -> None:
+def test_an_exception_in_a_check_fails_it_with_its_type() -> None:
     def a_check(subject: None) -> str:
         raise ZeroDivisionError("half of nothing")
 
     assert run_check(a_check, None) == Check("a check", "ZeroDivisionError: half of nothing")
 
 
-def test_a_promise_leaves_the_callers_random_state_alone_and_has_its_own() -> None:
+def test_a_check_has_its_own_random_state() -> None:
     def draws(subject: list[float]) -> str:
         subject.append(torch.rand(()).item())
         return ""
@@ -185,7 +185,7 @@ class Refuses(NIN):
         super().__init__(in_channels, width)
 
 
-def test_a_backbone_that_keeps_every_promise_passes() -> None:
+def test_a_backbone_that_meets_every_requirement_passes() -> None:
     assert problems(trial(NIN)) == {}
     assert trial(NIN)[-1].figures == "taken"
     assert trial(Refuses)[-1] == Check("grey images are taken or refused with a message", figures="refused")
@@ -200,30 +200,30 @@ def test_a_backbone_that_keeps_every_promise_passes() -> None:
         (
             Unasked,
             {},
-            backbone.the_code_is_asked_for_once_with_the_map_of_its_tap,
+            backbone.the_code_is_called_once_with_the_map_of_its_tap,
             "forward called code 0 times, expected once",
         ),
-        (Twice, {}, backbone.the_code_is_asked_for_once_with_the_map_of_its_tap, "forward called code 2 times, expected once"),
+        (Twice, {}, backbone.the_code_is_called_once_with_the_map_of_its_tap, "forward called code 2 times, expected once"),
         (
             OtherMap,
             {},
-            backbone.the_code_is_asked_for_once_with_the_map_of_its_tap,
+            backbone.the_code_is_called_once_with_the_map_of_its_tap,
             r"shape \(3, 10, 64\), expected \(3, 10, 'H'",
         ),
-        (Deaf, {}, backbone.the_layers_after_the_code_work_on_what_it_returns, "the vector is the same whatever code returns"),
-        (Flat, {}, backbone.the_vector_and_the_wanted_taps_have_the_promised_shapes, r"shape \(3, 9\), expected \(3, 10\)"),
-        (Generous, {}, backbone.the_vector_and_the_wanted_taps_have_the_promised_shapes, "conv4, classifier, it gave conv1"),
+        (Deaf, {}, backbone.the_layers_after_the_code_use_what_it_returns, "the vector is the same whatever code returns"),
+        (Flat, {}, backbone.the_vector_and_the_wanted_taps_have_the_stated_shapes, r"shape \(3, 9\), expected \(3, 10\)"),
+        (Generous, {}, backbone.the_vector_and_the_wanted_taps_have_the_stated_shapes, "conv4, classifier, it gave conv1"),
         (
             WrongTap,
             {},
-            backbone.the_vector_and_the_wanted_taps_have_the_promised_shapes,
+            backbone.the_vector_and_the_wanted_taps_have_the_stated_shapes,
             r"the tap conv1 has shape \(3, 4, 16, 16\)",
         ),
         (Unseeded, {}, backbone.one_seed_makes_one_network, r"1 of \d+ weights differ, the first is conv4\.0\.0\.weight"),
         (Renamed, {}, backbone.one_seed_makes_one_network, "built twice, the weights have other names"),
-        (Hidden, {}, backbone.its_weights_are_its_whole_state, "it gives another vector: register what it keeps as buffers"),
-        (Restless, {}, backbone.evaluation_is_repeatable_and_each_image_stands_alone, "the same images gave two vectors"),
-        (Crowd, {}, backbone.evaluation_is_repeatable_and_each_image_stands_alone, "depends on the rest of its batch"),
+        (Hidden, {}, backbone.its_state_dict_is_its_complete_state, "register its other tensors as buffers"),
+        (Restless, {}, backbone.in_eval_mode_a_vector_depends_on_its_image_alone, "the same images gave two vectors"),
+        (Crowd, {}, backbone.in_eval_mode_a_vector_depends_on_its_image_alone, "depends on the rest of its batch"),
         (
             Idle,
             {},
@@ -235,7 +235,7 @@ def test_a_backbone_that_keeps_every_promise_passes() -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_backbone_that_breaks_a_promise_is_caught(
+def test_a_backbone_that_fails_a_requirement_is_caught(
     kind: type[NIN], attributes: dict[str, Any], check: Callable[..., str], problem: str
 ) -> None:
     assert_broken(trial(kind, **attributes), check, problem)
@@ -248,8 +248,8 @@ class AlwaysConv1(NIN):
         return super().forward(x, code, [*want, "conv1"])
 
 
-def test_a_backbone_that_hands_out_what_nobody_asked_for_is_caught() -> None:
-    check = backbone.the_vector_and_the_wanted_taps_have_the_promised_shapes
+def test_a_backbone_that_returns_unrequested_taps_is_caught() -> None:
+    check = backbone.the_vector_and_the_wanted_taps_have_the_stated_shapes
     assert_broken(trial(AlwaysConv1), check, "asked for no tap, it gave conv1")
 
 
@@ -269,7 +269,7 @@ def mutant(**methods: Any) -> GeometricFamily:
 
 
 @pytest.mark.parametrize("family", [projective(), rotation(), photometric(), translation(target="corners")])
-def test_a_family_that_keeps_every_promise_passes(family) -> None:
+def test_a_family_that_meets_every_requirement_passes(family) -> None:
     assert problems(list(run_checks(transform.CHECKS, family))) == {}
 
 
@@ -280,33 +280,33 @@ def beyond(kept: Tensor, *args: Any) -> Tensor:
 @pytest.mark.parametrize(
     ("methods", "check", "problem"),
     [
-        ({"kind": "magic"}, transform.the_numbers_of_a_target_have_names_and_units, "kind is 'magic'"),
-        ({"names": ("a",) * 8}, transform.the_numbers_of_a_target_have_names_and_units, "names needs one for each number"),
-        ({"units": ("px",)}, transform.the_numbers_of_a_target_have_names_and_units, "8 names have 1 units, expected one each"),
+        ({"kind": "magic"}, transform.the_values_of_a_target_have_names_and_units, "kind is 'magic'"),
+        ({"names": ("a",) * 8}, transform.the_values_of_a_target_have_names_and_units, "names needs one for each value"),
+        ({"units": ("px",)}, transform.the_values_of_a_target_have_names_and_units, "8 names have 1 units, expected one each"),
         (
             {"sample": lambda p, *a: p + torch.rand(()).double()},
-            transform.one_seed_gives_one_draw,
+            transform.one_seed_gives_one_sample,
             "sample used torch's own generator",
         ),
         (
             {"sample": lambda p, *a: p.float()},
-            transform.one_seed_gives_one_draw,
+            transform.one_seed_gives_one_sample,
             r"gave \(64, 8\) float32, expected \(64, k\) float64",
         ),
-        ({"sample": lambda p, *a: p.to("meta")}, transform.one_seed_gives_one_draw, "NotImplementedError|on meta"),
+        ({"sample": lambda p, *a: p.to("meta")}, transform.one_seed_gives_one_sample, "NotImplementedError|on meta"),
         (
             {"statistics": lambda s, size: (s[0], s[1] * 2)},
-            transform.targets_have_the_statistics_that_it_states,
-            r"the target a has mean .* and deviation 0\.5\d*, expected about 0 and 1: mend statistics",
+            transform.targets_have_the_stated_statistics,
+            r"a of the target has mean .* and deviation 0\.5\d*, expected about 0 and 1: correct statistics",
         ),
         (
             {"statistics": lambda s, size: (s[0].float(), s[1])},
-            transform.targets_have_the_statistics_that_it_states,
+            transform.targets_have_the_stated_statistics,
             r"the mean is \(8,\) float32, expected \(8,\) float64",
         ),
         (
             {"target": lambda t, *a: t[:, :-1]},
-            transform.targets_have_the_statistics_that_it_states,
+            transform.targets_have_the_stated_statistics,
             r"target gave \(20000, 7\), expected \(20000, 8\)",
         ),
         ({"decode": lambda p, *a: p * 1.001}, transform.decoding_is_the_inverse, r"target\(decode\(target\)\) is off by"),
@@ -314,39 +314,41 @@ def beyond(kept: Tensor, *args: Any) -> Tensor:
         (
             {"decode": lambda p, *a: p + (p - p.detach()).abs().sqrt()},
             transform.decoding_has_finite_gradients,
-            "NaN or infinite",
+            "none, NaN or infinite",
         ),
         ({"apply": lambda m, *a: m[..., 1:]}, transform.images_keep_their_shape_and_range, r"apply made \(8, 1, 32, 31\)"),
         ({"apply": beyond}, transform.images_keep_their_shape_and_range, "values from .* to .*, expected 0 to 1"),
         (
             {"apply": lambda m, x, p: x.mul_(0.5)},
             transform.images_keep_their_shape_and_range,
-            "changed the images that it was given",
+            "changed its input images",
         ),
         ({"apply": lambda m, *a: m * torch.rand(())}, transform.images_keep_their_shape_and_range, "two results for the same"),
         ({"apply": lambda m, *a: m * m.mean()}, transform.images_keep_their_shape_and_range, "depends on its batch"),
         (
             {"in_from_out": lambda m, *a: torch.linalg.inv(m)},
-            transform.its_matrices_are_what_moves_the_images,
-            "apply moves images otherwise than in_from_out says, by up to .*: it maps an output pixel",
+            transform.its_matrices_transform_the_images,
+            "apply and in_from_out transform images differently, by up to .*: in_from_out maps an output",
         ),
-        ({"in_from_out": lambda m, *a: m[:, :2]}, transform.its_matrices_are_what_moves_the_images, r"gave \(8, 2, 3\)"),
+        ({"in_from_out": lambda m, *a: m[:, :2]}, transform.its_matrices_transform_the_images, r"gave \(8, 2, 3\)"),
         (
             {"n_classes": 4},
-            transform.its_classes_are_numbers_below_n_classes,
+            transform.its_classes_are_below_n_classes,
             "NotImplementedError: ProjectiveDistribution has no classes",
         ),
     ],
 )
-def test_a_family_that_breaks_a_promise_is_caught(methods, check, problem: str) -> None:
+def test_a_family_that_fails_a_requirement_is_caught(methods, check, problem: str) -> None:
     assert_broken([run_check(check, mutant(**methods))], check, problem)
 
 
-def test_a_draw_that_ignores_its_generator_is_caught() -> None:
+def test_a_sample_that_ignores_its_generator_is_caught() -> None:
     own = torch.Generator().manual_seed(0)
     family = mutant(sample=lambda p, *a: p + torch.rand((), generator=own).double())
 
-    assert_broken([run_check(transform.one_seed_gives_one_draw, family)], transform.one_seed_gives_one_draw, "gave two draws")
+    check = transform.one_seed_gives_one_sample
+
+    assert_broken([run_check(check, family)], check, "gave two samples")
 
 
 def test_decoding_to_another_warp_of_the_same_target_is_caught() -> None:
@@ -365,7 +367,7 @@ def test_classes_out_of_range_or_of_another_type_are_caught(change, problem: str
     family = rotation()
     true = family.classes
     family.classes = lambda parameters: change(true(parameters))
-    check = transform.its_classes_are_numbers_below_n_classes
+    check = transform.its_classes_are_below_n_classes
 
     assert_broken([run_check(check, family)], check, problem)
 
@@ -400,7 +402,7 @@ def noise(i: int) -> Tensor:
     return torch.randint(0, 256, (1, 8, 10), dtype=torch.uint8)
 
 
-def test_a_data_set_that_keeps_every_promise_passes() -> None:
+def test_a_data_set_that_meets_every_requirement_passes() -> None:
     for data in (images(), images(train=split(labels=None), classes=None), images(test=split())):
         assert problems(list(run_checks(dataset.CHECKS, DatasetSubject(data, lambda data=data: data)))) == {}
 
@@ -410,8 +412,8 @@ def test_a_data_set_that_keeps_every_promise_passes() -> None:
     [
         (
             {"test": split(images=torch.zeros(0, 1, 8, 10))},
-            dataset.its_parts_have_images,
-            "test is empty; a part that is not there",
+            dataset.its_splits_have_images,
+            "test is empty; a missing split is None",
         ),
         (
             {"channels": 3},
@@ -436,22 +438,22 @@ def test_a_data_set_that_keeps_every_promise_passes() -> None:
             "begin at -1, expected 0 or more",
         ),
         ({"classes": ("a", "b")}, dataset.labels_are_int64_and_in_range, "reach 2 with 2 class names"),
-        ({"train": split(name=lambda i: "same")}, dataset.every_image_has_a_name_of_its_own, "6 images of train have 1 names"),
-        ({"mean": (0.5,) * 3}, dataset.mean_and_deviation_are_stated_for_each_channel, "mean has 3 numbers for 1 channels"),
+        ({"train": split(name=lambda i: "same")}, dataset.image_names_are_unique, "6 images of train have 1 names"),
+        ({"mean": (0.5,) * 3}, dataset.mean_and_deviation_are_stated_for_each_channel, "mean has 3 values for 1 channels"),
         (
             {"mean": (125.0,)},
             dataset.mean_and_deviation_are_stated_for_each_channel,
-            r"mean is \(125\.0,\), expected figures of",
+            r"mean is \(125\.0,\), expected values in",
         ),
         (
             {"std": (0.0,)},
             dataset.mean_and_deviation_are_stated_for_each_channel,
-            r"std is \(0\.0,\), expected figures above 0",
+            r"std is \(0\.0,\), expected values above 0",
         ),
-        ({"fingerprint": ""}, dataset.opened_again_it_is_the_same, "the fingerprints are '' and ''"),
+        ({"fingerprint": ""}, dataset.it_is_the_same_when_opened_again, "the fingerprints are '' and ''"),
     ],
 )
-def test_a_data_set_that_breaks_a_promise_is_caught(over, check, problem: str) -> None:
+def test_a_data_set_that_fails_a_requirement_is_caught(over, check, problem: str) -> None:
     data = images(**over)
 
     assert_broken([run_check(check, DatasetSubject(data, lambda: data))], check, problem)
@@ -469,7 +471,7 @@ def test_a_data_set_that_breaks_a_promise_is_caught(over, check, problem: str) -
     ],
 )
 def test_a_data_set_that_is_another_when_opened_again_is_caught(again: ImageData, problem: str) -> None:
-    check = dataset.opened_again_it_is_the_same
+    check = dataset.it_is_the_same_when_opened_again
 
     assert_broken([run_check(check, DatasetSubject(images(), lambda: again))], check, problem)
 

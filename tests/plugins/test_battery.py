@@ -1,4 +1,4 @@
-"""Every plugin of ours keeps every promise of its contract, as anyone's must."""
+"""Every built-in plugin passes the conformance checks."""
 
 import gzip
 import struct
@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from avtcli import registry
-from avtcli.plugin_kit.plugin_facts import FreshImport
-from avtcli.testing import check_plugin
+from avtcli.plugin_kit import check_plugin
+from avtcli.plugin_kit.plugin_checks import FreshImport
 from tests.support import write_cifar10
 
 torch.set_num_threads(1)
@@ -66,7 +66,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("info", OURS, ids=[f"{info.kind}-{info.name}" for info in OURS])
-def test_every_plugin_of_ours_keeps_every_promise(
+def test_every_built_in_plugin_passes_the_conformance_checks(
     info: registry.PluginInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # a fresh process for each would cost minutes: the next test imports all of them in one
@@ -81,7 +81,7 @@ def test_every_plugin_of_ours_keeps_every_promise(
     assert len(checks) >= 8
 
 
-def test_importing_them_prints_nothing_and_none_but_timms_own_wakes_timm_or_torchvision() -> None:
+def test_importing_plugins_prints_nothing_and_loads_no_heavy_library() -> None:
     modules = sorted({info.entry_point.module for info in OURS if info.name != "timm"})
     code = f"import sys, {', '.join(modules)}; print([name for name in ('timm', 'torchvision') if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)

@@ -64,7 +64,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path
     (folder / "data_batch_3").write_bytes(pickle.dumps(content))
 
     with pytest.raises(
-        AvtError, match=r"data_batch_3 is no batch of CIFAR-10: UnpicklingError: it asks for pathlib.*not admitted"
+        AvtError, match=r"data_batch_3 is no batch of CIFAR-10: UnpicklingError: it asks for pathlib.*not allowed"
     ):
         build(folder)
     assert not Path("canary").exists()
@@ -74,7 +74,7 @@ def test_a_codec_other_than_latin_1_is_refused(tmp_path: Path) -> None:
     folder = write_cifar10(tmp_path)
     (folder / "data_batch_1").write_bytes(b"c_codecs\nencode\n(Vx\nVrot13\ntR.")
 
-    with pytest.raises(AvtError, match="the encoding 'rot13' is not admitted"):
+    with pytest.raises(AvtError, match="the encoding 'rot13' is not allowed"):
         build(folder)
 
 
@@ -101,7 +101,7 @@ def test_a_batch_cut_short_is_refused(tmp_path: Path) -> None:
     path = write_cifar10(tmp_path) / "data_batch_4"
     path.write_bytes(path.read_bytes()[:-100])
 
-    with pytest.raises(AvtError, match=r"data_batch_4 is no batch of CIFAR-10: .*Copy the file anew"):
+    with pytest.raises(AvtError, match=r"data_batch_4 is no batch of CIFAR-10: .*Copy the file again"):
         build(tmp_path)
 
 
@@ -110,7 +110,7 @@ def test_half_a_data_set_is_an_error_that_names_what_is_missing(tmp_path: Path) 
     (folder / "data_batch_2").unlink()
     (folder / "data_batch_5").unlink()
 
-    with pytest.raises(AvtError, match="is not whole: 2 of 6 files are missing, the first is data_batch_2"):
+    with pytest.raises(AvtError, match="is incomplete: 2 of 6 files are missing, the first is data_batch_2"):
         build(tmp_path)
 
 

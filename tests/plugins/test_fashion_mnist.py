@@ -68,7 +68,7 @@ def test_the_stated_mean_and_std_are_those_of_the_real_training_images() -> None
 def test_half_a_data_set_is_an_error_that_names_the_missing_file(tmp_path: Path, file: str) -> None:
     (write_idx(tmp_path) / file).unlink()
 
-    with pytest.raises(AvtError, match=f"is not whole: 1 of 4 files are missing, the first is {file}"):
+    with pytest.raises(AvtError, match=f"is incomplete: 1 of 4 files are missing, the first is {file}"):
         build(f"fashion-mnist:{tmp_path}")
 
 
@@ -86,10 +86,10 @@ def damaged(content: bytes, how: str) -> bytes:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("cut short", "is no whole gzip file"),
-        ("no gzip", "is no whole gzip file"),
+        ("cut short", "is no complete gzip file"),
+        ("no gzip", "is no complete gzip file"),
         ("another header", "is no IDX file of bytes with 3 dimensions"),
-        ("fewer bytes", r"holds 4703 bytes, its header promises \[6, 28, 28\]"),
+        ("fewer bytes", r"holds 4703 bytes, its header states \[6, 28, 28\]"),
         ("empty", "is no IDX file"),
     ],
 )

@@ -102,7 +102,7 @@ def test_a_folder_without_images_is_refused_with_what_was_looked_for(tmp_path: P
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "x.tiff").write_bytes(b"II")
 
-    with pytest.raises(AvtError, match=r"empty has no images. Looked for images at any depth, .jpeg, .jpg, .png, .webp, .bmp"):
+    with pytest.raises(AvtError, match=r"empty has no images. Expected images at any depth, .jpeg, .jpg, .png, .webp, .bmp"):
         folder(str(tmp_path / "empty"))
 
 
@@ -115,7 +115,7 @@ def test_a_folder_below_that_cannot_be_read_is_named(photos: Path, monkeypatch: 
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    with pytest.raises(AvtError, match=r"The folder .*/photos/b cannot be read: Permission denied. Look at its permissions"):
+    with pytest.raises(AvtError, match=r"The folder .*/photos/b cannot be read: Permission denied. Check its permissions"):
         folder(str(photos))
 
 

@@ -87,7 +87,7 @@ def test_the_fingerprint_follows_names_and_sizes_and_not_the_place(root: Path):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".bmp", ".ppm"])
-def test_each_admitted_format_decodes_to_its_pixels(suffix: str, tmp_path: Path):
+def test_each_allowed_format_decodes_to_its_pixels(suffix: str, tmp_path: Path):
     options: dict[str, Any] = {"lossless": True} if suffix == ".webp" else {}
     save(tmp_path / f"x{suffix}", 5, **options)
     image = decode_image((tmp_path / f"x{suffix}").read_bytes(), name="x")
@@ -120,12 +120,12 @@ def damaged_split(root: Path, content: bytes) -> ImageData:
 def test_a_file_that_is_cut_short_is_named(root: Path):
     whole = (root / "train" / "n01" / "n01_0.JPEG").read_bytes()
     data = damaged_split(root, whole[:-30])
-    with pytest.raises(AvtError, match=r"train/n01/n01_0\.JPEG does not decode: image file is truncated.* copy the file anew"):
+    with pytest.raises(AvtError, match=r"train/n01/n01_0\.JPEG does not decode: image file is truncated.* copy the file again"):
         data.train.read(0)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", b"GIF89a" + bytes(40)])
-def test_a_file_of_no_admitted_format_is_named(content: bytes, root: Path):
+def test_a_file_of_another_format_is_named(content: bytes, root: Path):
     data = damaged_split(root, content)
     with pytest.raises(AvtError, match=r"n01_0\.JPEG does not decode: its first bytes .* as JPEG, PNG, WEBP, BMP, PPM"):
         data.train.read(0)
@@ -196,5 +196,5 @@ def test_a_folder_that_cannot_be_read_is_named(root: Path, monkeypatch: pytest.M
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(AvtError, match=r"The folder .*train/n02 cannot be read: Permission denied\. Look at its permissions"):
+    with pytest.raises(AvtError, match=r"The folder .*train/n02 cannot be read: Permission denied\. Check its permissions"):
         opened(root)

@@ -118,7 +118,7 @@ def test_a_list_that_cannot_be_read_is_named(root: Path, monkeypatch: pytest.Mon
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(AvtError, match=r"train_places205\.csv cannot be read: Permission denied\. Copy it anew"):
+    with pytest.raises(AvtError, match=r"train_places205\.csv cannot be read: Permission denied\. Copy it again"):
         opened(root)
 
 

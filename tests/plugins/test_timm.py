@@ -303,7 +303,7 @@ def test_arguments_from_the_command_line_are_numbers_truth_values_or_text() -> N
 def test_without_a_network_published_weights_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(AvtError, match=r"published weights of timm's 'test_resnet' cannot be had: .*with --init-from"):
+    with pytest.raises(AvtError, match=r"published weights of timm's 'test_resnet' cannot be loaded: .*with --init-from"):
         build("test_resnet", pretrained=True)
 
 

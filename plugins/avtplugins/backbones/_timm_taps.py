@@ -1,4 +1,4 @@
-"""Where a timm model can be read: its own named features as maps, found by one trace batch."""
+"""Taps of a timm model: its named features as maps, found by tracing one batch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from avtcli.errors import AvtError
 from avtcli.seeding import keyed_generator
 
 LEAST_SIDE = 4
-"""Cells: the code stands at the deepest map that is at least so high and wide."""
+"""Cells: the smallest side of the map that is the code by default."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class TapLocation:
         channels: of the map.
         cells: (height, width) of the map at the trace's image size.
         layout: of the module's output: (B, C, H, W), (B, H, W, C), or tokens (B, prefix + H W, C), row by row.
-        prefix: tokens that are no cells, such as the class token and registers; they pass by the map.
+        prefix: tokens that are no cells, such as the class token and registers; the map leaves them out.
         reaches: whether the model's pooled feature depends on the map.
     """
 
@@ -58,11 +58,11 @@ class TapLocation:
 
 @dataclass(frozen=True)
 class ModelTrace:
-    """What one batch through a model shows.
+    """Structure of a model, from one batch.
 
     Attributes:
-        locations: where it can be read, in the order of the network.
-        vector_dim: the length of its pooled feature.
+        locations: features that are maps, in the order of the network.
+        vector_dim: the length of the pooled feature.
         unused: the names of the parameters that the pooled feature does not depend on.
     """
 
@@ -71,13 +71,13 @@ class ModelTrace:
     unused: frozenset[str]
 
 
-@torch.enable_grad()  # whatever the caller has switched off
+@torch.enable_grad()  # also for callers under no_grad
 def trace_model(model: nn.Module, name: str, *, in_channels: int, image_size: Size) -> ModelTrace:
-    """Send one random image through a model in eval mode; its state and the global random state stay as they were.
+    """Trace a model in eval mode with one random image; its state and the global random state do not change.
 
     Args:
         model: a timm model without classifier.
-        name: what it is called, for messages.
+        name: for messages.
         in_channels: of the images.
         image_size: (height, width).
 
@@ -87,10 +87,10 @@ def trace_model(model: nn.Module, name: str, *, in_channels: int, image_size: Si
     x = torch.randn(1, in_channels, *image_size, generator=keyed_generator("timm", "trace"))
     features = list(getattr(model, "feature_info", None) or ())
     training = model.training
-    with torch.random.fork_rng(devices=[]), _outputs_kept(model, features) as kept:
+    with torch.random.fork_rng(devices=[]), _recorded_outputs(model, features) as outputs:
         try:
             vector = model.eval()(x)
-        except Exception as error:  # each family has its own way of refusing a size
+        except Exception as error:  # models refuse a size by any exception
             raise AvtError(
                 f"timm's '{name}' does not take images of {in_channels}x{image_size[0]}x{image_size[1]}: {one_line(error)}. "
                 "Try larger ones with `-o augment.resize=SIDE -o augment.crop=SIDE`."
@@ -98,19 +98,19 @@ def trace_model(model: nn.Module, name: str, *, in_channels: int, image_size: Si
     if not isinstance(vector, Tensor) or vector.ndim != 2:
         found = tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
         raise AvtError(f"timm's '{name}' gives {found} for one image, expected one vector. Choose another model.")
-    locations, refused = _locate_all(model, features, kept, image_size)
+    locations, refused = _locate_all(model, features, outputs, image_size)
     if not locations:
         why = "; ".join(refused[:3]) or "it names no features"
         raise AvtError(f"timm's '{name}' has no location where the code could stand: {why}. Choose another model.")
-    trace = _follow_gradients(model, vector, locations, kept)
-    model.train(training)  # also drops what some models (LeViT) keep of their weights while in eval mode
+    trace = _follow_gradients(model, vector, locations, outputs)
+    model.train(training)  # also drops the copies of weights that some models (LeViT) make in eval mode
     return trace
 
 
 def default_code_tap(locations: Sequence[TapLocation]) -> TapLocation:
-    """The deepest location of at least 4x4 cells that has layers after it, else the one of the most cells.
+    """Return the deepest location of at least 4x4 cells that has layers after it, else the one of the most cells.
 
-    The layers after the code are the trunk that reads it, as blocks 3 and 4 of NIN do.
+    The layers after the code process it for the decoder, as blocks 3 and 4 of NIN do.
 
     Raises:
         ValueError: if the pooled feature depends on none of the locations.
@@ -122,46 +122,46 @@ def default_code_tap(locations: Sequence[TapLocation]) -> TapLocation:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's name and the first line of its message, where it has one."""
+    """Return an error's name and the first line of its message, if any."""
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]]).rstrip(".")
 
 
 @contextmanager
-def _outputs_kept(model: nn.Module, features: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, list[Any]]]:
-    """Yield a dict that fills with what each feature's module gives, call by call."""
-    modules, kept = dict(model.named_modules()), {feature["module"]: list[Any]() for feature in features}
+def _recorded_outputs(model: nn.Module, features: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, list[Any]]]:
+    """Yield a dict that records the outputs of each feature's module, one per call."""
+    modules, outputs = dict(model.named_modules()), {feature["module"]: list[Any]() for feature in features}
     handles = []
-    for name, outputs in kept.items():
+    for name, calls in outputs.items():
         if name in modules:
-            handles.append(modules[name].register_forward_hook(lambda m, i, output, outputs=outputs: outputs.append(output)))
+            handles.append(modules[name].register_forward_hook(lambda m, i, output, calls=calls: calls.append(output)))
     try:
-        yield kept
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()
 
 
 def _locate_all(
-    model: nn.Module, features: Sequence[Mapping[str, Any]], kept: Mapping[str, list[Any]], image_size: Size
+    model: nn.Module, features: Sequence[Mapping[str, Any]], outputs: Mapping[str, list[Any]], image_size: Size
 ) -> tuple[list[TapLocation], list[str]]:
-    """The features that are maps, and one line for each that is none."""
+    """The features that are maps, and a line for each that is none."""
     locations, refused = [], []
     for feature in features:
-        outputs = kept[feature["module"]]
-        location = _locate(model, feature, outputs[0], image_size) if len(outputs) == 1 else None
+        calls = outputs[feature["module"]]
+        location = _locate(model, feature, calls[0], image_size) if len(calls) == 1 else None
         if location is not None:
             locations.append(location)
-        elif len(outputs) != 1:
-            refused.append(f"'{feature['module']}' is called {len(outputs)} times")
+        elif len(calls) != 1:
+            refused.append(f"'{feature['module']}' is called {len(calls)} times")
         else:
-            found = tuple(outputs[0].shape) if isinstance(outputs[0], Tensor) else f"a {type(outputs[0]).__name__}"
+            found = tuple(calls[0].shape) if isinstance(calls[0], Tensor) else f"a {type(calls[0]).__name__}"
             refused.append(f"'{feature['module']}' gives {found}, which is no map")
     return locations, refused
 
 
 def _locate(model: nn.Module, feature: Mapping[str, Any], output: Any, image_size: Size) -> TapLocation | None:
     """How a module's output for one image is read as a map, or none where it cannot be."""
-    if not isinstance(output, Tensor) or hasattr(model, "reroll"):  # Hiera's tokens do not go row by row
+    if not isinstance(output, Tensor) or hasattr(model, "reroll"):  # Hiera's tokens are not in row order
         return None
     name, channels = feature["module"], feature["num_chs"]
     if output.ndim == 4 and output.shape[1] == channels and getattr(model, "output_fmt", "NCHW") != "NHWC":
@@ -178,18 +178,17 @@ def _locate(model: nn.Module, feature: Mapping[str, Any], output: Any, image_siz
 
 
 def _follow_gradients(
-    model: nn.Module, vector: Tensor, locations: Sequence[TapLocation], kept: Mapping[str, list[Any]]
+    model: nn.Module, vector: Tensor, locations: Sequence[TapLocation], outputs: Mapping[str, list[Any]]
 ) -> ModelTrace:
-    """See what the vector depends on: of the locations, and of the parameters."""
+    """Find the locations and parameters that the vector depends on."""
     dim = vector.shape[1]
     loss = (vector * torch.linspace(-1, 1, dim)).sum()  # a plain sum after a LayerNorm would be constant
     parameters = dict(model.named_parameters())
-    outputs = [kept[location.name][0] for location in locations]
-    slopes = torch.autograd.grad(loss, [*outputs, *parameters.values()], allow_unused=True)
-    of_places, of_parameters = slopes[: len(locations)], slopes[len(locations) :]
-    told = tuple(
-        replace(location, reaches=slope is not None and bool(location.to_map(slope).any()))
-        for location, slope in zip(locations, of_places, strict=True)
+    maps = [outputs[location.name][0] for location in locations]
+    gradients = torch.autograd.grad(loss, [*maps, *parameters.values()], allow_unused=True)
+    with_reach = tuple(
+        replace(location, reaches=gradient is not None and bool(location.to_map(gradient).any()))
+        for location, gradient in zip(locations, gradients[: len(locations)], strict=True)
     )
-    unused = (name for name, slope in zip(parameters, of_parameters, strict=True) if slope is None)
-    return ModelTrace(told, dim, frozenset(unused))
+    unused = (name for name, gradient in zip(parameters, gradients[len(locations) :], strict=True) if gradient is None)
+    return ModelTrace(with_reach, dim, frozenset(unused))

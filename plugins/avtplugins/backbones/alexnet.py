@@ -5,11 +5,11 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from avtcli.contracts import Backbone, Code, Size
+from avtcli.contracts import Backbone, Code, PublishedCheckpoint, Size
 from avtcli.errors import AvtError
 
 SIZE = (224, 224)
-"""(height, width): the one that leaves 256 maps of 6x6, which fc_block's 9216 inputs are."""
+"""(height, width) of the images: they give 256 maps of 6x6, the 9216 inputs of fc_block."""
 
 
 def conv_unit(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, padding: int) -> nn.Sequential:
@@ -75,6 +75,19 @@ def alexnet(*, in_channels: int, image_size: Size) -> Backbone:
         height, width = image_size
         raise AvtError(
             f"The backbone 'alexnet' takes images of 224x224 px, found {height}x{width}. "
-            "Say `-o augment.resize=256 -o augment.crop=224`."
+            "Give `-o augment.resize=256 -o augment.crop=224`."
         )
     return AlexNet(in_channels)
+
+
+def published_alexnet() -> PublishedCheckpoint:
+    """The checkpoint of AVT's ImageNet experiment."""
+    blocks = {0: "conv1", 2: "conv2", 4: "conv3", 5: "conv4", 6: "conv5"}
+    convs = {
+        f"Alexnet._feature_blocks.{block}.{i}": f"encoder.backbone.{name}.{i}" for block, name in blocks.items() for i in (0, 1)
+    }
+    layers = enumerate(("Conv", "BatchNorm"))
+    log_var = {f"Alexnet._feature_blocks.5.3.layers.{layer}": f"encoder.log_var.{i}" for i, layer in layers}
+    # the published block begins with a flattening layer
+    full = {f"Alexnet._feature_blocks.8.{i}": f"encoder.backbone.fc_block.{i - 1}" for i in (1, 2, 4, 5)}
+    return PublishedCheckpoint("imagenet-alexnet", {**convs, **log_var, **full})

@@ -5,7 +5,7 @@ from math import sqrt
 
 from torch import Tensor, nn
 
-from avtcli.contracts import Backbone, Code
+from avtcli.contracts import Backbone, Code, PublishedCheckpoint
 from avtcli.errors import AvtError
 
 
@@ -59,3 +59,16 @@ def nin(*, in_channels: int, width: float = 1.0) -> Backbone:
     if width <= 0:
         raise AvtError(f"The backbone 'nin' needs a width above 0, found {width}. The published network has width 1.")
     return NIN(in_channels, width)
+
+
+def published_nin() -> PublishedCheckpoint:
+    """The checkpoint of AVT's CIFAR-10 experiment."""
+    layers = {"Conv": 0, "BatchNorm": 1}
+    units = {
+        f"nin._feature_blocks.{b}.Block{b + 1}_ConvB{u + 1}.layers.{layer}": f"encoder.backbone.conv{b + 1}.{u}.{i}"
+        for b in range(4)
+        for u in range(3)
+        for layer, i in layers.items()
+    }
+    log_var = {f"nin._feature_blocks.1.Block2_Encode.layers.{layer}": f"encoder.log_var.{i}" for layer, i in layers.items()}
+    return PublishedCheckpoint("cifar10-nin", {**units, **log_var})

@@ -1,11 +1,12 @@
-"""Any network of timm that names its features, CNN or transformer."""
+"""timm models that name their features, CNN or transformer."""
 
 import tomllib
 from collections.abc import Collection, Mapping
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import timm
+from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from avtcli.contracts import Backbone, Code, Size
@@ -13,11 +14,25 @@ from avtcli.errors import AvtError, nearest
 from avtplugins.backbones._timm_taps import ModelTrace, TapLocation, default_code_tap, one_line, trace_model
 
 VECTOR_TAP = "pre_logits"
-"""The name under which the pooled feature can be read."""
+"""The tap of the pooled feature."""
+
+
+def _typed(value: Any) -> Any:
+    """Read a text that is a number or truth value in TOML as one: only timm knows the types of its arguments."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return value
+
+
+TimmArguments = dict[str, Annotated[Any, BeforeValidator(_typed)]]
+"""Arguments of timm's model functions by name."""
 
 
 class _Call:
-    """One forward pass: what the hooks are to do, and what they have found."""
+    """State of one forward pass: the request, and the taps that the hooks read."""
 
     def __init__(self, code: Code, want: Collection[str]) -> None:
         self.code, self.want = code, frozenset(want)
@@ -25,15 +40,15 @@ class _Call:
 
 
 class TimmBackbone(Backbone):
-    """A timm model with the code in its middle: the model's own later layers read what the code returns.
+    """A timm model with the code at one of its layers; the later layers read what `code` returns.
 
-    A forward hook on the module at the code tap puts the code in its location, so names of weights stay timm's own, under
-    `model.`. A class token and registers pass by the code. Parameters that the vector does not depend on are frozen, since
-    several processes wait for the gradient of all others.
+    A forward hook on the module at the code tap inserts the code, so that weights keep timm's names, under `model.`. Class
+    token and registers bypass the code. Parameters that the vector does not depend on are frozen: several processes wait for
+    the gradient of every other one.
 
     Args:
         model: a timm model without classifier.
-        trace: what one batch showed of it.
+        trace: its taps, from one batch.
         code_tap: one of the trace's locations.
     """
 
@@ -43,7 +58,7 @@ class TimmBackbone(Backbone):
         self.taps = {**{location.name: location.channels for location in trace.locations}, VECTOR_TAP: trace.vector_dim}
         self.code_tap = code_tap
         self.vector_dim = trace.vector_dim
-        self._call: _Call | None = None  # only while a forward pass runs: no tensor stays behind
+        self._call: _Call | None = None  # set during a forward pass only
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in trace.unused)
         for location in trace.locations:
@@ -51,7 +66,7 @@ class TimmBackbone(Backbone):
             model.get_submodule(location.name).register_forward_hook(partial(self._at, location))
 
     def _at(self, location: TapLocation, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        """Hand a map out, or put the code in its location."""
+        """Read a map, or insert the code."""
         call = self._call
         if call is None:
             return None
@@ -71,6 +86,10 @@ class TimmBackbone(Backbone):
         taps = {**call.taps, VECTOR_TAP: vector}
         return vector, {name: taps[name] for name in want}
 
+    def bare(self) -> nn.Module:
+        """Return the timm model, with timm's names of its weights."""
+        return self.model
+
 
 def timm_backbone(
     name: str,
@@ -80,7 +99,7 @@ def timm_backbone(
     image_size: Size,
     code_at: str | None = None,
     pretrained: bool = False,
-    args: dict[str, Any] | None = None,
+    args: TimmArguments | None = None,
 ) -> Backbone:
     """Any model of timm that names its features, as in `timm:resnet18`; taps are timm's feature names and pre_logits.
 
@@ -89,15 +108,14 @@ def timm_backbone(
         in_channels: given by the data.
         image_size: given by the data and the crop.
         code_at: the tap whose map is the code; left out, the deepest of at least 4x4 cells with layers after it.
-        pretrained: whether to start from timm's published weights, which are downloaded.
+        pretrained: start from timm's published weights, which are downloaded.
         args: timm's own arguments of the model, as in `-o backbone.args.patch_size=4`.
     """
     if not timm.is_model(name):
         known = timm.list_models()
         raise AvtError(f"timm {timm.__version__} has no model '{name}'. {nearest(name, known)}It has {len(known)} others.")
-    house = {"in_chans": in_channels, "img_size": image_size}
-    typed = {key: _typed(value) for key, value in (args or {}).items()}
-    model = _create(name, typed, house, pretrained=pretrained)
+    given = {"in_chans": in_channels, "img_size": image_size}
+    model = _create(name, args or {}, given, pretrained=pretrained)
     trace = trace_model(model, name, in_channels=in_channels, image_size=image_size)
     able = {location.name: location for location in trace.locations if location.reaches}
     if code_at is None:
@@ -116,34 +134,24 @@ def variants() -> Collection[str]:
     return {*timm.list_models(), *timm.list_pretrained()}
 
 
-def _typed(value: Any) -> Any:
-    """Read a text that is a number or truth value in TOML as one: only timm knows the types of its arguments."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return value
-
-
-def _create(name: str, args: Mapping[str, Any], house: Mapping[str, Any], *, pretrained: bool) -> nn.Module:
-    """Make a timm model; the house's img_size is left out where the model, being convolutional, takes none.
+def _create(name: str, args: Mapping[str, Any], given: Mapping[str, Any], *, pretrained: bool) -> nn.Module:
+    """Make a timm model; img_size is left out where the model, being convolutional, takes none.
 
     Raises:
-        AvtError: if timm refuses the arguments or the size, or the published weights cannot be had.
+        AvtError: if timm refuses the arguments or the size, or the published weights cannot be loaded.
     """
-    given = {**house, **args}
+    merged = {**given, **args}
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **given)
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **merged)
     except TypeError as error:
-        if "img_size" in house and "img_size" not in args and "'img_size'" in str(error):
-            return _create(name, args, {key: value for key, value in house.items() if key != "img_size"}, pretrained=pretrained)
+        if "img_size" in given and "img_size" not in args and "'img_size'" in str(error):
+            return _create(name, args, {"in_chans": given["in_chans"]}, pretrained=pretrained)
         raise AvtError(f"timm's '{name}' does not take these arguments: {one_line(error)}.") from error
-    except Exception as error:  # anything at all: the arguments are timm's affair, and so is the network
+    except Exception as error:  # timm and its download can raise anything
         if pretrained:
             raise AvtError(
-                f"The published weights of timm's '{name}' cannot be had: {one_line(error).split('. ')[0]}. Without a network, "
-                "give a safetensors file in timm's names with --init-from, and leave pretrained out."
+                f"The published weights of timm's '{name}' cannot be loaded: {one_line(error).split('. ')[0]}. Without internet "
+                "access, give a safetensors file in timm's names with --init-from, and leave pretrained out."
             ) from error
-        raise AvtError(f"timm's '{name}' cannot be made with {given}: {one_line(error)}.") from error
+        raise AvtError(f"timm's '{name}' cannot be made with {merged}: {one_line(error)}.") from error
     return model

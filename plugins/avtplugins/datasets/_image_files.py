@@ -1,4 +1,4 @@
-"""What the data sets of image files share: a compact list of files, and decoding one of them without trust."""
+"""Image files: a compact list of names, and safe decoding."""
 
 import hashlib
 import io
@@ -19,18 +19,18 @@ from avtcli.errors import AvtError
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
 SUFFIXES: Final = (b".jpeg", b".jpg", b".png", b".webp", b".bmp", b".ppm")
 MAX_PIXELS: Final = 50_000_000
-"""Of one image; a header that states more is refused before anything is decoded."""
+"""The most pixels of an image; more are refused before decoding."""
 
-# The release's figures for ImageNet, of images in [0, 1].
+# of ImageNet's images in [0, 1], as in the release
 MEAN: Final = (0.485, 0.456, 0.406)
 STD: Final = (0.229, 0.224, 0.225)
 
 
 class FileList:
-    """File names, sizes and labels, to add to; a million take about 60 MB.
+    """A growing list of file names and labels.
 
-    The names lie in one block of bytes: a list of a million strings would take twice the room, and again so much in each
-    worker process, since reading a string writes its reference count.
+    The names are one block of bytes: reading a Python string writes its reference count, so that each worker process would
+    copy a list of strings.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class FileList:
         return len(self.ends)
 
     def add(self, name: bytes, size: int, label: int) -> None:
-        """Add one file: its name below the list's folder, its size in bytes, and its class."""
+        """Add a file: name below the list's folder, size in bytes, class."""
         self.names += name
         self.ends.append(len(self.names))
         self.labels.append(label)
@@ -51,12 +51,12 @@ class FileList:
 
 
 def fingerprint(lists: list[FileList]) -> str:
-    """A hash of the names, sizes and labels of files, in their order."""
+    """Return a hash of the names, sizes and labels of files, in order."""
     return hashlib.blake2b(b"".join(files.digest.digest() for files in lists), digest_size=16).hexdigest()
 
 
 def list_images(folder: Path) -> list[tuple[bytes, int]]:
-    """The image files right in a folder, by their suffix, sorted: (name, size in bytes); hidden ones are left out.
+    """List the image files directly in a folder, by suffix, sorted, without hidden ones: (name, size in bytes).
 
     Raises:
         AvtError: if the folder cannot be read.
@@ -69,17 +69,15 @@ def list_images(folder: Path) -> list[tuple[bytes, int]]:
                 if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(b".") and entry.is_file()
             )
     except OSError as error:
-        raise AvtError(
-            f"The folder {folder} cannot be read: {error.strerror}. Look at its permissions and its disk."
-        ) from error
+        raise AvtError(f"The folder {folder} cannot be read: {error.strerror}. Check its permissions and its disk.") from error
 
 
 def decode_image(content: bytes, *, name: str) -> Tensor:
-    """Decode an image file to RGB; an orientation that EXIF states is not applied, as in torchvision's ImageFolder.
+    """Decode an image file to RGB, without applying an EXIF orientation, as torchvision's ImageFolder.
 
     Args:
-        content: the file, in one of `FORMATS`: no other decoder is ever run.
-        name: of the file, for the message.
+        content: the file's bytes; decoders of other formats than `FORMATS` never run.
+        name: of the file, for messages.
 
     Returns:
         uint8, (3, H, W).
@@ -87,7 +85,7 @@ def decode_image(content: bytes, *, name: str) -> Tensor:
     Raises:
         AvtError: if it does not decode, is cut short, or states more than `MAX_PIXELS` pixels.
     """
-    with warnings.catch_warnings():  # Pillow's remarks on odd metadata come by the thousand in published data sets
+    with warnings.catch_warnings():  # Pillow warns of odd metadata in thousands of published images
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
@@ -98,22 +96,22 @@ def decode_image(content: bytes, *, name: str) -> Tensor:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise AvtError(
                 f"{name} states more than {MAX_PIXELS // 1_000_000} million pixels ({error}), too many for one image. "
-                "Take it out of the data set, or shrink it."
+                "Remove it from the data set, or shrink it."
             ) from error
         except Exception as error:  # a damaged image can fail in any way
-            cause = "its first bytes are of no such format" if isinstance(error, UnidentifiedImageError) else error
+            cause = "its first bytes match no format" if isinstance(error, UnidentifiedImageError) else error
             raise AvtError(
-                f"{name} does not decode: {cause}. Expected a whole image as {', '.join(FORMATS)}: copy the file anew, or "
-                "take it out of the data set."
+                f"{name} does not decode: {cause}. Expected a complete image as {', '.join(FORMATS)}: copy the file again, or "
+                "remove it from the data set."
             ) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 class FileSplit(Split):
-    """A part whose images are files, read one at a time.
+    """A split whose images are files, read one at a time.
 
     Args:
-        folder: what the names are below.
+        folder: parent of the names.
         files: the images with their labels.
     """
 
@@ -142,5 +140,5 @@ class FileSplit(Split):
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise AvtError(f"{path} was there and cannot be read now: {error.strerror}. Look at its disk.") from error
+            raise AvtError(f"{path} was listed and cannot be read now: {error.strerror}. Check its disk.") from error
         return decode_image(content, name=str(path))

@@ -1,4 +1,4 @@
-"""CIFAR-10, from the python version of its archive."""
+"""CIFAR-10, from the Python version of its archive."""
 
 import codecs
 import pickle
@@ -10,7 +10,7 @@ import torch
 
 from avtcli.contracts import ImageData, MemorySplit
 from avtcli.errors import AvtError
-from avtplugins.datasets._files import download, fingerprint, missing_data, require_whole
+from avtplugins.datasets._files import download, fingerprint, missing_data, require_files
 
 CLASSES: Final = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TRAIN: Final = tuple(f"data_batch_{i}" for i in range(1, 6))
@@ -20,19 +20,18 @@ LAYOUT: Final = f"a folder {FOLDER} with data_batch_1 to data_batch_5 and test_b
 
 def _latin1(text: str, encoding: str) -> bytes:
     if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"the encoding {encoding!r} is not admitted")
+        raise pickle.UnpicklingError(f"the encoding {encoding!r} is not allowed")
     return codecs.encode(text, "latin-1")
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Reads numpy arrays, lists, dicts, str, bytes and ints, and nothing else: a pickle's code never runs.
+    """Unpickler of numpy arrays, lists, dicts, str, bytes and ints only: code in the pickle never runs.
 
-    Python 2 wrote the published files, numpy 1 and 2 name the same three functions differently, and Python 3 writes bytes
-    by way of a codec in the old protocols: those names are all that a pickle may ask for.
+    The allowed names are those in files of Python 2 (the published ones) and 3, with numpy 1 and 2.
     """
 
     def find_class(self, module: str, name: str) -> Any:
-        """Look up one of the admitted names.
+        """Look up an allowed name.
 
         Raises:
             pickle.UnpicklingError: for any other.
@@ -45,14 +44,14 @@ class PlainUnpickler(pickle.Unpickler):
             return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
         if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
             return np._core.numeric._frombuffer  # type: ignore[attr-defined]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not admitted")
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not allowed")
 
 
 def read_batch(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Read one batch file: images (n, 3, 32, 32) uint8 and labels (n,) int64.
 
     Raises:
-        AvtError: if it is no batch of CIFAR-10, is cut short, or asks for anything beside plain data.
+        AvtError: if it is no batch of CIFAR-10, is incomplete, or holds more than plain data.
     """
     try:
         with path.open("rb") as file:
@@ -60,7 +59,7 @@ def read_batch(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
         data, labels = content["data"], torch.tensor(content["labels"], dtype=torch.int64)
         images = torch.from_numpy(np.ascontiguousarray(data, dtype=np.uint8)).view(-1, 3, 32, 32)
     except Exception as error:  # a damaged pickle can fail in any way
-        raise AvtError(f"{path} is no batch of CIFAR-10: {type(error).__name__}: {error}. Copy the file anew.") from error
+        raise AvtError(f"{path} is no batch of CIFAR-10: {type(error).__name__}: {error}. Copy the file again.") from error
     if data.dtype != np.uint8 or len(images) != len(labels):
         raise AvtError(f"{path} holds {len(images)} images of type {data.dtype} and {len(labels)} labels, expected uint8.")
     if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) <= 9):
@@ -80,7 +79,7 @@ def _find(path: str | None, data_dir: Path) -> Path:
         from torchvision.datasets import CIFAR10
         from torchvision.datasets.utils import download_and_extract_archive
 
-        # not CIFAR10(download=True): its constructor unpickles freely
+        # CIFAR10(download=True) would unpickle without restrictions
         download_and_extract_archive(CIFAR10.url, str(root), filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
 
     download("cifar10", fetch, where=root, layout=LAYOUT)
@@ -99,12 +98,12 @@ def cifar10(
 
     Args:
         path: the folder with the batches, or the one above it.
-        data_dir: where it is looked for, and downloaded to, without a path.
-        mean: per channel, for normalisation (the release's figures).
-        std: per channel, for normalisation (the release's figures).
+        data_dir: the folder that is searched, and downloaded to, without a path.
+        mean: per channel, for normalisation (as in the release).
+        std: per channel, for normalisation (as in the release).
     """
     folder = _find(path, data_dir)
-    require_whole("cifar10", folder, (*TRAIN, "test_batch"))
+    require_files("cifar10", folder, (*TRAIN, "test_batch"))
     parts = [read_batch(folder / name) for name in TRAIN]
     images, labels = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
     test_images, test_labels = read_batch(folder / "test_batch")

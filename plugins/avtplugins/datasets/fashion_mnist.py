@@ -1,4 +1,4 @@
-"""Fashion-MNIST, whole from its IDX files, or the small part of it that is embedded here."""
+"""Fashion-MNIST from its IDX files, and a small embedded part of it."""
 
 import gzip
 import zlib
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from avtcli.contracts import ImageData, MemorySplit
 from avtcli.errors import AvtError
-from avtplugins.datasets._files import download, fingerprint, missing_data, require_whole
+from avtplugins.datasets._files import download, fingerprint, missing_data, require_files
 
 CLASSES: Final = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -23,7 +23,7 @@ LAYOUT: Final = f"the four files {', '.join(FILES)}"
 DEBIAN: Final = Path("/usr/share/datasets/fashion-mnist")  # the package dataset-fashion-mnist
 PADDING: Final = 2  # 28 px -> 32 px
 
-# Of the 60 000 training images in [0, 1], padded to 32 px.
+# of the 60 000 training images in [0, 1], padded to 32 px
 MEAN: Final = (0.2190,)
 STD: Final = (0.3318,)
 
@@ -33,24 +33,24 @@ def read_idx(path: Path, *, dimensions: int) -> Tensor:
 
     Args:
         path: the file.
-        dimensions: how many it must have.
+        dimensions: the number expected.
 
     Returns:
-        uint8, of the shape that its header states.
+        uint8, of the shape in its header.
 
     Raises:
-        AvtError: if it is no such file or is cut short.
+        AvtError: if it is no such file, or incomplete.
     """
     try:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
-        raise AvtError(f"{path} is no whole gzip file: {error}. Copy it anew.") from error
+        raise AvtError(f"{path} is no complete gzip file: {error}. Copy it again.") from error
     header = 4 + 4 * dimensions
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < header:
-        raise AvtError(f"{path} is no IDX file of bytes with {dimensions} dimensions. Copy it anew.")
+        raise AvtError(f"{path} is no IDX file of bytes with {dimensions} dimensions. Copy it again.")
     shape = [int(n) for n in np.frombuffer(content, ">i4", dimensions, offset=4)]
     if len(content) - header != int(np.prod(shape)):
-        raise AvtError(f"{path} holds {len(content) - header} bytes, its header promises {shape}. Copy it anew.")
+        raise AvtError(f"{path} holds {len(content) - header} bytes, its header states {shape}. Copy it again.")
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())
 
 
@@ -88,13 +88,13 @@ def fashion_mnist(path: str | None = None, /, *, data_dir: Path) -> ImageData:
 
     Args:
         path: a folder with the four IDX .gz files, such as Debian's /usr/share/datasets/fashion-mnist.
-        data_dir: where it is looked for, and downloaded to, without a path.
+        data_dir: the folder that is searched, and downloaded to, without a path.
     """
     downloaded = data_dir / "FashionMNIST" / "raw"
     candidates = [Path(path).expanduser()] if path else [downloaded, data_dir / "fashion-mnist", data_dir, DEBIAN]
     for folder in candidates:
         if any((folder / file).is_file() for file in FILES):
-            require_whole("fashion-mnist", folder, FILES)
+            require_files("fashion-mnist", folder, FILES)
             return _read(folder)
     if path:
         raise missing_data("fashion-mnist", where=candidates[0], layout=LAYOUT)

@@ -9,25 +9,25 @@ from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
 from avtplugins.datasets._image_files import MEAN, STD, SUFFIXES, FileList, FileSplit, fingerprint
 
-LOOKED_FOR: Final = f"images at any depth, {', '.join(suffix.decode() for suffix in SUFFIXES)}, hidden ones left out"
+EXPECTED: Final = f"images at any depth, {', '.join(suffix.decode() for suffix in SUFFIXES)}, hidden ones left out"
 
 
 def _entries(folder: bytes) -> list[tuple[bytes, os.DirEntry[bytes]]]:
-    """What a folder holds, sorted so that walking it in this order sorts the names of all files: a folder ends in a slash."""
+    """Entries of a folder, sorted as the paths below it sort: a folder's name ends in a slash."""
     try:
         with os.scandir(folder) as entries:
             seen = [entry for entry in entries if not entry.name.startswith(b".") and os.path.exists(entry.path)]
             return sorted((entry.name + b"/" if entry.is_dir() else entry.name, entry) for entry in seen)
     except OSError as error:
         raise AvtError(
-            f"The folder {os.fsdecode(folder)} cannot be read: {error.strerror}. Look at its permissions and its disk."
+            f"The folder {os.fsdecode(folder)} cannot be read: {error.strerror}. Check its permissions and its disk."
         ) from error
 
 
 def _walk(folder: bytes, below: bytes, walked: set[tuple[int, int]]) -> Iterator[tuple[bytes, int]]:
     """The image files in a folder and below, sorted by name: (name, size in bytes).
 
-    A link to a folder is followed, and each folder is walked once however many names it has: a link to one above it ends here.
+    Links to folders are followed; a folder is walked once, so that a link to a parent ends there.
     """
     found = os.stat(folder)
     if (found.st_dev, found.st_ino) in walked:
@@ -51,18 +51,18 @@ def folder(
 
     Args:
         path: the folder.
-        mean: per channel, for normalisation (ImageNet's, where nothing is known of the images).
+        mean: per channel, for normalisation (ImageNet's).
         std: per channel, for normalisation (ImageNet's).
     """
     root = Path(path).expanduser()
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
-        raise AvtError(f"The folder {root} {found}. Expected a folder with {LOOKED_FOR}: give `--dataset folder:DIR`.")
+        raise AvtError(f"The folder {root} {found}. Expected a folder with {EXPECTED}: give `--dataset folder:DIR`.")
     files = FileList()
     for name, size in _walk(os.fsencode(root), b"", set()):
         files.add(name, size, -1)
     if not len(files):
-        raise AvtError(f"The folder {root} has no images. Looked for {LOOKED_FOR}: give another `--dataset folder:DIR`.")
+        raise AvtError(f"The folder {root} has no images. Expected {EXPECTED}: give another `--dataset folder:DIR`.")
     images = FileSplit(root, files)
     images.labels = None
     return ImageData(

@@ -1,4 +1,4 @@
-"""ImageNet, from one folder a class."""
+"""ImageNet, one folder per class."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from avtplugins.datasets._files import missing_data
 from avtplugins.datasets._image_files import MEAN, STD, FileList, FileSplit, fingerprint, list_images
 
 LAYOUT: Final = (
-    "train/CLASS/*.JPEG and val/CLASS/*.JPEG, one folder a class (ImageNet asks for an account, avt downloads nothing)"
+    "train/CLASS/*.JPEG and val/CLASS/*.JPEG, one folder per class (ImageNet needs an account, avt does not download it)"
 )
 
 
@@ -21,16 +21,16 @@ def _classes(folder: Path) -> list[str]:
     except OSError as error:
         raise missing_data("imagenet", where=folder.parent, layout=LAYOUT, cause=f"{folder}: {error.strerror}") from error
     if not names:
-        raise AvtError(f"{folder} has no class folders. Expected {LAYOUT}: sort the images into one folder a class.")
+        raise AvtError(f"{folder} has no class folders. Expected {LAYOUT}: sort the images into one folder per class.")
     return names
 
 
 def _check_same(train: list[str], val: list[str], root: Path) -> None:
     lacking, more = sorted(set(train) - set(val)), sorted(set(val) - set(train))
     if lacking or more:
-        said = [f"{len(lacking)} of train are not in val (first {lacking[0]})"] if lacking else []
-        said += [f"{len(more)} of val are not in train (first {more[0]})"] if more else []
-        raise AvtError(f"The class folders in {root} differ: {', '.join(said)}. Expected the same names in train and in val.")
+        parts = [f"{len(lacking)} of train are not in val (first {lacking[0]})"] if lacking else []
+        parts += [f"{len(more)} of val are not in train (first {more[0]})"] if more else []
+        raise AvtError(f"The class folders in {root} differ: {', '.join(parts)}. Expected the same names in train and in val.")
 
 
 def _list(folder: Path, classes: list[str]) -> FileList:
@@ -59,9 +59,9 @@ def imagenet(
 
     Args:
         path: the folder with train and val.
-        data_dir: the folder is looked for here as `imagenet`, without a path.
-        mean: per channel, for normalisation (the release's figures).
-        std: per channel, for normalisation (the release's figures).
+        data_dir: parent of the folder `imagenet`, without a path.
+        mean: per channel, for normalisation (as in the release).
+        std: per channel, for normalisation (as in the release).
     """
     root = Path(path).expanduser() if path else data_dir / "imagenet"
     classes = _classes(root / "train")

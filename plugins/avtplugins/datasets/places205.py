@@ -1,4 +1,4 @@
-"""Places205, from its two lists."""
+"""Places205, from its two published lists."""
 
 import os
 import stat
@@ -15,8 +15,8 @@ IMAGES: Final = "data/vision/torralba/deeplearning/images256"
 LISTS: Final = "trainvalsplit_places205"
 N_CLASSES: Final = 205
 LAYOUT: Final = (
-    f"the images below {IMAGES}, and {LISTS}/train_places205.csv and val_places205.csv with a path below that folder, a space "
-    "and a label a line (avt downloads neither)"
+    f"the images below {IMAGES}, and {LISTS}/train_places205.csv and val_places205.csv, each line a path below that folder, a "
+    "space and a label (avt does not download them)"
 )
 
 
@@ -39,7 +39,7 @@ def read_list(path: Path) -> Iterator[tuple[bytes, int]]:
                     continue
                 raise AvtError(f"{path}, line {number}: expected {expected}, found {line[:80]!r}.")
     except OSError as error:
-        raise AvtError(f"{path} cannot be read: {error.strerror}. Copy it anew.") from error
+        raise AvtError(f"{path} cannot be read: {error.strerror}. Copy it again.") from error
 
 
 def _size(path: bytes) -> int | None:
@@ -62,13 +62,13 @@ def _list(path: Path, folder: Path) -> FileList:
     if missing:
         raise AvtError(
             f"{path} names {missing + len(files)} images, {missing} of them are not in {folder}, the first is "
-            f"{os.fsdecode(first)}. Unpack the whole archive there."
+            f"{os.fsdecode(first)}. Unpack the complete archive there."
         )
     return files
 
 
 def _class_names(split: FileSplit) -> tuple[str, ...]:
-    """Each class is called as the folder of its first training image; one without images as its number."""
+    """Name each class after the folder of its first training image, or its index if it has none."""
     assert split.labels is not None
     names: dict[int, str] = {}
     for i, label in enumerate(split.labels.tolist()):
@@ -85,12 +85,12 @@ def places205(
     mean: tuple[float, float, float] = MEAN,
     std: tuple[float, float, float] = STD,
 ) -> ImageData:
-    """Places205: about 2.45 million + 20 500 images of 256 px in 205 classes, as its two lists name them.
+    """Places205: about 2.45 million + 20 500 images of 256 px in 205 classes, from its two published lists.
 
     Args:
         path: the folder with the images and the lists as published.
-        data_dir: the folder is looked for here as `places205`, without a path.
-        mean: per channel, for normalisation (ImageNet's, since the networks measured here were trained there).
+        data_dir: parent of the folder `places205`, without a path.
+        mean: per channel, for normalisation (ImageNet's, on which the networks were trained).
         std: per channel, for normalisation (ImageNet's).
     """
     root = Path(path).expanduser() if path else data_dir / "places205"

@@ -1,1 +1,1 @@
-"""Plugins for avt, from outside of it."""
+"""Plugins for avt in another distribution."""

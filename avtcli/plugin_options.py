@@ -1,0 +1,161 @@
+"""Options of a plugin: what its signature states, read from text, checked and completed."""
+
+import functools
+import inspect
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from avtcli.errors import AvtError, nearest
+
+GIVEN: Final[Mapping[str, tuple[str, ...]]] = {
+    "backbone": ("in_channels", "image_size"),
+    "dataset": ("data_dir",),
+    "objective": ("vector_dim", "family"),
+}
+"""Parameters that the caller of `registry.build` fills in, by kind; they are no options. A plugin takes those it names."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a plugin, as its signature states it."""
+
+    name: str
+    annotation: str
+    default: Any
+    required: bool
+
+
+def parameters_of(function: Callable[..., Any], *, who: str) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a plugin's function by name.
+
+    Raises:
+        AvtError: if it hides its options behind *args or **kwargs.
+    """
+    parameters = dict(inspect.signature(function).parameters)
+    for p in parameters.values():
+        if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+            raise AvtError(f"{who} takes {p}: a plugin names each of its options.")
+    return parameters
+
+
+def read_options(kind: str, function: Callable[..., Any], *, who: str) -> list[Option]:
+    """Return the options of a plugin's function: its keyword-only parameters but for those of `GIVEN`.
+
+    Raises:
+        AvtError: if it hides its options behind *args or **kwargs.
+    """
+    return [
+        Option(
+            name,
+            p.annotation if isinstance(p.annotation, str) else inspect.formatannotation(p.annotation),
+            None if p.default is p.empty else p.default,
+            p.default is p.empty,
+        )
+        for name, p in parameters_of(function, who=who).items()
+        if p.kind is p.KEYWORD_ONLY and name not in GIVEN.get(kind, ())
+    ]
+
+
+def parse_value(text: str) -> Any:
+    """Read an option's text: a list or table as TOML, anything else as text, which the plugin's annotation types later.
+
+    Raises:
+        AvtError: if a text that starts with a bracket is no TOML.
+    """
+    if text[:1] not in ("[", "{"):
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        raise AvtError(f"{text!r} starts like a list or table and is no TOML: {error}.") from None
+
+
+def split_sum(kind: str, spec: str, values: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Split a sum `a+b`, whose options are tables by the names of its parts, into (spec, options) of each part.
+
+    Raises:
+        AvtError: for an option that is not the table of a part.
+    """
+    parts = spec.split("+")
+    if len(parts) == 1:
+        return [(spec, values)]
+    names = [part.partition(":")[0] for part in parts]
+    for key, value in values.items():
+        if key not in names or not isinstance(value, Mapping):
+            forms = ", ".join(f"-o {kind}.{name}.KEY=VALUE" for name in names)
+            raise AvtError(
+                f"The sum '{spec}' takes its parts' options, found '{kind}.{key}'. {nearest(key, names)}Write {forms}."
+            )
+    return [(part, values.get(name, {})) for name, part in zip(names, parts, strict=True)]
+
+
+def bind_options(
+    function: Callable[..., Any], variant: str | None, values: Mapping[str, Any], *, kind: str, name: str, who: str
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Check a plugin's variant and options against its signature, and complete them with its defaults.
+
+    Args:
+        function: the plugin's.
+        variant: what follows the colon in its name, or none.
+        values: options; texts are converted to the annotated types.
+        kind: of the plugin, for messages.
+        name: likewise.
+        who: likewise, with the distribution.
+
+    Returns:
+        Positional arguments (the variant, or nothing), and every option by name in its annotated type.
+
+    Raises:
+        AvtError: for an unknown, missing or ill-typed option, or a variant that is missing or not taken.
+    """
+    from pydantic import ConfigDict, ValidationError, validate_call
+
+    known = [option.name for option in read_options(kind, function, who=who)]
+    for key in values:
+        if key not in known:
+            taken = ", ".join(sorted(known)) or "none"
+            raise AvtError(f"The {kind} '{name}' has no option '{key}'. {nearest(key, known)}Its options: {taken}.")
+    parameters = parameters_of(function, who=who)
+    if variant is not None and not any(p.kind is p.POSITIONAL_ONLY for p in parameters.values()):
+        raise AvtError(f"The {kind} '{name}' takes nothing after a colon, found '{variant}'. Write `{name}` alone.")
+
+    @functools.wraps(function)  # pydantic reads the annotations of `function`
+    def collect(*positional: Any, **options: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return positional, options
+
+    kept = [p for key, p in parameters.items() if key in known or p.kind is not p.KEYWORD_ONLY]
+    collect.__signature__ = inspect.Signature(kept)  # type: ignore[attr-defined]
+    config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, validate_default=True)
+    try:
+        return validate_call(config=config)(collect)(*([] if variant is None else [variant]), **values)
+    except NameError as error:
+        raise AvtError(
+            f"{who} has an annotation that does not resolve ({error}). Import what its signature names at runtime, not under "
+            "TYPE_CHECKING."
+        ) from error
+    except ValidationError as error:
+        raise AvtError(f"The {kind} '{name}' does not take these options: {_problems(kind, name, error)}.") from None
+
+
+def _problems(kind: str, name: str, error: Any) -> str:
+    problems = []
+    for detail in error.errors():
+        where = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "missing_positional_only_argument":
+            problems.append(f"it needs something after a colon, as in `{name}:VARIANT`")
+        elif detail["type"].startswith("missing"):
+            problems.append(f"option '{where}' is needed: give `-o {kind}.{where}=VALUE`")
+        else:
+            message = re.sub(r"^Input should be", "should be", detail["msg"])
+            problems.append(f"option '{where}' {message}, found {detail['input']!r}")
+    return "; ".join(problems)
+
+
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as values that JSON and TOML hold: lists for tuples, text for paths; None is left out."""
+    from pydantic_core import to_jsonable_python
+
+    return {key: to_jsonable_python(value) for key, value in options.items() if value is not None}
