@@ -19,10 +19,12 @@ from avtcli.bench.timing import BenchConfig, Benchmark, seconds_of
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.events import ignore
 from avtcli.features.feature_cache import CachedFeatures, Stacks, extract
-from avtcli.features.feature_reader import Feature, ForwardedImages
-from avtcli.probing.head_modules import build_head
-from avtcli.probing.head_training import Part, train_heads
-from avtcli.probing.planned_heads import HeadPlan
+from avtcli.features.feature_reader import Feature, ForwardedImages, LabelledImages
+from avtcli.probing.head import TrainedHead
+from avtcli.probing.head_training import HeadTraining, RowSubset, train_heads
+from avtcli.probing.heads import resolve_head
+from avtcli.probing.joint_heads import HeadSpec
+from avtcli.runtime.context import Context
 from avtcli.seeding import keyed_generator
 from avtcli.storage.checkpoints import save_checkpoint
 from avtcli.storage.files import disk_errors_explained
@@ -45,25 +47,25 @@ def measure_probe(bench: BenchConfig) -> Benchmark:
     rows = torch.arange(len(labels))
     batches = [(images.images[r.to(device)], labels[r.to(device)]) for r in torch.split(rows, PROBE_BATCH)]
     feature = Feature(layer, "max", 4)
-    forwarded = ForwardedImages(
-        encoder, images, labels, [feature], part="train", augment=None, size=setup.size, samples=0, seed=0
-    )
+    data = LabelledImages(images, labels, "train", setup.size)
+    forwarded = ForwardedImages(encoder, data, [feature], augment=None, samples=0, seed=0)
 
     def read() -> Stacks:
-        (kept,) = extract(forwarded, apart=False, moments=True, task="features", on_event=ignore)
-        return kept.to(device)
+        (cached,) = extract(forwarded, separate=False, task="features", on_event=ignore)
+        return {names: tensor.to(device) for names, tensor in cached.items()}
 
     reader = CachedFeatures(read(), labels, device=device)
     config = ProbeConfig(epochs=1, batch_size=PROBE_BATCH)
-    head = build_head("linear", reader.shapes[feature], 10).to(device)
+    kind = resolve_head(config.head)
+    assert isinstance(kind, TrainedHead)
+    head = kind.build(layer, reader.shapes[feature], 10).to(device)
     optimizer = make_optimizer([{"params": list(head.parameters())}], config.optimizer)
     optimizer.param_groups[0]["lr"] = RATE
     extraction = seconds_of(read, device)
 
     def ours() -> None:
-        parts = Part(reader, rows), Part(reader, rows[:2])
-        plans = [HeadPlan(feature, RATE)]
-        train_heads(*parts, plans, config, classes=10, seed=0, task="head", on_event=ignore)
+        training = HeadTraining(kind, config, 10, Context(device), "head")
+        train_heads(RowSubset(reader, rows), RowSubset(reader, rows[:2]), [HeadSpec(feature, RATE)], training)
 
     return Benchmark(
         what=f"an epoch of a linear head on {len(labels)} images' features, kept, against forwarding the images again",
