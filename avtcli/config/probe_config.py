@@ -3,16 +3,14 @@
 from math import ceil
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from avtcli.config.components import Augment, Frozen, Optimizer, Plugin, Schedule
 
 Pool = Literal["max", "avg", "none"]
-
+Count = Annotated[int, Field(gt=0)]
 HEAD_RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-
 FINETUNE_RATES = (0.1, 0.03, 0.01)
-
 LR_SEARCH_STEPS = 200
 """Steps after which learning rates are compared, rounded up to epochs, and at most the epochs of the probe."""
 
@@ -32,7 +30,7 @@ class ProbeConfig(Frozen):
     """Whether to also probe a backbone that was trained with all labels from random weights."""
     pool: tuple[Pool, ...] = ()
     """How maps are pooled, one head for each; none given means the head's default."""
-    pool_size: int | None = Field(default=None, gt=0)
+    pool_size: Count | None = None
     """The side of a map after pooling, in cells, for every layer; smaller maps are not pooled."""
     pool_sizes: dict[str, int] = Field(default_factory=dict)
     """The same by layer, where `pool_size` is not given; 4 for a layer that is not listed."""
@@ -48,7 +46,7 @@ class ProbeConfig(Frozen):
     """The learning rates; none means a cosine to 0 from a peak that is chosen from `rates` on held-out images."""
     optimizer: Optimizer = Optimizer(name="sgd", weight_decay=5e-4)
     """The optimiser of the heads."""
-    epochs: int | None = Field(default=None, gt=0)
+    epochs: Count | None = None
     """Passes over the training images; none means those of the schedule, else 100, or 20 for fine-tuning."""
     batch_size: int = Field(default=128, ge=2)
     """Images a step."""
@@ -58,13 +56,13 @@ class ProbeConfig(Frozen):
     """The share of the training images that every choice is made on."""
     limit_train: int | None = Field(default=None, ge=20)
     """Train on a random subset of N images, the same in every command and for every seed."""
-    shots: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    shots: tuple[Count, ...] = ()
     """Train on N images of each class, one head for each N; each seed has its own images, smaller sets within larger ones."""
     fraction: float | None = Field(default=None, gt=0, le=1)
     """Train on this share of each class, one image at least; each seed has its own images."""
     seed: int = 0
     """Seed of head weights, image order, crops and flips, code samples and the random baseline."""
-    seeds: int = Field(default=1, gt=0)
+    seeds: Count = 1
     """Number of seeds to train the heads with, from `seed` on."""
     baseline: bool = True
     """Whether to also probe a randomly initialised backbone."""
@@ -79,15 +77,11 @@ class ProbeConfig(Frozen):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Compute device."""
 
-    @field_validator("head", mode="before")
+    @field_validator("head", "pool", mode="before")
     @classmethod
-    def _head_by_name(cls, value: object) -> object:
-        return {"name": value} if isinstance(value, str) else value
-
-    @field_validator("pool", mode="before")
-    @classmethod
-    def _pool_by_name(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+    def _by_name(cls, value: object, info: ValidationInfo) -> object:
+        wrapped = {"name": value} if info.field_name == "head" else (value,)
+        return wrapped if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _settings_agree(self) -> "ProbeConfig":

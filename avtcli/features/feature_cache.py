@@ -76,11 +76,12 @@ def extract(
     groups = [[(feature,)] for feature in reader.shapes] if separate else [reader.stacks]
     cached = [{names: _allocate_stack(reader, names, folder) for names in group} for group in groups]
     batches = list(torch.split(torch.arange(len(reader.labels)), reader.eval_batch))
-    for rows, features in zip(batches, reader.read_features(batches, epoch_key=epoch_key), strict=True):
+    for rows, read in zip(batches, reader.read_batches(batches, epoch_key=epoch_key), strict=True):
         span = slice(int(rows[0]), int(rows[-1]) + 1)
+        features = {name: x[:, i] for names, x in zip(reader.stacks, read, strict=True) for i, name in enumerate(names)}
         for names, stack in (item for stacks in cached for item in stacks.items()):
-            for position, name in enumerate(names):
-                stack[span, position] = features[name].cpu()
+            for i, name in enumerate(names):
+                stack[span, i] = features[name].cpu()
         on_event(Progress(task, span.stop, len(reader.labels), "images"))
     return [*cached]
 

@@ -115,12 +115,6 @@ class ForwardedImages(FeatureReader):
 
     def read_batches(self, batches: Sequence[Tensor], *, epoch_key: tuple[int, int] | None) -> Iterator[list[Tensor]]:
         """Forward images; see `FeatureReader`."""
-        for features in self.read_features(batches, epoch_key=epoch_key):
-            stacks = ([features[name].movedim(1, -1) for name in names] for names in self.stacks)
-            yield [torch.stack(stack, 1).movedim(-1, 2) for stack in stacks]  # channels last in memory
-
-    def read_features(self, batches: Sequence[Tensor], *, epoch_key: tuple[int, int] | None) -> Iterator[dict[Feature, Tensor]]:
-        """Like `read_batches`, but each feature separately, (B, *shape)."""
         key: tuple[int | str, ...] = (*(epoch_key or (self.seed,)), "samples", self.data.part)
         crop, uniforms = CropSpec(self.data.size), None
         if epoch_key is not None and self.augment is not None:
@@ -130,7 +124,8 @@ class ForwardedImages(FeatureReader):
             with torch.set_grad_enabled(self.encoder.training):
                 taps = self._taps(self.encoder.normalise(batch), (*key, index))
                 features = {feature: _pooled(taps[feature.layer], feature).float() for feature in self.wanted}
-            yield features
+                stacks = [torch.stack([features[name].movedim(1, -1) for name in names], 1) for names in self.stacks]
+            yield [stack.movedim(-1, 2) for stack in stacks]  # channels last in memory
 
     def _taps(self, x: Tensor, key: tuple[int | str, ...]) -> dict[str, Tensor]:
         """The taps of a batch; with samples, the code is their mean and the taps after it see the first sample."""

@@ -65,7 +65,7 @@ class JointLinearHeads(Heads):
     costs logits and gradients two digits.
 
     Args:
-        heads: the same number for each feature of a stack, all with the same classes; they are not changed.
+        heads: the same number for each feature of a stack, all with the same classes; their weights are copied.
         positions: of their features.
     """
 
@@ -98,7 +98,7 @@ class JointLinearHeads(Heads):
 
 
 def _statistics(x: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d, *, training: bool) -> tuple[Tensor, Tensor]:
-    """Mean and (var + eps)^-1/2 of each channel of (B, cells, C), in training from the batch, which updates the running ones."""
+    """Mean and (var + eps)^-1/2 of each channel of (B, cells, C); in training of the batch, which updates the running ones."""
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None
     assert var is not None

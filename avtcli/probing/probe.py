@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from avtcli.config.components import Plugin
 from avtcli.config.probe_config import ProbeConfig
+from avtcli.contracts import Split
 from avtcli.data.datasets import limited
 from avtcli.data.resident_images import EVAL_BATCH_SIZE
 from avtcli.errors import AvtError
@@ -72,12 +74,10 @@ def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | 
     compared = config.baseline and not _is_same(given, random, on_event=on_event)
     protocol = describe_probe(setups, source, compared=compared)
     on_event(Started(describe_start(protocol, device=context.device.type)))
-    tables = {"trained": _probe_all(setups, given, "trained"), "random": [], "supervised": []}
-    if compared:
-        tables["random"] = _probe_all(setups, random, "random")
-    if config.supervised:
-        tables["supervised"] = _probe_all(setups, random, "supervised", supervised_encoder)
-    result = ProbeResult(str(source.path), protocol, *tables.values())
+    results = _probe_all(setups, given, "trained")
+    baseline = _probe_all(setups, random, "random") if compared else []
+    supervised = _probe_all(setups, random, "supervised", supervised_encoder) if config.supervised else []
+    result = ProbeResult(str(source.path), protocol, results, baseline, supervised)
     for path in _destinations(source, config, layers, out):
         with disk_errors_explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,28 +152,16 @@ def _build_setup(
 ) -> ProbeSetup:
     data, test = prepared.data, labelled_test(prepared)
 
-    def read(part: str) -> LabelledImages:
-        split, rows = (
-            (data.train, limited(data.train, config.limit_train)) if part == "train" else (test, torch.arange(len(test)))
-        )
+    def read(part: str, split: Split, rows: Tensor) -> LabelledImages:
         batch = max(config.batch_size + 1, EVAL_BATCH_SIZE)
         images = read_images(split, rows, prepared, device=context.device, workers=context.workers, batch=batch)
         assert split.labels is not None
         return LabelledImages(images, split.labels[rows].to(context.device), part, prepared.size)
 
-    train_images, test_images = read("train"), read("test")
-    highest = max(int(part.labels.max()) for part in (train_images, test_images))
-    return ProbeSetup(
-        config=config,
-        head=head,
-        prepared=prepared,
-        train=train_images,
-        test=test_images,
-        wanted=wanted,
-        subsets=list(sample_subsets(config, train_images.labels)),
-        classes=max(len(data.classes or ()), 1 + highest),
-        context=context,
-    )
+    images = read("train", data.train, limited(data.train, config.limit_train)), read("test", test, torch.arange(len(test)))
+    classes = max(len(data.classes or ()), *(1 + int(part.labels.max()) for part in images))
+    subsets = list(sample_subsets(config, images[0].labels))
+    return ProbeSetup(config, head, prepared, *images, wanted=wanted, subsets=subsets, classes=classes, context=context)
 
 
 def _destinations(source: Weights, config: ProbeConfig, layers: list[str], out: Path | None) -> Iterator[Path]:

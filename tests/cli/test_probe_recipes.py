@@ -201,7 +201,7 @@ def test_workers_that_are_no_number_are_refused(avt: Callable[..., Any], cifar_r
     assert "many" in result.stderr
 
 
-def test_a_recipe_on_a_backbone_without_its_layers_lists_those_that_there_are(avt: Callable[..., Any], tiny_run: Path) -> None:
+def test_a_recipe_for_other_layers_lists_those_of_the_backbone(avt: Callable[..., Any], tiny_run: Path) -> None:
     result = avt(f"probe {tiny_run} --recipe imagenet-linear-max")
 
     assert result.code == 2

@@ -88,7 +88,7 @@ def read_features(
         yield {f: stack[:, i] for names, stack in zip(reader.stacks, batch, strict=True) for i, f in enumerate(names)}
 
 
-def test_drawn_features_are_those_of_the_cropped_and_flipped_images(source: Weights) -> None:
+def test_augmented_features_are_those_of_the_cropped_and_flipped_images(source: Weights) -> None:
     reader, encoder = reader_of(source, ["conv1", "conv3"]), restore_encoder(source)
     (read,) = read_features(reader, [ROWS], epoch_key=(4, 2))
     x = crop_and_flip(pixels()[ROWS], sample_uniforms(4, 2, 12)[ROWS], crop=(32, 32), padding=4)
@@ -100,11 +100,10 @@ def test_drawn_features_are_those_of_the_cropped_and_flipped_images(source: Weig
         assert reader.shapes[feature] == tuple(values.shape[1:])
 
 
-def test_each_epoch_and_seed_draws_other_crops_and_measuring_draws_none(source: Weights) -> None:
+def test_each_epoch_and_seed_has_other_crops_and_evaluation_has_none(source: Weights) -> None:
     reader = reader_of(source, ["conv2"])
     read = {
-        drawn: next(iter(next(read_features(reader, [ROWS], epoch_key=drawn)).values()))
-        for drawn in ((0, 0), (0, 1), (1, 0), None)
+        key: next(iter(next(read_features(reader, [ROWS], epoch_key=key)).values())) for key in ((0, 0), (0, 1), (1, 0), None)
     }
     (whole,) = extract(reader, separate=False, task="x", on_event=lambda event: None)
     (kept,) = CachedFeatures(whole, torch.zeros(12), device=CPU).features.values()
@@ -130,7 +129,7 @@ def test_cached_features_are_those_that_are_read_together_or_separately(source: 
                 assert found.features[feature].movedim(1, -1).is_contiguous()  # flattened without a copy
 
 
-def test_the_code_is_the_mean_of_its_samples_and_later_layers_see_the_first(source: Weights) -> None:
+def test_the_code_is_the_mean_of_samples_and_later_layers_see_the_first(source: Weights) -> None:
     reader, encoder = reader_of(source, ["conv1", "conv2", "conv3"], samples=5), restore_encoder(source)
     encoder.noise_scale = reader.encoder.noise_scale = 0.5
     read = {feature.layer: values for feature, values in next(read_features(reader, [ROWS], epoch_key=(4, 2))).items()}
@@ -149,7 +148,7 @@ def test_the_code_is_the_mean_of_its_samples_and_later_layers_see_the_first(sour
     assert not torch.allclose(read["conv2"], taps["conv2"], atol=1e-3)
 
 
-def test_measuring_sees_the_same_samples_every_time_and_training_others_each_epoch(source: Weights) -> None:
+def test_evaluation_repeats_its_samples_and_training_does_not(source: Weights) -> None:
     reader = reader_of(source, ["conv2"], samples=2, augment=Augment(flip=False))
     reader.encoder.noise_scale = 0.5
     first, again, one, two = (
@@ -182,7 +181,7 @@ def test_one_forward_of_the_encoder_a_batch_gives_all_layers(source: Weights, mo
     assert len(calls) == 2
 
 
-def test_features_that_exceed_a_quarter_of_memory_go_to_disk_and_give_the_same_figures(
+def test_features_above_a_quarter_of_memory_are_on_disk_and_the_same(
     source: Weights, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     in_memory = run_probe(source, **OURS)
@@ -237,12 +236,12 @@ SHAPES = {"a": (3, 2, 2), "vector": (5,), "b": (3, 2, 2)}
 
 def kept(*layers: str, count: int = 33) -> CachedFeatures:
     generators = {name: torch.Generator().manual_seed(seed) for seed, name in enumerate(SHAPES, 1)}
-    drawn = {name: torch.randn(count, *SHAPES[name], generator=generators[name]) for name in layers or ("a",)}
-    shapes = dict.fromkeys(SHAPES[name] for name in drawn)
-    alike = [[name for name in drawn if SHAPES[name] == shape] for shape in shapes]
+    values_of = {name: torch.randn(count, *SHAPES[name], generator=generators[name]) for name in layers or ("a",)}
+    shapes = dict.fromkeys(SHAPES[name] for name in values_of)
+    alike = [[name for name in values_of if SHAPES[name] == shape] for shape in shapes]
     stacks = {
         tuple(Feature(name, "none", 4) for name in names): torch.stack(
-            [drawn[name].movedim(1, -1).contiguous() for name in names], 1
+            [values_of[name].movedim(1, -1).contiguous() for name in names], 1
         ).movedim(-1, 2)
         for names in alike
     }
@@ -378,7 +377,7 @@ class Recorder:
         return [self.curves[spec.peak] for spec in specs]
 
 
-def test_a_fixed_schedule_trains_once_on_the_whole_split_and_reports_the_last_epoch(
+def test_a_schedule_trains_once_on_all_rows_and_reports_the_last_epoch(
     source: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder({None: [(10.0, 20.0), (50.0, 60.0), (30.0, 40.0)]})
@@ -392,7 +391,7 @@ def test_a_fixed_schedule_trains_once_on_the_whole_split_and_reports_the_last_ep
 
 
 @pytest.mark.parametrize("augmented", [False, True])
-def test_the_rate_is_chosen_on_held_out_training_images_and_test_is_looked_at_with_it_alone(
+def test_the_rate_is_chosen_on_held_out_images_and_test_is_seen_once(
     source: Weights, monkeypatch: pytest.MonkeyPatch, augmented: bool
 ) -> None:
     recorder = Recorder({0.1: [(90.0, 90.0), (40.0, 60.0)], 0.01: [(10.0, 20.0), (50.0, 60.0)]})
@@ -440,7 +439,7 @@ def test_every_layer_number_of_shots_and_seed_has_its_result(source: Weights, pr
     assert all(head.head == "mlp1" and head.pool == "none" for head in result.results)
 
 
-def test_shots_are_so_many_images_of_each_class_the_fewer_among_the_more() -> None:
+def test_shots_are_images_of_each_class_fewer_among_more() -> None:
     labels = torch.arange(200) % 7
     few, many, others = (subset_rows(labels, shots=n, seed=seed) for n, seed in ((3, 0), (10, 0), (3, 1)))
 
@@ -468,7 +467,7 @@ def test_too_few_images_of_a_class_or_in_all_are_refused() -> None:
         subset_rows(torch.tensor([0, 0, 1, 1]), shots=1, seed=0)
 
 
-def test_the_linear_head_is_pooled_and_the_others_read_the_map_whole(source: Weights) -> None:
+def test_the_linear_head_is_pooled_and_others_read_complete_maps(source: Weights) -> None:
     linear, mlp, vector, asked = (
         run_probe(source, **{**OURS, **over})
         for over in ({}, {"head": "mlp2"}, {"layers": ("classifier",)}, {"head": "mlp2", "pool": "avg", "pool_size": 2})

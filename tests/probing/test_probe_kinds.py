@@ -143,9 +143,7 @@ def test_what_is_held_out_leaves_every_class_an_image_to_fit_on() -> None:
 # several at once
 
 
-def test_layers_and_poolings_are_read_in_one_pass_and_give_what_each_gives_alone(
-    source: Weights, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_layers_and_poolings_are_read_together_as_each_alone(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[str] = []
     monkeypatch.setattr(encoder_probing, "extract", lambda *a, **k: (passes.append(k["task"]), extract(*a, **k))[1])
     together = run_probe(source, **{**MINI, "layers": ("conv1", "conv2", "classifier")}, head="knn", pool=("max", "avg"))
@@ -193,7 +191,7 @@ def test_each_seed_draws_its_own_images_and_the_result_says_how_many(source: Wei
 
 
 @pytest.mark.slow
-def test_fine_tuning_moves_a_copy_of_the_layers_below_and_beats_frozen_random_features(source: Weights) -> None:
+def test_fine_tuning_trains_a_copy_and_beats_frozen_features(source: Weights) -> None:
     settings = {"layers": ("conv2",), "limit_train": 600, "baseline": False, "augmented": False, "epochs": 12, "rates": (0.03,)}
     before = {name: tensor.clone() for name, tensor in source.tensors.items()}
     tuned, frozen = (run_probe(source, **settings, finetune=finetune).results[0] for finetune in (True, False))
@@ -203,7 +201,7 @@ def test_fine_tuning_moves_a_copy_of_the_layers_below_and_beats_frozen_random_fe
     assert (tuned.val_top1, tuned.chosen) == (None, {"rate": 0.03})
 
 
-def test_fine_tuning_chooses_its_rate_on_held_out_images_and_is_the_same_every_time(source: Weights) -> None:
+def test_fine_tuning_chooses_its_rate_on_held_out_images_repeatably(source: Weights) -> None:
     settings = {**MINI, "limit_train": 40, "epochs": 1, "finetune": True, "rates": (0.1, 0.001)}
     first, again = (run_probe(source, **settings) for _ in range(2))
 
@@ -232,7 +230,7 @@ def test_fine_tuning_takes_all_layers_but_the_log_variance(source: Weights, monk
         run_probe(source, **{**MINI, "layers": ("conv2.log_var",)}, finetune=True)
 
 
-def test_the_supervised_backbone_learns_from_the_labels_and_is_probed_like_the_others(source: Weights) -> None:
+def test_the_supervised_backbone_learns_from_labels_and_is_probed_too(source: Weights) -> None:
     settings = {**MINI, "limit_train": 600, "layers": ("conv2", "classifier"), "head": "knn", "baseline": True}
     result = run_probe(source, **settings, supervised=True, epochs=8, rates=(0.03,))
     tops = {name: [head.top1 for head in getattr(result, name)] for name in ("results", "baseline", "supervised")}
@@ -245,17 +243,17 @@ def test_the_supervised_backbone_learns_from_the_labels_and_is_probed_like_the_o
 # augmented copies
 
 
-def test_copies_are_features_of_drawn_images_taken_in_turn(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Any] = []
-    monkeypatch.setattr(encoder_probing, "extract", lambda *a, **k: (drawn.append(k.get("epoch_key")), extract(*a, **k))[1])
+def test_copies_are_features_of_augmented_images_taken_in_turn(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[Any] = []
+    monkeypatch.setattr(encoder_probing, "extract", lambda *a, **k: (keys.append(k.get("epoch_key")), extract(*a, **k))[1])
     settings = {**MINI, "limit_train": 40, "augmented": True, "epochs": 2, "schedule": {"epochs": 2, "rate": 0.01}}
     kept = run_probe(source, **settings, copies=2)
-    assert drawn == [(0, 0), (0, 1), None]  # the draws of epochs 0 and 1, and test as it is
-    drawn.clear()
+    assert keys == [(0, 0), (0, 1), None]  # the draws of epochs 0 and 1, and test as it is
+    keys.clear()
     forwarded = run_probe(source, **settings)
 
     run_probe(source, **{**settings, "schedule": None}, copies=2)
-    assert drawn[1:] == [None, (0, 0), (0, 1), None]  # held-out images of train as they are, where a rate is chosen
+    assert keys[1:] == [None, (0, 0), (0, 1), None]  # held-out images of train as they are, where a rate is chosen
     assert kept.results == forwarded.results  # two epochs see just the two draws
     assert kept.protocol["copies"] == 2
 

@@ -53,5 +53,5 @@ def _check_memory(count: int, width: int, classes: int) -> None:
     if needed > there / 2:
         raise AvtError(
             f"Ridge regression on {count} images of {width} features and {classes} classes would take {needed / 1e9:.0f} GB, "
-            f"more than half of the {there / 1e9:.0f} GB of memory. Give a smaller --pool-size or --limit-train, or --head linear."
+            f"more than half of the {there / 1e9:.0f} GB of memory. Give a smaller --pool-size, --limit-train or --head linear."
         )
