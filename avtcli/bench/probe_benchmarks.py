@@ -9,9 +9,12 @@ from avtcli.bench.benchmark_timing import BenchConfig, Benchmark
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.events import ignore
 from avtcli.features.feature_cache import CachedFeatures, extract
-from avtcli.features.feature_reader import Feature, ForwardedImages
-from avtcli.probing.head_training import Part, train_heads
-from avtcli.probing.planned_heads import HeadPlan
+from avtcli.features.feature_reader import Feature, ForwardedImages, LabelledImages
+from avtcli.probing.head import TrainedHead
+from avtcli.probing.head_training import HeadTraining, RowSubset, train_heads
+from avtcli.probing.heads import resolve_head
+from avtcli.probing.joint_heads import HeadSpec
+from avtcli.runtime.context import Context
 
 IMAGES, BATCH, CLASSES, RATE = 256, 128, 10, 0.01
 
@@ -22,17 +25,18 @@ def measure_probe(config: BenchConfig) -> Benchmark:
     encoder, layer, labels = setup.net.encoder.eval(), setup.net.encoder.backbone.code_tap, setup.data.train.labels
     assert labels is not None
     images, labels, feature = resident_images(setup), labels[setup.indices].to(config.device), Feature(layer, "max", 4)
-    forwarded = ForwardedImages(
-        encoder, images, labels, [feature], part="train", augment=None, size=setup.size, samples=0, seed=0
-    )
-    (features,) = extract(forwarded, apart=False, moments=True, task="features", on_event=ignore)
-    reader, rows = CachedFeatures(features.to(config.device), labels, device=config.device), torch.arange(len(labels))
-    probe, plans = ProbeConfig(epochs=1, batch_size=BATCH), [HeadPlan(feature, RATE)]
+    data = LabelledImages(images, labels, "train", setup.size)
+    forwarded = ForwardedImages(encoder, data, [feature], augment=None, samples=0, seed=0)
+    (features,) = extract(forwarded, separate=False, task="features", on_event=ignore)
+    on_device = {names: tensor.to(config.device) for names, tensor in features.items()}
+    reader, rows = CachedFeatures(on_device, labels, device=config.device), torch.arange(len(labels))
+    probe, specs = ProbeConfig(epochs=1, batch_size=BATCH), [HeadSpec(feature, RATE)]
+    kind = resolve_head(probe.head)
+    assert isinstance(kind, TrainedHead)
+    training = HeadTraining(kind, probe, CLASSES, Context(config.device), "head")
 
     def train_cached() -> None:
-        train_heads(
-            Part(reader, rows), Part(reader, rows[:2]), plans, probe, classes=CLASSES, seed=0, task="head", on_event=ignore
-        )
+        train_heads(RowSubset(reader, rows), RowSubset(reader, rows[:2]), specs, training)
 
     channels, *sides = reader.shapes[feature]
     norm = nn.BatchNorm2d(channels, affine=False) if sides else nn.BatchNorm1d(channels, affine=False)

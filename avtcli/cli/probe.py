@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,12 +21,11 @@ from avtcli.cli.options import (
     component_options,
     parts_of,
 )
+from avtcli.probing.heads import HEADS
 
 if TYPE_CHECKING:
-    from avtcli.probing.encoder_probing import HeadResult
     from avtcli.probing.probe import ProbeResult
-
-Head = Literal["linear", "mlp1", "mlp2", "mlp3", "conv", "nonlinear", "knn", "ridge"]
+    from avtcli.probing.probe_setup import HeadResult
 
 
 def probe(
@@ -49,19 +48,14 @@ def probe(
             metavar="N", min=1, help="The side of a map after pooling. Left out: the recipe's for that layer, else 4."
         ),
     ] = None,
-    head: Annotated[Head | None, typer.Option(help="The classifier. Left out: the recipe's, else linear.")] = None,
+    head: Annotated[
+        str | None, typer.Option(metavar="|".join(HEADS), help="The classifier. Left out: the recipe's, else linear.")
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|FILE.toml", help="A published evaluation; see `avt recipes list`. Left out: our own protocol."
         ),
-    ] = None,
-    k: Annotated[
-        str | None,
-        typer.Option(metavar="N[,N...]", help="Of knn: neighbours; of several, the best on held-out images is taken."),
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(metavar="X", min=0, help="Of knn: votes are exp(cosine / X); 0 gives each neighbour one.")
     ] = None,
     finetune: Annotated[bool | None, typer.Option("--finetune", help="Train the backbone too, up to the layer.")] = None,
     samples: Annotated[
@@ -150,9 +144,7 @@ def probe(
         "layers": parts_of(layer),
         "pool": parts_of(pool),
         "pool_size": pool_size,
-        "head": head,
-        "k": parts_of(k),
-        "temperature": temperature,
+        "head": None if head is None else {"name": head},
         "finetune": finetune,
         "samples": samples,
         "augmented": augment,
@@ -191,7 +183,7 @@ def _print(result: "ProbeResult") -> None:
 
 def _in_words(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {part}" for key, part in value.items())
+        return ", ".join(f"{key} {_in_words(part)}" for key, part in value.items() if part is not None)
     return "; ".join(map(_in_words, value)) if isinstance(value, list) else str(value)
 
 

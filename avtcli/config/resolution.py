@@ -22,7 +22,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         if value is None:
             continue
         if isinstance(value, Mapping):
-            below = out.get(key, {})
+            below = {"name": out[key]} if isinstance(out.get(key), str) else out.get(key, {})
             replaced = "name" in value and value["name"] != below.get("name")
             out[key] = merge({} if replaced else below, value)
         else:
@@ -73,13 +73,13 @@ def resolve_probe(over: Mapping[str, Any], *, recipe: str | None) -> ProbeConfig
     over = dict(over)
     peak = over.pop("lr", None)
     content = recipes.load(recipe, kind="probe") if recipe is not None else {}
-    ours = {"recipe": recipe, "optimizer": ProbeConfig.model_fields["optimizer"].default.model_dump()}
+    ours = {"recipe": recipe, **{key: ProbeConfig.model_fields[key].default.model_dump() for key in ("head", "optimizer")}}
     where = "the command line" if recipe is None else f"recipe {recipe}"
     given = {} if peak is None else {"rates": (peak,)}
     config = validate(ProbeConfig, {**merge(merge(ours, content), over), **given}, where=where)
     if peak is None or config.schedule is None:
         return config
-    return config.model_copy(update={"rates": (), "schedule": config.schedule.with_peak(peak)})
+    return config.model_copy(update={"schedule": config.schedule.with_peak(peak)})
 
 
 def validate(model: type[T], settings: Mapping[str, Any], *, where: str) -> T:

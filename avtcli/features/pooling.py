@@ -1,4 +1,4 @@
-"""Reducing maps by adaptive pooling."""
+"""Adaptive pooling of feature maps."""
 
 from torch import Tensor
 from torch.nn import functional
@@ -8,12 +8,12 @@ def pool_features(features: Tensor, pool: str, side: int) -> Tensor:
     """Reduce maps to side x side by adaptive max or average pooling.
 
     Args:
-        features: (B, C, H, W); a vector (B, C) passes as it is.
+        features: (B, C, H, W); a vector (B, C) is returned unchanged.
         pool: max, avg or none.
-        side: of the result, in cells, at most the map's own; not used for none.
+        side: of the result, in cells; limited to that of the map, and not used for none.
 
     Returns:
-        (B, C, side, side), or the features as they are.
+        (B, C, side, side), or the features unchanged.
     """
     if features.ndim == 2 or pool == "none":
         return features

@@ -1,0 +1,50 @@
+"""Heads by name, one file each: a function of the file's name whose keyword-only parameters are the head's options."""
+
+import inspect
+import pkgutil
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from avtcli.config.components import Plugin
+    from avtcli.probing.head import Head
+
+HEADS: Final = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+"""The names of all heads; a file whose name begins with an underscore is not a head."""
+
+
+def resolve_head(plugin: "Plugin") -> "Head":
+    """Build a head from its name and options.
+
+    Raises:
+        AvtError: as `resolve_options`.
+    """
+    options = resolve_options(plugin)
+    head: Head = _function_of(plugin.name)(**options)
+    return head
+
+
+def resolve_options(plugin: "Plugin") -> dict[str, Any]:
+    """Check the options of a head and fill in defaults; a tuple may be given as text with commas.
+
+    Raises:
+        AvtError: for an unknown head, or with every bad option at once.
+    """
+    from pydantic import ConfigDict, create_model
+
+    from avtcli.config.resolution import validate
+
+    parameters = inspect.signature(_function_of(plugin.name), eval_str=True).parameters
+    fields: dict[str, Any] = {name: (p.annotation, p.default) for name, p in parameters.items()}
+    model = create_model(plugin.name, __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
+    several = {name for name, p in parameters.items() if isinstance(p.default, tuple)}
+    values = {k: v.split(",") if k in several and isinstance(v, str) else v for k, v in plugin.options.items()}
+    return validate(model, values, where=f"head {plugin.name}").model_dump()
+
+
+def _function_of(name: str) -> Any:
+    from avtcli.errors import AvtError, nearest
+
+    if name not in HEADS:
+        raise AvtError(f"No head is called '{name}'. {nearest(name, HEADS)}Heads: {', '.join(HEADS)}.")
+    return getattr(import_module(f"{__name__}.{name}"), name)
