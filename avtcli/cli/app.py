@@ -50,11 +50,7 @@ class AvtGroup(TyperGroup):
         return name, load_command(name) if name else None, rest
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command.
-
-        Raises:
-            typer.Exit: with the exit code of an `AvtError`.
-        """
+        """Run the command, and exit with the code of an `AvtError`."""
         try:
             return super().invoke(ctx)
         except AvtError as error:
@@ -101,17 +97,13 @@ for _name, (_, _, _help) in COMMANDS.items():
 
 
 def main() -> None:
-    """Run `avt`.
-
-    One of several processes exits without the interpreter's shutdown, in which the threads of the process group can abort.
-    """
+    """Run `avt`; one of several processes skips the interpreter's shutdown, in which process-group threads can abort."""
     try:
         app()
     except SystemExit as end:
         if "RANK" not in os.environ:
             raise
         code = int(end.code or 0)
-    # outside of the handler, where nothing holds on to what the command had open
-    sys.stdout.flush()
+    sys.stdout.flush()  # outside of the handler, so that the files of the command are closed
     sys.stderr.flush()
     os._exit(code)

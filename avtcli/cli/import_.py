@@ -8,14 +8,11 @@ import typer
 from avtcli.cli.console import reporting, say_facts, say_json
 from avtcli.cli.options import Json, option
 
-_BACKBONE = "The network. Default: inferred from the names in the file."
-_OUT = "Run folder. Default: runs/DATE-import-BACKBONE-OBJECTIVE."
-
 
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A checkpoint published by the authors of AVT.")],
-    backbone: Annotated[Literal["nin", "alexnet"] | None, option(_BACKBONE)] = None,
-    out: Annotated[Path | None, option(_OUT, "DIR")] = None,
+    backbone: Annotated[Literal["nin", "alexnet"] | None, option("Backbone. Default: inferred from the file.")] = None,
+    out: Annotated[Path | None, option("Run folder. Default: runs/DATE-import-BACKBONE-OBJECTIVE.", "DIR")] = None,
     as_json: Json = False,
 ) -> None:
     """Convert a published checkpoint to a run folder; no code in the file is executed.
@@ -31,13 +28,6 @@ def import_(
     if as_json:
         say_json(result)
         return
-    say_facts(
-        {
-            "run": result.run,
-            "backbone": result.backbone,
-            "layout": result.layout.replace("_", " "),
-            "epoch": "not stated" if result.epoch is None else result.epoch,
-            "names": f"{len(result.matched)} matched, {len(result.missing)} missing, {len(result.unexpected)} unexpected",
-            "next": f"avt probe {result.run}",
-        }
-    )
+    names = f"{len(result.matched)} matched, {len(result.missing)} missing, {len(result.unexpected)} unexpected"
+    facts = {"run": result.run, "backbone": result.backbone, "layout": result.layout.replace("_", " "), "epoch": result.epoch}
+    say_facts({**facts, "names": names, "next": f"avt probe {result.run}"})

@@ -32,11 +32,7 @@ def complete_plugin(kind: str) -> Callable[[str], Iterator[str]]:
 
 
 def number_or_auto(text: str) -> int | None:
-    """Read `N|auto`; auto gives None.
-
-    Raises:
-        ValueError: for anything else.
-    """
+    """Read `N|auto`; auto gives None. Anything else raises a `ValueError`."""
     return None if text == "auto" else int(text)
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Panel = Literal["Model", "Data", "Optimisation", "Hardware", "Output"]
+Panel = Literal["Probe", "Model", "Data", "Optimisation", "Hardware", "Output"]
 
 
 @dataclass(frozen=True)

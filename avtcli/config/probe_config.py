@@ -5,77 +5,77 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from avtcli.config.components import Augment, Frozen, Optimizer, Plugin, Schedule
+from avtcli.config.components import Augment, Flag, Frozen, Optimizer, Plugin, Schedule
 
 Pool = Literal["max", "avg", "none"]
 Count = Annotated[int, Field(gt=0)]
 HEAD_RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 FINETUNE_RATES = (0.1, 0.03, 0.01)
 LR_SEARCH_STEPS = 200
-"""Steps after which learning rates are compared, rounded up to epochs, and at most the epochs of the probe."""
+"""Steps after which learning rates are compared, rounded up to epochs, at most the heads' own."""
 
 
 class ProbeConfig(Frozen):
-    """Everything besides the weights that the figures of a probe depend on."""
+    """Everything that a probe's results depend on, apart from the weights."""
 
     recipe: str | None = None
-    """The recipe that the settings started from; none means the default protocol."""
-    layers: tuple[str, ...] = ()
-    """The taps to probe; none means the code, and `all` every tap."""
-    head: Plugin = Plugin(name="linear")
-    """The classifier and its options."""
-    finetune: bool = False
-    """Whether the backbone is trained together with the head, up to the layer and at the head's learning rate."""
-    supervised: bool = False
-    """Whether to also probe a backbone that was trained with all labels from random weights."""
-    pool: tuple[Pool, ...] = ()
-    """How maps are pooled, one head for each; none given means the head's default."""
-    pool_size: Count | None = None
-    """The side of a map after pooling, in cells, for every layer; smaller maps are not pooled."""
+    """Recipe that the settings started from. Default: our own protocol."""
+    layers: Annotated[tuple[str, ...], Flag("Probe", name="layer", metavar="NAME[,NAME...]|all")] = ()
+    """Layers to probe. Default: the code."""
+    head: Annotated[Plugin, Flag("Probe", metavar="NAME")] = Plugin(name="linear")
+    """Classifier on the features; its options are `-o head.KEY=VALUE`."""
+    finetune: Annotated[bool, Flag("Probe")] = False
+    """Train the backbone too, from its weights and with the head's learning rate, up to the layer."""
+    supervised: Annotated[bool, Flag("Probe")] = False
+    """Also probe a backbone trained with all labels from random weights."""
+    pool: Annotated[tuple[Pool, ...], Flag("Probe", metavar="max|avg|none[,...]")] = ()
+    """Spatial pooling of feature maps, one head each. Default: the head's own."""
+    pool_size: Annotated[int | None, Flag("Probe", metavar="N")] = Field(default=None, gt=0)
+    """Side of every map after pooling; smaller maps stay as they are. Default: the recipe's for the layer, else 4."""
     pool_sizes: dict[str, int] = Field(default_factory=dict)
-    """The same by layer, where `pool_size` is not given; 4 for a layer that is not listed."""
-    samples: int = Field(default=0, ge=0)
-    """Samples of the code to average; 0 takes its mean. Layers after the code see the first sample."""
-    augmented: bool | None = None
-    """Whether training images are cropped and flipped at random each epoch; none means only for fine-tuning."""
-    copies: int = Field(default=0, ge=0)
-    """With augmented images: cache the features of N augmented copies and cycle through them; 0 forwards them each epoch."""
+    """Side after pooling by layer; 4 for a layer without one."""
+    samples: Annotated[int, Flag("Probe", metavar="N")] = Field(default=0, ge=0)
+    """Samples of the code to average; 0 takes its mean. Layers after the code see one sample."""
+    augmented: Annotated[bool | None, Flag("Probe", name="augment")] = None
+    """Crop and flip the training images again in each epoch. Default: only with --finetune."""
+    copies: Annotated[int, Flag("Probe", metavar="N")] = Field(default=0, ge=0)
+    """Augmented copies of each image whose features are cached and used in turn; 0 forwards the images each epoch."""
     augment: Augment | None = None
-    """Resizing, crop and flip of the images; none means those of the run."""
+    """Resizing, crop and flip of the images. Default: those of the run."""
     schedule: Schedule | None = None
-    """The learning rates; none means a cosine to 0 from a peak that is chosen from `rates` on held-out images."""
+    """Learning-rate schedule of the heads. Default: a cosine to 0 from a peak of `rates` chosen on held-out images."""
     optimizer: Optimizer = Optimizer(name="sgd", weight_decay=5e-4)
-    """The optimiser of the heads."""
-    epochs: Count | None = None
-    """Passes over the training images; none means those of the schedule, else 100, or 20 for fine-tuning."""
+    """Optimiser of the heads."""
+    epochs: Annotated[int | None, Flag("Optimisation", metavar="N")] = Field(default=None, gt=0)
+    """Passes over the training images. Default: the schedule's own length, else 100, or 20 with --finetune."""
     batch_size: int = Field(default=128, ge=2)
-    """Images a step."""
+    """Images per step."""
     rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    """Peak learning rates to choose from where there is no schedule; none means `HEAD_RATES`, or `FINETUNE_RATES`."""
+    """Peak learning rates to choose from if there is no schedule. Default: `HEAD_RATES`, or `FINETUNE_RATES`."""
     held_out: float = Field(default=0.1, gt=0, lt=1)
-    """The share of the training images that every choice is made on."""
-    limit_train: int | None = Field(default=None, ge=20)
+    """Fraction of the training images that is held out for choices."""
+    limit_train: Annotated[int | None, Flag("Data", metavar="N")] = Field(default=None, ge=20)
     """Train on a random subset of N images, the same in every command and for every seed."""
-    shots: tuple[Count, ...] = ()
-    """Train on N images of each class, one head for each N; each seed has its own images, smaller sets within larger ones."""
-    fraction: float | None = Field(default=None, gt=0, le=1)
-    """Train on this share of each class, one image at least; each seed has its own images."""
-    seed: int = 0
-    """Seed of head weights, image order, crops and flips, code samples and the random baseline."""
-    seeds: Count = 1
-    """Number of seeds to train the heads with, from `seed` on."""
-    baseline: bool = True
-    """Whether to also probe a randomly initialised backbone."""
-    backbone: Plugin | None = None
-    """A network by name, to probe instead of a run."""
-    dataset: Plugin | None = None
-    """The labelled images, or the names of several separated by commas; none means those of the run."""
-    data_dir: str | None = None
-    """Folder of the data; none means $AVT_DATA, else ./data."""
-    workers: int | None = Field(default=None, ge=0)
-    """Processes that read images which do not fit in memory; none means one less than the CPUs, at most 8."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Compute device."""
+    shots: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Flag("Data", metavar="N[,N...]")] = ()
+    """Train on N images per class, one head for each N; each seed samples its own, the smaller sets within the larger."""
+    fraction: Annotated[float | None, Flag("Data", metavar="X")] = Field(default=None, gt=0, le=1)
+    """Train on a fraction of each class, at least one image; each seed samples its own."""
+    seed: Annotated[int, Flag("Optimisation", metavar="N")] = 0
+    """Seed of the heads' weights, order and augmentation of the images, samples of the code and random baseline."""
+    seeds: Annotated[int, Flag("Optimisation", metavar="N")] = Field(default=1, gt=0)
+    """Train the heads with N seeds, the given one and those that follow it."""
+    baseline: Annotated[bool, Flag("Probe")] = True
+    """Also probe a randomly initialised backbone."""
+    backbone: Annotated[Plugin | None, Flag("Model", metavar="NAME[:VARIANT]")] = None
+    """Backbone by name instead of a run: random weights, or published ones with `-o backbone.pretrained=true`."""
+    dataset: Annotated[Plugin | None, Flag("Data", metavar="NAME[:PATH][,...]")] = None
+    """Labelled images, of several data sets if given with commas. Default: those of the run."""
+    data_dir: Annotated[str | None, Flag("Data", metavar="DIR")] = None
+    """Folder of the data sets. Default: $AVT_DATA, else ./data."""
+    workers: Annotated[int | None, Flag("Hardware", metavar="N|auto", auto=True)] = Field(default=None, ge=0)
+    """Processes that decode images which do not fit in memory. Default: one fewer than the CPUs, at most 8."""
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Flag("Hardware")] = "auto"
+    """Compute device; auto takes CUDA, then MPS, then the CPU."""
 
     @field_validator("head", "pool", mode="before")
     @classmethod
@@ -102,7 +102,7 @@ class ProbeConfig(Frozen):
 
     @property
     def augments(self) -> bool:
-        """Whether training images are augmented, the default resolved."""
+        """Whether training images are cropped and flipped in each epoch, the default resolved."""
         return self.finetune if self.augmented is None else self.augmented
 
     @property

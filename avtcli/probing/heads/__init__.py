@@ -1,6 +1,5 @@
 """Heads by name, one file each: a function of the file's name whose keyword-only parameters are the head's options."""
 
-import inspect
 import pkgutil
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
@@ -30,16 +29,12 @@ def resolve_options(plugin: "Plugin") -> dict[str, Any]:
     Raises:
         AvtError: for an unknown head, or with every bad option at once.
     """
-    from pydantic import ConfigDict, create_model
+    from avtcli.plugin_options import bind_options, parameters_of
 
-    from avtcli.config.resolution import validate
-
-    parameters = inspect.signature(_function_of(plugin.name), eval_str=True).parameters
-    fields: dict[str, Any] = {name: (p.annotation, p.default) for name, p in parameters.items()}
-    model = create_model(plugin.name, __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
-    several = {name for name, p in parameters.items() if isinstance(p.default, tuple)}
+    function, who = _function_of(plugin.name), f"The head '{plugin.name}'"
+    several = {name for name, p in parameters_of(function, who=who).items() if isinstance(p.default, tuple)}
     values = {k: v.split(",") if k in several and isinstance(v, str) else v for k, v in plugin.options.items()}
-    return validate(model, values, where=f"head {plugin.name}").model_dump()
+    return bind_options(function, None, values, kind="head", name=plugin.name, who=who)[1]
 
 
 def _function_of(name: str) -> Any:
