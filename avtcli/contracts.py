@@ -223,7 +223,7 @@ class Objective(nn.Module, ABC):
     """
 
     views: tuple[Role, ...] = ("original", "transformed")
-    """The role of each view: the cropped image, or a transformation of it, each with its own random draw."""
+    """The role of each view: the cropped image, or a transformation of it with a separate random draw."""
     noise_scale: float = 0.0
     """Factor before exp(log_var / 2) * eps in the encoder; 0 means no noise and no log-variance branch."""
     prediction: Literal["target", "classes"] | None = "target"

@@ -33,7 +33,7 @@ GREY = 128
 def sample_corners(side: int, rng: random.Random) -> list[tuple[float, float]]:
     """Sample the transformed corners of a square image, by the distribution of the release (its cifar/dataset.py).
 
-    They are scaled about W/2 + 0.5 by U(0.8, 1.2), their order is rotated by 0 to 3 quarter turns, and each coordinate is
+    They are scaled about W/2 + 0.5 by U(0.8, 1.2), their order is rotated by a multiple of 90 degrees, and each coordinate is
     shifted by an integer number of pixels, at most an eighth of the side.
 
     Returns:

@@ -155,7 +155,7 @@ def is_same_plugin(a: Plugin, b: Plugin) -> bool:
 
 
 def choose_images(prepared: PreparedImages, count: int | None) -> EvaluationImages:
-    """Choose held-out images, and up to four times as many training images for the ridge.
+    """Choose held-out images, and for each of them up to four training images for the ridge.
 
     Raises:
         AvtError: for more images than the split has, or if none remain for the ridge.

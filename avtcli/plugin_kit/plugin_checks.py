@@ -23,7 +23,7 @@ IMPORT_SECONDS: Final = 20.0
 HEAVY: Final = ("timm", "torchvision", "transformers", "scipy", "pandas", "matplotlib")
 """Modules that are reported when an import pulls them in."""
 BUILT_IN: Final = "avtcli"
-"""The distribution whose families an objective is checked with, in addition to those of its own."""
+"""The distribution whose families an objective is checked with, in addition to its own families."""
 
 _IMPORT = """
 import contextlib, importlib, io, json, sys, time
@@ -96,7 +96,7 @@ def _objective(spec: str, info: PluginInfo) -> Trial:
             except AvtError:
                 continue
             families[other.name] = family
-    expect(bool(families), f"it refuses every family of {BUILT_IN} and of its own distribution")
+    expect(bool(families), f"it refuses every family of {BUILT_IN} and of the plugin's distribution")
     return objective_checks.CHECKS, ObjectiveUnderTest(make, families)
 
 
@@ -112,7 +112,7 @@ _TRIALS: Final[dict[str, Callable[[str, PluginInfo], Trial]]] = {
 
 @dataclass(frozen=True)
 class FreshImport:
-    """The import of a plugin's module in a process of its own.
+    """The import of a plugin's module in a fresh process.
 
     Attributes:
         module: its name.
@@ -130,7 +130,7 @@ class FreshImport:
 
 
 def import_afresh(info: PluginInfo) -> FreshImport:
-    """Import a plugin's module in a process of its own, for no longer than IMPORT_SECONDS."""
+    """Import a plugin's module in a fresh process, for no longer than IMPORT_SECONDS."""
     module = info.entry_point.module
     with subprocess.Popen(
         [sys.executable, "-c", _IMPORT, module],

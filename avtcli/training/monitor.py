@@ -27,7 +27,7 @@ from avtcli.training.run_log import Tracking
 from avtcli.training.training_setup import TrainingSetup
 
 BANK_COUNT, QUERY_COUNT = 1000, 500
-"""Images at most: enough to tell a few percent apart, few enough to cost no epoch."""
+"""Images at most: enough for a resolution of a few percent, few enough to cost no epoch."""
 NEIGHBOURS, TEMPERATURE, SIDE = 20, 0.07, 4
 
 

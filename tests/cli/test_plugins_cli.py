@@ -118,7 +118,7 @@ def test_an_objective_that_takes_no_family_fails(avt: Callable[..., Result], ins
     )
     install({"avtcli.objectives": {"wrong": "wrong_d:wrong"}}, wrong_d=text)
 
-    assert "it refuses every family of avtcli and of its own distribution" in avt("plugins check wrong").stdout
+    assert "it refuses every family of avtcli and of the plugin's distribution" in avt("plugins check wrong").stdout
 
 
 def test_a_module_that_needs_anothers_import_is_caught(avt: Callable[..., Result], install) -> None:

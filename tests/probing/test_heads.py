@@ -48,7 +48,7 @@ def test_a_head_takes_one_file_and_nothing_else(tmp_path: Path, monkeypatch: pyt
 
 
 def test_options_come_as_text_or_toml_and_defaults_are_filled_in() -> None:
-    texts = options_from_texts(["head.k=10,20"])
+    texts = options_from_texts(["head.k=10,20"], kinds=("head",))
     config = resolve_probe({"head": {"name": "knn", **texts["head"]}}, recipe=None)
 
     assert resolve_options(config.head) == {"k": (10, 20), "temperature": 0.07}
@@ -72,11 +72,11 @@ def test_options_go_over_those_of_a_recipe_and_leave_with_its_head() -> None:
     ("name", "options", "message"),
     [
         ("kn", {}, r"No head is called 'kn'\. Did you mean 'knn'\? Heads: conv, knn"),
-        ("mlp2", {"k": "5"}, r"k: there is no such setting"),
-        ("knn", {"penalties": [0.1]}, r"penalties: there is no such setting\. .*Known here: k, temperature"),
-        ("knn", {"k": "5,many", "temperature": -1}, r"k\.1: .*found 'many'\n.*temperature: .*greater than or equal to 0"),
-        ("knn", {"k": []}, r"k: .* at least 1 item"),
-        ("ridge", {"penalties": "0"}, r"penalties\.0: Input should be greater than 0"),
+        ("mlp2", {"k": "5"}, r"The head 'mlp2' has no option 'k'\. Its options: none"),
+        ("knn", {"penalties": [0.1]}, r"has no option 'penalties'\. Its options: k, temperature"),
+        ("knn", {"k": "5,many", "temperature": -1}, r"option 'k\.1' .*found 'many'; option 'temperature' should be greater than or equal to 0"),
+        ("knn", {"k": []}, r"option 'k' .* at least 1 item"),
+        ("ridge", {"penalties": "0"}, r"option 'penalties\.0' should be greater than 0"),
     ],
 )
 def test_a_bad_name_or_option_is_refused(name: str, options: dict[str, Any], message: str) -> None:
