@@ -24,6 +24,7 @@ def describe_probe(setups: Sequence[ProbeSetup], source: Weights, *, compared: b
     config, head, augment = setups[0].config, setups[0].head, setups[0].prepared.augment.model_dump()
     layers = list(dict.fromkeys(feature.layer for feature in setups[0].wanted))
     closed = isinstance(head, ClosedFormHead)
+    options = {key: list(v) if isinstance(v, tuple) else v for key, v in resolve_options(config.head).items()}
     return {
         **config.model_dump(mode="json", include=SHARED),
         "data": [_counts(setup) for setup in setups],
@@ -36,7 +37,7 @@ def describe_probe(setups: Sequence[ProbeSetup], source: Weights, *, compared: b
         "augmentation": {"crop": "random", "padding": augment["padding"], "flip": augment["flip"]} if config.augments else None,
         "mean": list(source.spec.mean),
         "std": list(source.spec.std),
-        "head": {"name": config.head.name, "description": head.description, **resolve_options(config.head)},
+        "head": {"name": config.head.name, "description": head.description, **options},
         **({} if closed else _training(config)),
         "chosen": _chosen(config, head.candidates if isinstance(head, ClosedFormHead) else None),
         "reported": "test split" if closed else "test split, last epoch",

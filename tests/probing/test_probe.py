@@ -105,8 +105,8 @@ def test_each_epoch_and_seed_has_other_crops_and_evaluation_has_none(source: Wei
     read = {
         key: next(iter(next(read_features(reader, [ROWS], epoch_key=key)).values())) for key in ((0, 0), (0, 1), (1, 0), None)
     }
-    (whole,) = extract(reader, separate=False, task="x", on_event=lambda event: None)
-    (kept,) = CachedFeatures(whole, torch.zeros(12), device=CPU).features.values()
+    (stacks,) = extract(reader, separate=False, task="x", on_event=lambda event: None)
+    (kept,) = CachedFeatures(stacks, torch.zeros(12), device=CPU).features.values()
     encoder = restore_encoder(source)
 
     assert len({values.sum().item() for values in read.values()}) == 4
@@ -400,11 +400,11 @@ def test_the_rate_is_chosen_on_held_out_images_and_test_is_seen_once(
     (head,) = run_probe(source, **{**OURS, "epochs": 11}, augmented=augmented).results
 
     assert recorder.epochs == [1, 11]  # a step to choose
-    (fit, held, both), (whole, test, chosen) = recorder.calls
-    assert fit.reader is held.reader is whole.reader
-    assert test.reader is not whole.reader
+    (fit, held, both), (complete, test, chosen) = recorder.calls
+    assert fit.reader is held.reader is complete.reader
+    assert test.reader is not complete.reader
     assert (len(fit.rows), len(held.rows)) == (54, 6)
-    assert sorted([*fit.rows.tolist(), *held.rows.tolist()]) == whole.rows.tolist() == list(range(60))
+    assert sorted([*fit.rows.tolist(), *held.rows.tolist()]) == complete.rows.tolist() == list(range(60))
     assert ([spec.peak for spec in both], [spec.peak for spec in chosen]) == ([0.1, 0.01], [0.01])
     assert (head.val_top1, head.top1, head.top1_best_test_epoch) == (50.0, 50.0, None)
 
@@ -489,7 +489,7 @@ def test_the_protocol_holds_resolved_settings(source: Weights, monkeypatch: pyte
     assert (fixed["chosen"], fixed["rates"], fixed["epochs"], fixed["samples"]) == (None, None, 2, 2)
     assert [(piece["start"], piece["rate"]) for piece in fixed["schedule"]["pieces"]] == [(0, 0.1), (1, 0.01)]
     assert fixed["augmentation"] == {"crop": "random", "padding": 4, "flip": True}
-    assert (fixed["head"]["conv_first"], fixed["pool_size"]) == (("conv2",), None)
+    assert (fixed["head"]["conv_first"], fixed["pool_size"]) == (["conv2"], None)
     assert fixed["data"] == [{"dataset": "fashion-mini", "train_images": 60, "test_images": 1000, "classes": 10}]
 
 

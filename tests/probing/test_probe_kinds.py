@@ -1,4 +1,4 @@
-"""The kinds of probe beside trained heads on frozen features: neighbours, ridge, fine-tuning, several data sets, no run."""
+"""Probes other than trained heads on frozen features: neighbours, ridge, fine-tuning, several data sets, no run."""
 
 from dataclasses import replace
 from pathlib import Path
