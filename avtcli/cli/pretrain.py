@@ -90,18 +90,15 @@ def _print(result: "PretrainResult") -> None:
 
 
 def _resumed(name: str, given: dict[str, Any]) -> tuple[Path, PretrainConfig]:
-    """Return the run to continue and its settings, overlaid with those that may change on resume."""
     from avtcli import recipes
 
     run = newest_run() if name == "last" else Path(name)
     if not is_run(run):
         raise AvtError(f"There is no run to resume in {run}: it has no config.toml and checkpoints.")
-    may_change = [key for key, flag in flags_of(PretrainConfig).items() if flag.may_change_on_resume]
+    may_change = [key for key, flag in flags_of(PretrainConfig).items() if flag.on_resume]
     fixed = [key for key, value in given.items() if value is not None and key not in may_change]
     if fixed:
-        raise AvtError(
-            f"--resume continues with the run's own settings: leave out {', '.join(fixed)}, or start a new run. "
-            f"Settings that may change: {', '.join(may_change)}."
-        )
+        hint = f"leave out {', '.join(fixed)}, or start a new run. Settings that may change: {', '.join(may_change)}."
+        raise AvtError(f"--resume continues with the run's own settings: {hint}")
     stored = recipes.load(str(run / "config.toml"), kind="pretrain")
     return run, validate(PretrainConfig, merge(stored, given), where=f"{run}/config.toml")

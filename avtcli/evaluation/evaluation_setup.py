@@ -48,14 +48,7 @@ class EvaluationRequest:
 
 @dataclass(frozen=True)
 class EvaluationImages:
-    """The images of an evaluation.
-
-    Attributes:
-        name: of the held-out split, test or train.
-        split: the held-out split.
-        held_out: indices into it, (n,) int64.
-        fit: indices into the train split, disjoint from the held-out images, to fit the ridge on.
-    """
+    """The held-out split, test or train, indices into it, and indices into the train split to fit the ridge on."""
 
     name: str
     split: Split
@@ -74,7 +67,7 @@ class EvaluationSetup:
         encoder: with its weights, in eval mode, on the CPU.
         layer: the layer that the ridge reads.
         images: indices of the images.
-        held_out: one pair an image.
+        held_out: one pair of each image.
         versions: for retrieval, `BANK` pairs each of some images, grouped by image.
         fit: pairs to fit the ridge on.
     """
@@ -120,11 +113,7 @@ def build_evaluation_setup(target: EvaluationTarget, request: EvaluationRequest,
 
 
 def choose_transform(config: PretrainConfig | None, given: Mapping[str, Any]) -> Plugin:
-    """Overlay a run's family, or the default one, with name and options.
-
-    Raises:
-        AvtError: for invalid settings.
-    """
+    """Overlay a run's family, or the default one, with name and options."""
     own = PretrainConfig.model_fields["transform"].default if config is None else config.transform
     return resolve_plugin("transform", validate(Plugin, merge(own.model_dump(), given), where="--transform"))
 
@@ -134,8 +123,8 @@ def why_no_decoder(source: Weights, transform: Plugin, size: Size) -> str | None
     config = source.config
     if source.run is None or config is None or source.spec.objective is None:
         return f"{source.path} holds an encoder only"
-    if not is_same_plugin(config.transform, transform):
-        own, found = describe_plugin(config.transform), describe_plugin(transform)
+    own, found = describe_plugin(config.transform), describe_plugin(transform)
+    if own != found:
         return f"the decoder of {source.path} was trained on {own}, not on {found}"
     if size != source.spec.size:
         trained, found = (f"{width}x{height}" for height, width in (source.spec.size, size))
@@ -144,28 +133,17 @@ def why_no_decoder(source: Weights, transform: Plugin, size: Size) -> str | None
 
 
 def describe_plugin(plugin: Plugin) -> str:
-    """Format a plugin as `NAME (KEY=VALUE, ...)`."""
+    """Format a plugin as `NAME (KEY=VALUE, ...)`; text and the number that it spells are equal."""
     options = ", ".join(f"{key}={value}" for key, value in plugin.options.items())
     return f"{plugin.name} ({options})" if options else plugin.name
 
 
-def is_same_plugin(a: Plugin, b: Plugin) -> bool:
-    """Whether two plugins have one name and equal options; text compares equal to the number that it spells."""
-    return describe_plugin(a) == describe_plugin(b)
-
-
 def choose_images(prepared: PreparedImages, count: int | None) -> EvaluationImages:
-    """Choose held-out images, and for each of them up to four training images for the ridge.
-
-    Raises:
-        AvtError: for more images than the split has, or if none remain for the ridge.
-    """
-    data = prepared.data
+    """Choose held-out images, and for each of them up to four other training images for the ridge."""
+    data, dataset = prepared.data, prepared.dataset.name
     name, split = held_out_split(data)
     if count is not None and count > len(split):
-        raise AvtError(
-            f"--count {count} asks for more images than the {len(split)} of the {name} split of '{prepared.dataset.name}'."
-        )
+        raise AvtError(f"--count {count} asks for more images than the {len(split)} of the {name} split of '{dataset}'.")
     held_out = held_out_indices(data, count or COUNT)
     rest = torch.ones(len(data.train), dtype=torch.bool)
     if split is data.train:
@@ -173,7 +151,7 @@ def choose_images(prepared: PreparedImages, count: int | None) -> EvaluationImag
     left = rest.nonzero()[:, 0]
     if len(left) < 2:
         raise AvtError(
-            f"'{prepared.dataset.name}' has {len(data.train)} training images and no test images: {len(held_out)} held out "
+            f"'{dataset}' has {len(data.train)} training images and no test images: {len(held_out)} held out "
             "leave too few to fit the ridge on. Give a smaller --count."
         )
     return EvaluationImages(name, split, held_out, left[subset(len(left), FIT_PAIRS * len(held_out), "limit", len(left))])
