@@ -1,12 +1,9 @@
 """`avt bench`."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from avtcli.cli.console import reporting, say, say_json, say_table
 from avtcli.cli.options import Device, Json, complete_plugin, option, parts_of
-
-if TYPE_CHECKING:
-    from avtcli.bench.benchmark_timing import Comparison
 
 _ONLY = "Benchmarks to run: homographies, warp-224, pairs, step, loop, probe. Default: all."
 _PRECISION = "Numeric precision; auto takes bf16 on a CUDA device that supports it, else fp32."
@@ -50,7 +47,11 @@ def bench(
     env = result.environment
     say(f"avt {env['versions']['avtcli']}, commit {result.commit or 'unknown'}, torch {env['versions']['torch']}")
     say(f"{env['device']}, {result.cpus} x {result.cpu}; median of {result.rounds} rounds", "")
-    say_table(("", "avt", "baseline", "ratio", "lowest", "highest", ""), [_row(m) for m in result.measurements])
+    rows = []
+    for m in result.measurements:
+        ratios = (f"{ratio:.3g}x" for ratio in (m.ratio, m.ratio_low, m.ratio_high))
+        rows.append((m.name, _short(m.ours), _short(m.baseline), *ratios, m.unit))
+    say_table(("", "avt", "baseline", "ratio", "lowest", "highest", ""), rows)
     say("")
     for m in result.measurements:
         say(f"{m.name}: {m.what}")
@@ -58,11 +59,6 @@ def bench(
             say(f"  {name.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}")
     if result.rounds < 9:
         say("", "next: avt bench --rounds 9 --only NAME, on an idle machine")
-
-
-def _row(m: "Comparison") -> tuple[str, ...]:
-    ratios = (f"{ratio:.3g}x" for ratio in (m.ratio, m.ratio_low, m.ratio_high))
-    return (m.name, _short(m.ours), _short(m.baseline), *ratios, m.unit)
 
 
 def _short(rate: float) -> str:

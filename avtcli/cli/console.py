@@ -47,13 +47,8 @@ def _live() -> Iterator[events.OnEvent]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, markup=False, highlight=False, no_color="NO_COLOR" in os.environ or None)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}", markup=False),
-        TimeRemainingColumn(compact=True),
-    )
+    task, detail = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[detail]"))
+    columns = (task, BarColumn(bar_width=24), MofNCompleteColumn(), detail, TimeRemainingColumn(compact=True))
     with Progress(*columns, console=console) as progress:
         tasks: dict[str, Any] = {}
 

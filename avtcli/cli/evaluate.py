@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from avtcli.evaluation.evaluate import EvaluateResult
 
 BASELINES = {"rotation_oracle": "90-degree rotation oracle", "constant": "constant", "identity": "identity"}
-SHOWN_LEVELS = (0.5, 0.8, 0.95)
 DEFINITIONS = {
     "views": "centre crop and its transformed version; encoder in eval mode, mean of the code; fresh draws, never a bank",
     "MACE": "mean distance, in pixels, of the image's corners under the true and the decoded matrix",
@@ -84,7 +83,7 @@ def _parameters(result: "EvaluateResult") -> tuple[list[str], list[list[str]]]:
     columns = {f"{name} R2": {**fit["r2_per_parameter"], "pooled": fit["r2"]} for name, fit in fits.items()}
     calibration = result.calibration
     if calibration is not None:
-        for level in SHOWN_LEVELS:
+        for level in (0.5, 0.8, 0.95):
             place = calibration["levels"].index(level)
             shares = {name: curve[place] for name, curve in calibration["per_parameter"].items()}
             columns[f"inside {level:.0%}"] = {**shares, "pooled": calibration["pooled"][place]}

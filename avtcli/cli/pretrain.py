@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,9 +15,6 @@ from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import merge, options_from_texts, resolve, validate
 from avtcli.errors import AvtError
 from avtcli.storage.run_folders import default_folder, is_run, newest_run
-
-if TYPE_CHECKING:
-    from avtcli.training.pretrain import PretrainResult
 
 KINDS = component_kinds(PretrainConfig)
 _RECIPE = "Settings to start from. Default: the published recipe of data set and backbone, else `default`."
@@ -72,15 +69,15 @@ def pretrain(
             result = train(config, run=run, resume=resume is not None, on_event=on_event)
     if int(os.environ.get("RANK", "0")) > 0:
         return
-    if not dry_run:
-        say_json(result) if as_json else _print(result)
-    elif as_json:
+    if dry_run and as_json:
         say_json({"run": str(run), "steps": steps, "recipe": config.recipe, "config": config.model_dump(mode="json")})
-    else:
+        return
+    if dry_run:
         say(f"Configuration OK: {steps} steps into {run}")
-
-
-def _print(result: "PretrainResult") -> None:
+        return
+    if as_json:
+        say_json(result)
+        return
     say(f"run      {result.run}", f"steps    {result.steps} ({result.epochs:g} epochs, {result.seconds:.0f} s)")
     if result.loss is not None:
         say(f"loss     {result.loss:.4f}")

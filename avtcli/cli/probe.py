@@ -1,6 +1,7 @@
 """`avt probe`."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,7 +69,11 @@ probe.__doc__ = (probe.__doc__ or "").replace("HEADS", ", ".join(HEADS))
 
 def _table(result: "ProbeResult") -> tuple[list[str], list[list[str]]]:
     sides = result.protocol["pool_size"] or {}
-    trained, random, supervised = (_by_head(heads) for heads in (result.results, result.baseline, result.supervised))
+    key_of = attrgetter(*_COLUMNS)
+    trained, random, supervised = (
+        {key_of(head): [other for other in heads if key_of(other) == key_of(head)] for head in heads}
+        for heads in (result.results, result.baseline, result.supervised)
+    )
     shown = [c for c in _COLUMNS if c in ("layer", "pool", "head") or len({getattr(h, c) for h in result.results}) > 1]
     rows = []
     for key, heads in trained.items():
@@ -83,13 +88,6 @@ def _table(result: "ProbeResult") -> tuple[list[str], list[list[str]]]:
             row["supervised top-1 %"] = _mean_top(supervised[key], "top1")
         rows.append(row)
     return [*rows[0]], [[*row.values()] for row in rows]
-
-
-def _by_head(results: "Sequence[HeadResult]") -> "dict[tuple[object, ...], list[HeadResult]]":
-    groups: dict[tuple[object, ...], list[HeadResult]] = {}
-    for result in results:
-        groups.setdefault(tuple(getattr(result, column) for column in _COLUMNS), []).append(result)
-    return groups
 
 
 def _mean_top(heads: "Sequence[HeadResult]", figure: str) -> str:

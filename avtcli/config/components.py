@@ -135,11 +135,7 @@ class Schedule(Frozen):
 
     def with_peak(self, peak: float) -> "Schedule":
         """Return the schedule scaled to another peak."""
-        by = peak / self.peak
-
-        def scaled(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
-            return tuple(Piece(start=p.start, rate=p.rate * by, slope=p.slope * by) for p in pieces)
-
-        return self.model_copy(
-            update={"rate": peak, "pieces": scaled(self.pieces), "log_var_pieces": scaled(self.log_var_pieces)}
-        )
+        by, update = peak / self.peak, dict[str, Any](rate=peak)
+        for name in ("pieces", "log_var_pieces"):
+            update[name] = tuple(Piece(start=p.start, rate=p.rate * by, slope=p.slope * by) for p in getattr(self, name))
+        return self.model_copy(update=update)

@@ -28,11 +28,8 @@ class EvaluateResult:
         dataset: name of the data set.
         transform: name of the family.
         count: held-out images, one pair each.
-        mace_px: the decoder's mean average corner error; see `equivariance.Fit` for this and the next three.
-        mse_normalised: mean squared error of the normalised target.
-        r2: pooled over the normalised parameters.
-        r2_per_parameter: by the parameter's name.
-        nll: nats a pair of N(mean, exp(log_var)), without an objective's variance floor.
+        mace_px, mse_normalised, r2, r2_per_parameter: errors of the decoder; see `equivariance.Fit`.
+        nll: nats per pair of N(mean, exp(log_var)), without an objective's variance floor.
         calibration: levels, observed coverage pooled and per_parameter, and the path of the picture.
         retrieval: mrr, hits, bank, images, and the same of a random ranking as chance.
         accuracy: percent, of an objective that predicts classes.
