@@ -40,5 +40,5 @@ def demo(
     rows = [("pretrained", f"{trained.top1:.1f}"), ("random weights", f"{random.top1:.1f}")]
     say_table((f"linear probe at {trained.layer}, {trained.pool} pooling", "top-1 %"), rows)
     say("", f"Weights: {exported.file}. Load them with", *(f"  {line}" for line in exported.load_with.split("; ")))
-    say("", "Next:", "  avt pretrain --dataset cifar10 --backbone nin", f"  avt probe {pretrained.run} --layer all")
-    say("  avt pretrain --help")
+    say("", "Next:", "  avt pretrain --dataset cifar10 --backbone nin")
+    say(f"  avt probe {pretrained.run} --layer all", "  avt pretrain --help")

@@ -71,19 +71,17 @@ def pretrain(
         return
     if dry_run and as_json:
         say_json({"run": str(run), "steps": steps, "recipe": config.recipe, "config": config.model_dump(mode="json")})
-        return
-    if dry_run:
+    elif dry_run:
         say(f"Configuration OK: {steps} steps into {run}")
-        return
-    if as_json:
+    elif as_json:
         say_json(result)
-        return
-    say(f"run      {result.run}", f"steps    {result.steps} ({result.epochs:g} epochs, {result.seconds:.0f} s)")
-    if result.loss is not None:
-        say(f"loss     {result.loss:.4f}")
-    if result.mace_px is not None:
-        say(f"mace_px  {result.mace_px:.2f}  (mean corner error on held-out images)")
-    say(f"next     avt probe {result.run}", f"         avt export {result.run}")
+    else:
+        say(f"run      {result.run}", f"steps    {result.steps} ({result.epochs:g} epochs, {result.seconds:.0f} s)")
+        if result.loss is not None:
+            say(f"loss     {result.loss:.4f}")
+        if result.mace_px is not None:
+            say(f"mace_px  {result.mace_px:.2f}  (mean corner error on held-out images)")
+        say(f"next     avt probe {result.run}", f"         avt export {result.run}")
 
 
 def _resumed(name: str, given: dict[str, Any]) -> tuple[Path, PretrainConfig]:
