@@ -13,7 +13,8 @@ from tests.support import run_tiny
 
 
 def family(name: str, *options: str):
-    return build_family(Plugin.model_validate({"name": name, **options_from_texts(list(options), kinds=["transform"]).get("transform", {})}))
+    options_of = options_from_texts(list(options), kinds=["transform"]).get("transform", {})
+    return build_family(Plugin.model_validate({"name": name, **options_of}))
 
 
 def test_a_sum_has_the_parts_numbers_in_order_and_takes_their_options() -> None:
