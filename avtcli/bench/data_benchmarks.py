@@ -10,7 +10,6 @@ from torch import Tensor
 from avtcli.bench import baseline
 from avtcli.bench.bench_setups import build_small_setup
 from avtcli.bench.timing import BenchConfig, Benchmark
-from avtcli.config.components import Plugin
 from avtcli.contracts import MemorySplit
 from avtcli.data.epoch_table import sample_epoch_table
 from avtcli.data.resident_images import ResidentImages, training_batches
@@ -35,7 +34,7 @@ def one_thread() -> Iterator[None]:
 
 def measure_homographies(bench: BenchConfig) -> Benchmark:
     """Draw and solve, as `avt gen-homographies` does, against one equation system at a time."""
-    scale, family = bench.scale, build_family(Plugin(name="projective"))
+    scale, family = bench.scale, build_family("projective", {})
     generator = keyed_generator("bench", "homographies")
     return Benchmark(
         what=f"draw and solve {scale.homographies} for 224 px, against a loop over {scale.plain_homographies}",
@@ -59,7 +58,7 @@ def measure_warp_large(bench: BenchConfig) -> Benchmark:
 
 def _measure_warp(bench: BenchConfig, *, side: int, images: int) -> Benchmark:
     pixels = noise_images(images, side)
-    family = build_family(Plugin(name="projective"))
+    family = build_family("projective", {})
     parameters = family.sample(images, (side, side), keyed_generator("bench", "warp"))
     resident, sent = pixels.to(bench.device), to_device(parameters, bench.device)
     coefficients = list(parameters.numpy())

@@ -113,7 +113,7 @@ def build_evaluation_setup(subject: EvaluationTarget, settings: Settings) -> Eva
     tap_shapes(encoder, [layer], prepared.size)  # a layer or images that do not fit are told before anything is read
     plugin = choose_transform(source.config, settings.transform)
     no_decoder = why_no_decoder(source, plugin, prepared.size)
-    family = _run_family(source) if no_decoder is None else build_family(plugin)
+    family = _run_family(source) if no_decoder is None else build_family(plugin.name, plugin.options)
     choice = choose_images(prepared, settings.count)
     device = torch.device(choose_device(settings.device))
     workers = settings.workers

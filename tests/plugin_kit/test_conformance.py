@@ -23,10 +23,10 @@ from avtcli.plugin_kit.objective_checks import ObjectiveSubject
 from avtplugins.backbones.nin import NIN
 from avtplugins.objectives.avt import AVT
 from avtplugins.objectives.rotnet import rotnet
+from avtplugins.transforms.affine import translation
 from avtplugins.transforms.photometric import photometric
 from avtplugins.transforms.projective import projective
 from avtplugins.transforms.rotation import rotation
-from avtplugins.transforms.translation import translation
 
 torch.set_num_threads(1)
 
@@ -276,33 +276,33 @@ def beyond(kept: Tensor, *args: Any) -> Tensor:
 @pytest.mark.parametrize(
     ("methods", "check", "problem"),
     [
-        ({"kind": "magic"}, transform.the_numbers_of_a_target_have_names_and_units, "kind is 'magic'"),
-        ({"names": ("a",) * 8}, transform.the_numbers_of_a_target_have_names_and_units, "names needs one for each number"),
-        ({"units": ("px",)}, transform.the_numbers_of_a_target_have_names_and_units, "8 names have 1 units, expected one each"),
+        ({"kind": "magic"}, transform.target_components_have_names_and_units, "kind is 'magic'"),
+        ({"names": ("a",) * 8}, transform.target_components_have_names_and_units, "names needs one name per component"),
+        ({"units": ("px",)}, transform.target_components_have_names_and_units, "8 names have 1 units, expected one per name"),
         (
             {"sample": lambda p, *a: p + torch.rand(()).double()},
-            transform.one_seed_gives_one_draw,
-            "sample used torch's own generator",
+            transform.one_seed_gives_one_sample,
+            "sample used torch's global generator",
         ),
         (
             {"sample": lambda p, *a: p.float()},
-            transform.one_seed_gives_one_draw,
+            transform.one_seed_gives_one_sample,
             r"gave \(64, 8\) float32, expected \(64, k\) float64",
         ),
-        ({"sample": lambda p, *a: p.to("meta")}, transform.one_seed_gives_one_draw, "NotImplementedError|on meta"),
+        ({"sample": lambda p, *a: p.to("meta")}, transform.one_seed_gives_one_sample, "NotImplementedError|on meta"),
         (
             {"statistics": lambda s, size: (s[0], s[1] * 2)},
-            transform.targets_have_the_statistics_that_it_states,
-            r"the target a has mean .* and deviation 0\.5\d*, expected about 0 and 1: mend statistics",
+            transform.targets_have_the_stated_statistics,
+            r"the target a has mean .* and deviation 0\.5\d*, expected about 0 and 1: correct statistics",
         ),
         (
             {"statistics": lambda s, size: (s[0].float(), s[1])},
-            transform.targets_have_the_statistics_that_it_states,
+            transform.targets_have_the_stated_statistics,
             r"the mean is \(8,\) float32, expected \(8,\) float64",
         ),
         (
             {"target": lambda t, *a: t[:, :-1]},
-            transform.targets_have_the_statistics_that_it_states,
+            transform.targets_have_the_stated_statistics,
             r"target gave \(20000, 7\), expected \(20000, 8\)",
         ),
         ({"decode": lambda p, *a: p * 1.001}, transform.decoding_is_the_inverse, r"target\(decode\(target\)\) is off by"),
@@ -317,19 +317,19 @@ def beyond(kept: Tensor, *args: Any) -> Tensor:
         (
             {"apply": lambda m, x, p: x.mul_(0.5)},
             transform.images_keep_their_shape_and_range,
-            "changed the images that it was given",
+            "changed its input images",
         ),
         ({"apply": lambda m, *a: m * torch.rand(())}, transform.images_keep_their_shape_and_range, "two results for the same"),
         ({"apply": lambda m, *a: m * m.mean()}, transform.images_keep_their_shape_and_range, "depends on its batch"),
         (
             {"in_from_out": lambda m, *a: torch.linalg.inv(m)},
-            transform.its_matrices_are_what_moves_the_images,
-            "apply moves images otherwise than in_from_out says, by up to .*: it maps an output pixel",
+            transform.matrices_match_the_transformed_images,
+            "apply differs from a warp by in_from_out, by up to .* of the range: in_from_out maps an output pixel",
         ),
-        ({"in_from_out": lambda m, *a: m[:, :2]}, transform.its_matrices_are_what_moves_the_images, r"gave \(8, 2, 3\)"),
+        ({"in_from_out": lambda m, *a: m[:, :2]}, transform.matrices_match_the_transformed_images, r"gave \(8, 2, 3\)"),
         (
             {"n_classes": 4},
-            transform.its_classes_are_numbers_below_n_classes,
+            transform.classes_are_below_n_classes,
             "NotImplementedError: ProjectiveDistribution has no classes",
         ),
     ],
@@ -342,7 +342,9 @@ def test_a_draw_that_ignores_its_generator_is_caught() -> None:
     own = torch.Generator().manual_seed(0)
     family = mutant(sample=lambda p, *a: p + torch.rand((), generator=own).double())
 
-    assert_broken([run_check(transform.one_seed_gives_one_draw, family)], transform.one_seed_gives_one_draw, "gave two draws")
+    assert_broken(
+        [run_check(transform.one_seed_gives_one_sample, family)], transform.one_seed_gives_one_sample, "gave two samples"
+    )
 
 
 def test_decoding_to_another_warp_of_the_same_target_is_caught() -> None:
@@ -355,13 +357,13 @@ def test_decoding_to_another_warp_of_the_same_target_is_caught() -> None:
 
 @pytest.mark.parametrize(
     ("change", "problem"),
-    [(lambda c: c + 1, "run from 1 to 4, expected 0 to 3"), (lambda c: c.double(), r"classes gave \(64,\) float64")],
+    [(lambda c: c + 1, "are from 1 to 4, expected 0 to 3"), (lambda c: c.double(), r"classes gave \(64,\) float64")],
 )
 def test_classes_out_of_range_or_of_another_type_are_caught(change, problem: str) -> None:
     family = rotation()
     true = family.classes
     family.classes = lambda parameters: change(true(parameters))
-    check = transform.its_classes_are_numbers_below_n_classes
+    check = transform.classes_are_below_n_classes
 
     assert_broken([run_check(check, family)], check, problem)
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from avtcli.contracts import Loss, Objective, Target, TransformFamily
 from avtcli.errors import AvtError
-from avtcli.geometry.homography import inverse, product
-from avtcli.geometry.lie import unit_homography
+from avtcli.geometry.homography import inverse, product, unit_homography
 
 DETERMINANT_FLOOR = 1e-2
 """A decoder may say a matrix that collapses the image; dividing by less than this would let its gradient explode."""
