@@ -125,12 +125,9 @@ class GeometricFamily(TransformFamily):
 def geometric(
     *, target: TargetKind = "parameters"
 ) -> Callable[[Callable[..., TransformDistribution]], Callable[..., GeometricFamily]]:
-    """Make a plugin of a function that builds a distribution: its options and the shared ones build the family.
+    """Turn a function that builds a distribution into a plugin: a function of its options and the shared ones.
 
-    Signature, annotations and docstring of the plugin list the options of both.
-
-    Args:
-        target: default of the shared option `target`.
+    The plugin's signature, annotations and docstring list both. `target` is the default of the shared option.
     """
 
     def decorate(build: Callable[..., TransformDistribution]) -> Callable[..., GeometricFamily]:

@@ -29,7 +29,7 @@ def in_from_out_from_corners(transformed: Tensor, size: tuple[int, int]) -> Tens
         size: (height, width).
 
     Returns:
-        in_from_out, (n, 3, 3), with a last entry of 1. Collinear corners give infinities or NaN: see `is_proper`.
+        (n, 3, 3), last entry 1. Collinear corners give infinities or NaN: see `is_proper`.
     """
     height, width = size
     # eight contiguous rows
@@ -89,14 +89,8 @@ def affine_in_from_out_from_corners(transformed: Tensor, size: tuple[int, int]) 
     """The inverses of the affine maps that fit the transformed corners best in least squares.
 
     The four corners are a rectangle about its centre, so that the normal equations are diagonal: the columns of
-    out_from_in are mean differences of opposite sides.
-
-    Args:
-        transformed: the four corners in the output, (n, 4, 2), pixels.
-        size: (height, width).
-
-    Returns:
-        in_from_out, (n, 3, 3), with a bottom row of (0, 0, 1).
+    out_from_in are mean differences of opposite sides. Arguments as for `in_from_out_from_corners`; the bottom row of the
+    result is (0, 0, 1).
     """
     height, width = size
     top_left, top_right, bottom_right, bottom_left = transformed.unbind(-2)
@@ -140,15 +134,8 @@ def unit_from_pixel(size: tuple[int, int], like: Tensor) -> Tensor:
 def unit_homography(in_from_out: Tensor, size: tuple[int, int], *, floor: float = 0.0) -> Tensor:
     """Homographies in unit coordinates, scaled to determinant 1: elements of SL(3).
 
-    The scale is the real cube root of the determinant and keeps its sign.
-
-    Args:
-        in_from_out: (n, 3, 3), pixels.
-        size: (height, width).
-        floor: lower bound of the absolute determinant in the scale, which bounds the gradient of singular matrices.
-
-    Returns:
-        (n, 3, 3); infinities for a singular matrix without a floor.
+    The scale is the real cube root of the determinant and keeps its sign. `floor` is a lower bound of the absolute determinant
+    in the scale, which bounds the gradient of singular matrices; without it they give infinities.
     """
     unit = unit_from_pixel(size, in_from_out)
     matrix = product(product(unit, in_from_out), inverse(unit))

@@ -74,9 +74,7 @@ def _separable_terms(in_from_out: Tensor, size: Size, sides: Size) -> tuple[Tens
     """Contributions of the column and of the row to numerators and denominator of each pixel's position in the input.
 
     A position is 2 at (width, height) of `sides`. Computed in the matrices' precision, so that float32 rounds one sum only.
-
-    Returns:
-        (B, 3, 1, W) and (B, 3, H, 1), for x, y and the denominator.
+    Returns (B, 3, 1, W) and (B, 3, H, 1), for x, y and the denominator.
     """
     m = in_from_out.to(torch.promote_types(in_from_out.dtype, torch.float32))
     m = m * m.new_tensor([[2 / sides[1]], [2 / sides[0]], [1]])

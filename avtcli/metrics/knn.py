@@ -27,7 +27,7 @@ def nearest(
         bank: (m, d).
         queries: (n, d).
         k: neighbours, 1 to m.
-        rows: rows of the bank to search, (m',) int64; k is then 1 to m', and neighbours are indices into `rows`.
+        rows: rows of the bank to search, (m',) int64; neighbours are then indices into `rows`.
         metric: `cosine`, where a row of zeros has similarity 0, or `euclidean`.
 
     Returns:
@@ -72,7 +72,7 @@ def vote(similarities: Tensor, labels: Tensor, classes: int, *, temperature: flo
 
     Args:
         similarities: (n, k).
-        labels: labels of the neighbours, (n, k) int64, 0 to classes - 1.
+        labels: classes of the neighbours, (n, k) int64.
         classes: number of classes.
         temperature: above 0; none gives every neighbour one vote.
 

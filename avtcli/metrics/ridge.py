@@ -70,13 +70,9 @@ def choose_ridge(
 ) -> tuple[Ridge, float]:
     """Choose the penalty on held-out rows, then fit all rows with it.
 
-    Args:
-        x: see `fit_ridges`, as for y and rows.
-        y: (n, m).
-        penalties: above 0; those below numerical precision are skipped, the smallest of equally good ones is chosen.
-        held_out: a mask (n,) bool, or indices of rows, int64.
-        rows: indices of the rows to use, (n',) int64; all where left out.
-        score: function of the predicted and the true (h, m) of the held-out rows, float64; larger is better, nan is worst.
+    Arguments as for `fit_ridges`, but penalties below numerical precision are skipped. `held_out` is a mask (n,) bool, or
+    indices of rows. `score` takes the predicted and the true (h, m) of the held-out rows, float64; larger is better, nan is
+    worst, and the smallest of equally good penalties is chosen.
 
     Returns:
         The ridge fitted on all rows to use, and the held-out score of its penalty.

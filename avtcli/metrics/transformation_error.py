@@ -13,12 +13,7 @@ def corner_error(true_in_from_out: Tensor, decoded_in_from_out: Tensor, size: tu
     """The mean distance between the output image's corners mapped by the true and by the decoded matrix: (n,), pixels.
 
     Its mean over samples is MACE, the mean average corner error. No inverse is taken, so that it is finite for the constant
-    predictor too.
-
-    Args:
-        true_in_from_out: (n, 3, 3).
-        decoded_in_from_out: (n, 3, 3).
-        size: (height, width) of the images.
+    predictor too. Matrices are (n, 3, 3), the size is (height, width).
     """
     corners = corners_of(size).to(true_in_from_out)
     difference = map_points(true_in_from_out, corners) - map_points(decoded_in_from_out, corners)
@@ -43,14 +38,10 @@ def r2_scores(predicted: Tensor, truth: Tensor) -> tuple[Tensor, float]:
 def retrieval_ranks(decoded: Tensor, true: Tensor) -> Tensor:
     """The rank of each version's own true parameters among those of all versions of its image, nearest first.
 
-    Distances are Euclidean, from the decoded parameters. Equal distances share their mean rank, so that a constant decoder
-    has the mean rank (b + 1) / 2.
+    Both arguments are (g, b, d), for g images and b versions of each. Distances are Euclidean, from the decoded parameters.
+    Equal distances share their mean rank, so that a constant decoder has the mean rank (b + 1) / 2.
 
     Source: Garrido et al., "Self-supervised learning of split invariant equivariant representations" (2023).
-
-    Args:
-        decoded: (g, b, d), for g images and b versions of each.
-        true: (g, b, d).
 
     Returns:
         (g, b), float64, on the CPU, in [1, b].

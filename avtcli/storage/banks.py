@@ -89,12 +89,7 @@ def generate_bank(out: Path, *, plugin: Plugin, size: int, count: int, seed: int
 
 
 def load_bank(path: Path, *, plugin: Plugin, size: Size) -> TransformFamily:
-    """Read a file of `avt gen-homographies` as a family that samples from it.
-
-    Args:
-        path: the file.
-        plugin: the run's family.
-        size: (height, width) of the run's images.
+    """Read a file of `avt gen-homographies` as a family that samples from it, for a run's family and size of images.
 
     Raises:
         AvtError: if the file is no bank, has another family or size, or contains invalid homographies.

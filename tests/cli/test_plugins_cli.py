@@ -51,7 +51,7 @@ def test_the_json_names_the_plugin_and_every_promise(avt: Callable[..., Result])
         **{"version": registry.info("transform", "translation").version, "ok": True},
     }
     assert all(set(check) == {"check", "ok", "problem", "figures"} and check["ok"] for check in result.json["checks"])
-    assert {"decoding is the inverse", "targets have the statistics that it states"} <= {
+    assert {"decoding is the inverse", "targets have the stated statistics"} <= {
         check["check"] for check in result.json["checks"]
     }
 
