@@ -10,7 +10,6 @@ from torch import Tensor
 from avtcli.bench import baseline
 from avtcli.bench.bench_training import baseline_pairs, build_bench_setup, our_pairs
 from avtcli.bench.benchmark_timing import BenchConfig, Benchmark
-from avtcli.config.components import Plugin
 from avtcli.contracts import MemorySplit
 from avtcli.data.resident_images import ResidentImages
 from avtcli.geometry.cropping import to_float
@@ -26,7 +25,7 @@ SIZE: Final = (224, 224)
 
 def measure_homographies(config: BenchConfig) -> Benchmark:
     """Sample and solve homographies."""
-    family, generator = build_family(Plugin(name="projective")), keyed_generator("bench", "homographies")
+    family, generator = build_family("projective", {}), keyed_generator("bench", "homographies")
     return Benchmark(
         what=f"sample and solve {HOMOGRAPHIES} homographies for {SIZE[0]} px; baseline: a loop over {BASELINE_HOMOGRAPHIES}",
         unit="homographies/s",
@@ -39,7 +38,7 @@ def measure_homographies(config: BenchConfig) -> Benchmark:
 
 def measure_warp(config: BenchConfig) -> Benchmark:
     """Warp images of 224 px."""
-    images, family = config.warp_images, build_family(Plugin(name="projective"))
+    images, family = config.warp_images, build_family("projective", {})
     pixels = noise_images(images, SIZE[0])
     parameters = family.sample(images, SIZE, keyed_generator("bench", "warp"))
     on_device, on_device_parameters = pixels.to(config.device), to_device(parameters, config.device)
