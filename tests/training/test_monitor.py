@@ -363,7 +363,9 @@ def test_a_code_that_dies_is_named_and_the_run_goes_on_unless_it_was_told_to_sto
 
     assert result.code == 0
     assert result.stderr.count("Collapse at epoch ") == 1
-    sign = r"Collapse at epoch 4: all images have nearly one code, code std 0 \(at first 0\.\d+\), RankMe 1\.0 \(at first \d\.\d\)\."
+    sign = (
+        r"Collapse at epoch 4: all images have nearly one code, code std 0 \(at first 0\.\d+\), RankMe 1\.0 \(at first \d\.\d\)"
+    )
     assert re.search(sign, result.stderr)
     assert evaluations(Path("run"))[-1]["step"] == 27
 
