@@ -206,8 +206,9 @@ def choose_workers(asked: int | None, split: Split, *, batch_bytes: int) -> int:
     needed = (PREFETCH * asked + 1) * batch_bytes
     if free is not None and needed > free:
         raise AvtError(
-            f"--workers {asked} needs {needed / 1e6:.0f} MB in {SHM} for prefetched batches, "
-            f"{free / 1e6:.0f} MB are free. Use fewer workers, `--workers auto` or a smaller --batch-size, or give the container more (`docker run --shm-size=8g`)."
+            f"--workers {asked} needs {needed / 1e6:.0f} MB in {SHM} for prefetched batches, {free / 1e6:.0f} MB are "
+            "free. Use fewer workers, `--workers auto` or a smaller --batch-size, or give the container more "
+            "(`docker run --shm-size=8g`)."
         )
     return asked
 
