@@ -97,7 +97,9 @@ def test_a_compiled_step_keeps_the_losses(avt: Run) -> None:
     for name, flag in (("eager", "--no-compile"), ("compiled", "--compile")):
         assert avt(f"pretrain {TINY} --max-steps 5 {flag} --precision fp32 --out {name}").code == 0
 
-    assert losses("compiled") == pytest.approx(losses("eager"), rel=1e-3)
+    compiled, eager = losses("compiled"), losses("eager")
+    assert compiled[0] == pytest.approx(eager[0], rel=1e-5)
+    assert compiled == pytest.approx(eager, rel=0.01)  # AdamW's first steps amplify the rounding
 
 
 def test_the_monitor_evaluates_on_the_gpu(avt: Run) -> None:
