@@ -55,7 +55,7 @@ class Objective(nn.Module, ABC):
     """What pretraining minimises; it owns the heads that it needs on top of the encoder.
 
     The encoder is called once for each view, in the order of `views`; each view is normalised by its own batch statistics.
-    An objective computes in the precision of its own weights, never in reduced precision.
+    An objective computes in the precision of its weights, never in reduced precision.
     """
 
     views: tuple[Role, ...] = ("original", "transformed")
