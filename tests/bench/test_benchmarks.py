@@ -7,10 +7,10 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from avtcli.bench.bench_training import build_bench_setup, our_pairs, resident_images
+from avtcli.bench.bench_training import build_bench_setup, our_images, our_pairs
 from avtcli.bench.benchmark_suite import BENCHMARKS, BenchResult, bench, check_names, commit_of_checkout, cpu_name
 from avtcli.bench.benchmark_timing import BenchConfig, Benchmark, compare
-from avtcli.bench.step_benchmarks import build_step_setup, flops_per_pair
+from avtcli.bench.benchmarks import build_step_setup, flops_per_pair
 from avtcli.config.components import Plugin
 from avtcli.errors import AvtError
 from avtcli.events import Event, Progress, ignore
@@ -63,7 +63,7 @@ def test_the_gflops_of_a_step_are_its_rate_times_those_of_a_pair() -> None:
 
 def test_a_pair_of_the_published_network_takes_three_gflop() -> None:
     setup = build_bench_setup(BenchConfig(CPU), images=2, batch_size=2)
-    pair = next(our_pairs(setup, resident_images(setup)))
+    pair = next(our_pairs(setup, our_images(setup)))
 
     # 243 M multiply-adds per image of one channel; two views, forward and twice that backward, without the gradient of the
     # first convolution's input
@@ -136,7 +136,7 @@ def test_no_names_mean_all_benchmarks() -> None:
 
 def test_a_benchmark_alternates_its_sides_after_a_warm_up() -> None:
     calls: list[str] = []
-    benchmark = Benchmark("", "", lambda: calls.append("ours"), lambda: calls.append("baseline"), 1, 1)
+    benchmark = Benchmark("", "", lambda: calls.append("ours"), lambda: calls.append("baseline"), (1, 1))
 
     compare("", benchmark, device=CPU, rounds=3)
 
@@ -144,7 +144,7 @@ def test_a_benchmark_alternates_its_sides_after_a_warm_up() -> None:
 
 
 def test_a_side_that_sleeps_three_times_as_long_has_a_third_of_the_rate() -> None:
-    benchmark = Benchmark("", "x/s", lambda: time.sleep(0.05), lambda: time.sleep(0.15), 2, 2)
+    benchmark = Benchmark("", "x/s", lambda: time.sleep(0.05), lambda: time.sleep(0.15), (2, 2))
 
     found = compare("sleep", benchmark, device=CPU, rounds=3)
 
