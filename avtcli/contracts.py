@@ -56,19 +56,19 @@ class Backbone(nn.Module, ABC):
 
 
 class TransformFamily(ABC):
-    """A distribution of random transformations, and how a decoder's output is read as one of them.
+    """A distribution of random transformations, and the decoding of predicted targets.
 
     Convention:
-        - parameters are (n, k), float64, on the CPU when drawn
-        - targets are (n, dof), normalised to about zero mean and unit spread by `statistics`
+        - sampled parameters are (n, k), float64, on the CPU
+        - targets are (n, dof), normalised to about zero mean and unit standard deviation by `statistics`
         - in_from_out matrices map an output pixel (x, y, 1) to an input pixel, Pillow's direction
     """
 
     kind: Literal["geometric", "photometric", "mixed"]
     names: tuple[str, ...]
-    """One name a target number."""
+    """Names of the target's components."""
     units: tuple[str, ...]
-    """One unit a target number; an empty string for a pure number."""
+    """Units of the target's components; an empty string for a pure number."""
     n_classes: int | None = None
     """The number of classes, for families that can be classified."""
 
@@ -79,7 +79,7 @@ class TransformFamily(ABC):
 
     @abstractmethod
     def sample(self, n: int, size: Size, generator: Generator) -> Tensor:
-        """Draw n transformations for images of a size: (n, k), float64."""
+        """Sample the parameters of n transformations for images of a size: (n, k), float64."""
 
     @abstractmethod
     def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
@@ -87,26 +87,26 @@ class TransformFamily(ABC):
 
     @abstractmethod
     def statistics(self, size: Size) -> tuple[Tensor, Tensor]:
-        """The mean and the standard deviation of the raw target under this distribution: (dof,) each, float64."""
+        """Return mean and standard deviation of the raw target under this distribution: (dof,) each, float64."""
 
     @abstractmethod
     def target(self, parameters: Tensor, size: Size) -> Tensor:
-        """What the decoder is to predict: parameters (n, k) give normalised targets (n, dof)."""
+        """Convert parameters (n, k) to the normalised targets (n, dof) that the decoder predicts."""
 
     @abstractmethod
     def decode(self, target: Tensor, size: Size) -> Tensor:
-        """Read normalised targets (n, dof) as parameters (n, k); differentiable, the inverse of `target`."""
+        """Convert normalised targets (n, dof) to parameters (n, k): the inverse of `target`, differentiable."""
 
     def in_from_out(self, parameters: Tensor, size: Size) -> Tensor:
-        """The matrices (n, 3, 3) that geometric families warp by.
+        """Return the matrices (n, 3, 3) of a geometric family's warps.
 
         Raises:
-            NotImplementedError: for a photometric family, which has none.
+            NotImplementedError: for a photometric family.
         """
         raise NotImplementedError(f"{type(self).__name__} has no matrix")
 
     def classes(self, parameters: Tensor) -> Tensor:
-        """The class of each transformation, (n,) int64.
+        """Return the class of each transformation, (n,) int64.
 
         Raises:
             NotImplementedError: for a family without classes.

@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from avtcli.bench import baseline
 from avtcli.bench.bench_training import Step, baseline_pairs, baseline_step, build_bench_setup, our_images, our_pairs, our_step
 from avtcli.bench.benchmark_timing import BenchConfig, Benchmark, seconds_of, synchronise
-from avtcli.config.components import Plugin
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.contracts import MemorySplit
 from avtcli.data.resident_images import ResidentImages
@@ -44,7 +43,7 @@ PROBE_IMAGES, PROBE_BATCH, CLASSES, RATE = 256, 128, 10, 0.01
 
 def measure_homographies(config: BenchConfig) -> Benchmark:
     """Sample and solve homographies."""
-    family, generator = build_family(Plugin(name="projective")), keyed_generator("bench", "homographies")
+    family, generator = build_family("projective", {}), keyed_generator("bench", "homographies")
     return Benchmark(
         f"sample and solve {HOMOGRAPHIES} homographies for {SIZE[0]} px; baseline: a loop over {BASELINE_HOMOGRAPHIES}",
         "homographies/s",
@@ -56,7 +55,7 @@ def measure_homographies(config: BenchConfig) -> Benchmark:
 
 def measure_warp(config: BenchConfig) -> Benchmark:
     """Warp images of 224 px."""
-    images, family = config.warp_images, build_family(Plugin(name="projective"))
+    images, family = config.warp_images, build_family("projective", {})
     pixels = noise_images(images, SIZE[0])
     parameters = family.sample(images, SIZE, keyed_generator("bench", "warp"))
     on_device, on_device_parameters = pixels.to(config.device), to_device(parameters, config.device)

@@ -13,8 +13,8 @@ from avtcli.config.resolution import merge, options_from_texts, resolve_probe
 from avtcli.probing.heads import HEADS
 
 if TYPE_CHECKING:
-    from avtcli.probing.probe_setup import HeadResult
     from avtcli.probing.probe import ProbeResult
+    from avtcli.probing.probe_setup import HeadResult
 
 KINDS = component_kinds(ProbeConfig)
 _RECIPE = "A published evaluation; see `avt recipes list`. Default: our own protocol."

@@ -65,7 +65,8 @@ class Encoder(nn.Module):
         images = to_float(images).to(torch.promote_types(images.dtype, self.pixel_mean.dtype))
         stats = (self.pixel_mean, self.pixel_std.square())
         mean, var = (stat.flatten().to(images.dtype).expand(images.shape[1]).contiguous() for stat in stats)
-        return functional.batch_norm(images, mean, var, eps=0)  # one pass over the images
+        # one pass over the images; before torch 2.14 an eps of 0 is refused, and this one changes no variance of pixels
+        return functional.batch_norm(images, mean, var, eps=1e-30)
 
     @property
     def backbone_model(self) -> nn.Module:

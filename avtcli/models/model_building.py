@@ -39,7 +39,7 @@ def build_model(spec: ModelSpec, *, seed: int = 0, family: TransformFamily | Non
     """
     if spec.objective is None or spec.transform is None:
         raise AvtError("These weights are an encoder alone: they come with no objective.")
-    family = family or build_family(spec.transform)
+    family = family or build_family(spec.transform.name, spec.transform.options)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(seed, "weights"))
         backbone = _backbone(spec)

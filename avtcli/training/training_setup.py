@@ -157,7 +157,7 @@ def build_transform(config: PretrainConfig, size: Size) -> TransformFamily:
         return load_bank(Path(config.homographies), plugin=plugin, size=size)
     if config.bank_count is not None:
         return sample_bank(plugin, size=size, count=config.bank_count, seed=config.seed).family(plugin)
-    return build_family(plugin)
+    return build_family(plugin.name, plugin.options)
 
 
 def _batch_bytes(config: PretrainConfig, data: ImageData, size: Size, processes: int) -> int:

@@ -27,10 +27,10 @@ from avtplugins.objectives.avt import avt
 from avtplugins.objectives.gaussian import gaussian
 from avtplugins.objectives.rotnet import rotnet
 from avtplugins.objectives.simclr import simclr
+from avtplugins.transforms.affine import translation
 from avtplugins.transforms.photometric import photometric
 from avtplugins.transforms.projective import projective
 from avtplugins.transforms.rotation import rotation
-from avtplugins.transforms.translation import translation
 
 torch.set_num_threads(1)
 
@@ -280,13 +280,13 @@ def beyond(kept: Tensor, *args: Any) -> Tensor:
 @pytest.mark.parametrize(
     ("methods", "check", "problem"),
     [
-        ({"kind": "magic"}, transform.the_values_of_a_target_have_names_and_units, "kind is 'magic'"),
-        ({"names": ("a",) * 8}, transform.the_values_of_a_target_have_names_and_units, "names needs one for each value"),
-        ({"units": ("px",)}, transform.the_values_of_a_target_have_names_and_units, "8 names have 1 units, expected one each"),
+        ({"kind": "magic"}, transform.target_components_have_names_and_units, "kind is 'magic'"),
+        ({"names": ("a",) * 8}, transform.target_components_have_names_and_units, "names needs one name per component"),
+        ({"units": ("px",)}, transform.target_components_have_names_and_units, "8 names have 1 units, expected one per name"),
         (
             {"sample": lambda p, *a: p + torch.rand(()).double()},
             transform.one_seed_gives_one_sample,
-            "sample used torch's own generator",
+            "sample used torch's global generator",
         ),
         (
             {"sample": lambda p, *a: p.float()},
@@ -297,7 +297,7 @@ def beyond(kept: Tensor, *args: Any) -> Tensor:
         (
             {"statistics": lambda s, size: (s[0], s[1] * 2)},
             transform.targets_have_the_stated_statistics,
-            r"a of the target has mean .* and deviation 0\.5\d*, expected about 0 and 1: correct statistics",
+            r"the target a has mean .* and deviation 0\.5\d*, expected about 0 and 1: correct statistics",
         ),
         (
             {"statistics": lambda s, size: (s[0].float(), s[1])},
@@ -327,13 +327,13 @@ def beyond(kept: Tensor, *args: Any) -> Tensor:
         ({"apply": lambda m, *a: m * m.mean()}, transform.images_keep_their_shape_and_range, "depends on its batch"),
         (
             {"in_from_out": lambda m, *a: torch.linalg.inv(m)},
-            transform.its_matrices_transform_the_images,
-            "apply and in_from_out transform images differently, by up to .*: in_from_out maps an output",
+            transform.matrices_match_the_transformed_images,
+            "apply differs from a warp by in_from_out, by up to .* of the range: in_from_out maps an output pixel",
         ),
-        ({"in_from_out": lambda m, *a: m[:, :2]}, transform.its_matrices_transform_the_images, r"gave \(8, 2, 3\)"),
+        ({"in_from_out": lambda m, *a: m[:, :2]}, transform.matrices_match_the_transformed_images, r"gave \(8, 2, 3\)"),
         (
             {"n_classes": 4},
-            transform.its_classes_are_below_n_classes,
+            transform.classes_are_below_n_classes,
             "NotImplementedError: ProjectiveDistribution has no classes",
         ),
     ],
@@ -346,9 +346,9 @@ def test_a_sample_that_ignores_its_generator_is_caught() -> None:
     own = torch.Generator().manual_seed(0)
     family = mutant(sample=lambda p, *a: p + torch.rand((), generator=own).double())
 
-    check = transform.one_seed_gives_one_sample
-
-    assert_broken([run_check(check, family)], check, "gave two samples")
+    assert_broken(
+        [run_check(transform.one_seed_gives_one_sample, family)], transform.one_seed_gives_one_sample, "gave two samples"
+    )
 
 
 def test_decoding_to_another_warp_of_the_same_target_is_caught() -> None:
@@ -361,13 +361,13 @@ def test_decoding_to_another_warp_of_the_same_target_is_caught() -> None:
 
 @pytest.mark.parametrize(
     ("change", "problem"),
-    [(lambda c: c + 1, "run from 1 to 4, expected 0 to 3"), (lambda c: c.double(), r"classes gave \(64,\) float64")],
+    [(lambda c: c + 1, "are from 1 to 4, expected 0 to 3"), (lambda c: c.double(), r"classes gave \(64,\) float64")],
 )
 def test_classes_out_of_range_or_of_another_type_are_caught(change, problem: str) -> None:
     family = rotation()
     true = family.classes
     family.classes = lambda parameters: change(true(parameters))
-    check = transform.its_classes_are_below_n_classes
+    check = transform.classes_are_below_n_classes
 
     assert_broken([run_check(check, family)], check, problem)
 

@@ -14,11 +14,10 @@ from avtplugins.objectives.avt import avt
 from avtplugins.objectives.gaussian import gaussian
 from avtplugins.objectives.rotnet import rotnet
 from avtplugins.objectives.simclr import simclr
-from avtplugins.transforms.affine import affine
+from avtplugins.transforms.affine import affine, translation
 from avtplugins.transforms.photometric import photometric
 from avtplugins.transforms.projective import projective
 from avtplugins.transforms.rotation import rotation
-from avtplugins.transforms.translation import translation
 
 torch.set_num_threads(1)
 

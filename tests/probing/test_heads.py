@@ -74,7 +74,11 @@ def test_options_go_over_those_of_a_recipe_and_leave_with_its_head() -> None:
         ("kn", {}, r"No head is called 'kn'\. Did you mean 'knn'\? Heads: conv, knn"),
         ("mlp2", {"k": "5"}, r"The head 'mlp2' has no option 'k'\. Its options: none"),
         ("knn", {"penalties": [0.1]}, r"has no option 'penalties'\. Its options: k, temperature"),
-        ("knn", {"k": "5,many", "temperature": -1}, r"option 'k\.1' .*found 'many'; option 'temperature' should be greater than or equal to 0"),
+        (
+            "knn",
+            {"k": "5,many", "temperature": -1},
+            r"option 'k\.1' .*found 'many'; option 'temperature' should be greater than or equal to 0",
+        ),
         ("knn", {"k": []}, r"option 'k' .* at least 1 item"),
         ("ridge", {"penalties": "0"}, r"option 'penalties\.0' should be greater than 0"),
     ],

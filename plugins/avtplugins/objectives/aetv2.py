@@ -11,8 +11,7 @@ from torch import Tensor
 
 from avtcli.contracts import Loss, Objective, Prediction, Target, TransformFamily
 from avtcli.errors import AvtError
-from avtcli.geometry.homography import inverse, product
-from avtcli.geometry.lie import unit_homography
+from avtcli.geometry.homography import inverse, product, unit_homography
 from avtcli.models.decoder import Decoder
 
 DETERMINANT_FLOOR = 1e-2
