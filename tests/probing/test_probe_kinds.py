@@ -18,7 +18,7 @@ from avtcli.events import Event, Notice
 from avtcli.features.feature_cache import extract
 from avtcli.features.pooling import pool_features
 from avtcli.models.weights import Weights, open_weights, restore_encoder
-from avtcli.probing import encoder_probing, fine_tuning
+from avtcli.probing import encoder_probing
 from avtcli.probing.head_training import train_heads
 from avtcli.probing.heads import ridge
 from avtcli.probing.probe import ProbeResult, probe
@@ -214,7 +214,7 @@ def test_fine_tuning_chooses_its_rate_on_held_out_images_repeatably(source: Weig
 
 def test_fine_tuning_by_a_schedule_chooses_nothing_and_trains_once(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(fine_tuning, "train_heads", lambda *a, **k: (calls.append(a[2]), [[(50.0, 60.0)]])[1])
+    monkeypatch.setattr(encoder_probing, "train_heads", lambda *a, **k: (calls.append(a[2]), [[(50.0, 60.0)]])[1])
     (head,) = run_probe(source, **MINI, finetune=True, schedule={"epochs": 1, "rate": 0.05}).results
 
     assert [[spec.peak for spec in specs] for specs in calls] == [[None]]
@@ -222,7 +222,7 @@ def test_fine_tuning_by_a_schedule_chooses_nothing_and_trains_once(source: Weigh
 
 
 def test_fine_tuning_takes_all_layers_but_the_log_variance(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fine_tuning, "train_heads", lambda *a, **k: [[(50.0, 60.0)]])
+    monkeypatch.setattr(encoder_probing, "train_heads", lambda *a, **k: [[(50.0, 60.0)]])
     result = run_probe(source, **{**MINI, "layers": ("all",)}, finetune=True, rates=(0.1,))
 
     assert [head.layer for head in result.results] == ["conv1", "conv2", "conv3", "conv4", "classifier"]
