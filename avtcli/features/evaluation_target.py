@@ -54,9 +54,9 @@ def load_target(
     Args:
         run: a run folder, a checkpoint or an exported file, opened or by path; none means the newest run.
         backbone: a network by name instead of a run; its random weights follow from the context's seed.
-        dataset: the images; by default the run's, as are their folder and resizing and crop, or for a backbone the bundled ones.
-        data_dir: their folder.
-        augment: resizing and crop.
+        dataset: the images; default: the run's, or the bundled ones for a backbone.
+        data_dir: their folder; default: the run's.
+        augment: resizing and crop; default: the run's.
         context: seed, and receiver of notices.
 
     Raises:

@@ -1,6 +1,5 @@
 """Probes other than trained heads on frozen features: neighbours, ridge, fine-tuning, several data sets, no run."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,14 @@ from avtcli.errors import AvtError
 from avtcli.events import Event, Notice
 from avtcli.features.feature_cache import extract
 from avtcli.features.pooling import pool_features
-from avtcli.models.weights import Weights, open_weights, restore_encoder
+from avtcli.models.weights import Weights, restore_encoder
 from avtcli.probing import encoder_probing
 from avtcli.probing.head_training import train_heads
 from avtcli.probing.heads import ridge
-from avtcli.probing.probe import ProbeResult, probe
 from avtcli.probing.probe_setup import split_held_out, subset_rows
-from tests.support import write_idx
+from tests.support import run_probe, write_idx
 
 MINI = {"limit_train": 200, "layers": ("conv2",), "baseline": False}
-
-
-def run_probe(source: Weights | Path | None, *, events: list[Event] | None = None, **settings: Any) -> ProbeResult:
-    seen = [] if events is None else events
-    return probe(source, resolve_probe(settings, recipe=None), out=None, on_event=seen.append)
-
-
-@pytest.fixture(scope="module")
-def source(tiny_run: Path) -> Weights:
-    """The tiny run as if it were a file: probes leave nothing behind."""
-    return replace(open_weights(tiny_run), run=None, tensors=restore_encoder(open_weights(tiny_run)).state_dict())
 
 
 @pytest.fixture(scope="module")
@@ -263,9 +250,8 @@ def test_copies_are_features_of_augmented_images_taken_in_turn(source: Weights, 
 
 def test_a_backbone_without_a_run_is_probed_and_is_its_own_random_baseline() -> None:
     events: list[Event] = []
-    result = run_probe(
-        None, events=events, backbone={"name": "nin", "width": 0.05}, layers=("conv1",), limit_train=40, head="knn"
-    )
+    settings = {"backbone": {"name": "nin", "width": 0.05}, "layers": ("conv1",), "limit_train": 40, "head": "knn"}
+    result = run_probe(None, on_event=events.append, **settings)
 
     assert result.run == "nin"
     assert (len(result.results), result.baseline) == (1, [])
