@@ -56,7 +56,7 @@ class JointLinearHeads(Heads):
 
     The normalisation is applied to the few weights instead of the features: W (x - mean) scale + b
     = (W scale) x + (b - W scale mean), with scale = (var + eps)^-1/2. A channel whose mean is hundreds of standard deviations
-    costs logits and gradients two digits. The heads' weights are copied; there are as many for each feature of a stack.
+    costs logits and gradients two digits. The heads' weights are copied; each feature of a stack has the same number of heads.
     """
 
     def __init__(self, heads: Sequence[LinearHead], positions: Sequence[Position]) -> None:
@@ -120,7 +120,7 @@ def start_heads(
 ) -> Heads:
     """Build heads on the device of the features, all with the weights of one seed.
 
-    There are as many linear heads for each feature of the reader. Where the encoder is `tuned` too, linear layers start as in
+    Each feature of the reader has the same number of linear heads. Where the encoder is `tuned` too, linear layers start as in
     PyTorch: the release's weights are so large that the first steps would destroy the encoder's.
     """
     modules: list[nn.Module] = []
