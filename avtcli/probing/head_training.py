@@ -70,8 +70,8 @@ def train_heads(
 ) -> list[Curve]:
     """Train heads side by side, each with its own loss and rate; those on one feature start from the same weights.
 
-    They are evaluated on `test` after each epoch of a schedule, as in the release, else after the last only. Each feature of the
-    reader has the same number of linear heads. `tuned`, the encoder of the readers, is trained too, at the first head's rate.
+    They are evaluated on `test` after each epoch of a schedule, as in the release, else after the last only. Each feature of
+    the reader has the same number of linear heads. `tuned`, its encoder, is trained too, at the first head's rate.
 
     Raises:
         AvtError: for a head that does not fit its feature.
