@@ -78,16 +78,9 @@ def test_a_single_crop_gives_the_pixels_of_our_batch(flipped: bool) -> None:
 
 
 def pair_dataset(**over: object) -> baseline.PairDataset:
-    settings = {
-        "images": noise(6, 32),
-        "padding": 4,
-        "mean": [0.5] * 3,
-        "std": [0.25] * 3,
-        "target_mean": [0, 0, 16, 0, 0, 16, 0, 0],
-        "target_std": [1, 1, 20, 1, 1, 20, 0.015, 0.015],
-        "seed": 0,
-    }
-    return baseline.PairDataset(**{**settings, **over})  # type: ignore[arg-type]
+    settings = {"images": noise(6, 32), "padding": 4, "mean": [0.5] * 3, "std": [0.25] * 3, "seed": 0, **over}
+    target_mean, target_std = [0, 0, 16, 0, 0, 16, 0, 0], [1, 1, 20, 1, 1, 20, 0.015, 0.015]
+    return baseline.PairDataset(target_mean=target_mean, target_std=target_std, **settings)  # type: ignore[arg-type]
 
 
 def test_a_pairs_target_decodes_to_its_warp() -> None:

@@ -14,7 +14,7 @@ from avtcli.config.resolution import options_from_texts, resolve_probe
 from avtcli.errors import AvtError
 from avtcli.features.pooling import pool_features
 from avtcli.probing import heads
-from avtcli.probing.head import ClosedFormHead, TrainedHead
+from avtcli.probing.head import ClosedFormHead, TrainedHead, check_head
 from avtcli.probing.heads import HEADS, resolve_head, resolve_options
 
 TRAINED = ("conv", "linear", "mlp1", "mlp2", "mlp3", "nonlinear")
@@ -101,10 +101,10 @@ def test_a_bad_name_or_option_is_refused(name: str, options: dict[str, Any], mes
 def test_a_closed_form_head_refuses_settings_of_training(settings: dict[str, Any], message: str, recipe: str | None) -> None:
     config = resolve_probe({"augmented": False, **settings}, recipe=recipe)
     with pytest.raises(AvtError, match=message):
-        resolve_head(config.head).check(config)
+        check_head(resolve_head(config.head), config)
 
     supervised = resolve_probe({"augmented": False, "head": "knn", "epochs": 3, "lr": 0.1, "supervised": True}, recipe=recipe)
-    resolve_head(supervised.head).check(supervised)
+    check_head(resolve_head(supervised.head), supervised)
 
 
 # modules
