@@ -21,15 +21,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a task.
-
-    Attributes:
-        task: its name; a new name starts a new task.
-        done: completed units.
-        total: all units.
-        unit: name of the units.
-        detail: current figures.
-    """
+    """Progress of a task in units; a new name starts a new task. The detail gives its current figures."""
 
     task: str
     done: int

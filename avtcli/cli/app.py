@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from avtcli import __version__
 from avtcli.errors import AvtError, InterruptedRunError
 
 COMMANDS = {
@@ -17,11 +18,7 @@ COMMANDS = {
     "embed": ("embed", "embed", "Write the features of every image to one file."),
     "export": ("export", "export", "Export the encoder's weights, load them back in a fresh process, and compare."),
     "import": ("import_", "import_", "Convert a published checkpoint to a run folder; no code in the file is executed."),
-    "gen-homographies": (
-        "homographies",
-        "gen_homographies",
-        "Sample a bank of homographies for pretraining.",
-    ),
+    "gen-homographies": ("homographies", "gen_homographies", "Sample a bank of homographies for pretraining."),
     "bench": ("bench", "bench", "Benchmark each component against a baseline implementation on this machine."),
     "demo": ("demo", "demo", "End-to-end demo on bundled images: pretrain, probe, export."),
     "recipes": ("recipes", "app", "List, show and copy recipes."),
@@ -74,9 +71,7 @@ app = typer.Typer(
 
 def _print_version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
-
-        typer.echo(f"avt {version('avtcli')}")
+        typer.echo(f"avt {__version__}")
         raise typer.Exit
 
 
@@ -89,11 +84,8 @@ def _avt(
     """Pretrain a vision backbone without labels by autoencoding transformations, measure it, export the weights."""
 
 
-def _placeholder() -> None: ...
-
-
 for _name, (_, _, _help) in COMMANDS.items():
-    app.command(_name, help=_help)(_placeholder)
+    app.command(_name, help=_help)(lambda: None)
 
 
 def main() -> None:

@@ -1,35 +1,23 @@
 """`avt bench`."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from avtcli.cli.console import reporting, say, say_json, say_table
 from avtcli.cli.options import Device, Json, complete_plugin, option, parts_of
 
-if TYPE_CHECKING:
-    from avtcli.bench.benchmark_suite import BenchResult
-    from avtcli.bench.benchmark_timing import Comparison
-
 _ONLY = "Benchmarks to run: homographies, warp-224, pairs, step, loop, probe. Default: all."
 _PRECISION = "Numeric precision; auto takes bf16 on a CUDA device that supports it, else fp32."
+_BACKBONE = "Backbone of step, loop and probe. Default: nin."
+_SIZE = "Image side of pairs, step, loop and probe. Default: 32."
 _BATCH = "Batch size of step and loop. Default: 32; 512 on a GPU."
+_COMPLETE = complete_plugin("backbone")
 
 
 def bench(
     only: Annotated[str | None, option(_ONLY, "NAME[,NAME...]")] = None,
     rounds: Annotated[int, option("Timings of each side, in alternation.", "N", min=1)] = 5,
-    backbone: Annotated[
-        str | None,
-        option(
-            "Backbone of step, loop and probe. Default: nin.",
-            "NAME[:VARIANT]",
-            panel="Model",
-            autocompletion=complete_plugin("backbone"),
-        ),
-    ] = None,
-    size: Annotated[
-        int | None, option("Image side of pairs, step, loop and probe. Default: 32.", "PX", panel="Model", min=8)
-    ] = None,
+    backbone: Annotated[str | None, option(_BACKBONE, "NAME[:VARIANT]", panel="Model", autocompletion=_COMPLETE)] = None,
+    size: Annotated[int | None, option(_SIZE, "PX", panel="Model", min=8)] = None,
     batch_size: Annotated[int | None, option(_BATCH, "N", panel="Model", min=2, max=2_000)] = None,
     device: Device = "auto",
     compile: Annotated[bool, option("Compile the training step.", flag="--compile/--no-compile", panel="Hardware")] = False,
@@ -48,41 +36,30 @@ def bench(
     from avtcli.runtime.context import Context
 
     with reporting() as on_event:
+        found, net = Context.build(device=device).device, Plugin(name=backbone) if backbone else None
         config = BenchConfig.build(
-            Context.build(device=device).device,
-            backbone=Plugin(name=backbone) if backbone else None,
-            size_px=size,
-            batch_size=batch_size,
-            compile=compile,
-            precision=precision,
+            found, backbone=net, size_px=size, batch_size=batch_size, compile=compile, precision=precision
         )
         result = run_bench(config, only=parts_of(only) or (), rounds=rounds, on_event=on_event)
     if as_json:
         say_json(result)
-    else:
-        _say_result(result)
-
-
-def _say_result(result: "BenchResult") -> None:
+        return
     env = result.environment
     say(f"avt {env['versions']['avtcli']}, commit {result.commit or 'unknown'}, torch {env['versions']['torch']}")
     say(f"{env['device']}, {result.cpus} x {result.cpu}; median of {result.rounds} rounds", "")
-    say_table(("", "avt", "baseline", "ratio", "lowest", "highest", ""), [_row(m) for m in result.measurements])
-    say("", *(line for m in result.measurements for line in _lines(m)))
+    rows = []
+    for m in result.measurements:
+        ratios = (f"{ratio:.3g}x" for ratio in (m.ratio, m.ratio_low, m.ratio_high))
+        rows.append((m.name, _short(m.ours), _short(m.baseline), *ratios, m.unit))
+    say_table(("", "avt", "baseline", "ratio", "lowest", "highest", ""), rows)
+    say("")
+    for m in result.measurements:
+        say(f"{m.name}: {m.what}")
+        for name, value in m.figures.items():
+            say(f"  {name.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}")
     if result.rounds < 9:
         say("", "next: avt bench --rounds 9 --only NAME, on an idle machine")
 
 
-def _row(m: "Comparison") -> tuple[str, ...]:
-    ratios = (f"{ratio:.3g}x" for ratio in (m.ratio, m.ratio_low, m.ratio_high))
-    return (m.name, _short(m.ours), _short(m.baseline), *ratios, m.unit)
-
-
 def _short(rate: float) -> str:
     return f"{rate:,.0f}".replace(",", " ") if rate >= 100 else f"{rate:.3g}"
-
-
-def _lines(m: "Comparison") -> Iterator[str]:
-    yield f"{m.name}: {m.what}"
-    for name, value in m.figures.items():
-        yield f"  {name.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}"

@@ -5,14 +5,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import Any
 
 from avtcli import events
-
-if TYPE_CHECKING:
-    from rich.progress import TaskID
 
 PLAIN_SECONDS = 10.0
 """Seconds between progress lines where there is no terminal."""
@@ -21,17 +19,12 @@ PLAIN_SECONDS = 10.0
 @contextlib.contextmanager
 def results_alone_on_stdout() -> Iterator[None]:
     """Redirect stdout to stderr, for C code and child processes too."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        try:
-            stdout = sys.__stdout__.fileno() if sys.__stdout__ else None
-        except (OSError, ValueError):
-            stdout = None
-        if stdout is not None:
-            kept = os.dup(stdout)
-            os.dup2(2, stdout)
+    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # there may be no stdout
+            kept = os.dup(1)
+            os.dup2(2, 1)
             stack.callback(os.close, kept)
-            stack.callback(os.dup2, kept, stdout)
+            stack.callback(os.dup2, kept, 1)
         yield
 
 
@@ -54,15 +47,10 @@ def _live() -> Iterator[events.OnEvent]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, markup=False, highlight=False, no_color="NO_COLOR" in os.environ or None)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}", markup=False),
-        TimeRemainingColumn(compact=True),
-    )
+    task, detail = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[detail]"))
+    columns = (task, BarColumn(bar_width=24), MofNCompleteColumn(), detail, TimeRemainingColumn(compact=True))
     with Progress(*columns, console=console) as progress:
-        tasks: dict[str, TaskID] = {}
+        tasks: dict[str, Any] = {}
 
         def on_event(event: events.Event) -> None:
             if isinstance(event, events.Progress):
@@ -70,44 +58,39 @@ def _live() -> Iterator[events.OnEvent]:
                     tasks[event.task] = progress.add_task(event.task, total=event.total, detail="")
                 progress.update(tasks[event.task], completed=event.done, total=event.total, detail=event.detail)
             else:
-                for line in _lines(event):
-                    progress.console.print(line, soft_wrap=True)
+                progress.console.print("\n".join(_lines(event)), soft_wrap=True)
 
         yield on_event
 
 
-def _plain() -> Callable[[events.Event], None]:
+def _plain() -> events.OnEvent:
     printed: dict[str, float] = {}
     began: dict[str, tuple[float, int]] = {}
 
     def on_event(event: events.Event) -> None:
         if not isinstance(event, events.Progress):
-            for line in _lines(event):
-                print(line, file=sys.stderr, flush=True)
+            print(*_lines(event), sep="\n", file=sys.stderr, flush=True)
             return
         now = time.monotonic()
         since, first = began.setdefault(event.task, (now, event.done))
         if event.done < event.total and now - printed.get(event.task, since) < PLAIN_SECONDS:
             return
         printed[event.task] = now
-        minutes, seconds = divmod(round((event.total - event.done) * (now - since) / max(1, event.done - first)), 60)
-        eta = f"  {minutes // 60}:{minutes % 60:02}:{seconds:02} left" if event.done < event.total else ""
+        left = timedelta(seconds=round((event.total - event.done) * (now - since) / max(1, event.done - first)))
+        eta = f"  {left} left" if event.done < event.total else ""
         detail = f"  {event.detail}" if event.detail else ""
         print(f"{event.task}: {event.done}/{event.total} {event.unit}{detail}{eta}", file=sys.stderr, flush=True)
 
     return on_event
 
 
-def _lines(event: events.Event) -> list[str]:
+def _lines(event: events.Notice | events.Started | events.Saved) -> list[str]:
     if isinstance(event, events.Started):
         return _aligned(event.facts)
-    if isinstance(event, events.Saved):
-        return [f"saved {event.path}"]
-    return [event.text] if isinstance(event, events.Notice) else []
+    return [event.text if isinstance(event, events.Notice) else f"saved {event.path}"]
 
 
-def _aligned(facts: Iterable[tuple[str, str]]) -> list[str]:
-    facts = list(facts)
+def _aligned(facts: Sequence[tuple[str, str]]) -> list[str]:
     width = max((len(label) for label, _ in facts), default=0)
     return [f"{label:<{width}}  {value}" for label, value in facts]
 
@@ -125,7 +108,7 @@ def say_json(value: Any) -> None:
 
 def say_facts(facts: Mapping[str, object]) -> None:
     """Print labels and values on stdout, a line each and aligned, without those that are None."""
-    say(*_aligned((label, _text(value)) for label, value in facts.items() if value is not None))
+    say(*_aligned([(label, _text(value)) for label, value in facts.items() if value is not None]))
 
 
 def _text(value: object) -> str:

@@ -7,9 +7,6 @@ from typing import Annotated
 from avtcli.cli.console import reporting, say, say_json, say_table
 from avtcli.cli.options import Json, option
 
-GUESS_MACE_PX = 23.7
-"""Mean corner error of the best constant prediction for the recipe's transformations of 32 px images."""
-
 
 def demo(
     out: Annotated[Path | None, option("Run folder. Default: runs/DATE-fashion-mini-nin-avt.", "DIR")] = None,
@@ -32,17 +29,16 @@ def demo(
     with reporting() as on_event:
         pretrained = pretrain(config, run=run, resume=False, on_event=on_event)
         weights = open_weights(run)
-        probe_config = ProbeConfig(layers=("conv2",), pool=("max",), epochs=50)
-        probed = probe(weights, probe_config, out=None, on_event=on_event)
+        probed = probe(weights, ProbeConfig(layers=("conv2",), pool=("max",), epochs=50), out=None, on_event=on_event)
         exported = export(weights, out=None, layer=None, on_event=on_event)
     if as_json:
         say_json({"pretrain": asdict(pretrained), "probe": asdict(probed), "export": asdict(exported)})
         return
     trained, random = probed.results[0], probed.baseline[0]
     say(f"Pretrained on 2 000 images of Fashion-MNIST without labels in {pretrained.seconds:.0f} s: {pretrained.run}")
-    say(f"Mean corner error {pretrained.mace_px:.1f} px (guessing: {GUESS_MACE_PX} px).", "")
+    say(f"Mean corner error {pretrained.mace_px:.1f} px (guessing: 23.7 px).", "")  # of the best constant prediction
     rows = [("pretrained", f"{trained.top1:.1f}"), ("random weights", f"{random.top1:.1f}")]
     say_table((f"linear probe at {trained.layer}, {trained.pool} pooling", "top-1 %"), rows)
     say("", f"Weights: {exported.file}. Load them with", *(f"  {line}" for line in exported.load_with.split("; ")))
-    say("", "Next:", "  avt pretrain --dataset cifar10 --backbone nin", f"  avt probe {pretrained.run} --layer all")
-    say("  avt pretrain --help")
+    say("", "Next:", "  avt pretrain --dataset cifar10 --backbone nin")
+    say(f"  avt probe {pretrained.run} --layer all", "  avt pretrain --help")

@@ -9,6 +9,7 @@ from avtcli.cli.options import component_options, option
 from avtcli.errors import AvtError
 
 _SPLIT = "Images to embed; all: the training images, then the test images."
+_SIDE = "Side of a map after pooling. Default: 1, one vector per image."
 _OUT = "A file ending in .safetensors, .npz or .parquet. Default: embeddings.safetensors in the run folder."
 
 
@@ -17,9 +18,7 @@ def embed(
     backbone: options.Backbone = None,
     layer: Annotated[str | None, option("Layers to embed. Default: the code.", "NAME[,NAME...]")] = None,
     pool: Annotated[Literal["avg", "max", "none"], option("Spatial pooling of feature maps.")] = "avg",
-    pool_size: Annotated[
-        int | None, option("Side of a map after pooling. Default: 1, one vector per image.", "N", min=1)
-    ] = None,
+    pool_size: Annotated[int | None, option(_SIDE, "N", min=1)] = None,
     split: Annotated[Literal["train", "test", "all"], option(_SPLIT, panel="Data")] = "all",
     dataset: options.Dataset = None,
     data_dir: options.DataDir = None,
@@ -44,9 +43,8 @@ def embed(
     if pool == "none" and pool_size is not None:
         raise AvtError("--pool-size is the side of a pooled map and --pool none does not pool: give only one of them.")
     given = options.read_components(overrides, backbone=backbone, dataset=dataset)
-    request = EmbeddingRequest(
-        split=split, layers=options.parts_of(layer) or (), pool=pool, pool_size=pool_size or 1, limit_train=limit_train
-    )
+    layers = options.parts_of(layer) or ()
+    request = EmbeddingRequest(split=split, layers=layers, pool=pool, pool_size=pool_size or 1, limit_train=limit_train)
     with reporting() as on_event:
         context = Context.build(device=device, workers=workers, on_event=on_event)
         target = load_target(run, data_dir=data_dir, context=context, **given)

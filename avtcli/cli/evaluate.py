@@ -1,18 +1,16 @@
 """`avt evaluate`."""
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 from avtcli.cli import options
-from avtcli.cli.console import reporting, say, say_json, say_table
+from avtcli.cli.console import reporting, say, say_facts, say_json, say_table
 from avtcli.cli.options import component_options, option
 
 if TYPE_CHECKING:
     from avtcli.evaluation.evaluate import EvaluateResult
 
 BASELINES = {"rotation_oracle": "90-degree rotation oracle", "constant": "constant", "identity": "identity"}
-SHOWN_LEVELS = (0.5, 0.8, 0.95)
 DEFINITIONS = {
     "views": "centre crop and its transformed version; encoder in eval mode, mean of the code; fresh draws, never a bank",
     "MACE": "mean distance, in pixels, of the image's corners under the true and the decoded matrix",
@@ -60,83 +58,68 @@ def evaluate(
         result = run_evaluate(target, request, out=out, context=context)
     if as_json:
         say_json(result)
-    else:
-        _print(result)
-
-
-def _print(result: "EvaluateResult") -> None:
+        return
     say(f"run  {result.run}", "")
-    say_table(["", "MACE px", "MSE", "R2"], list(_fits(result)))
+    say_table(["", "MACE px", "MSE", "R2"], _fits(result))
     say("")
     say_table(*_parameters(result))
     say("")
-    say(*_scalars(result), "")
-    for key, value in {**_protocol(result), **DEFINITIONS}.items():
-        say(f"{key:<17}  {value}")
+    say_facts(_scalars(result))
+    say("")
+    say_facts({**_protocol(result), **DEFINITIONS})
 
 
-def _fits(result: "EvaluateResult") -> Iterator[list[str]]:
-    """Rows of decoder, ridges and reference predictors."""
-    ridge, layer = result.ridge, result.ridge["layer"]
-    rows = [(f"ridge on {layer}", ridge), ("ridge, random weights", ridge["random"])]
-    if result.r2_per_parameter is not None:
-        rows.insert(0, ("decoder", asdict(result)))
+def _fits(result: "EvaluateResult") -> list[list[str]]:
+    ridge = result.ridge
+    rows = [] if result.r2_per_parameter is None else [("decoder", asdict(result))]
+    rows += [(f"ridge on {ridge['layer']}", ridge), ("ridge, random weights", ridge["random"])]
     rows += [(title, result.baselines[name]) for name, title in BASELINES.items() if name in result.baselines]
-    for title, fit in rows:
-        yield [title, _text(fit["mace_px"], 2), _text(fit["mse_normalised"], 3), _text(fit.get("r2"), 3)]
+    return [[title, _text(fit["mace_px"], 2), _text(fit["mse_normalised"]), _text(fit.get("r2"))] for title, fit in rows]
 
 
 def _parameters(result: "EvaluateResult") -> tuple[list[str], list[list[str]]]:
-    """Header and rows of R2 and coverage by parameter."""
-    columns = {"ridge R2": result.ridge["r2_per_parameter"], "random R2": result.ridge["random"]["r2_per_parameter"]}
-    if result.r2_per_parameter is not None:
-        columns = {"decoder R2": result.r2_per_parameter, **columns}
+    fits = {} if result.r2_per_parameter is None else {"decoder": asdict(result)}
+    fits |= {"ridge": result.ridge, "random": result.ridge["random"]}
+    columns = {f"{name} R2": {**fit["r2_per_parameter"], "pooled": fit["r2"]} for name, fit in fits.items()}
     calibration = result.calibration
     if calibration is not None:
-        for level in SHOWN_LEVELS:
+        for level in (0.5, 0.8, 0.95):
             place = calibration["levels"].index(level)
             shares = {name: curve[place] for name, curve in calibration["per_parameter"].items()}
             columns[f"inside {level:.0%}"] = {**shares, "pooled": calibration["pooled"][place]}
-    pooled = {"decoder R2": result.r2, "ridge R2": result.ridge["r2"], "random R2": result.ridge["random"]["r2"]}
-    columns = {title: {"pooled": pooled.get(title), **column} for title, column in columns.items()}
     names = [*result.protocol["target"], "pooled"]
-    return ["", *columns], [[name, *(_text(column[name], 3) for column in columns.values())] for name in names]
+    return ["", *columns], [[name, *(_text(column[name]) for column in columns.values())] for name in names]
 
 
-def _scalars(result: "EvaluateResult") -> Iterator[str]:
+def _scalars(result: "EvaluateResult") -> dict[str, object]:
+    facts: dict[str, object] = {}
     if result.retrieval is not None:
         found, chance = result.retrieval, result.retrieval["chance"]
         shares = [f"{key} {found[key]:.3f} (chance {chance[key]:.3f})" for key in chance]
-        yield f"retrieval  {'  '.join(shares)}, among {found['bank']} versions of each of {found['images']} images"
+        facts["retrieval"] = f"{'  '.join(shares)}, among {found['bank']} versions of each of {found['images']} images"
     if result.nll is not None:
-        yield f"nll        {result.nll:.3f} nats a pair"
+        facts["nll"] = f"{result.nll:.3f} nats per pair"
     if result.accuracy is not None:
-        yield f"accuracy   {result.accuracy:.2f} %"
-    if result.calibration is not None and result.calibration["picture"] is not None:
-        yield f"picture    {result.calibration['picture']}"
+        facts["accuracy"] = f"{result.accuracy:.2f} %"
+    return {**facts, "picture": result.calibration and result.calibration["picture"]}
 
 
-def _protocol(result: "EvaluateResult") -> dict[str, str]:
-    """The protocol's facts as text."""
+def _protocol(result: "EvaluateResult") -> dict[str, object]:
     facts, ridge = result.protocol, result.ridge
     pool, share = facts["ridge"]["pool_size"], facts["ridge"]["held_out"]
     penalties = [f"{penalty:g}" for penalty in facts["ridge"]["penalties"]]
+    stated = ("split", "split_images", "train_images", "transform", "target", "ridge")
     options = ", ".join(f"{key}={value}" for key, value in facts["transform"].items() if key != "name")
-    texts = {
+    return {
         "images": f"{result.count} of the {facts['split_images']} {facts['split']} images of {result.dataset}",
         "transform": f"{result.transform} ({options})" if options else result.transform,
         "target": ", ".join(f"{name} ({unit})" if unit else name for name, unit in facts["target"].items()),
         "ridge": f"{ridge['features']} standardised features of {ridge['layer']} in both views, maps average-pooled to at most "
         f"{pool}x{pool}; fitted on {ridge['fit_pairs']} of the {facts['train_images']} train images; penalty of "
         f"{', '.join(penalties)} by R2 on {share:.0%} of these",
+        **{key: value for key, value in facts.items() if key not in stated},
     }
-    others = ("resize", "crop", "target_mean", "target_std", "objective", "seed", "device", "pretraining_steps", "weights")
-    for key in others:
-        value = facts[key]
-        if value is not None:
-            texts[key] = ", ".join(f"{part:.6g}" for part in value) if isinstance(value, list) else str(value)
-    return texts
 
 
-def _text(figure: float | None, digits: int) -> str:
+def _text(figure: float | None, digits: int = 3) -> str:
     return "-" if figure is None else f"{figure:.{digits}f}"

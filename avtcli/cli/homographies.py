@@ -8,11 +8,11 @@ import typer
 from avtcli.cli.console import reporting, say, say_json
 from avtcli.cli.options import Json, Seed, Transform, component_options, option
 
+_OUT = "Default: homographies-FAMILY-SIZE.safetensors."
+
 
 def gen_homographies(
-    out: Annotated[
-        Path | None, typer.Argument(metavar="OUT.safetensors", help="Default: homographies-FAMILY-SIZE.safetensors.")
-    ] = None,
+    out: Annotated[Path | None, typer.Argument(metavar="OUT.safetensors", help=_OUT)] = None,
     transform: Transform = "projective",
     size: Annotated[int, option("Side of the images.", "PX", min=8)] = 224,
     count: Annotated[int, option("Number of homographies.", "N", min=2)] = 500_000,

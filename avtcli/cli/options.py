@@ -1,7 +1,7 @@
 """Options that several commands share, and the reading of their values."""
 
 import importlib.metadata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,12 +21,12 @@ def component_options(*kinds: str) -> Any:
     return option(text, "KIND.KEY=VALUE", flag="-o", panel="Model")
 
 
-def complete_plugin(kind: str) -> Callable[[str], Iterator[str]]:
+def complete_plugin(kind: str) -> Callable[[str], list[str]]:
     """Return a completion of the names of installed plugins; it imports none of them."""
 
-    def complete(incomplete: str) -> Iterator[str]:
+    def complete(incomplete: str) -> list[str]:
         found = {entry.name for entry in importlib.metadata.entry_points(group=f"avtcli.{kind}s")}
-        return (name for name in sorted(found) if name.startswith(incomplete))
+        return sorted(name for name in found if name.startswith(incomplete))
 
     return complete
 
@@ -37,30 +37,21 @@ def number_or_auto(text: str) -> int | None:
 
 
 _BACKBONE = "Backbone by name instead of a run: random weights, or published ones with `-o backbone.pretrained=true`."
+_FAMILY = "Family of transformations."
+_DATASET = "Images. Default: those of the run."
+_LIMIT = "Use a random subset of N training images, the same in every command."
+_DEVICE = "Compute device; auto takes CUDA, then MPS, then the CPU."
+_RUN = "A run folder, a checkpoint or an exported file. Default: the newest run under ./runs."
 _WORKERS = "Processes that decode images which do not fit in memory. Default: one fewer than the CPUs, at most 8."
 
-Run = Annotated[
-    Path | None,
-    typer.Argument(metavar="RUN", help="A run folder, a checkpoint or an exported file. Default: the newest run under ./runs."),
-]
+Run = Annotated[Path | None, typer.Argument(metavar="RUN", help=_RUN)]
 Backbone = Annotated[str | None, option(_BACKBONE, "NAME[:VARIANT]", panel="Model", autocompletion=complete_plugin("backbone"))]
-Transform = Annotated[
-    str | None,
-    option("Family of transformations.", "NAME[+NAME...]", panel="Model", autocompletion=complete_plugin("transform")),
-]
-Dataset = Annotated[
-    str | None,
-    option("Images. Default: those of the run.", "NAME[:PATH]", panel="Data", autocompletion=complete_plugin("dataset")),
-]
+Transform = Annotated[str | None, option(_FAMILY, "NAME[+NAME...]", panel="Model", autocompletion=complete_plugin("transform"))]
+Dataset = Annotated[str | None, option(_DATASET, "NAME[:PATH]", panel="Data", autocompletion=complete_plugin("dataset"))]
 DataDir = Annotated[str | None, option("Folder of the data sets. Default: $AVT_DATA, else ./data.", "DIR", panel="Data")]
-LimitTrain = Annotated[
-    int | None, option("Use a random subset of N training images, the same in every command.", "N", panel="Data")
-]
+LimitTrain = Annotated[int | None, option(_LIMIT, "N", panel="Data")]
 Seed = Annotated[int, option("Seed of every random draw.", "N", panel="Optimisation")]
-Device = Annotated[
-    Literal["auto", "cpu", "cuda", "mps"],
-    option("Compute device; auto takes CUDA, then MPS, then the CPU.", panel="Hardware"),
-]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], option(_DEVICE, panel="Hardware")]
 Workers = Annotated[int | None, option(_WORKERS, "N|auto", panel="Hardware", parser=number_or_auto)]
 OutJson = Annotated[Path | None, option("Also write the result to this file.", "FILE.json", panel="Output")]
 Json = Annotated[bool, option("Print one JSON document on stdout.", flag="--json", panel="Output")]
@@ -72,15 +63,9 @@ def parts_of(text: str | None) -> tuple[str, ...] | None:
 
 
 def read_components(texts: list[str] | None, *, tables: tuple[str, ...] = (), **named: str | None) -> dict[str, Any]:
-    """Read the components of a measuring command: a plugin or None for each, and `augment`.
+    """Read `KIND.KEY=VALUE` texts and the names of components by kind: a plugin or None for each, and `augment`.
 
-    Args:
-        texts: `KIND.KEY=VALUE`.
-        tables: the kinds to return as tables, whose options may be given without a name.
-        named: the names of the components by kind.
-
-    Raises:
-        AvtError: for an option that the command does not take, or of a component that is not named.
+    The kinds in `tables` are returned as tables; their options may be given without a name.
     """
     from avtcli.config.components import Augment, Plugin
     from avtcli.config.resolution import options_from_texts, validate

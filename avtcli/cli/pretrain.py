@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,9 +15,6 @@ from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import merge, options_from_texts, resolve, validate
 from avtcli.errors import AvtError
 from avtcli.storage.run_folders import default_folder, is_run, newest_run
-
-if TYPE_CHECKING:
-    from avtcli.training.pretrain import PretrainResult
 
 KINDS = component_kinds(PretrainConfig)
 _RECIPE = "Settings to start from. Default: the published recipe of data set and backbone, else `default`."
@@ -72,36 +69,31 @@ def pretrain(
             result = train(config, run=run, resume=resume is not None, on_event=on_event)
     if int(os.environ.get("RANK", "0")) > 0:
         return
-    if not dry_run:
-        say_json(result) if as_json else _print(result)
-    elif as_json:
+    if dry_run and as_json:
         say_json({"run": str(run), "steps": steps, "recipe": config.recipe, "config": config.model_dump(mode="json")})
-    else:
+    elif dry_run:
         say(f"Configuration OK: {steps} steps into {run}")
-
-
-def _print(result: "PretrainResult") -> None:
-    say(f"run      {result.run}", f"steps    {result.steps} ({result.epochs:g} epochs, {result.seconds:.0f} s)")
-    if result.loss is not None:
-        say(f"loss     {result.loss:.4f}")
-    if result.mace_px is not None:
-        say(f"mace_px  {result.mace_px:.2f}  (mean corner error on held-out images)")
-    say(f"next     avt probe {result.run}", f"         avt export {result.run}")
+    elif as_json:
+        say_json(result)
+    else:
+        say(f"run      {result.run}", f"steps    {result.steps} ({result.epochs:g} epochs, {result.seconds:.0f} s)")
+        if result.loss is not None:
+            say(f"loss     {result.loss:.4f}")
+        if result.mace_px is not None:
+            say(f"mace_px  {result.mace_px:.2f}  (mean corner error on held-out images)")
+        say(f"next     avt probe {result.run}", f"         avt export {result.run}")
 
 
 def _resumed(name: str, given: dict[str, Any]) -> tuple[Path, PretrainConfig]:
-    """Return the run to continue and its settings, overlaid with those that may change on resume."""
     from avtcli import recipes
 
     run = newest_run() if name == "last" else Path(name)
     if not is_run(run):
         raise AvtError(f"There is no run to resume in {run}: it has no config.toml and checkpoints.")
-    may_change = [key for key, flag in flags_of(PretrainConfig).items() if flag.may_change_on_resume]
+    may_change = [key for key, flag in flags_of(PretrainConfig).items() if flag.on_resume]
     fixed = [key for key, value in given.items() if value is not None and key not in may_change]
     if fixed:
-        raise AvtError(
-            f"--resume continues with the run's own settings: leave out {', '.join(fixed)}, or start a new run. "
-            f"Settings that may change: {', '.join(may_change)}."
-        )
+        hint = f"leave out {', '.join(fixed)}, or start a new run. Settings that may change: {', '.join(may_change)}."
+        raise AvtError(f"--resume continues with the run's own settings: {hint}")
     stored = recipes.load(str(run / "config.toml"), kind="pretrain")
     return run, validate(PretrainConfig, merge(stored, given), where=f"{run}/config.toml")

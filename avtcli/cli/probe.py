@@ -1,6 +1,7 @@
 """`avt probe`."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,33 +68,26 @@ probe.__doc__ = (probe.__doc__ or "").replace("HEADS", ", ".join(HEADS))
 
 
 def _table(result: "ProbeResult") -> tuple[list[str], list[list[str]]]:
-    """Header and a row for each head; several seeds give their mean and standard deviation."""
     sides = result.protocol["pool_size"] or {}
-    trained, random, supervised = (_by_head(heads) for heads in (result.results, result.baseline, result.supervised))
+    key_of = attrgetter(*_COLUMNS)
+    trained, random, supervised = (
+        {key_of(head): [other for other in heads if key_of(other) == key_of(head)] for head in heads}
+        for heads in (result.results, result.baseline, result.supervised)
+    )
     shown = [c for c in _COLUMNS if c in ("layer", "pool", "head") or len({getattr(h, c) for h in result.results}) > 1]
-    header = [*shown, "top-1 %", "top-5 %"]
-    header += ["random top-1 %", "gain"] if random else []
-    header += ["supervised top-1 %"] if supervised else []
     rows = []
     for key, heads in trained.items():
         row = {c: "all" if getattr(heads[0], c) is None else str(getattr(heads[0], c)) for c in shown}
         if row["pool"] != "none":
             row["pool"] += f" {sides[heads[0].layer]}"
-        row |= {"top1": _mean_top(heads, "top1"), "top5": _mean_top(heads, "top5")}
+        row |= {"top-1 %": _mean_top(heads, "top1"), "top-5 %": _mean_top(heads, "top5")}
         if random:
             gain = mean(head.top1 for head in heads) - mean(head.top1 for head in random[key])
-            row |= {"random": _mean_top(random[key], "top1"), "gain": f"{gain:+.2f}"}
+            row |= {"random top-1 %": _mean_top(random[key], "top1"), "gain": f"{gain:+.2f}"}
         if supervised:
-            row["supervised"] = _mean_top(supervised[key], "top1")
-        rows.append([*row.values()])
-    return header, rows
-
-
-def _by_head(results: "Sequence[HeadResult]") -> "dict[tuple[object, ...], list[HeadResult]]":
-    groups: dict[tuple[object, ...], list[HeadResult]] = {}
-    for result in results:
-        groups.setdefault(tuple(getattr(result, column) for column in _COLUMNS), []).append(result)
-    return groups
+            row["supervised top-1 %"] = _mean_top(supervised[key], "top1")
+        rows.append(row)
+    return [*rows[0]], [[*row.values()] for row in rows]
 
 
 def _mean_top(heads: "Sequence[HeadResult]", figure: str) -> str:

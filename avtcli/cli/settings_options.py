@@ -21,7 +21,7 @@ def settings_options(model: "type[BaseModel]") -> Callable[[Command], Command]:
     The command receives the values that were given by field name, the name of a plugin as `{"name": NAME}`.
     """
     flags, fields = flags_of(model), model.model_fields
-    plugins_first = sorted(flags, key=lambda name: not _is_plugin(fields[name]))
+    plugins_first = sorted(flags, key=lambda name: _value_type(fields[name]) is not Plugin)
     generated = [_parameter(name, fields[name], flags[name]) for name in plugins_first]
 
     def decorate(command: Command) -> Command:
@@ -42,14 +42,8 @@ def settings_options(model: "type[BaseModel]") -> Callable[[Command], Command]:
 
 
 def _value_type(field: "FieldInfo") -> Any:
-    """The type of a field without None."""
     parts = [part for part in get_args(field.annotation) if part is not type(None)]
     return parts[0] if type(None) in get_args(field.annotation) else field.annotation
-
-
-def _is_plugin(field: "FieldInfo") -> bool:
-    kind = _value_type(field)
-    return isinstance(kind, type) and issubclass(kind, Plugin)
 
 
 def _parameter(name: str, field: "FieldInfo", flag: Flag) -> inspect.Parameter:
@@ -58,10 +52,10 @@ def _parameter(name: str, field: "FieldInfo", flag: Flag) -> inspect.Parameter:
     more: dict[str, Any] = _bounds(field) if kind in (int, float) and not flag.auto else {}
     if flag.auto:
         more["parser"] = number_or_auto
-    if _is_plugin(field):
+    if kind is Plugin:
         more["autocompletion"] = complete_plugin(name)
     declared = f"--{spelled}/--no-{spelled}" if kind is bool else f"--{spelled}"
-    taken: Any = list[str] if flag.repeat else str if _is_plugin(field) or get_origin(kind) is tuple else kind
+    taken: Any = list[str] if flag.repeat else str if kind is Plugin or get_origin(kind) is tuple else kind
     annotation = Annotated[taken | None, option(text, flag.metavar, flag=declared, panel=flag.panel, **more)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
@@ -85,9 +79,10 @@ def _default_text(default: Any) -> str:
 def _setting(value: Any, field: "FieldInfo", flag: Flag) -> Any:
     if value in (None, []):
         return None
-    if _is_plugin(field):
+    kind = _value_type(field)
+    if kind is Plugin:
         return {"name": value}
-    return tuple(value) if flag.repeat else parts_of(value) if get_origin(_value_type(field)) is tuple else value
+    return tuple(value) if flag.repeat else parts_of(value) if get_origin(kind) is tuple else value
 
 
 def _panel_rank(parameter: inspect.Parameter) -> int:

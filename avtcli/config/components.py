@@ -1,7 +1,7 @@
 """Components shared by the settings of several commands: frozen models, every field documented."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -18,7 +18,7 @@ class Flag:
         metavar: placeholder of the value.
         auto: `auto` is accepted and means None.
         repeat: a tuple is given by repeating the flag; otherwise by one text with commas.
-        may_change_on_resume: the setting changes no result, so that a resumed run may change it.
+        on_resume: a resumed run may change the setting, which changes no result.
     """
 
     panel: Panel | None = None
@@ -26,7 +26,7 @@ class Flag:
     metavar: str | None = None
     auto: bool = False
     repeat: bool = False
-    may_change_on_resume: bool = False
+    on_resume: bool = False
 
 
 def flags_of(model: type[BaseModel]) -> dict[str, Flag]:
@@ -36,12 +36,13 @@ def flags_of(model: type[BaseModel]) -> dict[str, Flag]:
 
 def component_kinds(model: type[BaseModel]) -> tuple[str, ...]:
     """Return the kinds of components whose options `-o KIND.KEY=VALUE` overrides: the fields that are tables."""
+    parts = {name: get_args(field.annotation) or (field.annotation,) for name, field in model.model_fields.items()}
+    return tuple(name for name, kinds in parts.items() if any(isinstance(k, type) and issubclass(k, BaseModel) for k in kinds))
 
-    def is_table(annotation: Any) -> bool:
-        parts = getattr(annotation, "__args__", (annotation,))
-        return any(isinstance(part, type) and issubclass(part, BaseModel) for part in parts)
 
-    return tuple(name for name, field in model.model_fields.items() if is_table(field.annotation))
+def plugin_fields(model: type[BaseModel]) -> tuple[str, ...]:
+    """Return the names of a settings model's fields that are plugins, each called as its kind."""
+    return tuple(name for name, field in model.model_fields.items() if field.annotation is Plugin)
 
 
 class Frozen(BaseModel):
@@ -134,15 +135,7 @@ class Schedule(Frozen):
 
     def with_peak(self, peak: float) -> "Schedule":
         """Return the schedule scaled to another peak."""
-        by = peak / self.peak
-
-        def scaled(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
-            return tuple(Piece(start=p.start, rate=p.rate * by, slope=p.slope * by) for p in pieces)
-
-        update = {"rate": peak, "pieces": scaled(self.pieces), "log_var_pieces": scaled(self.log_var_pieces)}
+        by, update = peak / self.peak, dict[str, Any](rate=peak)
+        for name in ("pieces", "log_var_pieces"):
+            update[name] = tuple(Piece(start=p.start, rate=p.rate * by, slope=p.slope * by) for p in getattr(self, name))
         return self.model_copy(update=update)
-
-
-def plugin_fields(model: type[BaseModel]) -> tuple[str, ...]:
-    """Return the names of a settings model's fields that are plugins, each called as its kind."""
-    return tuple(name for name, field in model.model_fields.items() if field.annotation is Plugin)

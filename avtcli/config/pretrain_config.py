@@ -16,17 +16,15 @@ class PretrainConfig(Frozen):
     """Seed of every random draw."""
     epochs: Annotated[int | None, Flag("Optimisation", metavar="N")] = Field(default=None, gt=0)
     """Passes over the images; the schedule is stretched or shrunk. Default: the schedule's own length."""
-    max_steps: Annotated[int | None, Flag("Optimisation", metavar="N", may_change_on_resume=True)] = Field(default=None, gt=0)
+    max_steps: Annotated[int | None, Flag("Optimisation", metavar="N", on_resume=True)] = Field(default=None, gt=0)
     """Stop after N steps; the schedule stays as it is."""
     batch_size: Annotated[int, Flag("Optimisation", metavar="N")] = Field(default=128, ge=2)
     """Images per step, over all processes."""
     limit_train: Annotated[int | None, Flag("Data", metavar="N")] = Field(default=None, ge=2)
     """Train on a random subset of N images, the same in every command and for every seed."""
-    data_dir: Annotated[str | None, Flag("Data", metavar="DIR", may_change_on_resume=True)] = None
+    data_dir: Annotated[str | None, Flag("Data", metavar="DIR", on_resume=True)] = None
     """Folder of the data sets. Default: $AVT_DATA, else ./data."""
-    workers: Annotated[int | None, Flag("Hardware", metavar="N|auto", auto=True, may_change_on_resume=True)] = Field(
-        default=None, ge=0
-    )
+    workers: Annotated[int | None, Flag("Hardware", metavar="N|auto", auto=True, on_resume=True)] = Field(default=None, ge=0)
     """Processes that decode images which do not fit in memory. Default: one fewer than the CPUs, at most 8."""
     init_from: Annotated[str | None, Flag("Model", metavar="RUN|FILE")] = None
     """Initial weights: a run, a checkpoint or a safetensors file; tensors of matching name and shape are loaded."""
@@ -34,25 +32,21 @@ class PretrainConfig(Frozen):
     """Sample transformations from this bank; see `avt gen-homographies`."""
     bank_count: int | None = Field(default=None, gt=0)
     """Size of a bank that is sampled at the start and drawn from, where no file is given."""
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Flag("Hardware", may_change_on_resume=True)] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Flag("Hardware", on_resume=True)] = "auto"
     """Compute device; auto takes CUDA, then MPS, then the CPU."""
-    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Flag("Hardware", may_change_on_resume=True)] = "auto"
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Flag("Hardware", on_resume=True)] = "auto"
     """Numeric precision; auto takes bf16 on a CUDA device that supports it, else fp32."""
-    compile: Annotated[bool | None, Flag("Hardware", may_change_on_resume=True)] = None
+    compile: Annotated[bool | None, Flag("Hardware", on_resume=True)] = None
     """Compile the training step. Default: chosen by device class and number of steps."""
     channels_last: bool | None = None
     """Store feature maps channels last in memory. Default: chosen by device class."""
-    save_every: Annotated[float, Flag("Output", metavar="MINUTES", may_change_on_resume=True)] = Field(
-        default=10.0, gt=0, le=10
-    )
+    save_every: Annotated[float, Flag("Output", metavar="MINUTES", on_resume=True)] = Field(default=10.0, gt=0, le=10)
     """Minutes between checkpoints, at most 10."""
-    eval_every: Annotated[int, Flag("Output", metavar="EPOCHS", may_change_on_resume=True)] = Field(default=10, ge=0)
+    eval_every: Annotated[int, Flag("Output", metavar="EPOCHS", on_resume=True)] = Field(default=10, ge=0)
     """Epochs between evaluations on fixed images; the first step and the last epoch have one too. 0 for none."""
-    stop_on_collapse: Annotated[bool, Flag("Output", may_change_on_resume=True)] = False
+    stop_on_collapse: Annotated[bool, Flag("Output", on_resume=True)] = False
     """Stop, with the state saved, when an evaluation detects a collapse."""
-    trackers: Annotated[
-        tuple[str, ...], Flag("Output", name="tracker", metavar="NAME", repeat=True, may_change_on_resume=True)
-    ] = ()
+    trackers: Annotated[tuple[str, ...], Flag("Output", name="tracker", metavar="NAME", repeat=True, on_resume=True)] = ()
     """Experiment trackers that receive the metrics; see `avt plugins list`."""
     dataset: Annotated[Plugin, Flag("Data", metavar="NAME[:PATH]")] = Plugin(name="fashion-mini")
     """Training images; see `avt plugins list`."""

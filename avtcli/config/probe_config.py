@@ -8,7 +8,6 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from avtcli.config.components import Augment, Flag, Frozen, Optimizer, Plugin, Schedule
 
 Pool = Literal["max", "avg", "none"]
-Count = Annotated[int, Field(gt=0)]
 HEAD_RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 FINETUNE_RATES = (0.1, 0.03, 0.01)
 LR_SEARCH_STEPS = 200

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from avtcli import recipes, registry
-from avtcli.config.components import Plugin, component_kinds, plugin_fields
+from avtcli.config.components import Plugin, plugin_fields
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.errors import AvtError, nearest
@@ -19,13 +19,11 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Overlay settings; None means not given. A plugin of another name drops the options of the one it replaces."""
     out = dict(base)
     for key, value in over.items():
-        if value is None:
-            continue
         if isinstance(value, Mapping):
             below = {"name": out[key]} if isinstance(out.get(key), str) else out.get(key, {})
             replaced = "name" in value and value["name"] != below.get("name")
             out[key] = merge({} if replaced else below, value)
-        else:
+        elif value is not None:
             out[key] = value
     return out
 
@@ -36,17 +34,12 @@ def resolve(over: Mapping[str, Any], *, recipe: str | None) -> PretrainConfig:
     Args:
         over: settings by section, None where not given; `lr` is the backbone's peak rate.
         recipe: a recipe's name or a TOML file; left out, the published one of data set and backbone, else the default.
-
-    Raises:
-        AvtError: for an unknown recipe or plugin, or with every bad setting at once.
     """
-    over = dict(over)
-    peak = over.pop("lr", None)
+    peak, over = over.get("lr"), {**over, "lr": None}
     name = recipe or recipes.choose(over)
-    content = recipes.load(name, kind="pretrain")
     kinds = plugin_fields(PretrainConfig)
     named = {kind: {"name": PretrainConfig.model_fields[kind].default.name} for kind in kinds}
-    settings = merge(merge({"recipe": name, **named}, content), over)
+    settings = merge(merge({"recipe": name, **named}, recipes.load(name, kind="pretrain")), over)
     config = validate(PretrainConfig, settings, where=f"recipe {name}")
     update: dict[str, Any] = {kind: resolve_plugin(kind, getattr(config, kind)) for kind in kinds}
     if peak is not None:
@@ -55,44 +48,30 @@ def resolve(over: Mapping[str, Any], *, recipe: str | None) -> PretrainConfig:
 
 
 def resolve_plugin(kind: str, plugin: Plugin) -> Plugin:
-    """Return a plugin with its full name and all its options, defaults included and typed: two spellings become equal.
-
-    Raises:
-        AvtError: for an unknown plugin, or an unknown or ill-typed option.
-    """
+    """Return a plugin with its full name and all its options, defaults included and typed: two spellings become equal."""
     name = registry.full_name(kind, plugin.name)
     return Plugin.model_validate({"name": name, **registry.resolve_options(kind, name, plugin.options)})
 
 
 def resolve_probe(over: Mapping[str, Any], *, recipe: str | None) -> ProbeConfig:
-    """Overlay an evaluation recipe, or the default protocol, with the command line; `lr` is the heads' peak rate.
-
-    Raises:
-        AvtError: for an unknown recipe, or with every bad setting at once.
-    """
-    over = dict(over)
-    peak = over.pop("lr", None)
+    """Overlay an evaluation recipe, or the default protocol, with the command line; `lr` is the heads' peak rate."""
+    peak, over = over.get("lr"), {**over, "lr": None}
     content = recipes.load(recipe, kind="probe") if recipe is not None else {}
     ours = {"recipe": recipe, **{key: ProbeConfig.model_fields[key].default.model_dump() for key in ("head", "optimizer")}}
-    where = "the command line" if recipe is None else f"recipe {recipe}"
-    given = {} if peak is None else {"rates": (peak,)}
-    config = validate(ProbeConfig, {**merge(merge(ours, content), over), **given}, where=where)
+    settings = merge(merge(merge(ours, content), over), {"rates": None if peak is None else (peak,)})
+    config = validate(ProbeConfig, settings, where="the command line" if recipe is None else f"recipe {recipe}")
     if peak is None or config.schedule is None:
         return config
     return config.model_copy(update={"schedule": config.schedule.with_peak(peak)})
 
 
 def validate(model: type[T], settings: Mapping[str, Any], *, where: str) -> T:
-    """Check settings, all at once.
-
-    Raises:
-        AvtError: naming each bad setting, what was found and what was expected.
-    """
+    """Check settings; an `AvtError` names every bad one at once, what was found and what was expected."""
     try:
         return model.model_validate(settings)
     except ValidationError as error:
-        problems = [_problem(model, detail) for detail in error.errors()]
-        raise AvtError(f"These settings ({where}) are not right:\n" + "\n".join(f"  {p}" for p in problems)) from None
+        problems = "".join(f"\n  {_problem(model, detail)}" for detail in error.errors())
+        raise AvtError(f"These settings ({where}) are not right:{problems}") from None
 
 
 def _problem(model: type[BaseModel], detail: Any) -> str:
@@ -116,15 +95,8 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def options_from_texts(texts: list[str], *, kinds: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Read `KIND.KEY=VALUE` from the command line into settings by section.
-
-    A dotted key, as in `transform.projective.shift=0.1`, goes a level deeper.
-
-    Raises:
-        AvtError: for a text of another form or a kind that is not among `kinds`; left out, the kinds of pretraining.
-    """
-    kinds = kinds or component_kinds(PretrainConfig)
+def options_from_texts(texts: list[str], *, kinds: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Read `KIND.KEY=VALUE` into settings by section; a dotted key, `transform.projective.shift=0.1`, goes a level deeper."""
     out: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")

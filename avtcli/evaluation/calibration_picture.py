@@ -5,14 +5,7 @@ from typing import Any
 
 
 def draw_calibration(calibration: dict[str, Any]) -> bytes | None:
-    """Draw observed against nominal coverage, pooled and by parameter.
-
-    Args:
-        calibration: levels, and the observed shares pooled and per_parameter.
-
-    Returns:
-        A PNG file, the same bytes for the same figures; none if matplotlib is not installed.
-    """
+    """Draw observed against nominal coverage as a PNG file, reproducibly; none if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure  # pyplot would keep global state
     except ImportError:

@@ -53,14 +53,9 @@ class DecoderFigures:
 def measure_decoder(
     net: SiameseModel, pairs: TransformedPairs, versions: TransformedPairs, *, predicts_classes: bool, on_event: OnEvent
 ) -> DecoderFigures:
-    """Measure a decoder.
+    """Measure a decoder in eval mode on held-out pairs; of one that predicts class logits only the accuracy.
 
-    Args:
-        net: in eval mode, on the images' device.
-        pairs: held-out images, each transformed once.
-        versions: for retrieval, `BANK` pairs of each image, grouped by image.
-        predicts_classes: whether the mean holds class logits: then only accuracy is reported.
-        on_event: receives the progress.
+    Retrieval takes the versions, `BANK` pairs of each image, grouped by image.
     """
     mean, log_var = predict(net, pairs, on_event=on_event)
     if predicts_classes:
@@ -87,7 +82,7 @@ def fit_of(pairs: TransformedPairs, predicted: Tensor) -> Fit:
 
 
 def calibration_of(pairs: TransformedPairs, mean: Tensor, log_var: Tensor) -> dict[str, Any]:
-    """Compute the coverage of central intervals: nominal levels, observed shares pooled and by parameter."""
+    """Compute the observed coverage of central intervals, pooled and by parameter."""
     shares = coverage(mean, log_var, pairs.target, LEVELS)
     return {
         "levels": list(LEVELS),
@@ -99,21 +94,15 @@ def calibration_of(pairs: TransformedPairs, mean: Tensor, log_var: Tensor) -> di
 def retrieval_of(versions: TransformedPairs, decoded: Tensor) -> dict[str, Any]:
     """Rank each version's true target by its distance to the decoded one, among the targets of its image's versions.
 
-    Args:
-        versions: `BANK` pairs of each image, grouped by image.
-        decoded: normalised targets, (images * BANK, dof).
-
-    Returns:
-        MRR and hits as shares in [0, 1], bank size, number of images, and the values of a random ranking.
+    The MRR and hits are shares in [0, 1], next to those of a random ranking as chance.
     """
+
+    def scores(ranks: Tensor) -> dict[str, float]:
+        mrr, shares = retrieval_scores(ranks, HITS)
+        return {"mrr": mrr, **{f"hit{k}": share for k, share in zip(HITS, shares, strict=True)}}
+
     ranks = retrieval_ranks(*(values.reshape(-1, BANK, values.shape[1]) for values in (decoded, versions.target)))
-    chance = _retrieval_scores(torch.arange(1, BANK + 1))
-    return {**_retrieval_scores(ranks), "bank": BANK, "images": len(ranks), "chance": chance}
-
-
-def _retrieval_scores(ranks: Tensor) -> dict[str, float]:
-    mrr, shares = retrieval_scores(ranks, HITS)
-    return {"mrr": mrr, **{f"hit{k}": share for k, share in zip(HITS, shares, strict=True)}}
+    return {**scores(ranks), "bank": BANK, "images": len(ranks), "chance": scores(torch.arange(1, BANK + 1))}
 
 
 def baselines_of(pairs: TransformedPairs) -> dict[str, dict[str, float | None]]:

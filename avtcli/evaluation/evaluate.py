@@ -6,13 +6,7 @@ from typing import Any
 
 from avtcli.evaluation.calibration_picture import draw_calibration
 from avtcli.evaluation.equivariance import DecoderFigures, baselines_of, measure_decoder
-from avtcli.evaluation.evaluation_setup import (
-    EvaluationRequest,
-    EvaluationSetup,
-    build_evaluation_setup,
-    describe_plugin,
-    is_same_plugin,
-)
+from avtcli.evaluation.evaluation_setup import EvaluationRequest, EvaluationSetup, build_evaluation_setup, describe_plugin
 from avtcli.evaluation.linear_reading import HELD_OUT, PENALTIES, POOL_SIZE, measure_ridge
 from avtcli.events import Notice, Saved, Started
 from avtcli.features.evaluation_target import EvaluationTarget
@@ -34,11 +28,8 @@ class EvaluateResult:
         dataset: name of the data set.
         transform: name of the family.
         count: held-out images, one pair each.
-        mace_px: the decoder's mean average corner error; see `equivariance.Fit` for this and the next three.
-        mse_normalised: mean squared error of the normalised target.
-        r2: pooled over the normalised parameters.
-        r2_per_parameter: by the parameter's name.
-        nll: nats a pair of N(mean, exp(log_var)), without an objective's variance floor.
+        mace_px, mse_normalised, r2, r2_per_parameter: errors of the decoder; see `equivariance.Fit`.
+        nll: nats per pair of N(mean, exp(log_var)), without an objective's variance floor.
         calibration: levels, observed coverage pooled and per_parameter, and the path of the picture.
         retrieval: mrr, hits, bank, images, and the same of a random ranking as chance.
         accuracy: percent, of an objective that predicts classes.
@@ -67,11 +58,7 @@ class EvaluateResult:
 def evaluate(target: EvaluationTarget, request: EvaluationRequest, *, out: Path | None, context: Context) -> EvaluateResult:
     """Measure how equivariant a representation is.
 
-    Args:
-        target: weights and images.
-        request: transformation, layer and number of images.
-        out: a file for the result. A run evaluated on its own images and distribution also keeps it as evaluate.json.
-        context: device, workers, seed and receiver of events.
+    The result is written to `out`. A run evaluated on its own images and distribution also keeps it as evaluate.json.
 
     Raises:
         AvtError: for an unknown layer or family, or more images than the split has.
@@ -97,19 +84,18 @@ def evaluate(target: EvaluationTarget, request: EvaluationRequest, *, out: Path 
         ridge=ridge,
         protocol=_protocol(target, setup, context),
     )
-    for path in (run and run / "evaluate.json", out):
-        if path is not None:
-            _save(path, to_json(asdict(result)), context)
+    for path in filter(None, (run and run / "evaluate.json", out)):
+        _save(path, to_json(asdict(result)), context)
     return result
 
 
 def _run_to_keep(target: EvaluationTarget, setup: EvaluationSetup, context: Context) -> Path | None:
-    """The run folder to write to: only for a run's newest weights on its own images and distribution."""
+    """The run folder, for a run's newest weights on its own images and distribution only."""
     source, config = target.source, target.source.config
     if source.run is None or config is None:
         return None
-    same = ((target.prepared.dataset, config.dataset), (setup.transform, config.transform))
-    if source.path == source.run and all(is_same_plugin(*pair) for pair in same):
+    used, own = (target.prepared.dataset, setup.transform), (config.dataset, config.transform)
+    if source.path == source.run and [*map(describe_plugin, used)] == [*map(describe_plugin, own)]:
         return source.run
     context.on_event(Notice(f"not saved in {source.run}: its weights, images or transformations differ. Use --out to save"))
     return None
@@ -117,13 +103,9 @@ def _run_to_keep(target: EvaluationTarget, setup: EvaluationSetup, context: Cont
 
 def _report_start(target: EvaluationTarget, setup: EvaluationSetup, context: Context) -> None:
     images, dataset = setup.images, target.prepared.dataset.name
-    facts = {
-        "images": f"{len(images.held_out)} of the {len(images.split)} {images.name} images of {dataset}",
-        "transform": describe_plugin(setup.transform),
-        "device": context.device.type,
-        "layer": setup.layer,
-    }
-    context.on_event(Started(tuple(facts.items())))
+    count = f"{len(images.held_out)} of the {len(images.split)} {images.name} images of {dataset}"
+    where = (("device", context.device.type), ("layer", setup.layer))
+    context.on_event(Started((("images", count), ("transform", describe_plugin(setup.transform)), *where)))
     if images.name == "train":
         context.on_event(Notice(f"{dataset} has no test split: pretraining may have used the held-out images"))
 
@@ -169,17 +151,17 @@ def _ridge_figures(source: Weights, setup: EvaluationSetup, context: Context) ->
 
 
 def _with_picture(calibration: dict[str, Any] | None, run: Path | None, context: Context) -> dict[str, Any] | None:
-    """Draw the picture in the run's folder, and add its path."""
-    if run is not None:
-        (run / PICTURE).unlink(missing_ok=True)  # that of an earlier evaluation
-    if calibration is None or run is None:
-        return None if calibration is None else {**calibration, "picture": None}
+    path = run and run / PICTURE
+    if path is not None:
+        path.unlink(missing_ok=True)  # that of an earlier evaluation
+    if calibration is None or path is None:
+        return calibration and {**calibration, "picture": None}
     picture = draw_calibration(calibration)
     if picture is None:
         context.on_event(Notice("no calibration plot: matplotlib is not installed. `pip install 'avtcli[report]'`"))
-    else:
-        _save(run / PICTURE, picture, context)
-    return {**calibration, "picture": None if picture is None else str(run / PICTURE)}
+        return {**calibration, "picture": None}
+    _save(path, picture, context)
+    return {**calibration, "picture": str(path)}
 
 
 def _save(path: Path, content: bytes, context: Context) -> None:

@@ -12,7 +12,6 @@ from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import merge, resolve_plugin, validate
 from avtcli.contracts import Size, Split, TransformFamily
 from avtcli.data.held_out import held_out_indices, held_out_split
-from avtcli.data.images import Images
 from avtcli.errors import AvtError
 from avtcli.evaluation.equivariance import BANK
 from avtcli.features.evaluation_target import EvaluationTarget, PreparedImages, read_images
@@ -48,14 +47,7 @@ class EvaluationRequest:
 
 @dataclass(frozen=True)
 class EvaluationImages:
-    """The images of an evaluation.
-
-    Attributes:
-        name: of the held-out split, test or train.
-        split: the held-out split.
-        held_out: indices into it, (n,) int64.
-        fit: indices into the train split, disjoint from the held-out images, to fit the ridge on.
-    """
+    """The held-out split, test or train, indices into it, and indices into the train split to fit the ridge on."""
 
     name: str
     split: Split
@@ -65,16 +57,11 @@ class EvaluationImages:
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """A checked evaluation.
+    """A checked evaluation, with its encoder in eval mode on the CPU and the layer that the ridge reads.
 
     Attributes:
-        transform: name and options of the family.
         family: the distribution of the transformations; never a bank.
         no_decoder: why the run's decoder is not evaluated; none if it is.
-        encoder: with its weights, in eval mode, on the CPU.
-        layer: the layer that the ridge reads.
-        images: indices of the images.
-        held_out: one pair an image.
         versions: for retrieval, `BANK` pairs each of some images, grouped by image.
         fit: pairs to fit the ridge on.
     """
@@ -96,16 +83,18 @@ def build_evaluation_setup(target: EvaluationTarget, request: EvaluationRequest,
     Raises:
         AvtError: for an unknown layer or family, or more images than the split has.
     """
-    source, prepared, seed = target.source, target.prepared, context.seed
+    source, prepared, size, seed = target.source, target.prepared, target.prepared.size, context.seed
     encoder = restore_encoder(source)
     layer = request.layer or encoder.backbone.code_tap
-    tap_shapes(encoder, [layer], prepared.size)  # refuses layers and sizes before any image is read
+    tap_shapes(encoder, [layer], size)  # refuses layers and sizes before any image is read
     transform = choose_transform(source.config, request.transform)
-    no_decoder = why_no_decoder(source, transform, prepared.size)
+    no_decoder = why_no_decoder(source, transform, size)
     family = _run_family(source) if no_decoder is None else build_family(transform.name, transform.options)
     chosen = choose_images(prepared, request.count)
     images = read_images(chosen.split, chosen.held_out, prepared, context=context)
     to_fit = read_images(prepared.data.train, chosen.fit, prepared, context=context)
+    rows = subset(len(images), -(-len(images) // BANK), seed, "retrieval images").repeat_interleave(BANK)
+    parameters = family.sample(len(rows), size, keyed_generator(seed, "retrieval"))
     return EvaluationSetup(
         transform=transform,
         family=family,
@@ -113,20 +102,17 @@ def build_evaluation_setup(target: EvaluationTarget, request: EvaluationRequest,
         encoder=encoder,
         layer=layer,
         images=chosen,
-        held_out=sample_pairs(images, family, prepared.size, key=(seed, "held out")),
-        versions=_versions(images, family, prepared.size, seed),
-        fit=sample_pairs(to_fit, family, prepared.size, key=(seed, "ridge")),
+        held_out=sample_pairs(images, family, size, key=(seed, "held out")),
+        versions=TransformedPairs(images, rows, family, parameters, size),
+        fit=sample_pairs(to_fit, family, size, key=(seed, "ridge")),
     )
 
 
 def choose_transform(config: PretrainConfig | None, given: Mapping[str, Any]) -> Plugin:
-    """Overlay a run's family, or the default one, with name and options.
-
-    Raises:
-        AvtError: for invalid settings.
-    """
+    """Overlay a run's family, or the default one, with name and options."""
     own = PretrainConfig.model_fields["transform"].default if config is None else config.transform
-    return resolve_plugin("transform", validate(Plugin, merge(own.model_dump(), given), where="--transform"))
+    merged = merge({"transform": own.model_dump()}, {"transform": given})["transform"]
+    return resolve_plugin("transform", validate(Plugin, merged, where="--transform"))
 
 
 def why_no_decoder(source: Weights, transform: Plugin, size: Size) -> str | None:
@@ -134,9 +120,12 @@ def why_no_decoder(source: Weights, transform: Plugin, size: Size) -> str | None
     config = source.config
     if source.run is None or config is None or source.spec.objective is None:
         return f"{source.path} holds an encoder only"
-    if not is_same_plugin(config.transform, transform):
-        own, found = describe_plugin(config.transform), describe_plugin(transform)
-        return f"the decoder of {source.path} was trained on {own}, not on {found}"
+    own = config.transform
+    if describe_plugin(own) != describe_plugin(transform):
+        keys = [key for key, value in transform.options.items() if own.name == transform.name and own.options.get(key) != value]
+        both = ({"name": part.name} | {key: part.options.get(key) for key in keys} for part in (own, transform))
+        trained, found = (describe_plugin(Plugin.model_validate(part)) for part in both)
+        return f"the decoder of {source.path} was trained on {trained}, not on {found}"
     if size != source.spec.size:
         trained, found = (f"{width}x{height}" for height, width in (source.spec.size, size))
         return f"the decoder of {source.path} was trained on images of {trained} px, these are {found} px"
@@ -144,28 +133,17 @@ def why_no_decoder(source: Weights, transform: Plugin, size: Size) -> str | None
 
 
 def describe_plugin(plugin: Plugin) -> str:
-    """Format a plugin as `NAME (KEY=VALUE, ...)`."""
+    """Format a plugin as `NAME (KEY=VALUE, ...)`; text and the number that it spells are equal."""
     options = ", ".join(f"{key}={value}" for key, value in plugin.options.items())
     return f"{plugin.name} ({options})" if options else plugin.name
 
 
-def is_same_plugin(a: Plugin, b: Plugin) -> bool:
-    """Whether two plugins have one name and equal options; text compares equal to the number that it spells."""
-    return describe_plugin(a) == describe_plugin(b)
-
-
 def choose_images(prepared: PreparedImages, count: int | None) -> EvaluationImages:
-    """Choose held-out images, and for each of them up to four training images for the ridge.
-
-    Raises:
-        AvtError: for more images than the split has, or if none remain for the ridge.
-    """
-    data = prepared.data
+    """Choose held-out images, and for each of them up to four other training images for the ridge."""
+    data, dataset = prepared.data, prepared.dataset.name
     name, split = held_out_split(data)
     if count is not None and count > len(split):
-        raise AvtError(
-            f"--count {count} asks for more images than the {len(split)} of the {name} split of '{prepared.dataset.name}'."
-        )
+        raise AvtError(f"--count {count} asks for more images than the {len(split)} of the {name} split of '{dataset}'.")
     held_out = held_out_indices(data, count or COUNT)
     rest = torch.ones(len(data.train), dtype=torch.bool)
     if split is data.train:
@@ -173,7 +151,7 @@ def choose_images(prepared: PreparedImages, count: int | None) -> EvaluationImag
     left = rest.nonzero()[:, 0]
     if len(left) < 2:
         raise AvtError(
-            f"'{prepared.dataset.name}' has {len(data.train)} training images and no test images: {len(held_out)} held out "
+            f"'{dataset}' has {len(data.train)} training images and no test images: {len(held_out)} held out "
             "leave too few to fit the ridge on. Give a smaller --count."
         )
     return EvaluationImages(name, split, held_out, left[subset(len(left), FIT_PAIRS * len(held_out), "limit", len(left))])
@@ -184,10 +162,3 @@ def _run_family(source: Weights) -> TransformFamily:
     assert source.config is not None
     distribution = build_transform(source.config, source.spec.size)
     return distribution.family if isinstance(distribution, BankFamily) else distribution
-
-
-def _versions(images: Images, family: TransformFamily, size: Size, seed: int) -> TransformedPairs:
-    """Draw `BANK` pairs each of one image in `BANK`, rounded up."""
-    chosen = subset(len(images), -(-len(images) // BANK), seed, "retrieval images")
-    rows = chosen.repeat_interleave(BANK)
-    return TransformedPairs(images, rows, family, family.sample(len(rows), size, keyed_generator(seed, "retrieval")), size)

@@ -41,14 +41,6 @@ def measure_ridge(
     """Fit a ridge from both views' features to the normalised target, and measure it on held-out pairs.
 
     The penalty is chosen by pooled R2 on a tenth of the fitting pairs; then all of them are fitted.
-
-    Args:
-        encoder: in eval mode, on the context's device.
-        layer: the tap to read.
-        fit: pairs to fit on.
-        held_out: pairs to measure on.
-        name: the encoder's in the progress.
-        context: seed of the tenth, and receiver of the progress.
     """
     x = pair_features(encoder, layer, fit, task=f"{name}: fitting pairs", on_event=context.on_event)
     tenth = subset(len(x), max(1, round(HELD_OUT * len(x))), context.seed, "ridge held out")
@@ -59,25 +51,17 @@ def measure_ridge(
 
 @torch.no_grad()
 def pair_features(encoder: Encoder, layer: str, pairs: TransformedPairs, *, task: str, on_event: OnEvent) -> Tensor:
-    """Concatenate the features of both views; maps are average-pooled to at most 4 x 4 and flattened.
+    """Concatenate the features of both views, (n, 2 d) float32; maps are average-pooled to at most 4 x 4 and flattened.
 
-    Returns:
-        (n, 2 d), float32, in host memory, or memory-mapped where they exceed its share.
-
-    Raises:
-        AvtError: if they fit neither in memory nor on disk.
+    They are in host memory, or memory-mapped where they exceed its share.
     """
     out, first = torch.empty(0), 0
     for views in read_pairs(pairs, task=task, on_event=on_event):
-        block = torch.cat([_vectors(encoder, layer, view) for view in views], 1).float().cpu()
+        taps = (encoder.features(encoder.normalise(view), [layer])[layer] for view in views)
+        block = torch.cat([pool_features(tap, "avg", POOL_SIZE).flatten(1) for tap in taps], 1).float().cpu()
         if not first:
             shape = len(pairs.rows), block.shape[1]
             out = allocate(shape, choose_storage(4 * prod(shape), advice="Give a smaller --count or another --layer"))
         out[first : first + len(block)] = block
         first += len(block)
     return out
-
-
-def _vectors(encoder: Encoder, layer: str, images: Tensor) -> Tensor:
-    tap = encoder.features(encoder.normalise(images), [layer])[layer]
-    return pool_features(tap, "avg", POOL_SIZE).flatten(1)

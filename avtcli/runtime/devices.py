@@ -14,11 +14,7 @@ from avtcli.errors import AvtError
 
 
 def choose_device(name: str) -> str:
-    """Resolve auto, cpu, cuda or mps.
-
-    Raises:
-        AvtError: if the device is not available.
-    """
+    """Resolve auto, cpu, cuda or mps; an `AvtError` lists the devices where it is not available."""
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, present in has.items() if present)
@@ -39,11 +35,7 @@ def _keep_freed_memory() -> None:
 
 
 def choose_precision(name: str, device: str) -> str:
-    """Resolve auto, fp32, bf16 or fp16 for a device.
-
-    Raises:
-        AvtError: if the device does not support it.
-    """
+    """Resolve auto, fp32, bf16 or fp16; an `AvtError` refuses what the device does not support."""
     if name == "auto":
         return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     if name == "fp16" and device == "cpu":
@@ -54,23 +46,15 @@ def choose_precision(name: str, device: str) -> str:
 
 
 def build_accelerator(device: str, precision: str) -> Accelerator:
-    """Build the accelerator of this process, one of WORLD_SIZE.
-
-    Raises:
-        AvtError: if the number of connected processes differs from WORLD_SIZE.
-    """
+    """Build the accelerator of this process, one of WORLD_SIZE, which must all be connected."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         AcceleratorState._reset_state(True)  # global state: discard that of an earlier run in this process
-    accelerator = Accelerator(
-        cpu=device == "cpu",
-        mixed_precision="no" if precision == "fp32" else precision,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=5))],
-    )
-    if accelerator.num_processes != world:
-        raise AvtError(
-            f"{world} processes were started and {accelerator.num_processes} connected: give --device to all of them."
-        )
+    handlers, mixed = [InitProcessGroupKwargs(timeout=timedelta(minutes=5))], "no" if precision == "fp32" else precision
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=handlers)
+    found = accelerator.num_processes
+    if found != world:
+        raise AvtError(f"{world} processes were started and {found} connected: give --device to all of them.")
     return accelerator
 
 

@@ -16,14 +16,7 @@ from avtcli import registry
 def describe_environment(
     *, device: str, processes: int, plugins: list[tuple[str, str]], data_fingerprint: str
 ) -> dict[str, Any]:
-    """Describe machine, versions and plugins.
-
-    Args:
-        device: description of the compute device.
-        processes: processes of the run.
-        plugins: (kind, name) of those in use.
-        data_fingerprint: that of the data set.
-    """
+    """Describe machine, versions and the plugins in use, (kind, name) each."""
     packages = ("avtcli", "torch", "torchvision", "timm", "accelerate", "safetensors", "numpy")
     infos = [registry.info(kind, name) for kind, name in plugins]
     return {

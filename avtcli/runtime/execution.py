@@ -17,12 +17,7 @@ Net = TypeVar("Net", bound=nn.Module)
 
 @dataclass(frozen=True)
 class ExecutionDefaults:
-    """Default settings of one class of device.
-
-    Attributes:
-        channels_last: whether convolutions use the channels-last memory format; see `to_channels_last`.
-        fused: whether the optimiser is fused.
-    """
+    """Defaults of one class of device: channels-last memory format, see `to_channels_last`, and fused optimiser."""
 
     channels_last: bool
     fused: bool
@@ -37,23 +32,14 @@ EXECUTION_DEFAULTS: Final = {
 
 
 def resolve_execution(config: PretrainConfig, device: str) -> PretrainConfig:
-    """Fill in the execution settings that are not stated, for device cpu, cuda or mps; compilation is off unless requested.
-
-    Raises:
-        AvtError: if compilation is requested on a CPU and there is no C++ compiler.
-    """
+    """Fill in the execution settings that are not stated, for device cpu, cuda or mps; compilation is off unless requested."""
     if config.compile and device == "cpu" and not _has_compiler():
         raise AvtError("--compile needs a C++ compiler, and there is no g++ or clang++ here: install one, or leave it out.")
-    compiled = bool(config.compile)
-    # Inductor chooses its own layout on a CPU, and channels-last weights slow it down
-    last = EXECUTION_DEFAULTS[device].channels_last and not (compiled and device == "cpu")
-    return config.model_copy(
-        update={
-            "compile": compiled,
-            "channels_last": last if config.channels_last is None else config.channels_last,
-            "optimizer": choose_fused(config.optimizer, device),
-        }
-    )
+    compiled, last = bool(config.compile), config.channels_last
+    if last is None:  # Inductor chooses its own layout on a CPU, and channels-last weights slow it down
+        last = EXECUTION_DEFAULTS[device].channels_last and not (compiled and device == "cpu")
+    optimizer = choose_fused(config.optimizer, device)
+    return config.model_copy(update={"compile": compiled, "channels_last": last, "optimizer": optimizer})
 
 
 def choose_fused(optimizer: Optimizer, device: str) -> Optimizer:
@@ -65,10 +51,10 @@ def choose_fused(optimizer: Optimizer, device: str) -> Optimizer:
 
 def prepare_for_inference(net: Net, device: torch.device) -> Net:
     """Move a network to a device, in the memory format that training uses there."""
-    on_device = net.to(device)
+    net.to(device)
     if EXECUTION_DEFAULTS[device.type].channels_last:
-        to_channels_last(on_device)
-    return on_device
+        to_channels_last(net)
+    return net
 
 
 def to_channels_last(net: nn.Module) -> None:

@@ -8,10 +8,7 @@ from torch import Tensor
 
 
 def launch(processes: int, args: list[str]) -> int:
-    """Run `avt ARGS` in several processes that share one process group; return the exit code.
-
-    A process that ends by signal n gives 128 + n.
-    """
+    """Run `avt ARGS` in several processes that share one process group; return the exit code, 128 + n after signal n."""
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -41,14 +38,7 @@ def launch(processes: int, args: list[str]) -> int:
 def gather_batch(rows: Tensor, count: int) -> Tensor:
     """Gather the rows of all processes in the order of the whole batch; gradients flow back to each process's own rows.
 
-    Process r of W holds the rows r, r + W, r + 2 W and so on of the batch.
-
-    Args:
-        rows: this process's, (B, ...).
-        count: rows of the whole batch.
-
-    Returns:
-        (count, ...).
+    Process r of W holds the rows r, r + W, r + 2 W and so on, (B, ...), of the `count` rows of the batch.
     """
     from torch.distributed.nn.functional import all_gather
 

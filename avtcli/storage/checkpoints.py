@@ -32,14 +32,7 @@ _FILES: Final = ("model.safetensors", "state.safetensors", "state.json")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Content of a checkpoint.
-
-    Attributes:
-        folder: its path.
-        model: the model's tensors by name.
-        state: the optimiser's tensors by name.
-        about: step, settings and other JSON values.
-    """
+    """Content of a checkpoint: the tensors of model and optimiser by name, and step, settings and other JSON values."""
 
     folder: Path
     model: dict[str, Tensor]
@@ -62,14 +55,7 @@ def list_checkpoints(root: Path) -> list[Path]:
 def save_checkpoint(
     root: Path, step: int, *, model: dict[str, Tensor], state: dict[str, Tensor], about: dict[str, Any]
 ) -> Path:
-    """Write a checkpoint and delete all but the newest two.
-
-    Args:
-        root: the run's checkpoints folder; it must exist.
-        step: completed optimiser steps; an existing checkpoint of this step is kept.
-        model: the model's tensors.
-        state: the optimiser's tensors.
-        about: JSON values.
+    """Write a checkpoint, unless there is one of this step, and delete all but the newest two.
 
     Raises:
         RunFailedError: if writing fails; earlier checkpoints stay intact.
@@ -118,12 +104,11 @@ def clear_leftovers(root: Path) -> None:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint and verify every byte.
-
-    Raises:
-        AvtError: naming the first file that is missing, truncated, changed or of another format.
-    """
-    manifest = _read_manifest(folder / "manifest.json")
+    """Read a checkpoint and verify every byte; an `AvtError` names the first file that is damaged or of another format."""
+    try:
+        manifest = dict(json.loads(_read(folder / "manifest.json")))
+    except (TypeError, ValueError) as error:
+        raise AvtError(f"{folder / 'manifest.json'} is no JSON object: {error}. The checkpoint is damaged.") from error
     blobs = dict[str, bytes]()
     for name in _FILES:
         path, blob = folder / name, _read(folder / name)  # parsed from the bytes that were hashed
@@ -143,11 +128,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def load_newest(root: Path, *, on_event: OnEvent = ignore) -> Checkpoint:
-    """Read the newest complete checkpoint; a notice reports each newer damaged one.
-
-    Raises:
-        AvtError: if none is complete.
-    """
+    """Read the newest complete checkpoint, else raise an `AvtError`; a notice reports each newer damaged one."""
     problems = []
     for folder in list_checkpoints(root):
         try:
@@ -164,13 +145,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise AvtError(f"{path} cannot be read: {error.strerror}. The checkpoint is incomplete.") from error
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_read(path))
-    except ValueError as error:
-        raise AvtError(f"{path} is no JSON: {error}. The checkpoint is damaged.") from error
-    if not isinstance(content, dict):
-        raise AvtError(f"{path} is no JSON object. The checkpoint is damaged.")
-    return content

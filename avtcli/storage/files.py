@@ -22,11 +22,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a new file and wait until it is on disk. The mode follows the umask.
-
-    Raises:
-        FileExistsError: if the path exists.
-    """
+    """Write a file that does not exist and wait until it is on disk. The mode follows the umask."""
     with path.open("xb") as file:
         file.write(content)
         file.flush()
@@ -62,22 +58,14 @@ def from_metadata(blob: bytes) -> dict[str, Any] | None:
 
 
 def refuse_existing(path: Path, *, flag: str = "--out") -> None:
-    """Refuse to overwrite a path.
-
-    Raises:
-        AvtError: if the path exists, also as a dangling link.
-    """
+    """Raise an `AvtError` if a path exists, also as a dangling link."""
     if path.exists() or path.is_symlink():
         raise AvtError(f"{path} exists already and is not overwritten. Choose another {flag}, or move it away.")
 
 
 @contextlib.contextmanager
 def disk_errors_explained(path: Path) -> Iterator[None]:
-    """Turn an OSError into a message with the path and the cause.
-
-    Raises:
-        RunFailedError: instead of OSError.
-    """
+    """Turn an OSError into a `RunFailedError` with the path and the cause."""
     try:
         yield
     except OSError as error:

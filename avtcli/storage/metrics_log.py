@@ -1,7 +1,6 @@
 """The log of a run: metrics.jsonl, complete lines only."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,8 @@ class MetricsLog:
 
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Append lines with one write."""
-        with disk_errors_explained(self.path):
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                os.write(descriptor, _encode(lines))
-            finally:
-                os.close(descriptor)
+        with disk_errors_explained(self.path), self.path.open("ab", buffering=0) as file:
+            file.write(_encode(lines))
 
     def read(self) -> list[dict[str, Any]]:
         """All complete lines; none if there is no file."""

@@ -27,11 +27,7 @@ def is_run(path: Path) -> bool:
 
 
 def newest_run(root: Path = RUNS) -> Path:
-    """Return the run under `root` that was started last.
-
-    Raises:
-        AvtError: if there is none.
-    """
+    """Return the run under `root` that was started last, else raise an `AvtError`."""
     found = [path for path in root.iterdir() if is_run(path)] if root.is_dir() else []
     if not found:
         raise AvtError(f"There is no run under {root}. Name a run folder, or make one with `avt pretrain`.")
@@ -39,12 +35,7 @@ def newest_run(root: Path = RUNS) -> Path:
 
 
 def create_run(path: Path, config_toml: str, env: dict[str, Any]) -> None:
-    """Create a run folder with settings and environment.
-
-    Raises:
-        AvtError: if the folder exists.
-        RunFailedError: if writing fails.
-    """
+    """Create a run folder with settings and environment; an `AvtError` refuses a path that exists."""
     refuse_existing(path)
     with disk_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,20 +49,14 @@ def create_run(path: Path, config_toml: str, env: dict[str, Any]) -> None:
 
 
 def lock_run(path: Path) -> FileLock:
-    """Acquire the run's lock; the kernel releases it when the process ends.
-
-    Raises:
-        AvtError: if another process holds it.
-    """
+    """Acquire the run's lock, else raise an `AvtError`; the kernel releases it when the process ends."""
     lock = FileLock(path / "lock", blocking=False)
     try:
         lock.acquire()
     except Timeout:
-        holder = read_env(path)
-        raise AvtError(
-            f"{path} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}. "
-            "Wait for it, or choose another --out."
-        ) from None
+        env = read_env(path)
+        holder = f"process {env.get('pid', '?')} on {env.get('host', '?')}"
+        raise AvtError(f"{path} is in use by {holder}. Wait for it, or choose another --out.") from None
     return lock
 
 

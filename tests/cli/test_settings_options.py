@@ -16,7 +16,7 @@ from avtcli.config.pretrain_config import PretrainConfig
 class Settings(Frozen):
     """One field of each sort."""
 
-    count: Annotated[int, Flag("Data", metavar="N", may_change_on_resume=True)] = Field(default=3, gt=0)
+    count: Annotated[int, Flag("Data", metavar="N", on_resume=True)] = Field(default=3, gt=0)
     """Number of images."""
     rate: Annotated[float | None, Flag("Optimisation")] = Field(default=None, gt=0, le=1)
     """Learning rate."""
@@ -85,19 +85,15 @@ def test_the_help_shows_description_bounds_and_default(run: Any) -> None:
 def test_every_setting_of_pretraining_is_described_in_its_help() -> None:
     described = {p.name: p.help for p in load_command("pretrain").params}
 
-    assert flags_of(PretrainConfig).keys() <= described.keys()
-    assert all(
-        described[name].startswith(str(PretrainConfig.model_fields[name].description)) for name in flags_of(PretrainConfig)
-    )
+    for name in flags_of(PretrainConfig):
+        assert described[name].startswith(str(PretrainConfig.model_fields[name].description))
 
 
 def test_what_may_change_on_resume_changes_no_result() -> None:
-    may_change = {name for name, flag in flags_of(PretrainConfig).items() if flag.may_change_on_resume}
+    may_change = {name for name, flag in flags_of(PretrainConfig).items() if flag.on_resume}
 
-    assert may_change == {
-        *("max_steps", "data_dir", "workers", "device", "precision", "compile", "save_every", "eval_every"),
-        *("stop_on_collapse", "trackers"),
-    }
+    kept = "max_steps data_dir workers device precision compile save_every eval_every stop_on_collapse trackers"
+    assert may_change == set(kept.split())
 
 
 def test_component_kinds_are_the_tables_of_the_settings() -> None:

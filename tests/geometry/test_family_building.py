@@ -12,7 +12,7 @@ from tests.support import run_tiny
 
 
 def family(name: str, *options: str):
-    return build_family(name, options_from_texts(list(options)).get("transform", {}))
+    return build_family(name, options_from_texts(list(options), kinds=["transform"]).get("transform", {}))
 
 
 def test_a_sum_has_the_components_of_its_parts_and_takes_their_options() -> None:

@@ -65,7 +65,7 @@ def test_options_go_over_those_of_a_recipe_and_leave_with_its_head() -> None:
 
     assert (published.options, other.options, over.options) == ({"conv_first": ["conv4"]}, {}, {"conv_first": "conv5"})
     assert (plain.name, resolve_probe({}, recipe="cifar10-mlp2").head.name) == ("knn", "mlp2")
-    assert resolve_probe(options_from_texts([]), recipe=None).head.name == "linear"
+    assert resolve_probe({}, recipe=None).head.name == "linear"
 
 
 @pytest.mark.parametrize(

@@ -40,16 +40,17 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
         resolve_execution(PretrainConfig(compile=True), "cpu")
 
 
-def test_a_run_stores_its_resolved_execution_settings(tmp_path: Path) -> None:
-    run = run_tiny(tmp_path / "run", max_steps=1)
-    kept = tomllib.loads((run / "config.toml").read_text())
+def test_a_run_reports_and_stores_its_settings_and_contiguous_tensors(tmp_path: Path) -> None:
+    events: list[Any] = []
+    run = run_tiny(tmp_path / "run", max_steps=1, on_event=events.append)
+    stored = tomllib.loads((run / "config.toml").read_text())
+    facts = next(dict(e.facts) for e in events if hasattr(e, "facts"))
+    checkpoint = load_newest(run / "checkpoints")
 
-    assert (kept["precision"], kept["channels_last"], kept["compile"], kept["optimizer"]["fused"]) == (
-        "fp32",
-        True,
-        False,
-        True,
-    )
+    assert (stored["precision"], stored["channels_last"], stored["compile"]) == ("fp32", True, False)
+    assert stored["optimizer"]["fused"]
+    assert facts["device"].endswith("fp32, channels last, fused optimiser")
+    assert all(t.is_contiguous() for t in [*checkpoint.model.values(), *checkpoint.state.values()])
 
 
 def losses(run: Path) -> list[float]:
@@ -77,10 +78,8 @@ def test_maps_are_channels_last_and_large_weights_contiguous_on_a_cpu(
     """One channel and three: the layout of a first weight with one channel is ambiguous."""
     write_cifar10(tmp_path)
     settings = {"dataset": {"name": dataset}, "data_dir": str(tmp_path), "backbone": {"name": backbone}, "device": "cpu"}
-    nets = [
-        build_training_setup(tiny_config(**settings, channels_last=way), on_event=ignore).net.encoder.eval()
-        for way in (True, False)
-    ]
+    configs = (tiny_config(**settings, channels_last=last) for last in (True, False))
+    nets = [build_training_setup(config, on_event=ignore).net.encoder.eval() for config in configs]
     x = torch.randn(2, nets[0].pixel_mean.numel(), 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         last, plain = (net.features(x, [layer])[layer] for net in nets)
@@ -108,9 +107,7 @@ def test_bf16_changes_the_losses_within_its_precision(tmp_path: Path, monkeypatc
 
 def test_bf16_on_a_cpu_without_bf16_instructions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    with pytest.raises(
-        AvtError, match=r"This CPU has no bf16 arithmetic, so bf16 would be many times slower\. Choose --precision fp32\."
-    ):
+    with pytest.raises(AvtError, match=r"This CPU has no bf16 arithmetic, .* slower\. Choose --precision fp32\."):
         run_tiny(tmp_path / "run", device="cpu", precision="bf16")
     assert not (tmp_path / "run").exists()
 
@@ -146,17 +143,3 @@ def test_a_fused_optimiser_resumes_exactly_from_contiguous_state(name: str) -> N
     assert any(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in continuous.parameters())
     for (key, a), b in zip(continuous.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
-
-
-def test_a_checkpoint_holds_contiguous_tensors(tmp_path: Path) -> None:
-    checkpoint = load_newest(run_tiny(tmp_path / "run", max_steps=1) / "checkpoints", on_event=ignore)
-
-    assert all(t.is_contiguous() for t in [*checkpoint.model.values(), *checkpoint.state.values()])
-
-
-def test_execution_settings_are_reported_at_the_start(tmp_path: Path) -> None:
-    events: list[Any] = []
-    run_tiny(tmp_path / "run", max_steps=1, on_event=events.append)
-    facts = next(dict(e.facts) for e in events if hasattr(e, "facts"))
-
-    assert facts["device"].endswith("fp32, channels last, fused optimiser")

@@ -60,9 +60,6 @@ def test_the_newest_run_is_the_one_started_last(tmp_path: Path) -> None:
     (tmp_path / "no-run").mkdir()
 
     assert newest_run(tmp_path).name == "m"
-
-
-def test_without_a_run_the_message_names_the_command_that_makes_one(tmp_path: Path) -> None:
     with pytest.raises(AvtError, match=r"There is no run under .*make one with `avt pretrain`"):
         newest_run(tmp_path / "runs")
 
@@ -88,13 +85,8 @@ def test_metrics_are_cut_after_a_step_and_at_an_incomplete_line(tmp_path: Path) 
 
 
 def test_changes_of_the_environment_are_listed() -> None:
-    now = {
-        "device": "cpu",
-        "processes": 1,
-        "threads": 2,
-        "cpu_capability": "AVX2",
-        "versions": {"torch": "2", "avtcli": "1", "timm": "9"},
-    }
+    versions = {"torch": "2", "avtcli": "1", "timm": "9"}
+    now = {"device": "cpu", "processes": 1, "threads": 2, "cpu_capability": "AVX2", "versions": versions}
     before = {**now, "threads": 1, "versions": {"torch": "1", "avtcli": "1", "timm": "8"}}
 
     assert environment_changes(before, now) == ["threads was 1, is 2", "torch version was 1, is 2"]
