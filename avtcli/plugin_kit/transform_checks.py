@@ -1,77 +1,73 @@
-"""Conformance checks of transformation families: samples, targets, decoding, images and matrices."""
+"""Conformance checks of families of transformations: samples, targets and their inverse, images and matrices."""
 
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from avtcli.contracts import TransformFamily
+from avtcli import registry
+from avtcli.contracts import Size, TransformFamily
 from avtcli.geometry.warp import warp
-from avtcli.plugin_kit.checking import described, expect
+from avtcli.plugin_kit.checking import Trial, checks_of, described, expect, expect_tensor
 from avtcli.seeding import keyed_generator
 
-SIZES: Final = ((32, 32), (32, 48))
-"""(height, width): square and not square."""
-SAMPLES: Final = 64
-STATISTICS_SAMPLES: Final = 20_000
-STATISTICS_TOLERANCE: Final = 0.1
-"""Allowed distance of the mean from 0 and of the deviation from 1: over five times the sampling error."""
+SIZES: Final = ((32, 32), (32, 48))  # (height, width)
+DRAWS: Final = 64
+STATISTICS_DRAWS: Final = 20_000
+STATISTICS_TOLERANCE: Final = 0.1  # of the mean, expected to be 0, and of the standard deviation, expected to be 1
 LEVEL: Final = 1 / 255
 
 
-def _sampled(family: TransformFamily, size: tuple[int, int], n: int = SAMPLES) -> Tensor:
+def trial(spec: str) -> Trial:
+    """Build a family for its checks."""
+    return CHECKS, registry.build("transform", spec, {})
+
+
+def _drawn(family: TransformFamily, size: Size, n: int = DRAWS) -> Tensor:
     return family.sample(n, size, keyed_generator("conformance draw"))
 
 
-def _images(n: int, channels: int, size: tuple[int, int]) -> Tensor:
-    """Smooth images (n, C, H, W) in [0, 1], so that the kind of interpolation matters little."""
+def _images(n: int, channels: int, size: Size) -> Tensor:
+    """Smooth images in [0, 1], which another interpolation changes little: (n, C, H, W)."""
     coarse = torch.rand(n, channels, 4, 4, generator=keyed_generator("conformance images"))
     return torch.nn.functional.interpolate(coarse, size, mode="bilinear", align_corners=False)
 
 
-def target_components_have_names_and_units(family: TransformFamily) -> str:
-    """`kind` is set, and `names` and `units` have one entry per component of the target."""
+def the_values_of_a_target_have_names_and_units(family: TransformFamily) -> str:
+    """`kind`, `names` and `units` are set."""
     expect(family.kind in ("geometric", "photometric", "mixed"), f"kind is {family.kind!r}, expected geometric or photometric")
-    expect(0 < family.dof == len(set(family.names)), f"names needs one name per component of the target, found {family.names}")
-    expect(len(family.units) == family.dof, f"{family.dof} names have {len(family.units)} units, expected one per name")
+    expect(0 < family.dof == len(set(family.names)), f"names needs one for each value of the target, found {family.names}")
+    expect(len(family.units) == family.dof, f"{family.dof} names have {len(family.units)} units, expected one each")
     return ", ".join(family.names)
 
 
 def one_seed_gives_one_sample(family: TransformFamily) -> str:
-    """Parameters are (n, k), float64 and finite, and depend on the given generator alone."""
+    """Parameters are (n, k), float64 and finite, and determined by the given generator."""
     for size in SIZES:
         before = torch.get_rng_state()
-        first, second = _sampled(family, size), _sampled(family, size)
-        expect(torch.equal(before, torch.get_rng_state()), "sample used torch's global generator, expected the given one")
-        expect(torch.equal(first, second), "one seed gave two samples: use the given generator, and no other")
-        expect(
-            first.ndim == 2 and len(first) == SAMPLES and first.dtype == torch.float64 and bool(first.isfinite().all()),
-            f"sample({SAMPLES}) gave {described(first)}, expected ({SAMPLES}, k) float64",
-        )
+        first, second = _drawn(family, size), _drawn(family, size)
+        expect(torch.equal(before, torch.get_rng_state()), "sample used torch's own generator, expected the given one")
+        expect(torch.equal(first, second), "one seed gave two samples: use the generator given to sample, and no other")
+        fine = first.ndim == 2 and len(first) == DRAWS and first.dtype == torch.float64 and bool(first.isfinite().all())
+        expect(fine, f"sample({DRAWS}) gave {described(first)}, expected ({DRAWS}, k) float64")
         expect(first.device.type == "cpu", f"sample gave parameters on {first.device}, expected the CPU")
     return f"k = {first.shape[1]}"
 
 
 def targets_have_the_stated_statistics(family: TransformFamily) -> str:
-    """Targets of samples have about mean 0 and deviation 1; a constant component may have deviation 0."""
+    """Under its distribution a target has mean 0 and standard deviation 1; a constant value has deviation 0."""
     worst = [0.0, 0.0]
     for size in SIZES:
-        for what, values in zip(("mean", "deviation"), family.statistics(size), strict=True):
-            expect(
-                values.shape == (family.dof,) and values.dtype == torch.float64 and bool(values.isfinite().all()),
-                f"the {what} is {described(values)}, expected ({family.dof},) float64",
-            )
-        target = family.target(_sampled(family, size, STATISTICS_SAMPLES), size)
-        expect(
-            target.shape == (STATISTICS_SAMPLES, family.dof),
-            f"target gave {tuple(target.shape)}, expected {(STATISTICS_SAMPLES, family.dof)}",
-        )
+        for what, figure in zip(("mean", "deviation"), family.statistics(size), strict=True):
+            expect_tensor(f"the {what}", figure, (family.dof,), torch.float64)
+        target = family.target(_drawn(family, size, STATISTICS_DRAWS), size)
+        expect_tensor("the target", target, (STATISTICS_DRAWS, family.dof))
         mean, std = target.mean(0), target.std(0)
         off = [mean.abs(), torch.where(std < 1e-6, 0.0, (std - 1).abs())]
         for i, name in enumerate(family.names):
             expect(
                 max(float(o[i]) for o in off) < STATISTICS_TOLERANCE,
-                f"over {STATISTICS_SAMPLES} samples at {size[0]}x{size[1]} px the target {name} has mean {mean[i]:.3g} and "
+                f"over {STATISTICS_DRAWS} draws at {size[0]}x{size[1]} px, {name} of the target has mean {mean[i]:.3g} and "
                 f"deviation {std[i]:.3g}, expected about 0 and 1: correct statistics",
             )
         worst = [max(w, float(o.max())) for w, o in zip(worst, off, strict=True)]
@@ -79,89 +75,74 @@ def targets_have_the_stated_statistics(family: TransformFamily) -> str:
 
 
 def decoding_is_the_inverse(family: TransformFamily) -> str:
-    """A decoded target gives the same target and the same warp."""
+    """A decoded target gives the same target, and the same warp."""
     for size in SIZES:
-        parameters = _sampled(family, size)
+        parameters = _drawn(family, size)
         target = family.target(parameters, size)
         decoded = family.decode(target, size)
-        expect(decoded.shape == parameters.shape, f"decode gave {tuple(decoded.shape)}, expected {tuple(parameters.shape)}")
+        expect_tensor("the decoded target", decoded, tuple(parameters.shape))
         off = float((family.target(decoded, size) - target).abs().max())
         expect(off < 1e-6, f"target(decode(target)) is off by {off:.2g}, expected the target itself")
         if family.kind == "geometric":
-            difference = family.in_from_out(decoded, size) - family.in_from_out(parameters, size)
-            expect(float(difference.abs().max()) < 1e-6 * max(size), "decode gives parameters of another warp")
+            transformed = family.in_from_out(decoded, size) - family.in_from_out(parameters, size)
+            expect(float(transformed.abs().max()) < 1e-6 * max(size), "decode gives parameters of another warp")
     return f"off by {off:.1g}"
 
 
-def decoding_has_finite_gradients(family: TransformFamily) -> str:
-    """Decoding is differentiable for arbitrary predictions in float32."""
+def decoding_has_finite_gradients(family: TransformFamily) -> None:
+    """At a decoder's output near the target, in float32."""
     for size in SIZES:
-        target = family.target(_sampled(family, size), size).float()
-        predicted = (target + 0.1 * torch.randn(target.shape, generator=keyed_generator("decoder"))).requires_grad_()
-        family.decode(predicted, size).sum().backward()  # type: ignore[no-untyped-call]
-        finite = predicted.grad is not None and bool(predicted.grad.isfinite().all())
-        expect(finite, "decode has a gradient that is none, NaN or infinite")
-    return ""
+        target = family.target(_drawn(family, size), size).float()
+        output = (target + 0.1 * torch.randn(target.shape, generator=keyed_generator("decoder"))).requires_grad_()
+        family.decode(output, size).sum().backward()  # type: ignore[no-untyped-call]
+        fine = output.grad is not None and bool(output.grad.isfinite().all())
+        expect(fine, "the gradient of decode is none, NaN or infinite")
 
 
-def images_keep_their_shape_and_range(family: TransformFamily) -> str:
-    """Images of 1 or 3 channels keep shape, type and range [0, 1]; results are deterministic; the input is unchanged."""
+def images_keep_their_shape_and_range(family: TransformFamily) -> None:
+    """Float images of one or three channels stay in [0, 1]; equal parameters give equal results; the input is unchanged."""
     for size in SIZES:
         for channels in (1, 3):
-            images, parameters = _images(8, channels, size), _sampled(family, size, 8)
+            images, parameters = _images(8, channels, size), _drawn(family, size, 8)
             transformed = family.apply(images, parameters)
-            expect(
-                transformed.shape == images.shape and transformed.dtype == images.dtype,
-                f"apply made {described(transformed)} of {described(images)}, expected the same",
-            )
+            same = transformed.shape == images.shape and transformed.dtype == images.dtype
+            expect(same, f"apply made {described(transformed)} of {described(images)}, expected the same")
             low, high = float(transformed.min()), float(transformed.max())
             expect(-1e-6 <= low and high <= 1 + 1e-6, f"apply gave values from {low:.3g} to {high:.3g}, expected 0 to 1")
             expect(torch.equal(images, _images(8, channels, size)), "apply changed its input images")
             expect(torch.equal(transformed, family.apply(images, parameters)), "apply gave two results for the same parameters")
             alone = family.apply(images[:1], parameters[:1])
-            expect(
-                torch.allclose(alone, transformed[:1], atol=1.5 * LEVEL),
-                "the result for an image depends on its batch",
-            )
-    return ""
+            expect(torch.allclose(alone, transformed[:1], atol=1.5 * LEVEL), "apply to an image depends on its batch")
 
 
-def matrices_match_the_transformed_images(family: TransformFamily) -> str:
-    """`in_from_out` maps an output pixel to an input pixel; a photometric family has no matrix."""
+def its_matrices_transform_the_images(family: TransformFamily) -> str | None:
+    """`in_from_out` maps an output pixel to an input pixel; a photometric family has none."""
     if family.kind != "geometric":
         return "no matrix"
     for size in SIZES:
-        images, parameters = _images(8, 1, size), _sampled(family, size, 8)
+        images, parameters = _images(8, 1, size), _drawn(family, size, 8)
         matrices = family.in_from_out(parameters, size)
-        expect(matrices.shape == (8, 3, 3) and bool(matrices.isfinite().all()), f"in_from_out gave {described(matrices)}")
+        expect_tensor("in_from_out", matrices, (8, 3, 3))
         inside = warp(torch.ones_like(images), matrices, fill=0.0) == 1
         off = (family.apply(images, parameters) - warp(images, matrices))[inside].abs()
+        largest = float(off.max()) if off.numel() else 1.0
         expect(
-            off.numel() > 0 and float(off.max()) < 10 * LEVEL,
-            f"apply differs from a warp by in_from_out, by up to {float(off.max()) if off.numel() else 1:.2g} of the range: "
-            "in_from_out maps an output pixel (x, y, 1) to an input pixel, pixel centres at i + 0.5",
+            largest < 10 * LEVEL,
+            f"apply and in_from_out transform images differently, by up to {largest:.2g} of the range: in_from_out maps an "
+            "output pixel (x, y, 1) to an input pixel, pixel centres at i + 0.5",
         )
-    return ""
+    return None
 
 
-def classes_are_below_n_classes(family: TransformFamily) -> str:
-    """Classes, where there are any, are (n,) int64 in [0, n_classes)."""
+def its_classes_are_below_n_classes(family: TransformFamily) -> str:
+    """(n,) int64 from 0, for a family with classes."""
     if family.n_classes is None:
         return "no classes"
-    classes = family.classes(_sampled(family, SIZES[0]))
-    expect(classes.shape == (SAMPLES,) and classes.dtype == torch.int64, f"classes gave {described(classes)}")
+    classes = family.classes(_drawn(family, SIZES[0]))
+    expect_tensor("the tensor of classes", classes, (DRAWS,), torch.int64)
     low, high = int(classes.min()), int(classes.max())
-    expect(0 <= low and high < family.n_classes, f"classes are from {low} to {high}, expected 0 to {family.n_classes - 1}")
+    expect(0 <= low and high < family.n_classes, f"classes run from {low} to {high}, expected 0 to {family.n_classes - 1}")
     return f"{family.n_classes}"
 
 
-CHECKS: Final = (
-    target_components_have_names_and_units,
-    one_seed_gives_one_sample,
-    targets_have_the_stated_statistics,
-    decoding_is_the_inverse,
-    decoding_has_finite_gradients,
-    images_keep_their_shape_and_range,
-    matrices_match_the_transformed_images,
-    classes_are_below_n_classes,
-)
+CHECKS: Final = checks_of(TransformFamily, globals())
