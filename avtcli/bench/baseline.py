@@ -27,17 +27,12 @@ FloatArray = npt.NDArray[np.float64]
 Pair = tuple[Tensor, Tensor, Tensor]
 """Original and transformed image, normalised, and the normalised target; of one image or of a batch."""
 
-GREY = 128
-
 
 def sample_corners(side: int, rng: random.Random) -> list[tuple[float, float]]:
     """Sample the transformed corners of a square image, by the distribution of the release (its cifar/dataset.py).
 
     They are scaled about W/2 + 0.5 by U(0.8, 1.2), their order is rotated by a multiple of 90 degrees, and each coordinate is
-    shifted by an integer number of pixels, at most an eighth of the side.
-
-    Returns:
-        Four (x, y), pixels.
+    shifted by an integer number of pixels, at most an eighth of the side. Four (x, y), in pixels.
     """
     centre, largest = side / 2 + 0.5, side // 8
     scale, turn = rng.uniform(0.8, 1.2), rng.randrange(4)
@@ -51,13 +46,10 @@ def _corners(side: int) -> list[tuple[int, int]]:
 
 
 def solve_homography(transformed: Sequence[tuple[float, float]], side: int) -> FloatArray:
-    """Solve for Pillow's eight coefficients, which map the transformed corners (x, y) to the corners (u, v) of the image.
+    """Solve for Pillow's coefficients a to h, (8,), which map transformed corners (x, y) to corners (u, v) of the image.
 
     u = (a x + b y + c) / (g x + h y + 1) and v = (d x + e y + f) / (g x + h y + 1), multiplied out: two rows per corner. As
     in the release by the normal equations, (A'A)^-1 A' times the corners, though A is square.
-
-    Returns:
-        (8,), a to h.
     """
     rows, right = [], []
     for (x, y), (u, v) in zip(transformed, _corners(side), strict=True):
@@ -81,14 +73,14 @@ def to_pillow(pixels: Tensor) -> Image.Image:
 
 
 def from_pillow(image: Image.Image) -> Tensor:
-    """Convert to float32 (C, H, W) in [0, 1], by torchvision's ToTensor."""
+    """Convert to float32 (C, H, W) in [0, 1]."""
     tensor: Tensor = image_transforms.to_tensor(image)
     return tensor
 
 
 def warp_image(image: Image.Image, coefficients: FloatArray) -> Image.Image:
     """Warp by Pillow's PERSPECTIVE, bilinearly, grey outside."""
-    fill = GREY if image.mode == "L" else (GREY,) * 3
+    fill = 128 if image.mode == "L" else (128,) * 3
     method, resampling = Image.Transform.PERSPECTIVE, Image.Resampling.BILINEAR
     return image.transform(image.size, method, coefficients.tolist(), resampling, fillcolor=fill)
 
@@ -104,12 +96,8 @@ def crop_and_flip(image: Image.Image, *, top: int, left: int, flipped: bool, pad
 class PairDataset(Dataset[Pair]):
     """Pairs made item by item: padded, cropped, flipped, transformed, normalised.
 
-    Attributes:
-        images: uint8 (n, C, side, side).
-        padding: black pixels around an image before the crop.
-        mean, std: of each channel of images in [0, 1].
-        target_mean, target_std: of the eight coefficients.
-        seed: of all random values; those of an item depend on its index too.
+    `images` is uint8 (n, C, side, side); `mean` and `std` are those of its channels in [0, 1], `target_mean` and `target_std`
+    of the eight coefficients. The random values of an item depend on the seed and its index.
     """
 
     images: Tensor
@@ -124,7 +112,6 @@ class PairDataset(Dataset[Pair]):
         return len(self.images)
 
     def __getitem__(self, i: int) -> Pair:
-        """Make pair i."""
         rng, side = random.Random(f"{self.seed}/{i}"), self.images.shape[-1]
         top, left = rng.randint(0, 2 * self.padding), rng.randint(0, 2 * self.padding)
         image = crop_and_flip(to_pillow(self.images[i]), top=top, left=left, flipped=rng.random() < 0.5, padding=self.padding)
@@ -137,10 +124,8 @@ class PairDataset(Dataset[Pair]):
 
 def pair_batches(pairs: PairDataset, *, batch_size: int, workers: int) -> Iterator[Pair]:
     """Yield batches of shuffled pairs without end, read ahead by worker processes."""
-    generator = keyed_generator(pairs.seed, "order")
-    loader = DataLoader(
-        pairs, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0, generator=generator
-    )
+    order = keyed_generator(pairs.seed, "order")
+    loader = DataLoader(pairs, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0, generator=order)
     handler = signal.getsignal(signal.SIGCHLD)
     try:
         while True:
@@ -171,44 +156,25 @@ def gaussian_loss(mean: Tensor, raw: Tensor, target: Tensor) -> Tensor:
 
 
 def train_step(net: SiameseModel, optimizer: torch.optim.Optimizer, pair: Pair, noise: Sequence[Tensor | None]) -> float:
-    """Take one eager step in float32: the network runs on one view, then on the other, and the loss is read at once.
+    """Take one eager step in float32, and return the loss: the network, in train mode, runs on one view, then on the other.
 
-    Args:
-        net: in train mode.
-        optimizer: over its parameters.
-        pair: of a batch, on the network's device.
-        noise: eps of the codes of both views.
-
-    Returns:
-        The loss.
+    `noise` holds the eps of the codes of both views.
     """
     optimizer.zero_grad()
     codes = torch.cat([net.encoder.encode(view, eps)[0] for view, eps in zip(pair[:2], noise, strict=True)], dim=1)
-    mean_head, log_var_head = decoder_heads(net)
-    loss = gaussian_loss(mean_head(codes), log_var_head(codes), pair[2])
+    mean, raw = (head(codes) for head in decoder_heads(net))
+    loss = gaussian_loss(mean, raw, pair[2])
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return loss.item()
 
 
 def probe_epoch(
-    encoder: Encoder,
-    layer: str,
-    head: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Sequence[tuple[Tensor, Tensor]],
+    encoder: Encoder, layer: str, head: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[tuple[Tensor, Tensor]]
 ) -> list[float]:
-    """Train a head for an epoch on 4x4 max-pooled features, forwarding every image through the frozen encoder.
+    """Train a head for an epoch on 4x4 max-pooled features, and return the loss of each step.
 
-    Args:
-        encoder: in eval mode.
-        layer: the tap that the head reads.
-        head: in train mode.
-        optimizer: over the head's parameters.
-        batches: images (B, C, H, W) uint8 and labels (B,), on the encoder's device.
-
-    Returns:
-        The loss of each step.
+    Every image is forwarded through the frozen encoder. Batches are images (B, C, H, W) uint8 and labels (B,), on its device.
     """
     losses = []
     for images, labels in batches:

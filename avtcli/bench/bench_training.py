@@ -4,7 +4,6 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from itertools import count
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -22,7 +21,6 @@ from avtcli.training.step import Trainer, build_noise
 from avtcli.training.training_setup import TrainingSetup, build_training_setup
 
 Step = Callable[[baseline.Pair], None]
-BUNDLED_IMAGES: Final = 2_000
 
 
 def build_bench_setup(config: BenchConfig, *, images: int, batch_size: int) -> TrainingSetup:
@@ -45,7 +43,7 @@ def build_bench_setup(config: BenchConfig, *, images: int, batch_size: int) -> T
     return build_training_setup(resolve(settings, recipe="cifar10-nin"), on_event=ignore)
 
 
-def resident_images(setup: TrainingSetup) -> ResidentImages:
+def our_images(setup: TrainingSetup) -> ResidentImages:
     """The setup's training images on its device."""
     return ResidentImages(setup.data.train, setup.indices, device=setup.accelerator.device, shorter=setup.config.augment.resize)
 
@@ -78,8 +76,7 @@ def baseline_step(setup: TrainingSetup, losses: list[float]) -> Step:
     optimizer, noise, steps = baseline.build_optimizer(net), build_noise(setup), count()
 
     def step(pair: baseline.Pair) -> None:
-        index = next(steps)
-        set_rates(optimizer, setup.config, index, setup.steps_per_epoch)
+        set_rates(optimizer, setup.config, index := next(steps), setup.steps_per_epoch)
         losses.append(baseline.train_step(net, optimizer, pair, noise(index, len(pair[2]))))
 
     return step
@@ -87,16 +84,9 @@ def baseline_step(setup: TrainingSetup, losses: list[float]) -> Step:
 
 def baseline_pairs(setup: TrainingSetup, images: Tensor, *, batch_size: int, workers: int) -> Iterator[baseline.Pair]:
     """Yield batches of the setup's pairs without end, made item by item and moved to its device."""
-    mean, std = setup.family.statistics(setup.size)
-    dataset = baseline.PairDataset(
-        images.cpu(),
-        padding=setup.config.augment.padding,
-        mean=setup.data.mean,
-        std=setup.data.std,
-        target_mean=mean.tolist(),
-        target_std=std.tolist(),
-        seed=setup.config.seed,
-    )
+    target_mean, target_std = (values.tolist() for values in setup.family.statistics(setup.size))
+    padding, data = setup.config.augment.padding, setup.data
+    dataset = baseline.PairDataset(images.cpu(), padding, data.mean, data.std, target_mean, target_std, setup.config.seed)
     for pair in baseline.pair_batches(dataset, batch_size=batch_size, workers=workers):
         original, transformed, target = (part.to(setup.accelerator.device) for part in pair)
         yield original, transformed, target

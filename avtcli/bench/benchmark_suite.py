@@ -3,38 +3,22 @@
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from avtcli.bench.benchmark_timing import BenchConfig, Benchmark, Comparison, compare
-from avtcli.bench.data_benchmarks import measure_homographies, measure_pairs, measure_warp
-from avtcli.bench.probe_benchmarks import measure_probe
-from avtcli.bench.step_benchmarks import measure_loop, measure_step
+from avtcli.bench.benchmark_timing import BenchConfig, Comparison, compare
+from avtcli.bench.benchmarks import BENCHMARKS
 from avtcli.errors import AvtError, nearest
 from avtcli.events import OnEvent, Progress
 from avtcli.runtime.devices import build_accelerator, choose_precision, describe_device
 from avtcli.runtime.environment import describe_environment
 
-BENCHMARKS: Final[dict[str, Callable[[BenchConfig], Benchmark]]] = {
-    "homographies": measure_homographies,
-    "warp-224": measure_warp,
-    "pairs": measure_pairs,
-    "step": measure_step,
-    "loop": measure_loop,
-    "probe": measure_probe,
-}
-"""The benchmarks by name, in the order that they run in."""
-
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What `avt bench` reports.
-
-    `commit` is that of the checkout that the code runs from, with `-dirty` where it was changed, or none outside a checkout;
-    `environment` has the fields of a run's env.json.
-    """
+    """What `avt bench` reports; `environment` has the fields of a run's env.json."""
 
     commit: str | None
     environment: dict[str, Any]
@@ -45,22 +29,15 @@ class BenchResult:
 
 
 def bench(config: BenchConfig, *, only: Sequence[str] = (), rounds: int, on_event: OnEvent) -> BenchResult:
-    """Run benchmarks.
-
-    Args:
-        config: device, network and size of the work.
-        only: names of `BENCHMARKS`; empty means all.
-        rounds: how often each side of a benchmark is timed.
-        on_event: receives the progress.
+    """Run the benchmarks named by `only`, or all, and time each side of them `rounds` times.
 
     Raises:
         AvtError: for an unknown benchmark, or a precision that the device does not support.
     """
     names, device = check_names(only), config.device
     accelerator = build_accelerator(device.type, choose_precision(config.precision, device.type))
-    environment = describe_environment(
-        device=describe_device(accelerator), processes=1, plugins=[], data_fingerprint="embedded"
-    )
+    used = describe_device(accelerator)
+    environment = describe_environment(device=used, processes=1, plugins=[], data_fingerprint="embedded")
     comparisons = []
     for index, name in enumerate(names):
         on_event(Progress("benchmarking", index, len(names), "benchmarks", name))
@@ -70,11 +47,7 @@ def bench(config: BenchConfig, *, only: Sequence[str] = (), rounds: int, on_even
 
 
 def check_names(only: Sequence[str]) -> list[str]:
-    """Return the benchmarks to run: all, or the named ones in the order of `BENCHMARKS`.
-
-    Raises:
-        AvtError: for an unknown name.
-    """
+    """Return the benchmarks to run: all, or the named ones in the order of `BENCHMARKS`."""
     for name in only:
         if name not in BENCHMARKS:
             raise AvtError(f"No benchmark is called '{name}'. {nearest(name, BENCHMARKS)}Known: {', '.join(BENCHMARKS)}.")
@@ -82,7 +55,7 @@ def check_names(only: Sequence[str]) -> list[str]:
 
 
 def commit_of_checkout() -> str | None:
-    """The commit of the git checkout that holds this file; none outside a checkout or without git."""
+    """The commit of the git checkout that holds this file, `-dirty` where it was changed; none outside one or without git."""
     here = Path(__file__)
     in_git = ["git", "-C", str(here.parent)]
     commands = (["ls-files", "--error-unmatch", here.name], ["describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"])
@@ -95,8 +68,6 @@ def commit_of_checkout() -> str | None:
 
 def cpu_name() -> str:
     """The processor's model name on Linux, elsewhere its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

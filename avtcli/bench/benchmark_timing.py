@@ -11,24 +11,16 @@ import torch
 from avtcli.config.components import Plugin
 
 NIN: Final = Plugin(name="nin")
-GPU_WORK: Final = {"batch_size": 512, "steps": 20, "warp_images": 512, "matmul_side": 8_192}
-"""How much each round does on a GPU, where more is needed to fill it."""
+GPU_WORK: Final = {"batch_size": 512, "steps": 20, "warp_images": 512, "matmul_side": 8_192}  # enough to fill it
 
 
 @dataclass(frozen=True)
 class BenchConfig:
     """Settings of `avt bench`.
 
-    Attributes:
-        device: compute device.
-        backbone: network of `step`, `loop` and `probe`.
-        size_px: side of the images of `pairs`, `step`, `loop` and `probe`.
-        batch_size: pairs per training step.
-        compile: whether our training step is compiled.
-        precision: of our training step: auto, fp32, bf16 or fp16; the baseline's is fp32.
-        steps: training steps per round.
-        warp_images: images to warp per round.
-        matmul_side: side of the square matrices whose product is the reference for GFLOP/s.
+    `backbone` is that of `step`, `loop` and `probe`, `size_px` the side of their images and of those of `pairs`. `compile` and
+    `precision` (auto, fp32, bf16 or fp16) apply to our training step; the baseline is eager, in fp32. `steps` and `warp_images`
+    are those of a round, `matmul_side` is that of the square matrices whose product is the reference for GFLOP/s.
     """
 
     device: torch.device
@@ -52,25 +44,21 @@ class BenchConfig:
 class Benchmark:
     """Two implementations of one task.
 
-    `ours` and `baseline` do `ours_count` and `baseline_count` units of work, complete once the device is synchronised.
-    `figures` gives further figures after the last round, from our median rate.
+    A call of `ours` and one of `baseline` do `counts` units of work, complete once the device is synchronised. `figures` gives
+    further figures after the last round, from our median rate.
     """
 
     what: str
     unit: str
     ours: Callable[[], object]
     baseline: Callable[[], object]
-    ours_count: int
-    baseline_count: int
+    counts: tuple[int, int]
     figures: Callable[[float], dict[str, Any]] = lambda rate: {}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Result of a benchmark: units per second, and the ratios ours / baseline.
-
-    `ours`, `baseline` and `ratio` are medians over the rounds, `ratio_low` and `ratio_high` the extremes.
-    """
+    """Units per second and the ratio ours / baseline: medians over the rounds, and the extremes of the ratio."""
 
     name: str
     what: str
@@ -106,19 +94,9 @@ def compare(name: str, benchmark: Benchmark, *, device: torch.device, rounds: in
     benchmark.baseline()
     ours, baseline = [], []
     for _ in range(rounds):
-        ours.append(benchmark.ours_count / seconds_of(benchmark.ours, device))
-        baseline.append(benchmark.baseline_count / seconds_of(benchmark.baseline, device))
+        ours.append(benchmark.counts[0] / seconds_of(benchmark.ours, device))
+        baseline.append(benchmark.counts[1] / seconds_of(benchmark.baseline, device))
     ratios = [a / b for a, b in zip(ours, baseline, strict=True)]
-    return Comparison(
-        name=name,
-        what=benchmark.what,
-        unit=benchmark.unit,
-        ours=median(ours),
-        baseline=median(baseline),
-        ratio=median(ratios),
-        ratio_low=min(ratios),
-        ratio_high=max(ratios),
-        ours_rounds=tuple(ours),
-        baseline_rounds=tuple(baseline),
-        figures=benchmark.figures(median(ours)),
-    )
+    medians = median(ours), median(baseline), median(ratios)
+    extremes, every, figures = (min(ratios), max(ratios)), (tuple(ours), tuple(baseline)), benchmark.figures(median(ours))
+    return Comparison(name, benchmark.what, benchmark.unit, *medians, *extremes, *every, figures)

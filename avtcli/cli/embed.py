@@ -35,8 +35,8 @@ def embed(
 
     Example: `avt embed --dataset folder:photos --out photos.parquet -o augment.resize=32 -o augment.crop=32`
     """
+    from avtcli.embedding.embed import EmbeddingRequest
     from avtcli.embedding.embed import embed as run_embed
-    from avtcli.embedding.embedding_setup import EmbeddingRequest
     from avtcli.features.evaluation_target import load_target
     from avtcli.runtime.context import Context
 

@@ -29,13 +29,13 @@ def gen_homographies(
     """
     from avtcli.config.components import Plugin
     from avtcli.config.resolution import options_from_texts
-    from avtcli.storage.banks import generate
+    from avtcli.storage.banks import generate_bank
 
     given = options_from_texts(overrides or [], kinds=("transform",))
     plugin = Plugin.model_validate({"name": transform, **given.get("transform", {})})
     out = out or Path(f"homographies-{plugin.name}-{size}.safetensors")
     with reporting() as on_event:
-        result = generate(out, plugin=plugin, size=size, count=count, seed=seed, on_event=on_event)
+        result = generate_bank(out, plugin=plugin, size=size, count=count, seed=seed, on_event=on_event)
     if as_json:
         say_json(result)
         return

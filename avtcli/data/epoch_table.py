@@ -10,11 +10,7 @@ from avtcli.seeding import keyed_generator
 
 
 def batch_bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
-    """Split an epoch into batches: the partial last one is kept, a single sample joins the batch before it.
-
-    Returns:
-        (first, last) of each batch, last excluded.
-    """
+    """Split an epoch into batches, (first, last excluded); the last may be partial, a single sample joins the one before."""
     bounds = [(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
     if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] == 1:
         bounds[-2:] = [(bounds[-2][0], count)]
@@ -23,19 +19,12 @@ def batch_bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class EpochTable:
-    """The random draws of one epoch.
+    """The random draws of one epoch."""
 
-    Attributes:
-        order: the samples in the order of training, (n,) int64.
-        uniforms: for crop and flip, (n, 3) float64.
-        parameters: of each transformed view's transformations, (n, k) float64.
-        targets: of each transformed view, normalised, (n, dof) float64.
-    """
-
-    order: Tensor
-    uniforms: Tensor
-    parameters: tuple[Tensor, ...]
-    targets: tuple[Tensor, ...]
+    order: Tensor  # the samples in the order of training, (n,) int64
+    uniforms: Tensor  # for crop and flip, (n, 3) float64
+    parameters: tuple[Tensor, ...]  # of each transformed view's transformations, (n, k) float64
+    targets: tuple[Tensor, ...]  # of each transformed view, normalised, (n, dof) float64
 
 
 def sample_uniforms(seed: int, epoch: int, count: int) -> Tensor:
@@ -46,16 +35,7 @@ def sample_uniforms(seed: int, epoch: int, count: int) -> Tensor:
 def sample_epoch_table(
     seed: int, epoch: int, count: int, family: TransformFamily, size: Size, *, transformed: int = 1
 ) -> EpochTable:
-    """Sample the table of one epoch, each column by its own generator.
-
-    Args:
-        seed: of the run.
-        epoch: counted from 0.
-        count: number of samples.
-        family: of the transformations.
-        size: (height, width) of the cropped images.
-        transformed: number of transformed views.
-    """
+    """Sample the table of one epoch for `count` samples and the number of transformed views, each column by a generator."""
     keys = ["transform", *(f"transform {view}" for view in range(1, transformed))]
     parameters = tuple(family.sample(count, size, keyed_generator(seed, epoch, key)) for key in keys)
     return EpochTable(

@@ -17,17 +17,11 @@ from avtcli.geometry.cropping import centre_crop
 
 @dataclass(frozen=True)
 class CropSpec:
-    """The crop of each image.
+    """The crop of each image."""
 
-    Attributes:
-        size: (height, width).
-        padding: black pixels added on each side before a random crop.
-        flip: whether half of the images are flipped.
-    """
-
-    size: Size
-    padding: int = 0
-    flip: bool = False
+    size: Size  # (height, width)
+    padding: int = 0  # black pixels added on each side before a random crop
+    flip: bool = False  # whether half of the images are flipped
 
 
 class Images(ABC):

@@ -18,19 +18,13 @@ EVAL_BATCH_SIZE = 250
 class ResidentImages(Images):
     """Images that live on the device as uint8, resized once.
 
-    Resizing is torch's bilinear with antialiasing, within one grey level of Pillow's, which streamed images get.
-
-    Args:
-        split: one with all its images in one tensor.
-        indices: which of them, (n,) int64.
-        device: where they live.
-        shorter: the shorter side after resizing, or none.
+    Resizing is torch's bilinear with antialiasing, within one grey level of Pillow's, which streamed images get. The arguments
+    are those of `build_images`; all images of the split are in one tensor.
     """
 
     def __init__(self, split: Split, indices: Tensor, *, device: torch.device, shorter: int | None = None) -> None:
         assert split.images is not None
-        everything = len(indices) == len(split)
-        images = split.images if everything else split.images[indices]
+        images = split.images if len(indices) == len(split) else split.images[indices]
         self.images = _resize_all(images, shorter).to(device)
 
     def __len__(self) -> int:
@@ -68,7 +62,7 @@ def build_images(split: Split, indices: Tensor, *, device: torch.device, shorter
         indices: which of them, (n,) int64.
         device: where the batches go.
         shorter: `augment.resize`, the shorter side after resizing, or none.
-        workers: processes that read streamed images (see `streaming.choose_workers`).
+        workers: processes that read streamed images; 0 reads in the main process (see `streaming.choose_workers`).
     """
     if split.images is not None:
         return ResidentImages(split, indices, device=device, shorter=shorter)

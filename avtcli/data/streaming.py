@@ -24,13 +24,10 @@ from avtcli.contracts import Split
 from avtcli.data.images import CropSpec, Images, crop_image, resize
 from avtcli.errors import AvtError, RunFailedError
 
-PREFETCH: Final = 2
-"""Batches that each worker prepares ahead."""
+PREFETCH: Final = 2  # batches that each worker prepares ahead
 MAX_WORKERS: Final = 8
-SHM: Final = "/dev/shm"
-"""The shared memory that batches cross, on Linux."""
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Signals that the main process alone handles."""
+SHM: Final = "/dev/shm"  # the shared memory that batches cross, on Linux
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # handled by the main process alone
 
 
 @dataclass(frozen=True)
@@ -43,16 +40,10 @@ class BatchSpec:
 
 
 class BatchDataset(Dataset[Tensor | str]):
-    """Reads one batch, in a worker or in the main process.
-
-    Args:
-        split: where the images are read.
-        shorter: the shorter side after resizing, or none.
-    """
+    """Reads one batch, in a worker or in the main process."""
 
     def __init__(self, split: Split, shorter: int | None) -> None:
-        self.split = split
-        self.shorter = shorter
+        self.split, self.shorter = split, shorter
 
     def __getitem__(self, spec: BatchSpec) -> Tensor | str:
         """Return the batch, uint8 (B, C, *size), or an error message: an exception would cross with the worker's traceback."""
@@ -78,23 +69,15 @@ class BatchSampler:
 
 
 class StreamedImages(Images):
-    """Images that are read on demand. The workers start with the first batch and end with this object.
+    """Images that are read on demand; the arguments are those of `resident_images.build_images`.
 
-    Args:
-        split: the images.
-        indices: which of them, (n,) int64.
-        device: where the batches go.
-        shorter: the shorter side after resizing, or none.
-        workers: reader processes; 0 reads in the main process.
+    The workers start with the first batch and end with this object.
     """
 
     def __init__(
         self, split: Split, indices: Tensor, *, device: torch.device, shorter: int | None = None, workers: int = 0
     ) -> None:
-        self.indices = indices
-        self.device = device
-        self.passes = 0
-        self._sampler = BatchSampler()
+        self.indices, self.device, self.passes, self._sampler = indices, device, 0, BatchSampler()
         loader: DataLoader[Any] = DataLoader(
             BatchDataset(split, shorter),
             batch_size=None,  # an item is a batch
@@ -153,7 +136,7 @@ def _next(results: Iterator[Tensor | str]) -> Tensor | str:
 
 
 def _ignore_signals(worker: int) -> None:
-    """Leave signals to the main process, which needs the workers to finish its step."""
+    # the main process needs the workers to finish its step
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -202,15 +185,13 @@ def choose_workers(asked: int | None, split: Split, *, batch_bytes: int) -> int:
     free = shutil.disk_usage(SHM).free // ranks if os.path.isdir(SHM) else None
     if asked is None:
         fitting = MAX_WORKERS if free is None else int(0.8 * free // batch_bytes - 1) // PREFETCH
-        return max(0, min(MAX_WORKERS, _cpus() // ranks - 1, fitting))
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(0, min(MAX_WORKERS, cpus // ranks - 1, fitting))
     needed = (PREFETCH * asked + 1) * batch_bytes
     if free is not None and needed > free:
         raise AvtError(
-            f"--workers {asked} needs {needed / 1e6:.0f} MB in {SHM} for prefetched batches, {free / 1e6:.0f} MB are free. Use "
-            "fewer workers, `--workers auto` or a smaller --batch-size, or give the container more (`docker run --shm-size=8g`)."
+            f"--workers {asked} needs {needed / 1e6:.0f} MB in {SHM} for prefetched batches, {free / 1e6:.0f} MB are free. "
+            "Use fewer workers, `--workers auto` or a smaller --batch-size, or give the container more, as in "
+            "`docker run --shm-size=8g`."
         )
     return asked
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from avtcli.config.components import Augment
@@ -16,32 +15,17 @@ from avtcli.runtime.devices import to_device
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch of this process.
+    """One training batch of this process."""
 
-    Attributes:
-        views: normalised images of each view, (B, C, H, W), on the device.
-        targets: one for each transformed view.
-        indices: rows of the images, (B,) int64, on the CPU.
-        count: samples of all processes.
-    """
-
-    views: tuple[Tensor, ...]
-    targets: tuple[Target, ...]
-    indices: Tensor
-    count: int
+    views: tuple[Tensor, ...]  # normalised images, (B, C, H, W) each, on the device
+    targets: tuple[Target, ...]  # one for each transformed view
+    indices: Tensor  # rows of the images, (B,) int64, on the CPU
+    count: int  # samples of all processes
 
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """How the views of an image are made.
-
-    Attributes:
-        roles: of each view.
-        family: of the transformations.
-        augment: padding and flip before them; all views share one crop.
-        size: (height, width) of the crop.
-        seed: of every random draw.
-    """
+    """How the views of an image are made; all views share one crop of the size (height, width)."""
 
     roles: tuple[Role, ...]
     family: TransformFamily
@@ -54,29 +38,19 @@ class TrainingLoader:
     """Yields the batches of a run from any step on; each process yields every `world`-th sample of a batch.
 
     Args:
-        images: the training images.
+        images: the training images; the batches are on their device.
         spec: how their views are made.
         normalise: from images in [0, 1], (B, C, H, W), to network input.
-        device: of the batches.
         batch_size: samples of a batch, over all processes.
         rank: of this process.
         world: number of processes.
     """
 
     def __init__(
-        self,
-        images: Images,
-        spec: ViewSpec,
-        normalise: Callable[[Tensor], Tensor],
-        *,
-        device: torch.device,
-        batch_size: int,
-        rank: int = 0,
-        world: int = 1,
+        self, images: Images, spec: ViewSpec, normalise: Callable[[Tensor], Tensor], *, batch_size: int, rank: int, world: int
     ) -> None:
-        self.images, self.spec, self.normalise, self.device = images, spec, normalise, device
-        self.bounds = batch_bounds(len(images), batch_size)
-        self.rank, self.world = rank, world
+        self.images, self.spec, self.normalise = images, spec, normalise
+        self.rank, self.world, self.bounds = rank, world, batch_bounds(len(images), batch_size)
 
     def read(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of the steps from `start` to `stop`, last excluded.
@@ -85,29 +59,27 @@ class TrainingLoader:
             AvtError: if an image does not decode or is smaller than the crop.
             RunFailedError: if a reader process ended.
         """
-        spec, augment = self.spec, self.spec.augment
+        spec, augment, transformed = self.spec, self.spec.augment, self.spec.roles.count("transformed")
         crop = CropSpec(spec.size, padding=augment.padding, flip=augment.flip)
-        step = start
-        while step < stop:
-            epoch, index = divmod(step, len(self.bounds))
-            transformed = spec.roles.count("transformed")
+        while start < stop:
+            epoch, index = divmod(start, len(self.bounds))
             table = sample_epoch_table(spec.seed, epoch, len(self.images), spec.family, spec.size, transformed=transformed)
-            bounds = self.bounds[index : index + stop - step]
+            bounds = self.bounds[index : index + stop - start]
             rows = [table.order[first:last][self.rank :: self.world] for first, last in bounds]
             # all batches that are left of the epoch at once, so that streamed images are read ahead
             pixels = self.images.read_batches(rows, crop, table.uniforms)
             for (first, last), indices, images in zip(bounds, rows, pixels, strict=True):
                 yield self._batch(images, indices, table, last - first)
-            step += len(bounds)
+            start += len(bounds)
 
     def _batch(self, pixels: Tensor, indices: Tensor, table: EpochTable, count: int) -> Batch:
         """Make the views of cropped uint8 images, (B, C, H, W)."""
-        spec, images = self.spec, to_float(pixels)
-        parameters = [to_device(own[indices], self.device) for own in table.parameters]
+        spec, images, device = self.spec, to_float(pixels), pixels.device
+        parameters = [to_device(own[indices], device) for own in table.parameters]
         transformed = (spec.family.apply(images, own) for own in parameters)
         views = [images if role == "original" else next(transformed) for role in spec.roles]
         targets = (
-            Target(to_device(values[indices], self.device).float(), own, spec.family, spec.size)
+            Target(to_device(values[indices], device).float(), own, spec.family, spec.size)
             for values, own in zip(table.targets, parameters, strict=True)
         )
         return Batch(tuple(self.normalise(view) for view in views), tuple(targets), indices, count)

@@ -1,25 +1,86 @@
 """Embeddings: the features of every image of a data set, in one file, in the order of the data set."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from avtcli.embedding.embedding_files import SPLITS, EmbeddingTable, check_room, format_of, save_embeddings
-from avtcli.embedding.embedding_setup import (
-    EmbeddingRequest,
-    EmbeddingSetup,
-    build_embedding_setup,
-    compute_features,
-    image_names,
-    label_columns,
-)
+import numpy as np
+import torch
+from torch import Tensor
+
+from avtcli.contracts import Split
+from avtcli.data.datasets import limited
+from avtcli.data.resident_images import EVAL_BATCH_SIZE, evaluation_batches
+from avtcli.embedding.embedding_files import RESERVED, SPLITS, Array, EmbeddingTable, check_room, format_of, save_embeddings
 from avtcli.errors import AvtError
-from avtcli.events import Saved, Started
+from avtcli.events import Progress, Saved, Started
 from avtcli.features.cache_storage import allocate, choose_storage
-from avtcli.features.evaluation_target import EvaluationTarget
-from avtcli.models.weights import Weights
+from avtcli.features.evaluation_target import EvaluationTarget, read_images
+from avtcli.features.feature_reader import tap_shapes
+from avtcli.features.pooling import pool_features
+from avtcli.models.encoder import Encoder
+from avtcli.models.weights import restore_encoder
 from avtcli.runtime.context import Context
+from avtcli.runtime.execution import prepare_for_inference
+
+
+@dataclass(frozen=True)
+class EmbeddingRequest:
+    """Which images to embed, and which features: no layers mean the code.
+
+    `pool_size` is the side of a map after pooling, in cells; at 1 a map becomes a vector, and smaller maps stay as they are.
+    `limit_train` is the size of a seeded subset of the training images.
+    """
+
+    split: Literal["train", "test", "all"] = "all"
+    layers: tuple[str, ...] = ()
+    pool: Literal["avg", "max", "none"] = "avg"
+    pool_size: int = 1
+    limit_train: int | None = None
+
+
+@dataclass(frozen=True)
+class EmbeddingPart:
+    """Images of one split: its name, one of `SPLITS`, and their indices, (n,) int64."""
+
+    name: str
+    split: Split
+    indices: Tensor
+
+
+@dataclass(frozen=True)
+class EmbeddingSetup:
+    """What features are computed from; `shapes` are those of one image's features, by layer."""
+
+    target: EvaluationTarget
+    request: EmbeddingRequest
+    encoder: Encoder
+    parts: list[EmbeddingPart]
+    shapes: dict[str, tuple[int, ...]]
+    context: Context
+
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return sum(len(part.indices) for part in self.parts)
+
+    def image_names(self) -> list[str]:
+        """The names of all images; bytes of a file name that are not UTF-8 become escapes."""
+        names = (part.split.name(i) for part in self.parts for i in part.indices.tolist())
+        return [name.encode("utf-8", "backslashreplace").decode() for name in names]
+
+    def label_columns(self) -> dict[str, Array]:
+        """Columns `labels` (-1 where a split has none), if any split has labels, and `split`, if all splits were requested."""
+        columns: dict[str, Array] = {}
+        if any(part.split.labels is not None for part in self.parts):
+            pairs = [(part.split.labels, part.indices) for part in self.parts]
+            labels = [torch.full_like(rows, -1) if own is None else own[rows] for own, rows in pairs]
+            columns["labels"] = torch.cat(labels).numpy()
+        if self.request.split == "all":
+            columns["split"] = np.concatenate([np.full(len(p.indices), SPLITS.index(p.name), np.uint8) for p in self.parts])
+        return columns
 
 
 @dataclass(frozen=True)
@@ -38,65 +99,44 @@ class EmbedResult:
 def embed(target: EvaluationTarget, request: EmbeddingRequest, *, out: Path | None, context: Context) -> EmbedResult:
     """Write the features of images to a file, row by row in the order of the data set, training images first.
 
-    Images are resized and center-cropped, and the code is its mean: nothing is random.
-
-    Args:
-        target: weights and images.
-        request: which images and which layers, and how they are reduced.
-        out: the file; none means embeddings.safetensors in the run folder.
-        context: device, workers and events.
+    Images are resized and center-cropped, and the code is its mean: nothing is random. Without `out` the file is
+    embeddings.safetensors in the run folder.
 
     Raises:
-        AvtError: for a layer, split or format that does not exist, images of another size than the network takes, an existing
-            file, or too little room on the disk.
+        AvtError: for what does not exist, images of a size that does not fit, an existing file, or too little disk space.
         RunFailedError: if the file, read back, is not what was computed.
     """
-    out = out or _default_file(target.source)
-    file_format = format_of(out)
+    source = target.source
+    if out is None:
+        if source.run is None:
+            raise AvtError(f"{source.path} is not a run folder, where embeddings are written by default: give --out.")
+        out = source.run / "embeddings.safetensors"
+    load_with = format_of(out).load_with
     setup = build_embedding_setup(target, request, context)
     context.on_event(Started(_facts(setup, out)))
     layers = {name: (setup.count, *shape) for name, shape in setup.shapes.items()}
-    store = choose_storage(
-        4 * sum(prod(shape) for shape in layers.values()), advice="Give fewer layers, a smaller --pool-size or --limit-train"
-    )
+    needed = 4 * sum(map(prod, layers.values()))
+    store = choose_storage(needed, advice="Give fewer layers, a smaller --pool-size or --limit-train")
     features = {name: allocate(shape, store) for name, shape in layers.items()}
-    columns = {name: values.numpy() for name, values in features.items()} | label_columns(setup)
-    table = EmbeddingTable(image_names(setup), columns, _about(setup))
+    columns = {name: values.numpy() for name, values in features.items()} | setup.label_columns()
+    table = EmbeddingTable(setup.image_names(), columns, _about(setup))
     check_room(out, table)  # after the allocation, which may be on the same disk
     compute_features(setup, features)
     size = save_embeddings(out, table)
     context.on_event(Saved(out))
     first, shape = next(iter(setup.shapes.items()))
-    return EmbedResult(
-        file=str(out),
-        format=out.suffix.removeprefix("."),
-        count=setup.count,
-        layers=layers,
-        labels="labels" in columns,
-        bytes=size,
-        load_with=file_format.load_with.format(path=str(out), layer=first, sides=", ".join(map(str, shape))),
-    )
-
-
-def _default_file(source: Weights) -> Path:
-    if source.run is None:
-        raise AvtError(f"{source.path} is not a run folder, where embeddings are written by default: give --out.")
-    return source.run / "embeddings.safetensors"
+    lines = load_with.format(path=str(out), layer=first, sides=", ".join(map(str, shape)))
+    return EmbedResult(str(out), out.suffix[1:], setup.count, layers, "labels" in columns, size, lines)
 
 
 def _about(setup: EmbeddingSetup) -> dict[str, Any]:
-    """The file's metadata: where its values come from and how they were computed."""
     from avtcli import __version__
 
     source, prepared, request = setup.target.source, setup.target.prepared, setup.request
+    made = {"path": str(source.path), "step": source.about.get("step"), "made": source.about.get("weights")}
     return {
         "version": __version__,
-        "weights": {
-            "path": str(source.path),
-            "step": source.about.get("step"),
-            "made": source.about.get("weights"),
-            "backbone": source.spec.backbone.model_dump(mode="json"),
-        },
+        "weights": {**made, "backbone": source.spec.backbone.model_dump(mode="json")},
         "dataset": prepared.dataset.model_dump(mode="json"),
         "fingerprint": prepared.data.fingerprint,
         "classes": prepared.data.classes,
@@ -123,3 +163,55 @@ def _facts(setup: EmbeddingSetup, out: Path) -> tuple[tuple[str, str], ...]:
         ("device", setup.context.device.type),
         ("file", str(out)),
     )
+
+
+def build_embedding_setup(target: EvaluationTarget, request: EmbeddingRequest, context: Context) -> EmbeddingSetup:
+    """Build and check everything that features need, without reading an image."""
+    parts = _build_parts(target, request)
+    size, trained = target.prepared.size, target.source.spec.size
+    if size != trained and target.prepared.augment.crop is None:
+        side = min(trained)
+        raise AvtError(
+            f"The images are {size[0]}x{size[1]} px, the backbone of {target.source.path} was trained on "
+            f"{trained[0]}x{trained[1]} px: give `-o augment.resize={side} -o augment.crop={side}`, or other sizes."
+        )
+    encoder = prepare_for_inference(restore_encoder(target.source), context.device)
+    layers = list(dict.fromkeys(request.layers)) or [encoder.backbone.code_tap]
+    taps = tap_shapes(encoder, layers, size)
+    if reserved := sorted(RESERVED & set(layers)):
+        raise AvtError(f"Embedding files reserve the name '{reserved[0]}': rename the backbone's layer of that name.")
+    shapes = {name: tuple(_reduce(torch.empty(1, *taps[name]), request).shape[1:]) for name in layers}
+    return EmbeddingSetup(target, request, encoder, parts, shapes, context)
+
+
+def _build_parts(target: EvaluationTarget, request: EmbeddingRequest) -> list[EmbeddingPart]:
+    data, parts = target.prepared.data, []
+    if request.split == "test" and not data.test:
+        raise AvtError(f"The data set '{target.prepared.dataset.name}' has no test images: give --split train or all.")
+    if request.split == "test" and request.limit_train is not None:
+        raise AvtError("--limit-train limits training images, and --split test embeds none: leave one of them out.")
+    if request.split != "test":
+        parts.append(EmbeddingPart("train", data.train, limited(data.train, request.limit_train)))
+    if request.split != "train" and data.test:
+        parts.append(EmbeddingPart("test", data.test, torch.arange(len(data.test))))
+    return parts
+
+
+def _reduce(tap: Tensor, request: EmbeddingRequest) -> Tensor:
+    pooled = pool_features(tap, request.pool, request.pool_size)
+    return pooled.flatten(1) if tap.ndim == 4 and request.pool != "none" and request.pool_size == 1 else pooled
+
+
+@torch.no_grad()
+def compute_features(setup: EmbeddingSetup, out: Mapping[str, Tensor]) -> None:
+    """Fill `out`, (count, *shape) float32 by layer, with the features of all images, batch by batch."""
+    done, context, size = 0, setup.context, setup.target.prepared.size
+    for part in setup.parts:
+        images = read_images(part.split, part.indices, setup.target.prepared, context=context)
+        batches = list(torch.split(torch.arange(len(images)), EVAL_BATCH_SIZE))
+        for batch in evaluation_batches(images, batches, size):
+            taps = setup.encoder.features(setup.encoder.normalise(batch), list(setup.shapes))
+            for layer, tap in taps.items():
+                out[layer][done : done + len(batch)] = _reduce(tap, setup.request)
+            done += len(batch)
+            context.on_event(Progress("embedding", done, setup.count, "images"))

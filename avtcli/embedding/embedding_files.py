@@ -24,12 +24,10 @@ from safetensors.numpy import save_file
 from avtcli.errors import AvtError, RunFailedError
 from avtcli.storage.files import METADATA_KEY, disk_errors_explained, fsync_folder, refuse_existing, to_metadata
 
-SPLITS: Final = ("train", "test")
-"""What the values of the column `split` mean."""
+SPLITS: Final = ("train", "test")  # what the values of the column `split` mean
 RESERVED: Final = {"labels", "label", "split", "names", "name", "name_ends", METADATA_KEY, "file", "allow_pickle"}
 """Names that no layer may have: those of other columns, and parameters of `numpy.savez`."""
-GROUP_BYTES: Final = 32_000_000
-"""Size of a row group in a Parquet file."""
+GROUP_BYTES: Final = 32_000_000  # of a row group in a Parquet file
 
 Array = np.ndarray[Any, Any]
 Columns = Mapping[str, Array]
@@ -39,12 +37,9 @@ ColumnEnds = dict[str, tuple[tuple[int, ...], list[Any]]]
 
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """Content of an embedding file.
+    """Content of an embedding file: the names of N images, columns, and metadata as plain JSON.
 
-    Attributes:
-        names: of the N images.
-        columns: arrays (N, ...): the layers (float32), and where present `labels` (int64) and `split` (uint8).
-        about: metadata, plain JSON.
+    Columns are arrays (N, ...): the layers (float32), and where present `labels` (int64) and `split` (uint8).
     """
 
     names: list[str]
@@ -54,9 +49,9 @@ class EmbeddingTable:
 
 @dataclass(frozen=True)
 class EmbeddingFormat:
-    """A file format: functions that write a table and read its ends back, and the Python code that loads a layer and the names.
+    """A file format: functions that write a table, returning the columns as stored, and read its ends back.
 
-    `write` returns the columns as they were stored. `load_with` has the fields path, layer, and sides (of the layer's shape).
+    `load_with` is Python code that loads a layer and the names, with the fields path, layer, and sides (of the layer's shape).
     """
 
     write: Callable[[Path, EmbeddingTable], Columns]
@@ -65,11 +60,7 @@ class EmbeddingFormat:
 
 
 def format_of(out: Path) -> EmbeddingFormat:
-    """Look up the format of a new file by its suffix.
-
-    Raises:
-        AvtError: for another suffix, a file that exists, or Parquet without pyarrow.
-    """
+    """Look up the format of a new file by its suffix; refuse a file that exists, and Parquet without pyarrow."""
     if out.suffix not in FORMATS:
         raise AvtError(f"{out} has no known embedding format. Expected a file ending in {', '.join(FORMATS)}.")
     if out.suffix == ".parquet":
@@ -85,11 +76,7 @@ def format_of(out: Path) -> EmbeddingFormat:
 
 
 def check_room(out: Path, table: EmbeddingTable) -> None:
-    """Check that the disk has room for a table, whose features need not be computed yet.
-
-    Raises:
-        AvtError: if it has not.
-    """
+    """Refuse a table that the disk has no room for; its features need not be computed yet."""
     with disk_errors_explained(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out.parent).free
@@ -102,20 +89,14 @@ def check_room(out: Path, table: EmbeddingTable) -> None:
 
 
 def save_embeddings(out: Path, table: EmbeddingTable) -> int:
-    """Write a table into a temporary folder next to the file, read it back, and move it to its final name.
-
-    Returns:
-        The size of the file, in bytes.
+    """Write a table into a temporary folder next to the file, read it back, move it to its name, and return its bytes.
 
     Raises:
         AvtError: if the file exists.
         RunFailedError: if the disk fails, or the file does not hold the table; no file is left then.
     """
-    kind = format_of(out)
-    with (
-        disk_errors_explained(out),
-        TemporaryDirectory(".tmp", f".{out.name}.", out.parent, ignore_cleanup_errors=True) as folder,
-    ):
+    kind, hidden = format_of(out), f".{out.name}."
+    with disk_errors_explained(out), TemporaryDirectory(".tmp", hidden, out.parent, ignore_cleanup_errors=True) as folder:
         path = Path(folder) / out.name
         stored = kind.write(path, table)
         expected = {name: (values.shape, values[[0, -1]].tolist()) for name, values in stored.items()}

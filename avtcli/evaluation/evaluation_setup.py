@@ -89,7 +89,7 @@ def build_evaluation_setup(target: EvaluationTarget, request: EvaluationRequest,
     tap_shapes(encoder, [layer], size)  # refuses layers and sizes before any image is read
     transform = choose_transform(source.config, request.transform)
     no_decoder = why_no_decoder(source, transform, size)
-    family = _run_family(source) if no_decoder is None else build_family(transform)
+    family = _run_family(source) if no_decoder is None else build_family(transform.name, transform.options)
     chosen = choose_images(prepared, request.count)
     images = read_images(chosen.split, chosen.held_out, prepared, context=context)
     to_fit = read_images(prepared.data.train, chosen.fit, prepared, context=context)

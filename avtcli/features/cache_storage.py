@@ -13,8 +13,7 @@ from torch import Tensor
 from avtcli.errors import AvtError
 from avtcli.storage.files import disk_errors_explained
 
-MEMORY_SHARE = 0.25
-"""Features that take more than this share of the memory are cached on disk."""
+MEMORY_SHARE = 0.25  # features that take more of the memory are cached on disk
 
 
 def memory_bytes() -> int:
@@ -31,14 +30,10 @@ def fits_memory(needed: int) -> bool:
 
 
 def choose_storage(needed: int, *, advice: str = "Give fewer images, fewer layers or a smaller --pool-size") -> Path | None:
-    """Choose where features are cached: none for memory, else a folder.
-
-    Args:
-        needed: their size in bytes.
-        advice: what to do where they fit on neither.
+    """Choose where features of a size in bytes are cached: none for memory, else a folder.
 
     Raises:
-        AvtError: if they fit on neither.
+        AvtError: if they fit on neither, with the advice.
     """
     if fits_memory(needed):
         return None

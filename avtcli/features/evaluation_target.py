@@ -24,14 +24,7 @@ from avtcli.runtime.context import Context
 
 @dataclass(frozen=True)
 class PreparedImages:
-    """A data set with its preprocessing.
-
-    Attributes:
-        dataset: its name and options.
-        data: the images.
-        augment: resizing and crop; padding and flip for heads trained on augmented images.
-        size: (height, width) after resizing and crop.
-    """
+    """A data set with its preprocessing; `size` is (height, width) after resizing and crop."""
 
     dataset: Plugin
     data: ImageData
@@ -82,11 +75,7 @@ def load_target(
 def prepare_images(
     dataset: Plugin | None, *, source: Weights, data_dir: str | None = None, augment: Augment | None = None
 ) -> PreparedImages:
-    """Open images for a network; see `load_target`.
-
-    Raises:
-        AvtError: if no data set is known, or its channels do not fit.
-    """
+    """Open images for a network; see `load_target`."""
     config = source.config
     dataset = dataset or (config.dataset if config else None)
     if dataset is None:
@@ -106,26 +95,14 @@ def prepare_images(
 def read_images(
     split: Split, indices: Tensor, prepared: PreparedImages, *, context: Context, batch: int = EVAL_BATCH_SIZE
 ) -> Images:
-    """Prepare images of a split for reading on the context's device.
-
-    Args:
-        split: one of the data set's.
-        indices: its images to read, (n,) int64.
-        prepared: the data set.
-        context: device and workers.
-        batch: the largest batch that will be read.
-    """
+    """Prepare images of a split, by indices (n,) int64, for reading on the context's device in batches of at most `batch`."""
     height, width = prepared.size
     workers = choose_workers(context.workers, split, batch_bytes=batch * prepared.data.channels * height * width)
     return build_images(split, indices, device=context.device, shorter=prepared.augment.resize, workers=workers)
 
 
 def labelled_test(prepared: PreparedImages) -> Split:
-    """Return the test split of a data set with labels.
-
-    Raises:
-        AvtError: if it has none, or no labels.
-    """
+    """Return the test split of a data set; refuse one without test images or labels."""
     name, data = prepared.dataset.name, prepared.data
     if data.test is None or not len(data.test):
         raise AvtError(f"The data set '{name}' has no test images to report on.")

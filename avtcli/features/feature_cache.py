@@ -16,13 +16,10 @@ Stacks = Mapping[tuple[Feature, ...], Tensor]
 
 
 class CachedFeatures(FeatureReader):
-    """Features that were computed once.
+    """Features that were computed once; their batches are sent to the device of the heads.
 
-    Args:
-        stacks: of the centre crops; batches of them are sent to the device where they are not on it.
-        labels: (n,) int64.
-        device: of the heads.
-        copies: the same of augmented images, for training: each epoch takes the next one, cyclically.
+    `stacks` are those of the centre crops, `copies` those of augmented images, for training: each epoch takes the next one,
+    cyclically.
     """
 
     eval_batch = 2000
@@ -64,17 +61,19 @@ def extract(
 
     Args:
         reader: of the images.
-        separate: whether each feature is returned separately.
+        separate: whether to return one `Stacks` for each feature instead of one of all.
         epoch_key: (seed, epoch) of the augmentation; none for centre crops.
         folder: of the cache files; none caches in memory. See `choose_storage`.
         task: name for the progress.
         on_event: receives the progress.
-
-    Returns:
-        One `Stacks` of all features, or one for each of them, on the CPU.
     """
     groups = [[(feature,)] for feature in reader.shapes] if separate else [reader.stacks]
-    cached = [{names: _allocate_stack(reader, names, folder) for names in group} for group in groups]
+
+    def allocate_stack(names: tuple[Feature, ...]) -> Tensor:
+        channels, *cells = reader.shapes[names[0]]
+        return allocate((len(reader.labels), len(names), *cells, channels), folder).movedim(-1, 2)
+
+    cached = [{names: allocate_stack(names) for names in group} for group in groups]
     batches = list(torch.split(torch.arange(len(reader.labels)), reader.eval_batch))
     for rows, read in zip(batches, reader.read_batches(batches, epoch_key=epoch_key), strict=True):
         span = slice(int(rows[0]), int(rows[-1]) + 1)
@@ -84,8 +83,3 @@ def extract(
                 stack[span, i] = features[name].cpu()
         on_event(Progress(task, span.stop, len(reader.labels), "images"))
     return [*cached]
-
-
-def _allocate_stack(reader: FeatureReader, names: tuple[Feature, ...], folder: Path | None) -> Tensor:
-    channels, *cells = reader.shapes[names[0]]
-    return allocate((len(reader.labels), len(names), *cells, channels), folder).movedim(-1, 2)

@@ -30,15 +30,12 @@ class Feature:
 class FeatureReader(ABC):
     """Features of labelled images, by row.
 
-    Attributes:
-        labels: (n,) int64, on the device of the features.
-        shapes: of each feature of one image, (C, H, W) or (C,).
-        eval_batch: images to read at once where no batch size is asked for.
+    Labels, (n,) int64, are on the device of the features; `shapes` are those of one image, (C, H, W) or (C,).
     """
 
     labels: Tensor
     shapes: Mapping[Feature, tuple[int, ...]]
-    eval_batch: int
+    eval_batch: int  # images to read at once where no batch size is asked for
 
     @property
     def stacks(self) -> list[tuple[Feature, ...]]:
@@ -48,27 +45,18 @@ class FeatureReader(ABC):
 
     @abstractmethod
     def read_batches(self, batches: Sequence[Tensor], *, epoch_key: tuple[int, int] | None) -> Iterator[list[Tensor]]:
-        """Read batches in their order.
+        """Read batches of rows, (B,) int64 each: a float32 tensor (B, features, *shape) for each of `stacks`, on the device.
 
-        Args:
-            batches: rows, (B,) int64 each.
-            epoch_key: (seed, epoch) of the crops, flips and code samples of training; none for evaluation: the centre crop,
-                and the same code samples whenever the same batches are read.
-
-        Yields:
-            For each batch a float32 tensor (B, features, *shape) for each of `stacks`, on the device.
+        `epoch_key` is (seed, epoch) of the crops, flips and code samples of training; none for evaluation: the centre crop,
+        and the same code samples whenever the same batches are read.
         """
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images of one part of a data set.
+    """Images of one part of a data set, train or test, which the seed of code samples depends on.
 
-    Attributes:
-        images: to read in batches.
-        labels: (n,) int64, on the same device.
-        part: train or test; part of the seed of code samples.
-        size: (height, width) of the crop.
+    The labels, (n,) int64, are on the device of the images; `size` is (height, width) of the crop.
     """
 
     images: Images
@@ -78,18 +66,15 @@ class LabelledImages:
 
 
 class ForwardedImages(FeatureReader):
-    """Features that are computed whenever they are read.
+    """Features that are computed whenever they are read; with an encoder in training mode they carry gradients.
 
     Args:
-        encoder: on the device of the images; in training mode, the features carry gradients.
+        encoder: on the device of the images.
         data: the images.
         wanted: the features to read.
         augment: padding and flip of training images; none reads the centre crop in training too.
-        samples: samples of the code to average; 0 takes the mean of the code.
+        samples: number of samples of the code to average; 0 takes the mean of the code.
         seed: of the code samples in evaluation.
-
-    Raises:
-        AvtError: if the encoder cannot take images of the size.
     """
 
     eval_batch = EVAL_BATCH_SIZE
@@ -142,11 +127,7 @@ class ForwardedImages(FeatureReader):
 
 
 def tap_shapes(encoder: Encoder, layers: Sequence[str], size: Size) -> dict[str, tuple[int, ...]]:
-    """The shape of each layer's feature of one image, (C, H, W) or (C,); the encoder is in eval mode.
-
-    Raises:
-        AvtError: if the encoder cannot take images of the size.
-    """
+    """The shape of each layer's feature of one image, (C, H, W) or (C,); a size that the encoder cannot take is refused."""
     x = torch.zeros(1, len(encoder.pixel_mean), *size, device=encoder.pixel_mean.device)
     try:
         with torch.no_grad():

@@ -5,15 +5,9 @@ from torch.nn import functional
 
 
 def pool_features(features: Tensor, pool: str, side: int) -> Tensor:
-    """Reduce maps to side x side by adaptive max or average pooling.
+    """Reduce maps (B, C, H, W) to (B, C, side, side) by adaptive pooling: max, avg or none.
 
-    Args:
-        features: (B, C, H, W); a vector (B, C) is returned unchanged.
-        pool: max, avg or none.
-        side: of the result, in cells; limited to that of the map, and not used for none.
-
-    Returns:
-        (B, C, side, side), or the features unchanged.
+    The side, in cells, is limited to that of the map. Vectors (B, C) are returned unchanged, and so are maps for none.
     """
     if features.ndim == 2 or pool == "none":
         return features

@@ -22,12 +22,8 @@ from avtcli.seeding import keyed_generator
 class TransformedPairs:
     """Originals and the transformations of their second views.
 
-    Attributes:
-        images: the originals.
-        rows: index of each pair's original, (n,) int64; an image may occur several times.
-        family: the family of the transformations.
-        parameters: of the transformations, (n, k) float64, on the CPU.
-        size: (height, width) of the centre crop.
+    `rows` are the indices of the pairs' originals, (n,) int64; an image may occur several times. `parameters` are those of the
+    transformations, (n, k) float64, on the CPU; `size` is (height, width) of the centre crop.
     """
 
     images: Images
@@ -44,22 +40,12 @@ class TransformedPairs:
 
 def sample_pairs(images: Images, family: TransformFamily, size: Size, *, key: tuple[int | str, ...]) -> TransformedPairs:
     """Pair each image with one transformation, drawn by the key."""
-    return TransformedPairs(
-        images, torch.arange(len(images)), family, family.sample(len(images), size, keyed_generator(*key)), size
-    )
+    count = len(images)
+    return TransformedPairs(images, torch.arange(count), family, family.sample(count, size, keyed_generator(*key)), size)
 
 
 def read_pairs(pairs: TransformedPairs, *, task: str, on_event: OnEvent) -> Iterator[tuple[Tensor, Tensor]]:
-    """Read pairs in order, in batches of 250.
-
-    Args:
-        pairs: what to read.
-        task: its name in the progress.
-        on_event: receives the progress.
-
-    Yields:
-        The originals and the transformed images, float in [0, 1], (B, C, H, W) each, on the images' device.
-    """
+    """Read pairs in order, in batches of 250: originals and transformed images, (B, C, H, W) in [0, 1], on their device."""
     count = len(pairs.rows)
     chunks = list(torch.split(torch.arange(count), EVAL_BATCH_SIZE))
     batches = evaluation_batches(pairs.images, [pairs.rows[chunk] for chunk in chunks], pairs.size)
@@ -88,11 +74,9 @@ def predict(
 
 
 def corner_errors(pairs: TransformedPairs, predicted: Tensor) -> Tensor:
-    """Compute each pair's corner error, (n,), in pixels; see `transformation_error.corner_error`.
+    """Compute each pair's corner error, (n,), in pixels, from predicted normalised targets, (n, dof), float64, on the CPU.
 
-    Args:
-        pairs: of a family with a matrix.
-        predicted: normalised targets, (n, dof), float64, on the CPU.
+    The family has a matrix; see `transformation_error.corner_error`.
     """
     family, size = pairs.family, pairs.size
     decoded = family.in_from_out(family.decode(predicted, size), size)
@@ -104,14 +88,8 @@ def held_out_mace(
 ) -> float | None:
     """Measure the mean average corner error, in pixels, on 1 000 held-out images; none for photometric families.
 
-    Args:
-        net: in eval mode; it predicts the target, not a class.
-        family: the distribution of the transformations.
-        data: its test split, or its training split if there is none.
-        size: (height, width) of the centre crop.
-        shorter: the shorter side after resizing, or none.
-        workers: processes that read images which do not fit in memory.
-        seed: of the transformations.
+    The images are of the test split, or of the training split if there is none, resized to the shorter side and cropped to
+    `size`. The network, in eval mode, predicts the target, not a class.
     """
     if family.kind == "photometric":
         return None

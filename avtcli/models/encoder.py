@@ -44,6 +44,7 @@ class Encoder(nn.Module):
         channels = backbone.taps[backbone.code_tap]
         self.backbone = backbone
         self.noise_scale = noise_scale
+        self._log_var_name = f"{backbone.code_tap}.log_var"
         self.log_var: nn.Module | None = None
         if noise_scale:
             self.log_var = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
@@ -65,7 +66,8 @@ class Encoder(nn.Module):
         images = to_float(images).to(torch.promote_types(images.dtype, self.pixel_mean.dtype))
         stats = (self.pixel_mean, self.pixel_std.square())
         mean, var = (stat.flatten().to(images.dtype).expand(images.shape[1]).contiguous() for stat in stats)
-        return functional.batch_norm(images, mean, var, eps=0)  # one pass over the images
+        # one pass over the images; before torch 2.14 an eps of 0 is refused, and this one changes no variance of pixels
+        return functional.batch_norm(images, mean, var, eps=1e-30)
 
     @property
     def backbone_model(self) -> nn.Module:
@@ -76,25 +78,15 @@ class Encoder(nn.Module):
     def layers(self) -> tuple[str, ...]:
         """The names that `features` accepts, in the order of the network."""
         names = list(self.backbone.taps)
-        if self.log_var is not None:
-            names.insert(names.index(self.backbone.code_tap) + 1, self._log_var_name)
-        return tuple(names)
-
-    @property
-    def _log_var_name(self) -> str:
-        return f"{self.backbone.code_tap}.log_var"
+        after = names.index(self.backbone.code_tap) + 1
+        return (*names[:after], *([] if self.log_var is None else [self._log_var_name]), *names[after:])
 
     def check_layers(self, layers: Collection[str]) -> None:
-        """Check names of layers.
-
-        Raises:
-            AvtError: for one that does not exist; the message lists them.
-        """
+        """Raise an AvtError for a layer that does not exist, with the list of those that do."""
         for layer in layers:
             if layer not in self.layers:
-                raise AvtError(
-                    f"The backbone has no layer '{layer}'. {nearest(layer, self.layers)}Its layers: {', '.join(self.layers)}."
-                )
+                known = ", ".join(self.layers)
+                raise AvtError(f"The backbone has no layer '{layer}'. {nearest(layer, self.layers)}Its layers: {known}.")
 
     def encode(self, x: Tensor, noise: Tensor | None = None, want: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         """Encode images with given noise, sampled noise (training mode), or none (eval mode).
@@ -110,13 +102,10 @@ class Encoder(nn.Module):
         taps: dict[str, Tensor] = {}
 
         def code(mean: Tensor) -> Tensor:
-            if self.backbone.code_tap in want:
-                taps[self.backbone.code_tap] = mean
+            taps[self.backbone.code_tap] = mean
             if self.log_var is None or not (self.training or noise is not None or self._log_var_name in want):
                 return mean
-            log_var = self.log_var(mean)
-            if self._log_var_name in want:
-                taps[self._log_var_name] = log_var
+            log_var = taps[self._log_var_name] = self.log_var(mean)
             if noise is None and not self.training:
                 return mean
             eps = torch.randn_like(mean) if noise is None else noise
@@ -125,7 +114,7 @@ class Encoder(nn.Module):
 
         asked = [name for name in want if name in self.backbone.taps and name != self.backbone.code_tap]
         vector, maps = self.backbone(x, code, asked)
-        return vector, {**maps, **taps}
+        return vector, {**maps, **{name: tap for name, tap in taps.items() if name in want}}
 
     def features(self, x: Tensor, layers: Sequence[str], noise: Tensor | None = None) -> dict[str, Tensor]:
         """Read taps by name: name -> (B, C, H, W), or (B, C) for a vector.
@@ -146,11 +135,9 @@ class Encoder(nn.Module):
 
     def code_shape(self, channels: int, size: tuple[int, int]) -> tuple[int, ...]:
         """Return the code's shape (C, H, W) for images of size (height, width)."""
-        training = self.training
-        self.eval()
-        parameter = next(self.parameters())
+        training, name = self.training, self.backbone.code_tap
         with torch.no_grad():
-            x = torch.zeros(1, channels, *size, device=parameter.device, dtype=parameter.dtype)
-            shape = self.features(x, [self.backbone.code_tap])[self.backbone.code_tap].shape[1:]
+            x = next(self.parameters()).new_zeros(1, channels, *size)
+            code = self.eval().features(x, [name])[name]
         self.train(training)
-        return tuple(shape)
+        return tuple(code.shape[1:])

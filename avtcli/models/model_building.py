@@ -29,33 +29,27 @@ def build_encoder(spec: ModelSpec, *, seed: int = 0) -> Encoder:
 def build_model(spec: ModelSpec, *, seed: int = 0, family: TransformFamily | None = None) -> SiameseModel:
     """Build encoder and objective with random weights: a function of the seed.
 
-    Args:
-        spec: what to build; the objective decides the noise of the encoder.
-        seed: of the weights.
-        family: the objective's; left out, built from the specification.
+    The objective decides the noise of the encoder. A family that is left out is built from the specification.
 
     Raises:
         AvtError: if a plugin is missing or refuses its options, or the specification has no objective.
     """
     if spec.objective is None or spec.transform is None:
         raise AvtError("These weights are an encoder alone: they come with no objective.")
-    family = family or build_family(spec.transform)
+    name, options = spec.objective.name, spec.objective.options
+    family = family or build_family(spec.transform.name, spec.transform.options)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(seed, "weights"))
         backbone = _backbone(spec)
         with torch.random.fork_rng(devices=[]):  # the encoder's own layers follow the backbone in the stream of weights
             torch.default_generator.manual_seed(seed_of(seed, "decoder weights"))
-            objective: Objective = registry.build(
-                "objective", spec.objective.name, spec.objective.options, vector_dim=backbone.vector_dim, family=family
-            )
+            objective: Objective = registry.build("objective", name, options, vector_dim=backbone.vector_dim, family=family)
         return SiameseModel(_encoder(backbone, spec, objective.noise_scale), objective)
 
 
 def _backbone(spec: ModelSpec) -> Backbone:
-    plugin = spec.backbone
-    backbone: Backbone = registry.build(
-        "backbone", plugin.name, plugin.options, in_channels=spec.channels, image_size=spec.size
-    )
+    name, options = spec.backbone.name, spec.backbone.options
+    backbone: Backbone = registry.build("backbone", name, options, in_channels=spec.channels, image_size=spec.size)
     return backbone
 
 
@@ -70,12 +64,10 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], *, path: Path) -
         AvtError: naming the first missing and unexpected names, or the first tensor of another shape.
     """
     own = module.state_dict()
-    missing, unexpected = [n for n in own if n not in tensors], [n for n in tensors if n not in own]
-    if missing or unexpected:
-        raise AvtError(
-            f"{path} holds the weights of another network: {len(missing)} names are missing (the first: "
-            f"{next(iter(missing), 'none')}), {len(unexpected)} are unexpected (the first: {next(iter(unexpected), 'none')})."
-        )
+    sorts = ([n for n in own if n not in tensors], "missing"), ([n for n in tensors if n not in own], "unexpected")
+    if any(names for names, _ in sorts):
+        counts = (f"{len(n)} names are {sort} (the first: {next(iter(n), 'none')})" for n, sort in sorts)
+        raise AvtError(f"{path} holds the weights of another network: {', '.join(counts)}.")
     for name, tensor in own.items():
         if tensor.shape != tensors[name].shape:
             found, expected = tuple(tensors[name].shape), tuple(tensor.shape)

@@ -11,14 +11,10 @@ from avtcli.models.encoder import Encoder
 
 
 class SiameseModel(nn.Module):
-    """An encoder that is called once for each view, and an objective on its vectors.
+    """An encoder that is called once for each view, and an objective that was built for its vectors.
 
     Each view is normalised by its own batch statistics, and the running averages move once for each view, as published.
     Concatenating the views into one batch is not the same. Under autocast the encoder alone computes in reduced precision.
-
-    Args:
-        encoder: the stochastic encoder.
-        objective: built for the encoder's vectors.
     """
 
     def __init__(self, encoder: Encoder, objective: Objective) -> None:
@@ -31,17 +27,11 @@ class SiameseModel(nn.Module):
         return self.encoder.normalise(images)
 
     def encode(self, views: Sequence[Tensor], noise: Sequence[Tensor | None] | None = None) -> tuple[Tensor, ...]:
-        """Encode views in their order.
+        """Encode views, normalised images (B, C, H, W) each, into their vectors, (B, vector_dim), in their order.
 
-        Args:
-            views: normalised images, (B, C, H, W) each.
-            noise: eps of each view's code; drawn where left out in training mode, none in eval mode.
-
-        Returns:
-            The vector of each view, (B, vector_dim).
+        `noise` is eps of each view's code; where left out it is drawn in training mode, and none in eval mode.
         """
-        pairs = zip(views, noise or [None] * len(views), strict=True)
-        return tuple(self.encoder.encode(view, eps)[0] for view, eps in pairs)
+        return tuple(self.encoder.encode(*pair)[0] for pair in zip(views, noise or [None] * len(views), strict=True))
 
     def loss(self, codes: Sequence[Tensor], targets: Sequence[Target]) -> Loss:
         """Compute the objective on vectors, in the precision of the weights."""
@@ -55,7 +45,7 @@ class SiameseModel(nn.Module):
         Args:
             x: original images, normalised, (B, C, H, W).
             y: transformed images, likewise.
-            noise: eps of each view's code; drawn where left out in training mode, none in eval mode.
+            noise: as for `encode`.
 
         Returns:
             The mean of the normalised target (or logits of classes), (B, outputs), and the log-variance that the likelihood

@@ -24,14 +24,10 @@ from avtcli.storage.run_folders import is_run, newest_run
 
 @dataclass(frozen=True)
 class Weights:
-    """Loaded weights and the specification of their network.
+    """Loaded weights and the specification of their network, with stored facts (`about`) such as step and config.
 
-    Attributes:
-        path: the run folder, checkpoint folder or file.
-        run: the run folder, or none for a file.
-        spec: the model's specification.
-        tensors: the model's weights; the encoder's for an exported file.
-        about: stored facts, such as step and config.
+    `path` is the run folder, checkpoint folder or file; `run` the run folder, or none for a file, whose tensors are the
+    encoder's alone.
     """
 
     path: Path
@@ -53,11 +49,9 @@ def open_weights(run: str | Path | None, *, on_event: OnEvent = ignore) -> Weigh
     Raises:
         AvtError: if it does not exist, or is incomplete.
     """
+    path = newest_run() if run is None else Path(run)
     if run is None:
-        path = newest_run()
         on_event(Notice(f"using the newest run, {path}"))
-    else:
-        path = Path(run)
     if path.is_file():
         return _open_file(path)
     if not path.exists():
@@ -72,17 +66,21 @@ def open_weights(run: str | Path | None, *, on_event: OnEvent = ignore) -> Weigh
     return Weights(path, folder, spec, checkpoint.model, checkpoint.about)
 
 
+def parse_safetensors(blob: bytes, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, or raise an AvtError where its content does not parse."""
+    try:
+        return load(blob)
+    except safetensors.SafetensorError as error:
+        raise AvtError(f"{path} does not parse as safetensors: {error}. Was it cut short?") from error
+
+
 def _open_file(path: Path) -> Weights:
     if path.suffix != ".safetensors":
         raise AvtError(
             f"{path} is no safetensors file, and nothing else is read here. Checkpoints of the release: `avt import`."
         )
     blob = path.read_bytes()
-    try:
-        tensors = load(blob)
-    except safetensors.SafetensorError as error:
-        raise AvtError(f"{path} does not parse as safetensors: {error}. Was it cut short?") from error
-    about = from_metadata(blob)
+    tensors, about = parse_safetensors(blob, path), from_metadata(blob)
     if about is None or "model" not in about:
         raise AvtError(f"{path} was not written by `avt export`: it does not say which backbone its weights are for.")
     return Weights(path, None, validate(ModelSpec, about["model"], where=str(path)), tensors, about)
@@ -122,12 +120,6 @@ def load_encoder(run: str | Path) -> Encoder:
 
 
 def save_encoder(encoder: Encoder, path: Path, about: Mapping[str, Any]) -> None:
-    """Write a file that `open_weights` reads.
-
-    Args:
-        encoder: its weights are stored.
-        path: a new file.
-        about: stored facts; `model` is the specification.
-    """
+    """Write an encoder's weights to a new file that `open_weights` reads; `about["model"]` is its specification."""
     tensors = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
     write_synced(path, save(tensors, metadata=to_metadata(about)))

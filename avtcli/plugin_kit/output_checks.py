@@ -17,11 +17,13 @@ from avtcli.errors import AvtError
 from avtcli.exporting.export import TOLERANCE, compare_loaded, loading_lines
 from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_encoder
-from avtcli.plugin_kit.checking import Trial, expect
+from avtcli.plugin_kit.checking import Trial, checks_of, expect
 from avtcli.seeding import keyed_generator
 
 SIZE: Final = (32, 32)
-"""(height, width) of the images."""
+
+TrackerFactory = Callable[[], Tracker]
+"""Builds the tracker under test, again for each run."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,13 @@ def exporter_trial(spec: str) -> Trial:
     return EXPORTER_CHECKS, ExporterSubject(spec, registry.build("exporter", spec, {}), encoder, about)
 
 
-def _takes(subject: ExporterSubject) -> bool:
+def _refusal(subject: ExporterSubject, layer: str) -> str:
+    """Why the exporter refuses an encoder whose output is a layer, or an empty string."""
     try:
-        subject.exporter.check(subject.encoder, subject.encoder.output)
-    except AvtError:
-        return False
-    return True
+        subject.exporter.check(subject.encoder, layer)
+    except AvtError as error:
+        return str(error)
+    return ""
 
 
 @contextmanager
@@ -61,7 +64,7 @@ def _written(subject: ExporterSubject) -> Iterator[Path]:
 
 
 def _difference(subject: ExporterSubject, lines: Callable[[Path], tuple[str, ...]]) -> str:
-    if not _takes(subject):
+    if _refusal(subject, subject.encoder.output):
         return "refuses the default backbone"
     x = torch.randn(2, 3, *SIZE, generator=keyed_generator("conformance images"))
     with _written(subject) as path:
@@ -80,13 +83,9 @@ def its_suffix_is_an_ending_or_empty(subject: ExporterSubject) -> str:
 def an_encoder_that_it_refuses_is_refused_with_another_format(subject: ExporterSubject) -> str:
     """The AvtError of `check` names an exporter that can."""
     others = [name for name in registry.names("exporter") if name != subject.spec]
-    refused = []
-    for layer in subject.encoder.layers:
-        try:
-            subject.exporter.check(subject.encoder, layer)
-        except AvtError as error:
-            expect(any(name in str(error) for name in others), f"refusing {layer} names none of {', '.join(others)}: {error}")
-            refused.append(layer)
+    refused = {layer: why for layer in subject.encoder.layers if (why := _refusal(subject, layer))}
+    for layer, why in refused.items():
+        expect(any(name in why for name in others), f"refusing {layer} names none of {', '.join(others)}: {why}")
     return f"refuses {', '.join(refused)}" if refused else "takes every layer"
 
 
@@ -100,66 +99,53 @@ def its_lines_of_python_load_the_same_features(subject: ExporterSubject) -> str:
     return _difference(subject, subject.exporter.load_with)
 
 
-def writing_leaves_the_encoder_unchanged(subject: ExporterSubject) -> str:
+def writing_leaves_the_encoder_unchanged(subject: ExporterSubject) -> None:
     """Its weights and its mode."""
-    if not _takes(subject):
-        return "refuses the default backbone"
+    if _refusal(subject, subject.encoder.output):
+        return
     before = {name: tensor.clone() for name, tensor in subject.encoder.state_dict().items()}
     with _written(subject):
         after = subject.encoder.state_dict()
     same = list(before) == list(after) and all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     expect(same, "write changed the weights of the encoder")
     expect(not subject.encoder.training, "write left the encoder in training mode")
-    return ""
-
-
-EXPORTER_CHECKS: Final = (
-    its_suffix_is_an_ending_or_empty,
-    an_encoder_that_it_refuses_is_refused_with_another_format,
-    a_fresh_process_loads_the_same_features,
-    its_lines_of_python_load_the_same_features,
-    writing_leaves_the_encoder_unchanged,
-)
 
 
 def tracker_trial(spec: str) -> Trial:
-    """Build a tracker for its checks; the subject builds it again for each run."""
+    """Build a tracker, and return how to build it for each run."""
     registry.build("tracker", spec, {})
     return TRACKER_CHECKS, lambda: registry.build("tracker", spec, {})
 
 
-def _track(make: Callable[[], Tracker], run: Path, first: int) -> None:
-    tracker = make()
-    tracker.start(run, PretrainConfig().model_dump(mode="json", exclude_none=True), first)
-    tracker.log(first + 1, {"loss": 0.5})
-    tracker.log(first + 2, {"loss": 0.25, "lr": 1e-3})
-    tracker.log(first + 2, {"mace_px": 12.5})
-    tracker.finish()
-
-
 @contextmanager
-def _run_folder() -> Iterator[Path]:
+def _tracked(make: TrackerFactory, *first_steps: int) -> Iterator[Path]:
+    """A run folder that a tracker has logged into from each first step."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "trackers").mkdir()
+        for first in first_steps:
+            tracker = make()
+            tracker.start(Path(folder), PretrainConfig().model_dump(mode="json", exclude_none=True), first)
+            tracker.log(first + 1, {"loss": 0.5})
+            tracker.log(first + 2, {"loss": 0.25, "lr": 1e-3})
+            tracker.log(first + 2, {"mace_px": 12.5})
+            tracker.finish()
         yield Path(folder)
 
 
-def a_run_is_tracked_and_continued(make: Callable[[], Tracker]) -> str:
+def a_run_is_tracked_and_continued(make: TrackerFactory) -> None:
     """A second tracker takes a run folder over after an interruption, from an earlier step than the last one logged."""
-    with _run_folder() as run:
-        _track(make, run, 0)
-        _track(make, run, 1)
-    return ""
+    with _tracked(make, 0, 1):
+        pass
 
 
-def its_files_lie_in_the_trackers_folder(make: Callable[[], Tracker]) -> str:
+def its_files_lie_in_the_trackers_folder(make: TrackerFactory) -> str:
     """Other files in the run folder belong to the run."""
-    with _run_folder() as run:
-        _track(make, run, 0)
+    with _tracked(make, 0) as run:
         others = [path.name for path in run.iterdir() if path.name != "trackers"]
         kept = len(list((run / "trackers").rglob("*")))
     expect(not others, f"it wrote {', '.join(others)} into the run folder, expected files in its folder trackers only")
     return f"{kept} files"
 
 
-TRACKER_CHECKS: Final = (a_run_is_tracked_and_continued, its_files_lie_in_the_trackers_folder)
+EXPORTER_CHECKS: Final = checks_of(ExporterSubject, globals())
+TRACKER_CHECKS: Final = checks_of(TrackerFactory, globals())

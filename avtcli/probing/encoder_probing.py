@@ -1,5 +1,6 @@
-"""Heads on the features of one frozen encoder: where the features come from, and how the learning rates are chosen."""
+"""Heads on one encoder: on features that are cached or forwarded while it is frozen, or fine-tuned together with it."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -12,12 +13,12 @@ from avtcli.features.feature_reader import Feature, FeatureReader, ForwardedImag
 from avtcli.models.encoder import Encoder
 from avtcli.probing.head import ClosedFormHead, HeadData, HeadFigures, TrainedHead
 from avtcli.probing.head_training import Curve, HeadTraining, RowSubset, choose_and_train, train_heads
+from avtcli.probing.heads import resolve_head
 from avtcli.probing.joint_heads import HeadSpec
 from avtcli.probing.probe_setup import HeadResult, ProbeSetup, Subset, split_held_out
 from avtcli.runtime.devices import has_room
 
-CACHED_TEST_BYTES = 2 * 2**30
-"""Test features up to this size are cached on the device when training images are forwarded each epoch."""
+CACHED_TEST_BYTES = 2 * 2**30  # larger test features are computed each epoch where those of training images are
 
 
 def frozen_heads(setup: ProbeSetup, encoder: Encoder, name: str) -> Iterator[HeadResult]:
@@ -29,8 +30,7 @@ def frozen_heads(setup: ProbeSetup, encoder: Encoder, name: str) -> Iterator[Hea
             else:
                 task = " ".join([name, *dict.fromkeys(f.layer for f in train.shapes), subset.label]).rstrip()
                 figures = _train(setup, train, test, subset, task=task)
-            pairs = zip(train.shapes, figures, strict=True)
-            yield from (setup.result(feature, subset, own) for feature, own in pairs)
+            yield from (setup.result(feature, subset, own) for feature, own in zip(train.shapes, figures, strict=True))
 
 
 def _head_data(setup: ProbeSetup, train: FeatureReader, test: FeatureReader, feature: Feature, subset: Subset) -> HeadData:
@@ -54,7 +54,7 @@ def _readers(setup: ProbeSetup, encoder: Encoder, name: str) -> Iterator[tuple[F
         return
     plain = not copies or setup.config.searches_lr  # held-out images are not augmented
     needed = cache_bytes(train) * (plain + copies) + cache_bytes(test)
-    folder, separate = choose_storage(needed), not _fit_together(setup, train, needed)
+    folder, separate = choose_storage(needed), not _heads_fit_together(setup, train, needed)
 
     def read(reader: ForwardedImages, copy: int | None = None) -> list[Stacks]:
         suffix = "" if copy is None else f", copy {copy + 1} of {copies}"
@@ -76,8 +76,7 @@ def _to_device(stacks: Stacks, device: torch.device) -> Stacks:
     return {names: tensor.to(device) for names, tensor in stacks.items()}
 
 
-def _fit_together(setup: ProbeSetup, train: FeatureReader, needed: int) -> bool:
-    """Whether all heads fit in memory together with the features."""
+def _heads_fit_together(setup: ProbeSetup, train: FeatureReader, needed: int) -> bool:
     if not isinstance(setup.head, TrainedHead):
         return False
     with torch.device("meta"):
@@ -88,16 +87,52 @@ def _fit_together(setup: ProbeSetup, train: FeatureReader, needed: int) -> bool:
 
 
 def _train(setup: ProbeSetup, train: FeatureReader, test: FeatureReader, subset: Subset, *, task: str) -> list[HeadFigures]:
-    """One head for each feature, all trained together."""
-    assert isinstance(setup.head, TrainedHead)
-    context = replace(setup.context, seed=subset.seed)
-    training = HeadTraining(setup.head, setup.config, setup.classes, context, f"{task}: head")
 
-    def run(specs: Sequence[HeadSpec], rows: Tensor, held_out: Tensor | None) -> list[Curve]:
+    def run(training: HeadTraining, specs: Sequence[HeadSpec], rows: Tensor, held_out: Tensor | None) -> list[Curve]:
         if held_out is None:
-            everything = RowSubset(test, torch.arange(len(test.labels)))
-            return train_heads(RowSubset(train, rows), everything, specs, training)
-        search = replace(training, config=setup.config.for_lr_search(len(rows)), task=f"{task}: rate")
+            return train_heads(RowSubset(train, rows), RowSubset(test, torch.arange(len(test.labels))), specs, training)
+        search = replace(training, config=setup.config.for_lr_search(len(rows)))
         return train_heads(RowSubset(train, rows), RowSubset(train, held_out), specs, search)
 
-    return choose_and_train(list(train.shapes), subset, train.labels, setup.config, run)
+    return choose_and_train(setup, list(train.shapes), subset, run, task=task)
+
+
+def tuned_heads(setup: ProbeSetup, encoder: Encoder, name: str) -> Iterator[HeadResult]:
+    """One head for each feature and subset, each trained with its own copy of the encoder; `name` is for the progress."""
+    for feature in setup.wanted:
+        for subset in setup.subsets:
+            task = " ".join([name, feature.layer, subset.label]).rstrip()
+            figures, _ = _tune_best(setup, encoder, feature, subset, task=task)
+            yield setup.result(feature, subset, figures)
+
+
+def supervised_encoder(setup: ProbeSetup, encoder: Encoder) -> Encoder:
+    """A copy of an encoder, trained with the labels of all training images under a linear head on its last layer."""
+    config = setup.config.to_finetune()
+    everything = Subset(torch.arange(len(setup.train.labels)), None, config.seed)
+    last = Feature(list(encoder.backbone.taps)[-1], "avg", 1)
+    setup = replace(setup, config=config, head=resolve_head(config.head))
+    return _tune_best(setup, encoder, last, everything, task="supervised")[1].eval()
+
+
+def _tune_best(
+    setup: ProbeSetup, encoder: Encoder, feature: Feature, subset: Subset, *, task: str
+) -> tuple[HeadFigures, Encoder]:
+    """Fine-tune without code samples, at the rate that is best on held-out images; return the tuned encoder too."""
+    tuned = encoder
+
+    def run(training: HeadTraining, specs: Sequence[HeadSpec], rows: Tensor, held_out: Tensor | None) -> list[Curve]:
+        nonlocal tuned
+        curves: list[Curve] = []
+        for spec in specs:
+            tuned = copy.deepcopy(encoder)
+            tuned.log_var = None
+            train, test = (setup.reader(tuned, data, [feature]) for data in (setup.train, setup.test))
+            target = RowSubset(test, torch.arange(len(test.labels))) if held_out is None else RowSubset(train, held_out)
+            own = training if held_out is None else replace(training, task=f"{training.task} {spec.peak:g}")
+            curves += train_heads(RowSubset(train, rows), target, [spec], own, tuned=tuned)
+            tuned.log_var = copy.deepcopy(encoder.log_var)
+        return curves
+
+    (figures,) = choose_and_train(setup, [feature], subset, run, task=task)
+    return figures, tuned

@@ -1,7 +1,7 @@
 """Training of heads: all heads of a probe on the same batches, in one pass over the images."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,21 +14,17 @@ from avtcli.features.feature_reader import Feature, FeatureReader
 from avtcli.metrics.accuracy import topk_hits
 from avtcli.probing.head import HeadFigures, TrainedHead
 from avtcli.probing.joint_heads import Heads, HeadSpec, fit_batch, start_heads
-from avtcli.probing.probe_setup import Subset, split_held_out
+from avtcli.probing.probe_setup import ProbeSetup, Subset, split_held_out
 from avtcli.runtime.context import Context
 from avtcli.runtime.devices import seed_model
 from avtcli.runtime.execution import choose_fused
 from avtcli.seeding import keyed_generator, seed_of
 from avtcli.training.optimizer import cosine_rate, make_optimizer, scheduled_rate
 
-PROGRESS_STEPS = 20
-"""Steps between two reports of the progress."""
+PROGRESS_STEPS = 20  # between two reports of the progress
 
 Curve = list[tuple[float, float]]
 """(top-1, top-5) in percent at each evaluation."""
-
-Runner = Callable[[Sequence[HeadSpec], Tensor, Tensor | None], list[Curve]]
-"""Trains heads on some training images, and evaluates them on held-out training images, or where they are none on test."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +39,7 @@ class RowSubset:
 class HeadTraining:
     """What heads that are trained together share.
 
-    Attributes:
-        head: the kind.
-        config: schedule, epochs, batch size and optimiser.
-        classes: the number of classes.
-        context: its seed is that of the weights, the image order, the crops and flips.
-        task: name for the progress.
+    The context's seed is that of the weights, the image order, the crops and flips; `task` is a name for the progress.
     """
 
     head: TrainedHead
@@ -58,15 +49,14 @@ class HeadTraining:
     task: str
 
 
-def rate_of(config: ProbeConfig, peak: float | None, *, epoch: int, progress: float) -> float:
-    """The learning rate of a step.
+Runner = Callable[[HeadTraining, Sequence[HeadSpec], Tensor, Tensor | None], list[Curve]]
+"""Trains heads on some training images, and evaluates them on held-out training images, or where they are none on test."""
 
-    Args:
-        config: the schedule, scaled to the epochs to run. Pieces are constant within an epoch, as published; a cosine changes
-            at each step.
-        peak: of the head's own cosine, where there is no schedule.
-        epoch: counted from 0.
-        progress: the share of all steps that is done.
+
+def rate_of(config: ProbeConfig, peak: float | None, *, epoch: int, progress: float) -> float:
+    """The learning rate of a step, by the schedule scaled to the epochs to run, else by a cosine from `peak`.
+
+    Pieces are constant within an epoch, as published; a cosine changes with `progress`, the share of all steps that is done.
     """
     schedule = config.schedule
     if schedule is None:
@@ -80,15 +70,8 @@ def train_heads(
 ) -> list[Curve]:
     """Train heads side by side, each with its own loss and rate; those on one feature start from the same weights.
 
-    Args:
-        train: the images to train on; two at least.
-        test: the images to evaluate on: after each epoch of a schedule, as in the release, else after the last only.
-        specs: the heads, in any order; linear ones the same number for each feature of the reader.
-        training: the settings.
-        tuned: the encoder of the readers, to be trained too at the first head's rate; none leaves it frozen.
-
-    Returns:
-        A curve for each spec.
+    They are evaluated on `test` after each epoch of a schedule, as in the release, else after the last only. Each feature of
+    the reader has the same number of linear heads. `tuned`, its encoder, is trained too, at the first head's rate.
 
     Raises:
         AvtError: for a head that does not fit its feature.
@@ -147,34 +130,26 @@ def _train_epoch(
 
 
 def choose_and_train(
-    features: Sequence[Feature], subset: Subset, labels: Tensor, config: ProbeConfig, run: Runner
+    setup: ProbeSetup, features: Sequence[Feature], subset: Subset, run: Runner, *, task: str
 ) -> list[HeadFigures]:
-    """Train one head for each feature on a subset, at the rate that is best on held-out images where there is a choice.
-
-    Args:
-        features: of the heads.
-        subset: the images to train on.
-        labels: of all training images.
-        config: schedule or rates, and the share to hold out.
-        run: trains heads.
-    """
+    """Train one head for each feature on a subset, at the rate that is best on held-out images where there is a choice."""
+    assert isinstance(setup.head, TrainedHead)
+    config, context = setup.config, replace(setup.context, seed=subset.seed)
+    training = HeadTraining(setup.head, config, setup.classes, context, f"{task}: head")
     rates: list[float | None] = [None] if config.schedule is not None else [*config.learning_rates]
     best: list[tuple[HeadSpec, float | None]] = [(HeadSpec(feature, rates[len(rates) // 2]), None) for feature in features]
-    fit, held_out = split_held_out(subset.rows, labels, config.held_out, seed=subset.seed)
+    fit, held_out = split_held_out(subset.rows, setup.train.labels, config.held_out, seed=subset.seed)
     if len(rates) > 1 and len(held_out):
         specs = [HeadSpec(feature, rate) for feature in features for rate in rates]
-        scored = [(spec, curve[-1][0]) for spec, curve in zip(specs, run(specs, fit, held_out), strict=True)]
+        curves = run(replace(training, task=f"{task}: rate"), specs, fit, held_out)
+        scored = [(spec, curve[-1][0]) for spec, curve in zip(specs, curves, strict=True)]
         own = [[pair for pair in scored if pair[0].feature == feature] for feature in features]
         best = [max(pairs, key=lambda pair: pair[1]) for pairs in own]  # the first, so the largest, of equally good rates
-    curves = run([spec for spec, _ in best], subset.rows, None)
-    return [_figures(curve, spec.peak, val_top1) for curve, (spec, val_top1) in zip(curves, best, strict=True)]
-
-
-def _figures(curve: Curve, peak: float | None, val_top1: float | None) -> HeadFigures:
-    """Those of the last epoch, with the peak of the rate, or with the best epoch of a schedule."""
-    if peak is None:
-        return HeadFigures(*curve[-1], val_top1, {}, max(top1 for top1, _ in curve))
-    return HeadFigures(*curve[-1], val_top1, {"rate": peak})
+    figures = []
+    for curve, (spec, val_top1) in zip(run(training, [spec for spec, _ in best], subset.rows, None), best, strict=True):
+        chosen = {} if spec.peak is None else {"rate": spec.peak}
+        figures.append(HeadFigures(*curve[-1], val_top1, chosen, None if chosen else max(top1 for top1, _ in curve)))
+    return figures
 
 
 @torch.no_grad()

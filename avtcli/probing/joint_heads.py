@@ -26,21 +26,15 @@ class HeadSpec:
 
 
 class Heads(ABC):
-    """Heads on the features of a reader.
-
-    Attributes:
-        parameters: of each head, in the order of the specs.
-    """
+    """Heads on the features of a reader; their parameters are in the order of the specs."""
 
     parameters: list[list[nn.Parameter]]
 
     @abstractmethod
     def logits(self, stacks: Sequence[Tensor], *, training: bool) -> list[Tensor]:
-        """Logits of each head, (classes, B), in the order of the specs.
+        """Logits of each head, (classes, B), in the order of the specs; for `stacks` see `FeatureReader.read_batches`.
 
-        Args:
-            stacks: features (B, features, *shape) of each shape; see `FeatureReader.read_batches`.
-            training: whether the batch is normalised by its own statistics, which update the running ones; else by those.
+        In training, a batch is normalised by its own statistics, which update the running ones; else by those.
         """
 
 
@@ -62,11 +56,7 @@ class JointLinearHeads(Heads):
 
     The normalisation is applied to the few weights instead of the features: W (x - mean) scale + b
     = (W scale) x + (b - W scale mean), with scale = (var + eps)^-1/2. A channel whose mean is hundreds of standard deviations
-    costs logits and gradients two digits.
-
-    Args:
-        heads: the same number for each feature of a stack, all with the same classes; their weights are copied.
-        positions: of their features.
+    costs logits and gradients two digits. The heads' weights are copied; each feature of a stack has the same number of heads.
     """
 
     def __init__(self, heads: Sequence[LinearHead], positions: Sequence[Position]) -> None:
@@ -98,7 +88,7 @@ class JointLinearHeads(Heads):
 
 
 def _statistics(x: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d, *, training: bool) -> tuple[Tensor, Tensor]:
-    """Mean and (var + eps)^-1/2 of each channel of (B, cells, C); in training of the batch, which updates the running ones."""
+    """Mean and (var + eps)^-1/2 of each channel of (B, cells, C)."""
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None
     assert var is not None
@@ -113,13 +103,7 @@ def _statistics(x: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d, *, training: b
 
 
 def fit_batch(heads: Heads, stacks: Sequence[Tensor], labels: Tensor) -> None:
-    """Compute the gradients of each head's mean cross-entropy on a batch.
-
-    Args:
-        heads: in training.
-        stacks: features of two images at least; see `Heads.logits`.
-        labels: (B,) int64.
-    """
+    """Compute the gradients of each head's mean cross-entropy on a batch of two images at least; labels (B,) int64."""
     logits = torch.stack(heads.logits(stacks, training=True))
     logits.register_hook(flush_denormals)  # type: ignore[no-untyped-call]
     loss = functional.cross_entropy(logits, labels.expand(len(logits), -1), reduction="sum") / len(labels)
@@ -136,17 +120,8 @@ def start_heads(
 ) -> Heads:
     """Build heads on the device of the features, all with the weights of one seed.
 
-    Args:
-        specs: in any order; linear heads the same number for each feature of the reader.
-        reader: of the features.
-        head: the kind.
-        classes: the number of classes.
-        seed: of the weights.
-        tuned: whether the encoder is trained too. Linear layers then start as in PyTorch: the release's weights are so large
-            that the first steps would destroy the encoder's.
-
-    Raises:
-        AvtError: for a head that does not fit its feature.
+    Each feature of the reader has the same number of linear heads. Where the encoder is `tuned` too, linear layers start as in
+    PyTorch: the release's weights are so large that the first steps would destroy the encoder's.
     """
     modules: list[nn.Module] = []
     for spec in specs:

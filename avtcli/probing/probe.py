@@ -21,12 +21,11 @@ from avtcli.features.feature_reader import Feature, LabelledImages, tap_shapes
 from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import Weights, open_weights, restore_encoder
-from avtcli.probing.encoder_probing import frozen_heads
-from avtcli.probing.fine_tuning import supervised_encoder, tuned_heads
-from avtcli.probing.head import Head, TrainedHead
+from avtcli.probing.encoder_probing import frozen_heads, supervised_encoder, tuned_heads
+from avtcli.probing.head import Head, TrainedHead, check_head
 from avtcli.probing.heads import resolve_head
 from avtcli.probing.probe_protocol import describe_probe, describe_start
-from avtcli.probing.probe_setup import HeadResult, ProbeSetup, sample_subsets
+from avtcli.probing.probe_setup import HeadResult, ProbeSetup, Subset, subset_rows
 from avtcli.runtime.context import Context
 from avtcli.runtime.execution import prepare_for_inference
 from avtcli.storage.files import disk_errors_explained, refuse_existing, to_json, write_synced
@@ -44,13 +43,9 @@ class ProbeResult:
 
 
 def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | None, on_event: OnEvent) -> ProbeResult:
-    """Probe the layers of an encoder.
+    """Probe the layers of an encoder, and write the result into the run's probes folder and to `out`, where given.
 
-    Args:
-        run: the weights, opened or by name; none for the newest run, or where the config names a backbone.
-        config: the protocol.
-        out: a file for the result, besides the run's probes folder; none for no other file.
-        on_event: receives progress, notices and saved files.
+    The weights of `run` are opened or by name; none means the newest run, or the backbone that the config names.
 
     Raises:
         AvtError: for data without labels or with other channels, a layer that does not exist, or a head that does not fit it.
@@ -58,7 +53,7 @@ def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | 
     if out is not None:
         refuse_existing(out)
     head = resolve_head(config.head)
-    head.check(config)
+    check_head(head, config)
     config = config.model_copy(update={"pool": config.pool or (head.pool,)})
     context = Context.build(device=config.device, workers=config.workers, seed=config.seed, on_event=on_event)
     given: Encoder | None = None
@@ -71,7 +66,10 @@ def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | 
     layers = _layers(given, config)
     setups = [_build_setup(part, config, head, _wanted(given, layers, config, part), context) for part in prepared]
     random = build_encoder(source.spec, seed=config.seed).eval()
-    compared = config.baseline and not _is_same(given, random, on_event=on_event)
+    compared = config.baseline
+    if compared and all(map(torch.equal, given.state_dict().values(), random.state_dict().values())):
+        compared = False
+        on_event(Notice("these weights are random themselves: no other baseline is probed"))
     protocol = describe_probe(setups, source, compared=compared)
     on_event(Started(describe_start(protocol, device=context.device.type)))
     results = _probe_all(setups, given, "trained")
@@ -112,19 +110,10 @@ def _layers(encoder: Encoder, config: ProbeConfig) -> list[str]:
 
 
 def _wanted(encoder: Encoder, layers: list[str], config: ProbeConfig, prepared: PreparedImages) -> list[Feature]:
-    """The features to read: each layer with each pooling; a vector is not pooled."""
+    """The features to read: each layer with each pooling."""
     shapes = tap_shapes(encoder, layers, prepared.size)
     pairs = ((layer, pool if len(shapes[layer]) > 1 else "none") for layer in layers for pool in config.pool)
     return [Feature(layer, pool, config.side_of(layer)) for layer, pool in dict.fromkeys(pairs)]
-
-
-def _is_same(given: Encoder, random: Encoder, *, on_event: OnEvent) -> bool:
-    """Whether the weights to probe are those of the random baseline, which is then left out with a notice."""
-    pairs = zip(given.state_dict().values(), random.state_dict().values(), strict=True)
-    same = all(torch.equal(a, b) for a, b in pairs)
-    if same:
-        on_event(Notice("these weights are random themselves: no other baseline is probed"))
-    return same
 
 
 def _probe_all(
@@ -158,7 +147,9 @@ def _build_setup(
 
     images = read("train", data.train, limited(data.train, config.limit_train)), read("test", test, torch.arange(len(test)))
     classes = max(len(data.classes or ()), *(1 + int(part.labels.max()) for part in images))
-    subsets = list(sample_subsets(config, images[0].labels))
+    draws = [(shots, seed) for shots in config.shots or (None,) for seed in range(config.seed, config.seed + config.seeds)]
+    labels = images[0].labels.cpu()
+    subsets = [Subset(subset_rows(labels, shots=n, fraction=config.fraction, seed=seed), n, seed) for n, seed in draws]
     return ProbeSetup(config, head, prepared, *images, wanted=wanted, subsets=subsets, classes=classes, context=context)
 
 

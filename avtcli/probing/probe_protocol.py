@@ -14,20 +14,22 @@ SHARED = {"recipe", "finetune", "pool", "copies", "fraction", "limit_train", "se
 
 
 def describe_probe(setups: Sequence[ProbeSetup], source: Weights, *, compared: bool) -> dict[str, Any]:
-    """Describe what the figures depend on.
-
-    Args:
-        setups: one for each data set.
-        source: the weights.
-        compared: whether a random baseline is probed.
-    """
+    """Describe what the figures depend on; there is a setup for each data set."""
     config, head, augment = setups[0].config, setups[0].head, setups[0].prepared.augment.model_dump()
     layers = list(dict.fromkeys(feature.layer for feature in setups[0].wanted))
     closed = isinstance(head, ClosedFormHead)
     options = {key: list(v) if isinstance(v, tuple) else v for key, v in resolve_options(config.head).items()}
     return {
         **config.model_dump(mode="json", include=SHARED),
-        "data": [_counts(setup) for setup in setups],
+        "data": [
+            {
+                "dataset": setup.prepared.dataset.name,
+                "train_images": len(setup.train.labels),
+                "test_images": len(setup.test.labels),
+                "classes": setup.classes,
+            }
+            for setup in setups
+        ],
         "shots": list(config.shots) or None,
         "layers": layers,
         "pool_size": {layer: config.side_of(layer) for layer in layers} if set(config.pool) != {"none"} else None,
@@ -55,18 +57,12 @@ def _training(config: ProbeConfig) -> dict[str, Any]:
 
 
 def _chosen(config: ProbeConfig, candidates: Mapping[str, Sequence[float]] | None) -> dict[str, Any] | None:
-    """What is chosen on held-out training images; none where there is no choice."""
     steps = None
     if candidates is None:
         candidates = {"rate": config.learning_rates} if config.searches_lr else {}
         steps = None if config.finetune else LR_SEARCH_STEPS
     several = {name: list(values) for name, values in candidates.items() if len(values) > 1}
     return {**several, "held_out": config.held_out, "steps": steps} if several else None
-
-
-def _counts(setup: ProbeSetup) -> dict[str, Any]:
-    counts = {"train_images": len(setup.train.labels), "test_images": len(setup.test.labels), "classes": setup.classes}
-    return {"dataset": setup.prepared.dataset.name, **counts}
 
 
 def describe_start(protocol: Mapping[str, Any], *, device: str) -> tuple[tuple[str, str], ...]:

@@ -1,6 +1,6 @@
 """The images of a probe on one data set, and the subsets of them that its heads are trained on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -32,16 +32,10 @@ class Subset:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadResult(HeadFigures):
-    """The figures of one head, in percent.
+    """The figures of one head on a layer.
 
-    Attributes:
-        dataset: name of the data set.
-        layer: the tap that the head reads.
-        pool: how its map was pooled.
-        head: name of the head.
-        train_images: number of training images.
-        shots: labelled images of each class; none where they were not set.
-        seed: of the head's weights, image order and subset of images.
+    `shots` is the number of labelled images of each class, none where it was not set; `seed` is that of the head's weights,
+    image order and subset of images.
     """
 
     dataset: str
@@ -69,9 +63,8 @@ class ProbeSetup:
 
     def reader(self, encoder: Encoder, data: LabelledImages, wanted: Sequence[Feature]) -> ForwardedImages:
         """Features of the training or test images, computed by an encoder when they are read."""
-        augment = self.prepared.augment if self.config.augments else None
-        samples, seed = self.config.samples, self.config.seed
-        return ForwardedImages(encoder, data, wanted, augment=augment, samples=samples, seed=seed)
+        config, augment = self.config, self.prepared.augment if self.config.augments else None
+        return ForwardedImages(encoder, data, wanted, augment=augment, samples=config.samples, seed=config.seed)
 
     def result(self, feature: Feature, subset: Subset, figures: HeadFigures) -> HeadResult:
         """The figures of a head with what it was trained on."""
@@ -87,23 +80,8 @@ class ProbeSetup:
         )
 
 
-def sample_subsets(config: ProbeConfig, labels: Tensor) -> Iterator[Subset]:
-    """The subsets of training images of a probe, by number of shots and seed.
-
-    Raises:
-        AvtError: if there are too few images.
-    """
-    for shots in config.shots or (None,):
-        for seed in range(config.seed, config.seed + config.seeds):
-            yield Subset(subset_rows(labels.cpu(), shots=shots, fraction=config.fraction, seed=seed), shots, seed)
-
-
 def subset_rows(labels: Tensor, *, shots: int | None = None, fraction: float | None = None, seed: int) -> Tensor:
-    """The rows to train on, sorted: all, or a number or a share of each class; a smaller sample is part of a larger one.
-
-    Raises:
-        AvtError: if a class has too few images, or there are too few in all.
-    """
+    """The rows to train on, sorted: all, or a number or a share of each class; a smaller sample is part of a larger one."""
     rows = torch.arange(len(labels))
     if shots is not None or fraction is not None:
         order = torch.randperm(len(labels), generator=keyed_generator(seed, "shots"))
@@ -125,20 +103,13 @@ def subset_rows(labels: Tensor, *, shots: int | None = None, fraction: float | N
 def split_held_out(rows: Tensor, labels: Tensor, share: float, *, seed: int) -> tuple[Tensor, Tensor]:
     """Split training rows at random into those to fit on and those held out, each sorted.
 
-    Each class keeps an image to fit on, so nothing is held out of one image a class.
-
-    Args:
-        rows: to split, (n,) int64.
-        labels: of all images, (N,) int64.
-        share: of the rows to hold out.
-        seed: of the split.
+    Each class keeps an image to fit on, so nothing is held out of one image a class. The labels are those of all images.
     """
     order = rows[torch.randperm(len(rows), generator=keyed_generator(seed, "held out"))]
     count = min(max(1, round(len(order) * share)), len(order) - 2)
     fit, held = order[count:], order[:count]
     classes = labels.cpu()[held]
-    missing = set(classes.tolist()) - set(labels.cpu()[fit].tolist())
     back = torch.zeros(len(held), dtype=torch.bool)
-    for label in missing:
+    for label in set(classes.tolist()) - set(labels.cpu()[fit].tolist()):
         back[int((classes == label).nonzero()[0])] = True
     return torch.cat([fit, held[back]]).sort().values, held[~back].sort().values

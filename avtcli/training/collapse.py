@@ -11,30 +11,17 @@ from avtcli.config.pretrain_config import PretrainConfig
 Point = dict[str, Any]
 """A line of metrics.jsonl with the figures of an evaluation: `step`, `epoch` (number of epochs done) and `eval`."""
 
-CODE_STD_LEFT: Final = 0.01
-"""Share of the first evaluation's code std below which the code has collapsed."""
-CODE_STD_FLOOR: Final = 1e-5
-"""Code std of a code that was flat from the start: about the rounding of float32."""
-RANK_LEFT: Final = 0.05
-"""Share of the first effective rank above 1 below which the code has collapsed."""
-RANK_FLOOR: Final = 2.0
-"""No larger rank is a collapse, however large the first one was."""
-AS_CONSTANT: Final = 0.98
-"""Share of the constant predictor's corner error, under the same transformations."""
-SETTLED_SHARE: Final = 0.1
-SETTLED_STEPS: Final = 300
-SETTLED_PAIRS: Final = 100_000
+CODE_STD_LEFT: Final = 0.01  # share of the first evaluation's code std below which the code has collapsed
+CODE_STD_FLOOR: Final = 1e-5  # code std of a code that was flat from the start: about the rounding of float32
+RANK_LEFT: Final = 0.05  # share of the first effective rank above 1 below which the code has collapsed
+RANK_FLOOR: Final = 2.0  # no larger rank is a collapse, however large the first one was
+AS_CONSTANT: Final = 0.98  # share of the constant predictor's corner error, under the same transformations
+SETTLED_SHARE, SETTLED_STEPS, SETTLED_PAIRS = 0.1, 300, 100_000
 """A decoder is judged after this share of the run (or its longer warm-up), and this number of steps and of pairs."""
 
 
 def new_signs(points: Sequence[Point], *, config: PretrainConfig, steps_per_epoch: int) -> list[str]:
-    """Return the signs that the last evaluation shows for the first time, each with its figures and advice.
-
-    Args:
-        points: all evaluations of the run, in their order.
-        config: the run's settings.
-        steps_per_epoch: of the run.
-    """
+    """Return the signs that the last of a run's evaluations shows for the first time, each with its figures and advice."""
     settled = _settled_step(config, config.total_epochs * steps_per_epoch)
     named = {kind for end in range(1, len(points)) for kind in _signs(points[:end], settled)}
     advice = {
@@ -55,7 +42,6 @@ def _settled_step(config: PretrainConfig, total_steps: int) -> float:
 
 
 def _signs(points: Sequence[Point], settled: float) -> dict[str, str]:
-    """Return the signs of the last evaluation, by kind."""
     if len(points) < 2:
         return {}
     first, before, now = points[0]["eval"], points[-2]["eval"], points[-1]["eval"]

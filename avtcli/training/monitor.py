@@ -26,8 +26,7 @@ from avtcli.training.collapse import Point, format_figure, new_signs
 from avtcli.training.run_log import Tracking
 from avtcli.training.training_setup import TrainingSetup
 
-BANK_COUNT, QUERY_COUNT = 1000, 500
-"""Images at most: enough for a resolution of a few percent, few enough to cost no epoch."""
+BANK_COUNT, QUERY_COUNT = 1000, 500  # images at most: for a resolution of a few percent, at less than the cost of an epoch
 NEIGHBOURS, TEMPERATURE, SIDE = 20, 0.07, 4
 
 
@@ -58,13 +57,8 @@ class RunQuality:
 class Monitor:
     """Evaluates a run when it is due, logs the figures, and reports a collapse, each kind once.
 
-    Its state is the log, so that a resumed run goes on exactly as before.
-
-    Args:
-        setup: the run; its network keeps its mode, and no random draw of the training changes.
-        metrics: one line per evaluation: step, epochs done, and `eval`.
-        tracking: receives the same figures as `eval/NAME`.
-        on_event: receives the figures.
+    Its state is the log, so that a resumed run goes on exactly as before. The network keeps its mode, and no random draw of the
+    training changes. Trackers receive the figures as `eval/NAME`.
     """
 
     def __init__(self, setup: TrainingSetup, metrics: MetricsLog, tracking: Tracking, *, on_event: OnEvent) -> None:
@@ -82,7 +76,7 @@ class Monitor:
         """Evaluate if it is due, in the main process while the others wait.
 
         Returns:
-            In every process, the collapse for which the run is to stop; empty where there is none.
+            In every process, the collapse for which the run must stop; empty where there is none.
         """
         if not self.is_due(step):
             return ""
@@ -93,20 +87,19 @@ class Monitor:
     def final_mace(self, step: int) -> float | None:
         """Return the corner error after the last step: as evaluated there, or measured now."""
         if self.points and self.points[-1]["step"] == step:
-            found: float | None = self.points[-1]["eval"]["mace_px"]
-            return found
+            mace_px: float | None = self.points[-1]["eval"]["mace_px"]
+            return mace_px
         self.setup.net.eval()
-        return decoder_mace(self.setup)
+        return _decoder_mace(self.setup)
 
     def _evaluate(self, step: int) -> str:
-        setup = self.setup
-        training = setup.net.training
+        setup, training = self.setup, self.setup.net.training
         setup.net.eval()
-        quality = measure_quality(setup)
+        figures = asdict(measure_quality(setup))
         setup.net.train(training)
-        self.points.append({"step": step, "epoch": step // setup.steps_per_epoch, "eval": asdict(quality)})
+        self.points.append({"step": step, "epoch": step // setup.steps_per_epoch, "eval": figures})
         self.metrics.append(self.points[-1:])
-        self.tracking.log(step, {f"eval/{name}": value for name, value in asdict(quality).items() if value is not None})
+        self.tracking.log(step, {f"eval/{name}": value for name, value in figures.items() if value is not None})
         self.on_event(Notice(_summary(self.points)))
         signs = new_signs(self.points, config=setup.config, steps_per_epoch=setup.steps_per_epoch)
         if setup.config.stop_on_collapse:
@@ -134,15 +127,16 @@ def measure_quality(setup: TrainingSetup) -> RunQuality:
     """Evaluate a network in eval mode; the images depend on the data alone, the transformations on the seed too."""
     train, test = setup.data.train, setup.data.test
     bank, vectors, labels = _codes(setup, train, BANK_COUNT)
-    finite = bool(vectors.isfinite().all())
-    knn_top1 = None
+    finite, knn_top1 = bool(vectors.isfinite().all()), None
     if finite and labels is not None and test is not None and len(test) and test.labels is not None:
         queries, _, answers = _codes(setup, test, QUERY_COUNT)
         if answers is not None and queries.isfinite().all():
-            knn_top1 = _knn_top1(bank, labels, queries, answers)
+            similarities, rows = nearest(bank, queries, min(NEIGHBOURS, len(bank)))
+            classes = int(max(labels.max(), answers.max())) + 1
+            knn_top1 = topk_percent(vote(similarities, labels[rows], classes, temperature=TEMPERATURE), answers, 1)
     unit = vectors.square().mean().sqrt().clamp(min=torch.finfo(vectors.dtype).tiny)  # a code of zeros has deviation 0
     return RunQuality(
-        mace_px=decoder_mace(setup),
+        mace_px=_decoder_mace(setup),
         constant_mace_px=_constant_mace(setup),
         knn_top1=knn_top1,
         rankme=effective_rank(vectors) if finite else None,
@@ -165,14 +159,7 @@ def _codes(setup: TrainingSetup, split: Split, count: int) -> tuple[Tensor, Tens
     return torch.cat(maps), torch.cat(vectors), None if split.labels is None else split.labels[indices]
 
 
-def _knn_top1(bank: Tensor, labels: Tensor, queries: Tensor, answers: Tensor) -> float:
-    similarities, rows = nearest(bank, queries, min(NEIGHBOURS, len(bank)))
-    classes = int(max(labels.max(), answers.max())) + 1
-    return topk_percent(vote(similarities, labels[rows], classes, temperature=TEMPERATURE), answers, 1)
-
-
-def decoder_mace(setup: TrainingSetup) -> float | None:
-    """Measure the corner error of a network in eval mode; none without a decoder of the target, or where not finite."""
+def _decoder_mace(setup: TrainingSetup) -> float | None:
     if setup.net.objective.prediction != "target":
         return None
     shorter, seed = setup.config.augment.resize, setup.config.seed
@@ -181,7 +168,6 @@ def decoder_mace(setup: TrainingSetup) -> float | None:
 
 
 def _constant_mace(setup: TrainingSetup) -> float | None:
-    """Return the corner error of the constant predictor under the same transformations."""
     if setup.net.objective.prediction != "target" or setup.family.kind == "photometric":
         return None
     count = min(MACE_COUNT, len(held_out_split(setup.data)[1]))

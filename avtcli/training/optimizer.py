@@ -23,50 +23,27 @@ def build_optimizer(config: PretrainConfig, net: SiameseModel) -> torch.optim.Op
 
 def make_optimizer(groups: list[dict[str, Any]], settings: Optimizer) -> torch.optim.Optimizer:
     """Build an optimiser over parameter groups; their rates are set before each step."""
+    common: dict[str, Any] = {"lr": 0.0, "weight_decay": settings.weight_decay, "fused": settings.fused}
     if settings.name == "sgd":
-        return torch.optim.SGD(
-            groups,
-            lr=0.0,
-            momentum=settings.momentum,
-            nesterov=settings.nesterov,
-            weight_decay=settings.weight_decay,
-            fused=settings.fused,
-        )
-    return torch.optim.AdamW(groups, lr=0.0, weight_decay=settings.weight_decay, fused=settings.fused)
+        return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.nesterov, **common)
+    return torch.optim.AdamW(groups, **common)
 
 
 def piecewise_rate(pieces: Sequence[Piece], epoch: float) -> float:
-    """Return the rate of a schedule that is constant or linear in pieces.
-
-    Args:
-        pieces: in order, the first from epoch 0 on.
-        epoch: counted from 0, in the length that the schedule was written for.
-    """
+    """Return the rate of a schedule that is constant or linear in pieces; the epoch is one of the schedule's length."""
     piece = next(piece for piece in reversed(pieces) if piece.start <= epoch)
     return piece.rate + piece.slope * (epoch - piece.start)
 
 
 def cosine_rate(progress: float, *, peak: float, warmup: float) -> float:
-    """Return the rate of a linear rise to the peak over the first `warmup` of the run, then half a cosine down to 0.
-
-    Args:
-        progress: share of the run that is done, in [0, 1].
-        peak: the highest rate.
-        warmup: share of the run that rises, in [0, 1).
-    """
+    """Return the rate of a linear rise to the peak, then half a cosine down to 0; progress and warmup are shares of the run."""
     if progress < warmup:
         return peak * progress / warmup
     return peak * 0.5 * (1 + cos(pi * (progress - warmup) / (1 - warmup)))
 
 
 def scheduled_rate(schedule: Schedule, *, epoch: float, progress: float) -> float:
-    """Return the rate of a schedule: pieces are constant within an epoch, as published; a cosine moves each step.
-
-    Args:
-        schedule: pieces or a cosine.
-        epoch: in the length that the schedule was written for, constant within an epoch.
-        progress: share of all steps that is done, in [0, 1].
-    """
+    """Return the rate of a schedule: pieces are constant within an epoch, as published; a cosine moves each step."""
     if schedule.pieces:
         return piecewise_rate(schedule.pieces, epoch)
     return cosine_rate(progress, peak=schedule.rate, warmup=schedule.warmup)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -59,8 +59,7 @@ def pretrain(config: PretrainConfig, *, run: Path, resume: bool, on_event: OnEve
         refuse_existing(run)
     with stop_signals() as stop:
         setup = build_training_setup(config, resume=resume, on_event=on_event)
-        names = setup.config.trackers if setup.accelerator.is_main_process else ()
-        tracking = Tracking(names, on_event=on_event)
+        tracking = Tracking(setup.config.trackers if setup.accelerator.is_main_process else (), on_event=on_event)
         with _run_folder(setup, run, resume=resume), tracking:
             return _train(setup, run, tracking, resume=resume, stop=stop, on_event=on_event)
 
@@ -68,19 +67,14 @@ def pretrain(config: PretrainConfig, *, run: Path, resume: bool, on_event: OnEve
 @contextmanager
 def _run_folder(setup: TrainingSetup, run: Path, *, resume: bool) -> Iterator[None]:
     """Make the folder, or open the one that is there, and hold its lock; the main process alone."""
-    if not setup.accelerator.is_main_process:
+    with ExitStack() as stack:
+        if setup.accelerator.is_main_process:
+            if not resume:
+                create_run(run, to_toml(setup.config), setup.environment)
+            stack.callback(lock_run(run).release)
+            clear_leftovers(run / "checkpoints")
         setup.accelerator.wait_for_everyone()
         yield
-        return
-    if not resume:
-        create_run(run, to_toml(setup.config), setup.environment)
-    lock = lock_run(run)
-    try:
-        clear_leftovers(run / "checkpoints")
-        setup.accelerator.wait_for_everyone()
-        yield
-    finally:
-        lock.release()
 
 
 def _train(
@@ -149,13 +143,10 @@ def _train(
 
 
 def _agree(accelerator: Accelerator, signalled: int, due: bool, *, step: int) -> tuple[int, bool]:
-    """Share the wish to stop or save, so that all processes do so after the same step.
-
-    GPUs do so every LOG_EVERY steps only: to read what they agreed on, each has to wait for its own work.
-    """
+    """Share the wish to stop or save, so that all processes do so after the same step."""
     if accelerator.num_processes == 1:
         return signalled, due
-    if accelerator.device.type != "cpu" and step % LOG_EVERY:
+    if accelerator.device.type != "cpu" and step % LOG_EVERY:  # to read a GPU's flags is to wait for its work
         return 0, False
     flags = torch.tensor([signalled, int(due)], device=accelerator.device)
     torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
@@ -163,8 +154,7 @@ def _agree(accelerator: Accelerator, signalled: int, due: bool, *, step: int) ->
 
 
 def _finish(setup: TrainingSetup, run: Path, metrics: MetricsLog, monitor: Monitor, *, seconds: float) -> PretrainResult:
-    accelerator, steps = setup.accelerator, setup.total_steps
-    mace_px = monitor.final_mace(steps) if accelerator.is_main_process else None
+    steps, main = setup.total_steps, setup.accelerator.is_main_process
     lines = [line for line in metrics.read() if "loss" in line]
     losses = [line["loss"] for line in lines if line["epoch"] == lines[-1]["epoch"]]
     result = PretrainResult(
@@ -173,10 +163,10 @@ def _finish(setup: TrainingSetup, run: Path, metrics: MetricsLog, monitor: Monit
         epochs=round(steps / setup.steps_per_epoch, 4),
         seconds=round(seconds, 1),
         loss=sum(losses) / len(losses) if losses else None,
-        mace_px=mace_px,
+        mace_px=monitor.final_mace(steps) if main else None,
         recipe=setup.config.recipe,
     )
-    if accelerator.is_main_process:
+    if main:
         replace_file(run / "result.json", to_json(asdict(result)))
-    accelerator.wait_for_everyone()
+    setup.accelerator.wait_for_everyone()
     return result

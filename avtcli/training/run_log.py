@@ -22,10 +22,6 @@ class Tracking:
 
     A tracker that raises an exception is reported once by a `Notice` and not called again; training continues.
 
-    Args:
-        names: NAME or NAME:VARIANT of each tracker.
-        on_event: receives the notices.
-
     Raises:
         AvtError: for an unknown name or a broken plugin, before training.
     """
@@ -61,15 +57,7 @@ class Tracking:
 
 
 class LossLog:
-    """Collects the losses of steps; writes one line per step to the metrics log, and passes it to the trackers.
-
-    Args:
-        setup: the run.
-        metrics: the log; written by the main process alone.
-        tracking: the trackers.
-        run: the run folder, for messages.
-        start: the step that this process began at.
-    """
+    """Collects the losses of steps; in the main process, logs one line per step and passes it to the trackers."""
 
     def __init__(self, setup: TrainingSetup, metrics: MetricsLog, tracking: Tracking, *, run: Path, start: int) -> None:
         self.setup, self.metrics, self.tracking, self.run, self.start = setup, metrics, tracking, run, start
@@ -85,13 +73,7 @@ class LossLog:
         self.waited += time.monotonic() - asked
 
     def add(self, line: dict[str, Any], loss: Loss, *, count: int) -> None:
-        """Keep the losses of a step on the device.
-
-        Args:
-            line: the step's other figures: step, epoch, lr.
-            loss: of this process's samples.
-            count: samples of all processes.
-        """
+        """Keep the losses of this process's samples on the device; `line` holds other figures, `count` is of all processes."""
         parts = {"loss": loss.per_sample, **loss.parts}
         self._names = list(parts)
         self._pending.append((line, torch.stack([part.detach().float().sum() for part in parts.values()]) / count))
@@ -104,9 +86,8 @@ class LossLog:
         """
         setup, config = self.setup, self.setup.config
         values = setup.accelerator.reduce(torch.stack([row for _, row in self._pending]), "sum").tolist()
-        lines = [
-            {**line, **dict(zip(self._names, row, strict=True))} for (line, _), row in zip(self._pending, values, strict=True)
-        ]
+        losses = [dict(zip(self._names, row, strict=True)) for row in values]
+        lines = [{**line, **loss} for (line, _), loss in zip(self._pending, losses, strict=True)]
         self._pending.clear()
         bad = next((line for line in lines if line["loss"] - line["loss"] != 0), None)
         if bad is not None:

@@ -41,11 +41,7 @@ def build_noise(setup: TrainingSetup) -> Noise:
 class LossModule(nn.Module):
     """What several processes train together: from the views of a batch to the losses of this process's samples.
 
-    Args:
-        net: encoder and objective.
-        compiled: whether full batches are encoded by a compiled network; the objective stays eager.
-        rank: of this process.
-        world: number of processes.
+    `compiled` says whether full batches are encoded by a compiled network; the objective stays eager.
     """
 
     def __init__(self, net: SiameseModel, *, compiled: bool, rank: int, world: int) -> None:
@@ -54,13 +50,7 @@ class LossModule(nn.Module):
         self._encode = torch.compile(net.encode, dynamic=False) if compiled else net.encode
 
     def forward(self, batch: Batch, noise: Sequence[Tensor | None], *, full: bool) -> Loss:
-        """Compute the loss of each sample of this process, (B,).
-
-        Args:
-            batch: its views and targets.
-            noise: eps of each view's code.
-            full: whether the batch has the usual size: no other one is compiled.
-        """
+        """Compute the loss of each sample of this process, (B,); a batch that is not full is never compiled."""
         encode = self._encode if full else self.net.encode
         codes, targets = encode(batch.views, noise), batch.targets
         if not self.net.objective.depends_on_batch or self.world == 1:
@@ -77,35 +67,17 @@ class LossModule(nn.Module):
 
 
 class Trainer:
-    """Trains the network of a run one batch at a time.
-
-    Args:
-        setup: the network and its settings.
-        optimizer: over the network's parameters, with its state restored where a run is resumed.
-
-    Attributes:
-        optimizer: the same, wrapped by the loss scaling of fp16.
-    """
+    """Trains the network of a run one batch at a time; its `optimizer` is the given one, with the loss scaling of fp16."""
 
     def __init__(self, setup: TrainingSetup, optimizer: torch.optim.Optimizer) -> None:
-        accelerator = setup.accelerator
+        accelerator, compiled = setup.accelerator, bool(setup.config.compile)
         self._setup, self._noise = setup, build_noise(setup)
-        module = LossModule(
-            setup.net,
-            compiled=bool(setup.config.compile),
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-        )
-        self._module = accelerator.prepare(module)
-        self._module.train()
+        rank, world = accelerator.process_index, accelerator.num_processes
+        self._module = accelerator.prepare(LossModule(setup.net, compiled=compiled, rank=rank, world=world)).train()
         self.optimizer = optimizer if accelerator.scaler is None else accelerator.prepare(optimizer)
 
     def step(self, step: int, batch: Batch) -> tuple[Loss, tuple[float, float]]:
-        """Take a step.
-
-        Args:
-            step: its number, from 0: learning rates, noise and dropout follow from it.
-            batch: of this process.
+        """Take a step; learning rates, noise and dropout follow from its number, counted from 0.
 
         Returns:
             The loss of each sample of this process before the step, and the learning rates of the step.

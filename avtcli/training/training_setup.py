@@ -30,38 +30,25 @@ from avtcli.storage.banks import load_bank, sample_bank
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """Everything a run is made of.
+    """Everything a run is made of."""
 
-    Attributes:
-        config: resolved settings.
-        accelerator: device, precision and processes.
-        data: the data set.
-        family: transformations are sampled from it.
-        size: (height, width) of network input.
-        spec: what the model was built from.
-        net: encoder and objective.
-        indices: of the training images, (n,) int64.
-        steps_per_epoch: optimiser steps.
-        workers: reader processes.
-        environment: what the numbers may depend on besides the settings.
-    """
-
-    config: PretrainConfig
+    config: PretrainConfig  # resolved
     accelerator: Accelerator
     data: ImageData
     family: TransformFamily
-    size: Size
+    size: Size  # (height, width) of network input
     spec: ModelSpec
     net: SiameseModel
-    indices: Tensor
+    indices: Tensor  # of the training images, (n,) int64
     steps_per_epoch: int
-    workers: int
-    environment: dict[str, Any]
+    workers: int  # processes that read images
+    environment: dict[str, Any]  # what the numbers may depend on besides the settings
 
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the run."""
-        return planned_steps(self.config, self.steps_per_epoch)
+        all_epochs = self.steps_per_epoch * self.config.total_epochs
+        return min(all_epochs, self.config.max_steps or all_epochs)
 
     def open_images(self) -> Images:
         """Open the training images, resized."""
@@ -70,31 +57,15 @@ class TrainingSetup:
 
     def build_loader(self, images: Images) -> TrainingLoader:
         """Build the source of this process's batches."""
-        config, accelerator = self.config, self.accelerator
-        return TrainingLoader(
-            images,
-            ViewSpec(self.net.objective.views, self.family, config.augment, self.size, config.seed),
-            self.net.normalise,
-            device=accelerator.device,
-            batch_size=config.batch_size,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-        )
-
-
-def planned_steps(config: PretrainConfig, steps_per_epoch: int) -> int:
-    """Return the steps that the settings ask for."""
-    whole = steps_per_epoch * config.total_epochs
-    return min(whole, config.max_steps or whole)
+        config, rank, world = self.config, self.accelerator.process_index, self.accelerator.num_processes
+        spec = ViewSpec(self.net.objective.views, self.family, config.augment, self.size, config.seed)
+        return TrainingLoader(images, spec, self.net.normalise, batch_size=config.batch_size, rank=rank, world=world)
 
 
 def build_training_setup(config: PretrainConfig, *, resume: bool = False, on_event: OnEvent) -> TrainingSetup:
-    """Build all that a run needs; nothing is written.
+    """Build all that a run needs, and report what it resolved to; nothing is written.
 
-    Args:
-        config: the settings.
-        resume: whether the weights will come from a checkpoint, so that none are needed to begin with.
-        on_event: receives what the run resolved to.
+    A resumed run takes its weights from a checkpoint later, so that none are needed here.
 
     Raises:
         AvtError: for the first thing that is not right.
@@ -122,26 +93,15 @@ def build_training_setup(config: PretrainConfig, *, resume: bool = False, on_eve
         to_channels_last(net)
     plugins = [(kind, name) for kind in plugin_fields(PretrainConfig) for name in plugin_names(getattr(config, kind).name)]
     plugins += [("tracker", registry.split_name(spec)[0]) for spec in config.trackers]
-    setup = TrainingSetup(
-        config=config,
-        accelerator=accelerator,
-        data=data,
-        family=family,
-        size=size,
-        spec=spec.model_copy(update={"noise_scale": net.encoder.noise_scale}),
-        net=net,
-        indices=indices,
-        steps_per_epoch=steps_per_epoch,
-        workers=choose_workers(
-            config.workers, data.train, batch_bytes=_batch_bytes(config, data, size, accelerator.num_processes)
-        ),
-        environment=describe_environment(
-            device=describe_device(accelerator),
-            processes=accelerator.num_processes,
-            plugins=plugins,
-            data_fingerprint=data.fingerprint,
-        ),
+    processes = accelerator.num_processes
+    environment = describe_environment(
+        device=describe_device(accelerator), processes=processes, plugins=plugins, data_fingerprint=data.fingerprint
     )
+    largest_batch = max(config.batch_size // processes + 1, EVAL_BATCH_SIZE)  # of one process, in training or evaluation
+    batch_bytes = largest_batch * data.channels * size[0] * size[1]
+    workers = choose_workers(config.workers, data.train, batch_bytes=batch_bytes)
+    spec = spec.model_copy(update={"noise_scale": net.encoder.noise_scale})
+    setup = TrainingSetup(config, accelerator, data, family, size, spec, net, indices, steps_per_epoch, workers, environment)
     on_event(Started(_facts(setup)))
     return setup
 
@@ -157,12 +117,7 @@ def build_transform(config: PretrainConfig, size: Size) -> TransformFamily:
         return load_bank(Path(config.homographies), plugin=plugin, size=size)
     if config.bank_count is not None:
         return sample_bank(plugin, size=size, count=config.bank_count, seed=config.seed).family(plugin)
-    return build_family(plugin)
-
-
-def _batch_bytes(config: PretrainConfig, data: ImageData, size: Size, processes: int) -> int:
-    """Return the size of one process's largest uint8 batch, of training or evaluation."""
-    return max(config.batch_size // processes + 1, EVAL_BATCH_SIZE) * data.channels * size[0] * size[1]
+    return build_family(plugin.name, plugin.options)
 
 
 def _facts(setup: TrainingSetup) -> tuple[tuple[str, str], ...]:

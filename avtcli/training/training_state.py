@@ -41,15 +41,12 @@ def save_state(setup: TrainingSetup, run: Path, step: int, optimizer: torch.opti
 def restore_state(
     setup: TrainingSetup, run: Path, optimizer: torch.optim.Optimizer, metrics: MetricsLog, *, on_event: OnEvent
 ) -> tuple[int, float]:
-    """Load the newest complete checkpoint into network and optimiser.
-
-    Returns:
-        Its step, and the seconds spent before it.
+    """Load the newest complete checkpoint into network and optimiser; return its step and the seconds spent before it.
 
     Raises:
         AvtError: if none is complete, it has no optimiser state, or the data set is another one.
     """
-    checkpoint = load_newest(run / "checkpoints", on_event=on_event)
+    checkpoint, scaler = load_newest(run / "checkpoints", on_event=on_event), setup.accelerator.scaler
     about = checkpoint.about
     if "imported" in about:
         raise AvtError(
@@ -63,15 +60,15 @@ def restore_state(
         )
     load_weights(setup.net, checkpoint.model, path=checkpoint.folder)
     load_optimizer(optimizer, checkpoint.state, about["param_groups"])
-    if about["scaler"] is not None and setup.accelerator.scaler is not None:
-        setup.accelerator.scaler.load_state_dict(about["scaler"])
+    if about["scaler"] is not None and scaler is not None:
+        scaler.load_state_dict(about["scaler"])
     step = int(about["step"])
     if setup.accelerator.is_main_process:
         for change in environment_changes(before, setup.environment):
             on_event(Notice(f"{change}: the numbers that follow may differ in their last bits"))
         metrics.cut_after(step)
         env = read_env(run)
-        resumed = [*env.get("resumed", []), {"step": step, **setup.environment}]
-        replace_file(run / "env.json", to_json({**env, "resumed": resumed}))
+        env["resumed"] = [*env.get("resumed", []), {"step": step, **setup.environment}]
+        replace_file(run / "env.json", to_json(env))
         on_event(Notice(f"resuming {run} after step {step}"))
     return step, float(about["seconds"])

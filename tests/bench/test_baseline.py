@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from avtcli.bench import baseline
-from avtcli.config.components import Plugin
 from avtcli.config.resolution import resolve
 from avtcli.contracts import Target
 from avtcli.geometry import cropping as augment
@@ -21,7 +20,7 @@ from avtcli.seeding import keyed_generator
 from avtcli.training.optimizer import build_optimizer, set_rates
 from avtcli.training.training_setup import TrainingSetup, build_training_setup
 
-PROJECTIVE = build_family(Plugin(name="projective"))
+PROJECTIVE = build_family("projective", {})
 
 
 def noise(count: int, side: int, channels: int = 3) -> Tensor:
@@ -79,22 +78,15 @@ def test_a_single_crop_gives_the_pixels_of_our_batch(flipped: bool) -> None:
 
 
 def pair_dataset(**over: object) -> baseline.PairDataset:
-    settings = {
-        "images": noise(6, 32),
-        "padding": 4,
-        "mean": [0.5] * 3,
-        "std": [0.25] * 3,
-        "target_mean": [0, 0, 16, 0, 0, 16, 0, 0],
-        "target_std": [1, 1, 20, 1, 1, 20, 0.015, 0.015],
-        "seed": 0,
-    }
-    return baseline.PairDataset(**{**settings, **over})  # type: ignore[arg-type]
+    settings = {"images": noise(6, 32), "padding": 4, "mean": [0.5] * 3, "std": [0.25] * 3, "seed": 0, **over}
+    target_mean, target_std = [0, 0, 16, 0, 0, 16, 0, 0], [1, 1, 20, 1, 1, 20, 0.015, 0.015]
+    return baseline.PairDataset(target_mean=target_mean, target_std=target_std, **settings)  # type: ignore[arg-type]
 
 
 def test_a_pairs_target_decodes_to_its_warp() -> None:
     pairs = pair_dataset()
     options = {"mean": pairs.target_mean, "std": pairs.target_std}
-    family = build_family(Plugin.model_validate({"name": "projective", **options}))
+    family = build_family("projective", options)
     original, transformed, target = pairs[3]
     parameters = family.decode(target[None].double(), (32, 32))
 

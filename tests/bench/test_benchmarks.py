@@ -7,10 +7,10 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from avtcli.bench.bench_training import build_bench_setup, our_pairs, resident_images
+from avtcli.bench.bench_training import build_bench_setup, our_images, our_pairs
 from avtcli.bench.benchmark_suite import BENCHMARKS, BenchResult, bench, check_names, commit_of_checkout, cpu_name
 from avtcli.bench.benchmark_timing import BenchConfig, Benchmark, compare
-from avtcli.bench.step_benchmarks import build_step_setup, flops_per_pair
+from avtcli.bench.benchmarks import build_step_setup, flops_per_pair
 from avtcli.config.components import Plugin
 from avtcli.errors import AvtError
 from avtcli.events import Event, Progress, ignore
@@ -33,6 +33,12 @@ def test_each_benchmark_gives_rates_and_ratios(name: str) -> None:
     assert min(*found.ours_rounds, *found.baseline_rounds) > 0
     assert found.ratio_low <= found.ratio <= found.ratio_high
     assert found.unit.endswith("/s")
+    if name == "step":
+        assert found.figures["gflops"] == pytest.approx(found.ours * found.figures["gflop_per_pair"])
+        assert found.figures["matmul_share"] > 0
+    if name == "loop":
+        assert 0 < found.figures["data_wait"] < 1
+        assert 0 < found.figures["baseline_data_wait"] < 1
 
 
 @pytest.mark.parametrize(
@@ -54,16 +60,9 @@ def test_both_sides_of_a_step_have_the_same_losses(backbone: Plugin, size_px: in
     assert (found.figures["precision"], found.figures["compile"]) == ("fp32", False)
 
 
-def test_the_gflops_of_a_step_are_its_rate_times_those_of_a_pair() -> None:
-    [found] = run("step").measurements
-
-    assert found.figures["gflops"] == pytest.approx(found.ours * found.figures["gflop_per_pair"])
-    assert found.figures["matmul_share"] > 0
-
-
 def test_a_pair_of_the_published_network_takes_three_gflop() -> None:
     setup = build_bench_setup(BenchConfig(CPU), images=2, batch_size=2)
-    pair = next(our_pairs(setup, resident_images(setup)))
+    pair = next(our_pairs(setup, our_images(setup)))
 
     # 243 M multiply-adds per image of one channel; two views, forward and twice that backward, without the gradient of the
     # first convolution's input
@@ -71,21 +70,12 @@ def test_a_pair_of_the_published_network_takes_three_gflop() -> None:
 
 
 def test_no_batch_of_the_loop_is_partial() -> None:
-    config = replace(TINY, batch_size=1100)
-
-    assert len(build_step_setup(config)[0].indices) == 1100
+    assert len(build_step_setup(replace(TINY, batch_size=1100))[0].indices) == 1100
 
 
 def test_the_step_has_the_precision_of_the_settings() -> None:
     with pytest.raises(AvtError, match="fp16 training needs a GPU"):
         build_bench_setup(replace(TINY, precision="fp16"), images=2, batch_size=2)
-
-
-def test_the_loop_gives_the_share_of_time_that_it_waits_for_data() -> None:
-    figures = run("loop").measurements[0].figures
-
-    assert 0 < figures["data_wait"] < 1
-    assert 0 < figures["baseline_data_wait"] < 1
 
 
 def test_defaults_depend_on_the_device() -> None:
@@ -105,15 +95,12 @@ def test_the_json_has_the_environment() -> None:
     assert b'"warp-224"' in to_json(document)
 
 
-def test_the_commit_is_that_of_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_is_that_of_the_checkout_and_the_processor_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     commit = commit_of_checkout()
     monkeypatch.setenv("PATH", "")
 
     assert commit is None or len(commit.removesuffix("-dirty")) == 40
     assert commit_of_checkout() is None  # no git
-
-
-def test_the_processor_has_a_name() -> None:
     assert cpu_name()
 
 
@@ -125,18 +112,15 @@ def test_progress_names_each_benchmark() -> None:
     assert progress == [(0, 2, "homographies"), (1, 2, "warp-224"), (2, 2, "")]
 
 
-def test_an_unknown_benchmark_is_refused_with_the_nearest_and_the_list() -> None:
+def test_no_names_mean_all_benchmarks_and_an_unknown_one_is_refused() -> None:
+    assert check_names([]) == list(BENCHMARKS)
     with pytest.raises(AvtError, match=r"No benchmark is called 'steps'\. Did you mean 'step'\? Known: homographies, "):
         check_names(["pairs", "steps"])
 
 
-def test_no_names_mean_all_benchmarks() -> None:
-    assert check_names([]) == list(BENCHMARKS)
-
-
 def test_a_benchmark_alternates_its_sides_after_a_warm_up() -> None:
     calls: list[str] = []
-    benchmark = Benchmark("", "", lambda: calls.append("ours"), lambda: calls.append("baseline"), 1, 1)
+    benchmark = Benchmark("", "", lambda: calls.append("ours"), lambda: calls.append("baseline"), (1, 1))
 
     compare("", benchmark, device=CPU, rounds=3)
 
@@ -144,7 +128,7 @@ def test_a_benchmark_alternates_its_sides_after_a_warm_up() -> None:
 
 
 def test_a_side_that_sleeps_three_times_as_long_has_a_third_of_the_rate() -> None:
-    benchmark = Benchmark("", "x/s", lambda: time.sleep(0.05), lambda: time.sleep(0.15), 2, 2)
+    benchmark = Benchmark("", "x/s", lambda: time.sleep(0.05), lambda: time.sleep(0.15), (2, 2))
 
     found = compare("sleep", benchmark, device=CPU, rounds=3)
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 
 def test_the_json_has_the_environment_and_the_comparisons(avt: Callable[..., Any]) -> None:
     found = avt("bench --only homographies,warp-224 --rounds 2 --json").json
@@ -30,15 +32,15 @@ def test_the_step_takes_a_backbone_a_size_and_a_batch_size(avt: Callable[..., An
     assert set(found["figures"]) == figures
 
 
-def test_a_precision_that_the_device_does_not_support_is_refused(avt: Callable[..., Any]) -> None:
-    result = avt("bench --only homographies --device cpu --precision fp16")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--only homographies --device cpu --precision fp16", "fp16 training needs a GPU"),
+        ("--only homographie", "Did you mean 'homographies'"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused(avt: Callable[..., Any], options: str, message: str) -> None:
+    result = avt(f"bench {options}")
 
     assert result.code == 2
-    assert "fp16 training needs a GPU" in result.stderr
-
-
-def test_an_unknown_benchmark_is_refused_with_the_nearest(avt: Callable[..., Any]) -> None:
-    result = avt("bench --only homographie")
-
-    assert result.code == 2
-    assert "Did you mean 'homographies'" in result.stderr
+    assert message in result.stderr

@@ -126,8 +126,8 @@ def test_a_bank_of_another_size_or_family_is_refused_naming_both(avt) -> None:
     avt("gen-homographies bank.safetensors --size 224 --count 50")
     line = "pretrain -o backbone.width=0.05 --homographies bank.safetensors --out run"
 
-    assert "made for images of 224x224 px, this run's are 32x32 px" in avt(line).stderr
-    assert "made for the family 'projective', this run asks for 'translation'" in avt(f"{line} --transform translation").stderr
+    assert "made for images of 224x224 px, this run uses 32x32 px" in avt(line).stderr
+    assert "made for the family 'projective', this run uses 'translation'" in avt(f"{line} --transform translation").stderr
 
 
 def test_a_file_without_valid_homographies_is_refused(avt) -> None:
@@ -137,7 +137,7 @@ def test_a_file_without_valid_homographies_is_refused(avt) -> None:
     about = json.dumps({"family": "projective", "size": 32})
     broken = {"coeffs": torch.full((5, 8), torch.nan), "mean": torch.zeros(8).double(), "std": torch.ones(8).double()}
     save_file(broken, "bank.safetensors", {"avt": about})
-    assert "holds 5 rows that are not finite or fold the image" in avt(line).stderr
+    assert "has 5 rows that are not finite or fold the image" in avt(line).stderr
     save_file({**broken, "coeffs": torch.zeros(5, 6)}, "bank.safetensors", {"avt": about})
     assert "has coeffs of shape (5, 6), expected (N, 8)" in avt(line).stderr
 

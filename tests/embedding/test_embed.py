@@ -19,10 +19,9 @@ from torch.nn import functional
 from avtcli import load_encoder
 from avtcli.config.components import Augment, Plugin
 from avtcli.contracts import MemorySplit
-from avtcli.embedding import embedding_setup
-from avtcli.embedding.embed import EmbedResult
+from avtcli.embedding import embed as embed_module
+from avtcli.embedding.embed import EmbeddingRequest, EmbedResult
 from avtcli.embedding.embed import embed as run_embed
-from avtcli.embedding.embedding_setup import EmbeddingRequest
 from avtcli.errors import AvtError
 from avtcli.events import Event, OnEvent, Progress, ignore
 from avtcli.features import cache_storage
@@ -219,7 +218,7 @@ def test_the_metadata_has_the_weights_the_images_and_the_pooling(photo_run: Path
 
     assert found["weights"]["path"] == str(photo_run)
     assert (found["weights"]["step"], found["weights"]["backbone"]["name"]) == (1, "nin")
-    assert found["dataset"] == {"name": f"folder:{photos}"}
+    assert found["dataset"]["name"] == f"folder:{photos}"
     assert found["fingerprint"] == target.prepared.data.fingerprint
     assert (found["split"], found["splits"], found["limit_train"], found["classes"]) == ("all", ["train", "test"], None, None)
     assert (found["layers"], found["pool"], found["pool_size"]) == ({"conv2": [10, 2, 2]}, "max", 2)
@@ -258,7 +257,7 @@ def test_by_default_the_file_is_in_the_run_folder(tmp_path: Path) -> None:
     [
         ({"layers": ("conv9",)}, r"no layer 'conv9'. Did you mean 'conv.'\? Its layers: conv1, conv2, conv2.log_var, conv3"),
         ({"split": "test", "limit_train": 5}, "--limit-train limits training images, and --split test embeds none"),
-        ({"limit_train": 2001}, "--limit-train 2001 asks for more images than the 2000"),
+        ({"limit_train": 2001}, "--limit-train 2001 is more than the 2000 images of the split"),
     ],
 )
 def test_what_does_not_exist_is_refused(tiny_run: Path, request_: dict[str, Any], message: str) -> None:
@@ -269,7 +268,7 @@ def test_what_does_not_exist_is_refused(tiny_run: Path, request_: dict[str, Any]
 
 @pytest.mark.parametrize("name", ["labels", "name_ends", "file"])
 def test_a_layer_with_a_reserved_name_is_refused(tiny_run: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding_setup, "tap_shapes", lambda encoder, layers, size: dict.fromkeys(layers, (3,)))
+    monkeypatch.setattr(embed_module, "tap_shapes", lambda encoder, layers, size: dict.fromkeys(layers, (3,)))
 
     with pytest.raises(AvtError, match=f"Embedding files reserve the name '{name}'"):
         embedded(opened(tiny_run), "e.npz", layers=(name,))

@@ -44,9 +44,9 @@ from avtcli.runtime.context import Context
 from avtcli.runtime.execution import prepare_for_inference
 from avtcli.seeding import keyed_generator
 from avtcli.training.training_setup import build_transform
+from avtplugins.transforms.affine import translation
 from avtplugins.transforms.photometric import photometric
 from avtplugins.transforms.projective import projective
-from avtplugins.transforms.translation import translation
 from tests.support import run_tiny, tiny_config
 
 SIZE = (32, 32)

@@ -37,7 +37,7 @@ def test_the_code_is_mean_plus_scaled_deviation_times_noise(encoder: Encoder, x:
     torch.testing.assert_close(encoder.features(x, ["conv3"], eps)["conv3"], encoder.backbone.conv3(code))
 
 
-def test_in_eval_mode_the_code_is_its_mean_and_later_taps_follow_from_it(encoder: Encoder, x: torch.Tensor) -> None:
+def test_in_eval_mode_the_code_is_its_mean(encoder: Encoder, x: torch.Tensor) -> None:
     taps = encoder.features(x, ["conv1", "conv2", "conv3"])
 
     torch.testing.assert_close(taps["conv2"], encoder.backbone.conv2(taps["conv1"]))
@@ -59,9 +59,8 @@ def test_without_noise_there_is_no_log_variance_branch(x: torch.Tensor) -> None:
 
 
 def test_a_layer_that_does_not_exist_is_refused_with_the_list(encoder: Encoder, x: torch.Tensor) -> None:
-    with pytest.raises(
-        AvtError, match=r"no layer 'conv7'\. .*Its layers: conv1, conv2, conv2\.log_var, conv3, conv4, classifier"
-    ):
+    layers = r"conv1, conv2, conv2\.log_var, conv3, conv4, classifier"
+    with pytest.raises(AvtError, match=rf"no layer 'conv7'\. .*Its layers: {layers}"):
         encoder.features(x, ["conv7"])
 
 
@@ -102,7 +101,7 @@ def test_the_log_variance_is_scaled_and_the_mean_is_not(encoder: Encoder, x: tor
     torch.testing.assert_close(log_var, model.objective.decoder.log_var_head(both) / 1000)
 
 
-def test_what_the_decoder_says_keeps_full_precision_under_autocast(encoder: Encoder, x: torch.Tensor) -> None:
+def test_the_decoder_keeps_full_precision_under_autocast(encoder: Encoder, x: torch.Tensor) -> None:
     model = siamese(encoder).eval()
     with torch.autocast("cpu", torch.bfloat16):
         mean, log_var = model(x, -x)
@@ -116,7 +115,7 @@ def test_what_the_decoder_says_keeps_full_precision_under_autocast(encoder: Enco
     assert 0 < (mean - exact).abs().max() < 0.02 * exact.abs().max()
 
 
-def test_the_published_nin_has_as_many_parameters_as_published() -> None:
+def test_nin_has_the_published_number_of_parameters() -> None:
     model = siamese(Encoder(NIN(3, 1.0), noise_scale=0.001, pixel_mean=[0] * 3, pixel_std=[1] * 3))
 
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 1.45

@@ -14,11 +14,10 @@ from avtplugins.objectives.avt import avt
 from avtplugins.objectives.gaussian import gaussian
 from avtplugins.objectives.rotnet import rotnet
 from avtplugins.objectives.simclr import simclr
-from avtplugins.transforms.affine import affine
+from avtplugins.transforms.affine import affine, translation
 from avtplugins.transforms.photometric import photometric
 from avtplugins.transforms.projective import projective
 from avtplugins.transforms.rotation import rotation
-from avtplugins.transforms.translation import translation
 
 torch.set_num_threads(1)
 
@@ -205,7 +204,7 @@ def test_aetv2_does_not_depend_on_the_size_of_the_image():
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-6, 0.5, 3.0, 3.1415, torch.pi])
-def test_the_angle_of_a_rotation_is_exact_and_its_gradient_finite_up_to_half_a_turn(angle):
+def test_the_angle_of_a_rotation_is_exact_and_its_gradient_finite(angle):
     matrix = rotations(torch.full((5,), angle, dtype=torch.float64)).requires_grad_()
     found = rotation_angle(matrix)
     found.sum().backward()
@@ -213,7 +212,7 @@ def test_the_angle_of_a_rotation_is_exact_and_its_gradient_finite_up_to_half_a_t
     assert matrix.grad.isfinite().all()
 
 
-def test_the_nearest_rotation_is_that_of_the_decomposition_and_never_a_mirror():
+def test_the_nearest_rotation_is_the_polar_factor_and_no_reflection():
     matrix = prediction(30, 3, 8, scale=1).reshape(10, 3, 3)
     nearest = NearestRotation.apply(matrix)
     assert torch.allclose(nearest @ nearest.mT, torch.eye(3).double(), atol=1e-12)
@@ -224,7 +223,7 @@ def test_the_nearest_rotation_is_that_of_the_decomposition_and_never_a_mirror():
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.2])
-def test_the_gradient_of_the_nearest_rotation_is_the_numerical_one_at_equal_singular_values_too(spread):
+def test_the_gradient_of_the_nearest_rotation_is_the_numerical_one(spread):
     start = rotations(torch.tensor([0.0, 0.4, 2.5], dtype=torch.float64)) + prediction(9, 3, 9, scale=spread).reshape(3, 3, 3)
     assert torch.autograd.gradcheck(NearestRotation.apply, (start.requires_grad_(),), atol=1e-6)
 
@@ -252,10 +251,7 @@ def test_a_decoder_that_starts_at_the_mean_learns_by_aetv2(family, share):
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [
-        (photometric(), "photometric"),
-        (SumFamily([("translation", translation()), ("photometric", photometric())]), "mixed"),
-    ],
+    [(photometric(), "photometric"), (SumFamily([("shift", translation()), ("photometric", photometric())]), "mixed")],
     ids=["photometric", "mixed"],
 )
 def test_aetv2_refuses_what_is_no_warp(family, kind):
@@ -270,9 +266,11 @@ def test_aetv2_works_on_geometric_sums():
     assert loss_of(aetv2, target.values, None, target).per_sample.max() < 1e-6
 
 
-def test_aetv2_refuses_a_negative_weight():
+def test_options_out_of_range_are_refused():
     with pytest.raises(AvtError, match=r"objective\.residual_weight needs a weight of 0 or more, found -1"):
         made(aetv2, affine(), residual_weight=-1)
+    with pytest.raises(AvtError, match=r"objective\.temperature and projection_dim need values above 0, found 0"):
+        simclr(vector_dim=6, temperature=0)
 
 
 @pytest.mark.parametrize("build", [avt, gaussian, aet, aetv2])
@@ -311,8 +309,3 @@ def test_simclr_is_nt_xent_over_all_views_of_the_batch(temperature):
     projected = [objective.projection(code).detach().numpy() for code in codes]
     loss = objective(codes, (target, target))
     assert loss.per_sample.tolist() == pytest.approx(nt_xent_by_hand(*projected, temperature), rel=1e-9)
-
-
-def test_simclr_refuses_a_temperature_of_zero():
-    with pytest.raises(AvtError, match=r"objective\.temperature and projection_dim need values above 0, found 0"):
-        simclr(vector_dim=6, temperature=0)

@@ -14,7 +14,7 @@ from avtcli.config.resolution import options_from_texts, resolve_probe
 from avtcli.errors import AvtError
 from avtcli.features.pooling import pool_features
 from avtcli.probing import heads
-from avtcli.probing.head import ClosedFormHead, TrainedHead
+from avtcli.probing.head import ClosedFormHead, TrainedHead, check_head
 from avtcli.probing.heads import HEADS, resolve_head, resolve_options
 
 TRAINED = ("conv", "linear", "mlp1", "mlp2", "mlp3", "nonlinear")
@@ -74,7 +74,11 @@ def test_options_go_over_those_of_a_recipe_and_leave_with_its_head() -> None:
         ("kn", {}, r"No head is called 'kn'\. Did you mean 'knn'\? Heads: conv, knn"),
         ("mlp2", {"k": "5"}, r"The head 'mlp2' has no option 'k'\. Its options: none"),
         ("knn", {"penalties": [0.1]}, r"has no option 'penalties'\. Its options: k, temperature"),
-        ("knn", {"k": "5,many", "temperature": -1}, r"option 'k\.1' .*found 'many'; option 'temperature' should be greater than or equal to 0"),
+        (
+            "knn",
+            {"k": "5,many", "temperature": -1},
+            r"option 'k\.1' .*found 'many'; option 'temperature' should be greater than or equal to 0",
+        ),
         ("knn", {"k": []}, r"option 'k' .* at least 1 item"),
         ("ridge", {"penalties": "0"}, r"option 'penalties\.0' should be greater than 0"),
     ],
@@ -97,10 +101,10 @@ def test_a_bad_name_or_option_is_refused(name: str, options: dict[str, Any], mes
 def test_a_closed_form_head_refuses_settings_of_training(settings: dict[str, Any], message: str, recipe: str | None) -> None:
     config = resolve_probe({"augmented": False, **settings}, recipe=recipe)
     with pytest.raises(AvtError, match=message):
-        resolve_head(config.head).check(config)
+        check_head(resolve_head(config.head), config)
 
     supervised = resolve_probe({"augmented": False, "head": "knn", "epochs": 3, "lr": 0.1, "supervised": True}, recipe=recipe)
-    resolve_head(supervised.head).check(supervised)
+    check_head(resolve_head(supervised.head), supervised)
 
 
 # modules

@@ -30,10 +30,11 @@ from avtcli.probing.head import TrainedHead
 from avtcli.probing.head_training import HeadTraining, RowSubset, rate_of, train_heads
 from avtcli.probing.heads import resolve_head
 from avtcli.probing.joint_heads import HeadSpec
-from avtcli.probing.probe import ProbeResult, probe
+from avtcli.probing.probe import probe
 from avtcli.probing.probe_setup import subset_rows
 from avtcli.runtime.context import Context
 from avtcli.seeding import keyed_generator, seed_of
+from tests.support import run_probe
 
 CPU = torch.device("cpu")
 FIXED: dict[str, Any] = {
@@ -50,28 +51,22 @@ FIXED: dict[str, Any] = {
 OURS: dict[str, Any] = {"epochs": 2, "limit_train": 60, "baseline": False, "rates": (0.1, 0.01)}
 
 
-def run_probe(source: Weights | Path, **settings: Any) -> ProbeResult:
-    return probe(source, resolve_probe(settings, recipe=None), out=None, on_event=lambda event: None)
-
-
-@pytest.fixture(scope="module")
-def source(tiny_run: Path) -> Weights:
-    """The tiny run as if it were a file: probes leave nothing behind."""
-    return replace(open_weights(tiny_run), run=None, tensors=restore_encoder(open_weights(tiny_run)).state_dict())
-
-
 def pixels(count: int = 12) -> Tensor:
     return torch.randint(0, 256, (count, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
 
 
 def reader_of(source: Weights, layers: list[str], *, samples: int = 0, augment: Augment | None = None) -> ForwardedImages:
-    labels = torch.arange(12) % 3
-    images = ResidentImages(MemorySplit(pixels(), labels, prefix="x"), torch.arange(12), device=CPU)
-    wanted = [Feature(layer, "none", 4) for layer in layers]
-    data = LabelledImages(images, labels, "train", (32, 32))
-    return ForwardedImages(
-        restore_encoder(source), data, wanted, augment=augment or Augment(padding=4), samples=samples, seed=7
-    )
+    wanted, augment = [feature(layer) for layer in layers], augment or Augment(padding=4)
+    return ForwardedImages(restore_encoder(source), labelled("train"), wanted, augment=augment, samples=samples, seed=7)
+
+
+def labelled(part: str) -> LabelledImages:
+    images = ResidentImages(MemorySplit(pixels(), None, prefix="x"), torch.arange(12), device=CPU)
+    return LabelledImages(images, torch.arange(12) % 3, part, (32, 32))
+
+
+def feature(layer: str) -> Feature:
+    return Feature(layer, "none", 4)
 
 
 ROWS = torch.tensor([3, 9, 0, 5])
@@ -88,6 +83,10 @@ def read_features(
         yield {f: stack[:, i] for names, stack in zip(reader.stacks, batch, strict=True) for i, f in enumerate(names)}
 
 
+def read_conv2(reader: FeatureReader, epoch_key: tuple[int, int] | None) -> Tensor:
+    return next(read_features(reader, [ROWS], epoch_key=epoch_key))[feature("conv2")]
+
+
 def test_augmented_features_are_those_of_the_cropped_and_flipped_images(source: Weights) -> None:
     reader, encoder = reader_of(source, ["conv1", "conv3"]), restore_encoder(source)
     (read,) = read_features(reader, [ROWS], epoch_key=(4, 2))
@@ -95,16 +94,14 @@ def test_augmented_features_are_those_of_the_cropped_and_flipped_images(source: 
     with torch.no_grad():
         expected = encoder.features(encoder.normalise(x), ["conv1", "conv3"])
 
-    for feature, values in read.items():
-        torch.testing.assert_close(values, expected[feature.layer])
-        assert reader.shapes[feature] == tuple(values.shape[1:])
+    for name, values in read.items():
+        torch.testing.assert_close(values, expected[name.layer])
+        assert reader.shapes[name] == tuple(values.shape[1:])
 
 
 def test_each_epoch_and_seed_has_other_crops_and_evaluation_has_none(source: Weights) -> None:
     reader = reader_of(source, ["conv2"])
-    read = {
-        key: next(iter(next(read_features(reader, [ROWS], epoch_key=key)).values())) for key in ((0, 0), (0, 1), (1, 0), None)
-    }
+    read = {key: read_conv2(reader, key) for key in ((0, 0), (0, 1), (1, 0), None)}
     (stacks,) = extract(reader, separate=False, task="x", on_event=lambda event: None)
     (kept,) = CachedFeatures(stacks, torch.zeros(12), device=CPU).features.values()
     encoder = restore_encoder(source)
@@ -124,15 +121,15 @@ def test_cached_features_are_those_that_are_read_together_or_separately(source: 
         assert sum(tensor.nbytes for stacks in cached for tensor in stacks.values()) == cache_bytes(reader)
         for stacks in cached:
             found = CachedFeatures(stacks, reader.labels, device=CPU)
-            for feature, values in next(read_features(found, [ROWS], epoch_key=None)).items():
-                torch.testing.assert_close(values, expected[feature])
-                assert found.features[feature].movedim(1, -1).is_contiguous()  # flattened without a copy
+            for name, values in next(read_features(found, [ROWS], epoch_key=None)).items():
+                torch.testing.assert_close(values, expected[name])
+                assert found.features[name].movedim(1, -1).is_contiguous()  # flattened without a copy
 
 
 def test_the_code_is_the_mean_of_samples_and_later_layers_see_the_first(source: Weights) -> None:
     reader, encoder = reader_of(source, ["conv1", "conv2", "conv3"], samples=5), restore_encoder(source)
     encoder.noise_scale = reader.encoder.noise_scale = 0.5
-    read = {feature.layer: values for feature, values in next(read_features(reader, [ROWS], epoch_key=(4, 2))).items()}
+    read = {name.layer: values for name, values in next(read_features(reader, [ROWS], epoch_key=(4, 2))).items()}
     generator = keyed_generator(4, 2, "samples", "train", 0)
     noise = [torch.randn(4, 10, 8, 8, generator=generator) for _ in range(5)]
     x = encoder.normalise(crop_and_flip(pixels()[ROWS], sample_uniforms(4, 2, 12)[ROWS], crop=(32, 32), padding=4))
@@ -151,9 +148,7 @@ def test_the_code_is_the_mean_of_samples_and_later_layers_see_the_first(source: 
 def test_evaluation_repeats_its_samples_and_training_does_not(source: Weights) -> None:
     reader = reader_of(source, ["conv2"], samples=2, augment=Augment(flip=False))
     reader.encoder.noise_scale = 0.5
-    first, again, one, two = (
-        next(iter(next(read_features(reader, [ROWS], epoch_key=d)).values())) for d in (None, None, (0, 0), (0, 1))
-    )
+    first, again, one, two = (read_conv2(reader, key) for key in (None, None, (0, 0), (0, 1)))
 
     assert torch.equal(first, again)
     assert not torch.allclose(first, one)
@@ -163,13 +158,10 @@ def test_evaluation_repeats_its_samples_and_training_does_not(source: Weights) -
 def test_an_encoder_without_noise_has_its_code_for_any_number_of_samples(source: Weights) -> None:
     plain = restore_encoder(source)
     plain.log_var = None
-    split = MemorySplit(pixels(), None, prefix="x")
-    images = ResidentImages(split, torch.arange(12), device=CPU)
-    wanted = [Feature("conv2", "none", 4)]
-    data = LabelledImages(images, torch.zeros(12), "test", (32, 32))
-    a, b = (ForwardedImages(plain, data, wanted, augment=Augment(), samples=n, seed=0) for n in (0, 5))
+    data, wanted = labelled("test"), [feature("conv2")]
+    readers = (ForwardedImages(plain, data, wanted, augment=Augment(), samples=n, seed=0) for n in (0, 5))
 
-    assert torch.equal(*(next(read_features(reader, [ROWS], epoch_key=None))[wanted[0]] for reader in (a, b)))
+    assert torch.equal(*(read_conv2(reader, None) for reader in readers))
 
 
 def test_one_forward_of_the_encoder_a_batch_gives_all_layers(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,9 +195,8 @@ def test_features_that_fit_neither_in_memory_nor_on_disk_are_refused(monkeypatch
     assert choose_storage(2_000_000_000) is None
     with pytest.raises(AvtError, match=r"GB free\. Give a smaller --count, or set TMPDIR"):
         choose_storage(9 * 10**18, advice="Give a smaller --count")
-    with pytest.raises(
-        AvtError, match=r"would take 9000000000 GB, more than 25% of the 8 GB of memory, and .* GB free\. Give fewer"
-    ):
+    message = r"would take 9000000000 GB, more than 25% of the 8 GB of memory, and .* GB free\. Give fewer"
+    with pytest.raises(AvtError, match=message):
         choose_storage(9 * 10**18)
 
 
@@ -223,9 +214,8 @@ class OfOneSize(Backbone):
 
 def test_images_of_a_size_that_the_backbone_cannot_take_are_refused() -> None:
     encoder = Encoder(OfOneSize(), pixel_mean=(0.5,), pixel_std=(0.5,)).eval()
-    images = ResidentImages(MemorySplit(pixels(), None, prefix="x"), torch.arange(12), device=CPU)
     with pytest.raises(AvtError, match=r"The backbone does not take images of 32x32 px\. Give it images of the size"):
-        ForwardedImages(encoder, LabelledImages(images, torch.zeros(12), "test", (32, 32)), [], augment=None, samples=0, seed=0)
+        ForwardedImages(encoder, labelled("test"), [], augment=None, samples=0, seed=0)
 
 
 # how the heads are trained
@@ -236,15 +226,9 @@ SHAPES = {"a": (3, 2, 2), "vector": (5,), "b": (3, 2, 2)}
 
 def kept(*layers: str, count: int = 33) -> CachedFeatures:
     generators = {name: torch.Generator().manual_seed(seed) for seed, name in enumerate(SHAPES, 1)}
-    values_of = {name: torch.randn(count, *SHAPES[name], generator=generators[name]) for name in layers or ("a",)}
-    shapes = dict.fromkeys(SHAPES[name] for name in values_of)
-    alike = [[name for name in values_of if SHAPES[name] == shape] for shape in shapes]
-    stacks = {
-        tuple(Feature(name, "none", 4) for name in names): torch.stack(
-            [values_of[name].movedim(1, -1).contiguous() for name in names], 1
-        ).movedim(-1, 2)
-        for names in alike
-    }
+    values = {n: torch.randn(count, *SHAPES[n], generator=generators[n]).movedim(1, -1).contiguous() for n in layers or ("a",)}
+    alike = [[name for name in values if SHAPES[name] == shape] for shape in dict.fromkeys(SHAPES[name] for name in values)]
+    stacks = {tuple(map(feature, names)): torch.stack([values[n] for n in names], 1).movedim(-1, 2) for names in alike}
     return CachedFeatures(stacks, torch.arange(count) % 4, device=CPU)
 
 
@@ -253,7 +237,7 @@ def train(
 ) -> list[list[tuple[float, float]]]:
     part = RowSubset(kept(*layers), torch.arange(33))
     training = HeadTraining(head_of(config), config, 4, Context(CPU, seed=seed), "x")
-    return train_heads(part, part, specs or [HeadSpec(Feature("a", "none", 4), None)], training)
+    return train_heads(part, part, specs or [HeadSpec(feature("a"), None)], training)
 
 
 def head_of(config: ProbeConfig) -> TrainedHead:
@@ -297,9 +281,9 @@ def test_training_is_that_of_plain_torch(name: str, kind: str) -> None:
 
 def test_heads_that_are_trained_together_are_those_trained_alone() -> None:
     config = ProbeConfig(epochs=4, batch_size=16)
-    feature = Feature("a", "none", 4)
-    together = train(config, specs=[HeadSpec(feature, 0.3), HeadSpec(feature, 0.01)])
-    alone = [train(config, specs=[HeadSpec(feature, rate)])[0] for rate in (0.3, 0.01)]
+    specs = [HeadSpec(feature("a"), rate) for rate in (0.3, 0.01)]
+    together = train(config, specs=specs)
+    alone = [train(config, specs=[spec])[0] for spec in specs]
 
     assert together == alone
     assert together[0] != together[1]
@@ -311,30 +295,19 @@ def test_heads_that_are_trained_together_are_those_trained_alone() -> None:
 def test_heads_give_the_same_figures_in_whatever_order_they_are_asked_for(head: str, layers: tuple[str, ...]) -> None:
     pieces = [{"start": 0, "rate": 0.1}]
     config = resolve_probe({"head": head, "batch_size": 16, "schedule": {"epochs": 4, "pieces": pieces}}, recipe=None)
-    features = [Feature(name, "none", 4) for name in layers]
-    alone = [train(config, specs=[HeadSpec(f, None)], layers=(f.layer,))[0] for f in features]
-    reverse = [HeadSpec(f, None) for f in features[::-1]]
+    specs = [HeadSpec(feature(name), None) for name in layers]
+    alone = [train(config, specs=[spec], layers=(spec.feature.layer,))[0] for spec in specs]
 
-    assert train(config, specs=[HeadSpec(f, None) for f in features], layers=layers) == alone
-    assert train(config, specs=[*reverse, *reverse], layers=layers) == [*alone[::-1], *alone[::-1]]
+    assert train(config, specs=specs, layers=layers) == alone
+    assert train(config, specs=[*specs[::-1], *specs[::-1]], layers=layers) == [*alone[::-1], *alone[::-1]]
     assert len({tuple(curve) for curve in alone}) == len(layers)
 
 
-@pytest.mark.parametrize(
-    ("images", "epochs", "batch_size", "expected"),
-    [
-        (10_000, 100, 128, 3),
-        (10_000, 100, 5000, 100),
-        (180, 200, 128, 100),
-        (18, 100, 128, 100),
-        (180, 8, 128, 8),
-        (90_000, 11, 128, 1),
-    ],
-)
-def test_a_rate_is_chosen_after_two_hundred_steps_in_whole_epochs(
-    images: int, epochs: int, batch_size: int, expected: int
-) -> None:
-    assert ProbeConfig(epochs=epochs, batch_size=batch_size).for_lr_search(images).total_epochs == expected
+def test_a_rate_is_chosen_after_two_hundred_steps_in_full_epochs() -> None:
+    cases = [(10_000, 100, 128), (10_000, 100, 5000), (180, 200, 128), (18, 100, 128), (180, 8, 128), (90_000, 11, 128)]
+    found = [ProbeConfig(epochs=n, batch_size=batch).for_lr_search(images).total_epochs for images, n, batch in cases]
+
+    assert found == [3, 100, 100, 100, 8, 1]
 
 
 def test_layers_that_are_probed_together_give_what_each_gives_alone(source: Weights) -> None:
@@ -367,9 +340,7 @@ class Recorder:
     """Stands in for `train_heads`: records the calls and returns made-up curves."""
 
     def __init__(self, curves: dict[float | None, list[tuple[float, float]]]) -> None:
-        self.curves = curves
-        self.calls: list[tuple[RowSubset, RowSubset, list[HeadSpec]]] = []
-        self.epochs: list[int] = []
+        self.curves, self.calls, self.epochs = curves, list[Any](), list[int]()
 
     def __call__(self, train: RowSubset, test: RowSubset, specs: list[HeadSpec], training: HeadTraining) -> list[Any]:
         self.calls.append((train, test, specs))
@@ -377,9 +348,7 @@ class Recorder:
         return [self.curves[spec.peak] for spec in specs]
 
 
-def test_a_schedule_trains_once_on_all_rows_and_reports_the_last_epoch(
-    source: Weights, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_schedule_trains_once_and_reports_the_last_epoch(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder({None: [(10.0, 20.0), (50.0, 60.0), (30.0, 40.0)]})
     monkeypatch.setattr(encoder_probing, "train_heads", recorder)
     (head,) = run_probe(source, **FIXED).results
@@ -409,9 +378,7 @@ def test_the_rate_is_chosen_on_held_out_images_and_test_is_seen_once(
     assert (head.val_top1, head.top1, head.top1_best_test_epoch) == (50.0, 50.0, None)
 
 
-def test_test_features_that_are_computed_each_epoch_give_the_same_figures(
-    source: Weights, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_test_features_computed_each_epoch_give_the_same(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     held = run_probe(source, **FIXED)
     monkeypatch.setattr(encoder_probing, "CACHED_TEST_BYTES", 0)
 
@@ -450,9 +417,7 @@ def test_shots_are_images_of_each_class_fewer_among_more() -> None:
     assert subset_rows(labels, seed=0).tolist() == list(range(200))
 
 
-def test_settings_that_cannot_work_are_refused_before_features_are_read(
-    source: Weights, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_are_refused_before_features_are_read(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder_probing, "extract", None)  # whoever reads features fails
     with pytest.raises(AvtError, match="--shots 90 asks for 90 training images of each class"):
         run_probe(source, **OURS, shots=(1, 90))
@@ -513,24 +478,15 @@ def test_a_layer_that_the_backbone_lacks_is_refused_with_the_list(source: Weight
 
 
 def test_weights_without_a_run_need_a_data_set(source: Weights) -> None:
-    bare = replace(source, about={})
-    with pytest.raises(AvtError, match=r"does not say what it was trained on: give --dataset\."):
-        run_probe(bare)
+    with pytest.raises(AvtError, match=r"does not state its training data: give --dataset\."):
+        run_probe(replace(source, about={}))
 
 
 def data_of(*, channels: int = 1, labelled: bool = True, tested: bool = True) -> ImageData:
     images, labels = torch.zeros(20, channels, 32, 32, dtype=torch.uint8), torch.arange(20) % 2 if labelled else None
     split = MemorySplit(images, labels, prefix="x")
-    return ImageData(
-        train=split,
-        test=split if tested else None,
-        channels=channels,
-        size=(32, 32),
-        mean=(0.5,) * channels,
-        std=(0.5,) * channels,
-        classes=None,
-        fingerprint="x",
-    )
+    test, half = split if tested else None, (0.5,) * channels
+    return ImageData(split, test, channels=channels, size=(32, 32), mean=half, std=half, classes=None, fingerprint="x")
 
 
 @pytest.mark.parametrize(

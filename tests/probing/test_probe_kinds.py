@@ -1,6 +1,5 @@
 """Probes other than trained heads on frozen features: neighbours, ridge, fine-tuning, several data sets, no run."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,14 @@ from avtcli.errors import AvtError
 from avtcli.events import Event, Notice
 from avtcli.features.feature_cache import extract
 from avtcli.features.pooling import pool_features
-from avtcli.models.weights import Weights, open_weights, restore_encoder
-from avtcli.probing import encoder_probing, fine_tuning
+from avtcli.models.weights import Weights, restore_encoder
+from avtcli.probing import encoder_probing
 from avtcli.probing.head_training import train_heads
 from avtcli.probing.heads import ridge
-from avtcli.probing.probe import ProbeResult, probe
 from avtcli.probing.probe_setup import split_held_out, subset_rows
-from tests.support import write_idx
+from tests.support import run_probe, write_idx
 
 MINI = {"limit_train": 200, "layers": ("conv2",), "baseline": False}
-
-
-def run_probe(source: Weights | Path | None, *, events: list[Event] | None = None, **settings: Any) -> ProbeResult:
-    seen = [] if events is None else events
-    return probe(source, resolve_probe(settings, recipe=None), out=None, on_event=seen.append)
-
-
-@pytest.fixture(scope="module")
-def source(tiny_run: Path) -> Weights:
-    """The tiny run as if it were a file: probes leave nothing behind."""
-    return replace(open_weights(tiny_run), run=None, tensors=restore_encoder(open_weights(tiny_run)).state_dict())
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +201,7 @@ def test_fine_tuning_chooses_its_rate_on_held_out_images_repeatably(source: Weig
 
 def test_fine_tuning_by_a_schedule_chooses_nothing_and_trains_once(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(fine_tuning, "train_heads", lambda *a, **k: (calls.append(a[2]), [[(50.0, 60.0)]])[1])
+    monkeypatch.setattr(encoder_probing, "train_heads", lambda *a, **k: (calls.append(a[2]), [[(50.0, 60.0)]])[1])
     (head,) = run_probe(source, **MINI, finetune=True, schedule={"epochs": 1, "rate": 0.05}).results
 
     assert [[spec.peak for spec in specs] for specs in calls] == [[None]]
@@ -222,7 +209,7 @@ def test_fine_tuning_by_a_schedule_chooses_nothing_and_trains_once(source: Weigh
 
 
 def test_fine_tuning_takes_all_layers_but_the_log_variance(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fine_tuning, "train_heads", lambda *a, **k: [[(50.0, 60.0)]])
+    monkeypatch.setattr(encoder_probing, "train_heads", lambda *a, **k: [[(50.0, 60.0)]])
     result = run_probe(source, **{**MINI, "layers": ("all",)}, finetune=True, rates=(0.1,))
 
     assert [head.layer for head in result.results] == ["conv1", "conv2", "conv3", "conv4", "classifier"]
@@ -263,9 +250,8 @@ def test_copies_are_features_of_augmented_images_taken_in_turn(source: Weights, 
 
 def test_a_backbone_without_a_run_is_probed_and_is_its_own_random_baseline() -> None:
     events: list[Event] = []
-    result = run_probe(
-        None, events=events, backbone={"name": "nin", "width": 0.05}, layers=("conv1",), limit_train=40, head="knn"
-    )
+    settings = {"backbone": {"name": "nin", "width": 0.05}, "layers": ("conv1",), "limit_train": 40, "head": "knn"}
+    result = run_probe(None, on_event=events.append, **settings)
 
     assert result.run == "nin"
     assert (len(result.results), result.baseline) == (1, [])

@@ -13,22 +13,13 @@ HEADS: Final = tuple(sorted(module.name for module in pkgutil.iter_modules(__pat
 
 
 def resolve_head(plugin: "Plugin") -> "Head":
-    """Build a head from its name and options.
-
-    Raises:
-        AvtError: as `resolve_options`.
-    """
-    options = resolve_options(plugin)
-    head: Head = _function_of(plugin.name)(**options)
+    """Build a head from its name and options; see `resolve_options`."""
+    head: Head = _function_of(plugin.name)(**resolve_options(plugin))
     return head
 
 
 def resolve_options(plugin: "Plugin") -> dict[str, Any]:
-    """Check the options of a head and fill in defaults; a tuple may be given as text with commas.
-
-    Raises:
-        AvtError: for an unknown head, or with every bad option at once.
-    """
+    """Check the options of a head, all at once, and fill in defaults; a tuple may be given as text with commas."""
     from avtcli.plugin_options import bind_options, parameters_of
 
     function, who = _function_of(plugin.name), f"The head '{plugin.name}'"

@@ -18,12 +18,7 @@ def init_linear(linear: nn.Linear) -> nn.Linear:
 
 
 class LinearHead(nn.Module):
-    """BatchNorm without affine parameters over the channels, then a linear layer on the flattened map.
-
-    Args:
-        shape: of one feature, (C,) or (C, H, W).
-        classes: the number of classes.
-    """
+    """BatchNorm without affine parameters over the channels of a feature (C,) or (C, H, W), then a flattened linear layer."""
 
     def __init__(self, shape: Sequence[int], classes: int) -> None:
         super().__init__()
@@ -45,10 +40,7 @@ def linear_units(*widths: int) -> list[nn.Module]:
 
 
 def conv_unit(channels: int, kernel: int, *, bias: bool) -> list[nn.Module]:
-    """A convolution that keeps size and channels, BatchNorm and ReLU.
-
-    Weights from N(0, sqrt(2 / (k k outputs))); a bias is initialised by PyTorch.
-    """
+    """A convolution that keeps size and channels, its weights from N(0, sqrt(2 / (k k outputs))), BatchNorm and ReLU."""
     conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, bias=bias)
     nn.init.normal_(conv.weight, 0, sqrt(2 / (prod(conv.kernel_size) * channels)))
     return [conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
@@ -61,11 +53,7 @@ def build_mlp(shape: Sequence[int], classes: int, *, hidden: int) -> nn.Sequenti
 
 
 def require_map(name: str, shape: Sequence[int]) -> None:
-    """Refuse a vector.
-
-    Raises:
-        AvtError: if the shape is not (C, H, W).
-    """
+    """Raise AvtError if the shape is not (C, H, W)."""
     if len(shape) != 3:
         raise AvtError(
             f"The head '{name}' needs a map (channels, rows, columns), this layer gives a vector of {shape[0]}. "

@@ -43,7 +43,6 @@ def _fit(data: HeadData, *, sizes: Sequence[int], temperature: float | None) -> 
 def _votes(
     data: HeadData, rows: Tensor, queries: Tensor, sizes: Sequence[int], *, temperature: float | None
 ) -> dict[int, Tensor]:
-    """The votes for each class, (queries, classes), of each number of neighbours among some training images."""
     similarities, neighbours = nearest(data.train, queries, max(sizes), rows=rows)
     device = data.train_labels.device
     labels, similarities = data.train_labels[rows.to(device)[neighbours.to(device)]], similarities.to(device)

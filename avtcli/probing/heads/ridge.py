@@ -29,8 +29,14 @@ def ridge(
 
 
 def _fit(data: HeadData, *, penalties: Sequence[float]) -> HeadFigures:
-    _check_memory(len(data.rows), data.train.shape[1], data.classes)
-    targets = functional.one_hot(data.train_labels.cpu(), data.classes).to(torch.float64)
+    count, width, classes = len(data.rows), data.train.shape[1], data.classes
+    needed, there = 8 * (5 * min(width, count) ** 2 + 3 * count * classes), memory_bytes()  # the float64 matrices
+    if needed > there / 2:
+        raise AvtError(
+            f"Ridge regression on {count} images of {width} features and {classes} classes would take {needed / 1e9:.0f} GB, "
+            f"more than half of the {there / 1e9:.0f} GB of memory. Give a smaller --pool-size, --limit-train or --head linear."
+        )
+    targets = functional.one_hot(data.train_labels.cpu(), classes).to(torch.float64)
 
     def top1(predicted: Tensor, truth: Tensor) -> float:
         return topk_percent(predicted, truth.argmax(1), 1)
@@ -41,17 +47,3 @@ def _fit(data: HeadData, *, penalties: Sequence[float]) -> HeadFigures:
     else:
         (fitted,) = fit_ridges(data.train, targets, [sorted(penalties)[len(penalties) // 2]], rows=data.rows)
     return HeadFigures(*data.score(fitted.predict(data.test)), val_top1, {"penalty": fitted.penalty})
-
-
-def _check_memory(count: int, width: int, classes: int) -> None:
-    """Refuse a problem whose float64 matrices would fill the memory.
-
-    Raises:
-        AvtError: with what to give instead.
-    """
-    needed, there = 8 * (5 * min(width, count) ** 2 + 3 * count * classes), memory_bytes()
-    if needed > there / 2:
-        raise AvtError(
-            f"Ridge regression on {count} images of {width} features and {classes} classes would take {needed / 1e9:.0f} GB, "
-            f"more than half of the {there / 1e9:.0f} GB of memory. Give a smaller --pool-size, --limit-train or --head linear."
-        )

@@ -19,8 +19,7 @@ class AET(Objective):
 
     def predict(self, codes: tuple[Tensor, ...]) -> Prediction:
         """Predict the normalised target, (B, dof)."""
-        prediction: Prediction = self.decoder(codes)
-        return prediction
+        return self.decoder(codes)  # type: ignore[no-any-return]
 
     def forward(self, codes: tuple[Tensor, ...], targets: tuple[Target, ...]) -> Loss:
         """Return the mean squared error of each sample, (B,)."""
@@ -28,10 +27,5 @@ class AET(Objective):
 
 
 def aet(*, vector_dim: int, family: TransformFamily) -> Objective:
-    """AET's objective: the mean squared error of the normalised target, from a code without noise.
-
-    Args:
-        vector_dim: given by the backbone.
-        family: given by the transformations.
-    """
+    """AET's objective: the mean squared error of the normalised target, from a code without noise."""
     return AET(vector_dim, family)

@@ -11,12 +11,10 @@ from torch import Tensor
 
 from avtcli.contracts import Loss, Objective, Prediction, Target, TransformFamily
 from avtcli.errors import AvtError
-from avtcli.geometry.homography import inverse, product
-from avtcli.geometry.lie import unit_homography
+from avtcli.geometry.homography import inverse, product, unit_homography
 from avtcli.models.decoder import Decoder
 
-DETERMINANT_FLOOR = 1e-2
-"""A decoder may say a matrix that collapses the image; dividing by less than this would let its gradient explode."""
+DETERMINANT_FLOOR = 1e-2  # a decoded matrix may collapse the image: dividing by less would let its gradient explode
 
 
 class NearestRotation(torch.autograd.Function):
@@ -71,8 +69,7 @@ class AETv2(Objective):
 
     def predict(self, codes: tuple[Tensor, ...]) -> Prediction:
         """Predict the normalised target, (B, dof)."""
-        prediction: Prediction = self.decoder(codes)
-        return prediction
+        return self.decoder(codes)  # type: ignore[no-any-return]
 
     def forward(self, codes: tuple[Tensor, ...], targets: tuple[Target, ...]) -> Loss:
         """Return the loss of each sample, (B,), and its parts: the angle in radians and the distance of the projection."""
@@ -98,8 +95,7 @@ def aetv2(*, vector_dim: int, family: TransformFamily, residual_weight: float = 
     if residual_weight < 0:
         raise AvtError(f"objective.residual_weight needs a weight of 0 or more, found {residual_weight}.")
     if family.kind != "geometric":
-        raise AvtError(
-            f"The objective 'aetv2' needs a geometric family; this one is {family.kind}, its target is "
-            f"{', '.join(family.names)}. Choose --transform projective, or --objective aet."
-        )
+        found = f"this one is {family.kind}, its target is {', '.join(family.names)}"
+        hint = "Choose --transform projective, or --objective aet"
+        raise AvtError(f"The objective 'aetv2' needs a geometric family; {found}. {hint}.")
     return AETv2(vector_dim, family, residual_weight=residual_weight)

@@ -24,8 +24,7 @@ class Gaussian(Objective):
 
     def predict(self, codes: tuple[Tensor, ...]) -> Prediction:
         """Predict mean and log-variance of the normalised target, (B, dof) each."""
-        prediction: Prediction = self.decoder(codes)
-        return prediction
+        return self.decoder(codes)  # type: ignore[no-any-return]
 
     def log_var_layer(self) -> nn.Module | None:
         """Return the decoder's log-variance layer."""

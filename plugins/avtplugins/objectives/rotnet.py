@@ -24,8 +24,7 @@ class RotNet(Objective):
 
     def predict(self, codes: tuple[Tensor, ...]) -> Prediction:
         """Predict the logits of the classes, (B, classes)."""
-        prediction: Prediction = self.decoder(codes)
-        return prediction
+        return self.decoder(codes)  # type: ignore[no-any-return]
 
     def forward(self, codes: tuple[Tensor, ...], targets: tuple[Target, ...]) -> Loss:
         """Return the cross-entropy of each sample in nats, (B,), and its accuracy."""
@@ -46,8 +45,6 @@ def rotnet(*, vector_dim: int, family: TransformFamily, pair: bool = False) -> O
         pair: whether the decoder sees the original image's code too, which makes the task easier.
     """
     if family.n_classes is None:
-        raise AvtError(
-            "The objective 'rotnet' needs a family with classes; this one has none, its target is "
-            f"{', '.join(family.names)}. Choose --transform rotation."
-        )
+        found = f"this one has none, its target is {', '.join(family.names)}"
+        raise AvtError(f"The objective 'rotnet' needs a family with classes; {found}. Choose --transform rotation.")
     return RotNet(vector_dim, family.n_classes, pair=pair)

@@ -49,7 +49,6 @@ def simclr(*, vector_dim: int, temperature: float = 0.5, projection_dim: int = 1
         projection_dim: length of the projected vectors that are compared.
     """
     if temperature <= 0 or projection_dim < 1:
-        raise AvtError(
-            f"objective.temperature and projection_dim need values above 0, found {temperature} and {projection_dim}."
-        )
+        found = f"{temperature} and {projection_dim}"
+        raise AvtError(f"objective.temperature and projection_dim need values above 0, found {found}.")
     return SimCLR(vector_dim, temperature=temperature, projection_dim=projection_dim)
