@@ -20,7 +20,6 @@ def held_out_indices(data: ImageData, count: int) -> Tensor:
     name, split = held_out_split(data)
     if name == "test":
         return limited(split, min(count, len(split)))
-    seen = limited(split, max(0, len(split) - count))
     unseen = torch.ones(len(split), dtype=torch.bool)
-    unseen[seen] = False
+    unseen[limited(split, max(0, len(split) - count))] = False
     return unseen.nonzero()[:, 0]

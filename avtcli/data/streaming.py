@@ -148,8 +148,7 @@ def _start_workers(processes: list[BaseProcess]) -> Iterator[None]:
     The loader installs a SIGCHLD handler that raises in the middle of whatever the main process does. The previous handler is
     restored; a worker's end is noticed when the next batch is requested.
     """
-    before = set(multiprocessing.active_children())
-    handler = signal.getsignal(signal.SIGCHLD)
+    before, handler = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited by the workers
     try:
         yield
