@@ -69,7 +69,7 @@ def name_of(kind: str) -> str:
 
 
 def install(folder: Path) -> Path:
-    """Write all of them; each module leaves a file beside itself when it is imported."""
+    """Write all of them; each module leaves a file next to itself when it is imported."""
     for kind, broken in KINDS.items():
         module = f"hostile_{kind}"
         mark = "" if "syntax" in kind else "from pathlib import Path\nPath(__file__).with_suffix('.imported').touch()\n"

@@ -19,7 +19,7 @@ from tests.support import run_tiny, tiny_config
 
 
 def begin(init_from: object = None, *, resume: bool = False, **over: Any) -> tuple[TrainingSetup, list[str]]:
-    """A setup of another seed, and what was said."""
+    """A setup of another seed, and its notices."""
     events: list[Event] = []
     config = tiny_config(seed=9, init_from=None if init_from is None else str(init_from), **over)
     setup = build_training_setup(config, resume=resume, on_event=events.append)
@@ -32,43 +32,43 @@ def weights_of(run: Path) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("inside", ["", "checkpoints/step-0000000009"], ids=["run", "checkpoint"])
 def test_a_run_gives_encoder_and_decoder_and_all_names_match(tiny_run: Path, inside: str) -> None:
-    setup, said = begin(tiny_run / inside)
+    setup, notices = begin(tiny_run / inside)
     theirs = weights_of(tiny_run)
 
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in setup.net.state_dict().items())
     counts = f"{len(theirs)} of {len(theirs)} names matched, 0 missing, 0 unexpected, 0 of another shape"
-    assert said == [f"weights of {tiny_run / inside}: {counts}"]
+    assert notices == [f"weights of {tiny_run / inside}: {counts}"]
 
 
 def test_an_exported_file_gives_the_encoder_and_no_decoder(tiny_run: Path, tmp_path: Path) -> None:
     file = tmp_path / "encoder.safetensors"
     export(open_weights(tiny_run), out=file, layer=None, on_event=lambda event: None)
     theirs, fresh = weights_of(tiny_run), begin()[0].net.state_dict()
-    setup, said = begin(file)
+    setup, notices = begin(file)
 
     for name, tensor in setup.net.state_dict().items():
         assert torch.equal(tensor, (theirs if name.startswith("encoder.") else fresh)[name]), name
-    assert "4 missing (the first: objective.decoder.mean_head.weight), 0 unexpected" in said[0]
+    assert "4 missing (the first: objective.decoder.mean_head.weight), 0 unexpected" in notices[0]
 
 
 def test_a_file_in_timms_own_names_gives_the_backbone(tmp_path: Path) -> None:
     model = timm.create_model("test_resnet", num_classes=10, in_chans=1)
     save_file({name: tensor + 1 for name, tensor in model.state_dict().items()}, tmp_path / "model.safetensors")
-    setup, said = begin(tmp_path / "model.safetensors", backbone={"name": "test_resnet"})
+    setup, notices = begin(tmp_path / "model.safetensors", backbone={"name": "test_resnet"})
     theirs = load_file(tmp_path / "model.safetensors")
 
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in setup.net.encoder.backbone.model.state_dict().items())
-    assert "2 unexpected (the first: encoder.backbone.model.fc.bias), 0 of another shape" in said[0]
+    assert "2 unexpected (the first: encoder.backbone.model.fc.bias), 0 of another shape" in notices[0]
 
 
 def test_a_tensor_of_another_shape_stays_as_it_was_and_is_counted(tiny_run: Path, tmp_path: Path) -> None:
     tensors, fresh = weights_of(tiny_run), begin()[0].net.state_dict()
     name = "encoder.backbone.conv3.0.0.weight"
     save_file({**tensors, name: torch.zeros(3, 2)}, tmp_path / "changed.safetensors")
-    setup, said = begin(tmp_path / "changed.safetensors")
+    setup, notices = begin(tmp_path / "changed.safetensors")
 
     assert torch.equal(setup.net.state_dict()[name], fresh[name])
-    assert f"1 of another shape (the first: {name} (3, 2) for (10, 10, 3, 3))" in said[0]
+    assert f"1 of another shape (the first: {name} (3, 2) for (10, 10, 3, 3))" in notices[0]
 
 
 def test_weights_of_another_network_are_refused(tiny_run: Path) -> None:
@@ -114,13 +114,13 @@ def test_published_weights_are_fetched_at_the_beginning_alone(monkeypatch: pytes
 
     monkeypatch.setattr(timm, "create_model", spy)
     backbone = {"name": "timm:test_efficientnet", "pretrained": "true"}
-    setup, said = begin(backbone=backbone)
+    setup, notices = begin(backbone=backbone)
     at_first = set(asked)
     asked.clear()
     begin(backbone=backbone, resume=True)
 
     assert (at_first, set(asked)) == ({True}, {False})
-    assert said == ["timm:test_efficientnet: initialised with published weights (pretrained=True)"]
+    assert notices == ["timm:test_efficientnet: initialised with published weights (pretrained=True)"]
     assert "pretrained" not in setup.spec.backbone.options  # so that loading the run's weights fetches nothing
 
 

@@ -199,7 +199,7 @@ OWN = torch.Generator().manual_seed(0)
 
 
 def mutant(**methods: Any) -> GeometricFamily:
-    """The projective family with other methods or attributes; a method gets the true one's result beside its arguments."""
+    """The projective family with other methods or attributes; a method gets the true one's result and its arguments."""
     family = projective()
     for name, value in methods.items():
         if callable(value):

@@ -137,8 +137,8 @@ def test_rotnet_sees_the_transformed_image_alone_and_the_pair_by_option():
 
 
 def test_only_rotnet_predicts_classes_and_only_simclr_nothing():
-    said = [made(build, rotation()).prediction for build in (avt, gaussian, aet, aetv2, rotnet)]
-    assert said == ["target"] * 4 + ["classes"]
+    predicted = [made(build, rotation()).prediction for build in (avt, gaussian, aet, aetv2, rotnet)]
+    assert predicted == ["target"] * 4 + ["classes"]
     assert simclr(vector_dim=4).prediction is None
 
 
@@ -195,11 +195,11 @@ def test_aetv2_does_not_depend_on_the_size_of_the_image():
     losses = []
     for family, side in ((small, 32), (large, 320)):
         row = torch.tensor([[40.0, side / 8, -side / 16, 1.1, 10], [30.0, side / 8, 0, 0.9, 0]], dtype=torch.float64)
-        # about the centre itself: the distribution's centre, half a pixel beside it, is not the same share of both sides
+        # about the centre itself: the distribution's centre, half a pixel off, is not the same share of both sides
         matrices = family.in_from_out(row, (side - 1, side - 1))
-        true, said = (family.distribution.parameters_from_matrix(m[None], (side, side)) for m in matrices)
+        true, decoded = (family.distribution.parameters_from_matrix(m[None], (side, side)) for m in matrices)
         target = Target(family.target(true, (side, side)), true, family, (side, side))
-        losses.append(loss_of(aetv2, family.target(said, (side, side)), None, target).per_sample.item())
+        losses.append(loss_of(aetv2, family.target(decoded, (side, side)), None, target).per_sample.item())
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 

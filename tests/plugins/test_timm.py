@@ -171,7 +171,7 @@ def places(*sides: int, reaches: tuple[bool, ...] | None = None) -> list[TapLoca
     ]
 
 
-def test_without_a_map_of_4x4_cells_the_code_takes_the_deepest_of_the_largest() -> None:
+def test_without_4x4_cells_the_code_is_the_deepest_of_the_largest_maps() -> None:
     assert default_code_tap(places(3, 3, 2, 1)).name == "p1"
     assert default_code_tap(places(2)).name == "p0"
 
