@@ -230,23 +230,19 @@ class Exporter(ABC):
     """A format of exported encoders."""
 
     suffix: str
-    """The ending of its files, with the dot; an empty string for a format that is a folder."""
+    """The ending of its files, with the dot; an empty string for a folder."""
 
     def check(self, encoder: "Encoder", layer: str) -> None:  # noqa: B027
-        """Check that the format can hold an encoder whose output is `layer`; every encoder passes by default.
-
-        Raises:
-            AvtError: if it cannot; the message names a format that can.
-        """
+        """Raise AvtError, naming a format that can, if the format cannot hold an encoder whose output is `layer`."""
 
     @abstractmethod
     def write(self, encoder: "Encoder", path: Path, about: Mapping[str, Any]) -> None:
         """Write an encoder.
 
         Args:
-            encoder: in eval mode, on the CPU; `encoder.output` is the layer that the loaded module returns.
-            path: the file or folder to make; it does not exist.
-            about: plain JSON: version, model (everything needed to build the encoder), step and config (may be none).
+            encoder: in eval mode, on the CPU; the loaded module returns its layer `encoder.output`.
+            path: the file or folder to make, which does not exist.
+            about: plain JSON: version, model (to build the encoder), step and config, which may be none.
         """
 
     @abstractmethod
@@ -255,39 +251,34 @@ class Exporter(ABC):
 
     @abstractmethod
     def load_with(self, path: Path) -> tuple[str, ...]:
-        """Return the lines of Python, without compound statements, that load the file as `encoder`."""
+        """Return the lines of Python that load the file as `encoder`, without compound statements."""
 
 
 class Tracker(ABC):
-    """A log of a run's figures outside of avt. Its methods are called in the main process only."""
+    """A log of a run's figures outside of avt; it is called in the main process only."""
 
     @abstractmethod
     def start(self, run_dir: Path, config: Mapping[str, Any], step: int) -> None:
-        """Begin a run, or continue one.
+        """Begin or continue a run.
 
         Args:
-            run_dir: the run folder. What the tracker needs to continue lies in its folder `trackers`.
-            config: the run's settings as plain JSON.
-            step: steps done; values logged for later steps, by a run that was interrupted, come again.
+            run_dir: the run folder. The tracker's state lies in its folder `trackers`, which exists.
+            config: the settings as plain JSON.
+            step: steps done; values of later steps, logged before an interruption, are logged again.
         """
 
     @abstractmethod
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Record values by name after `step` steps; steps do not decrease, and one step may come several times."""
+        """Record values by name after `step` steps; steps do not decrease, and a step may come several times."""
 
     @abstractmethod
     def finish(self) -> None:
-        """End the run: everything logged is safe when this returns."""
+        """End the run: all values are stored when this returns."""
 
 
 @dataclass(frozen=True)
 class PublishedCheckpoint:
-    """How a published checkpoint of a backbone maps to ours.
-
-    Attributes:
-        recipe: the recipe of the published run.
-        modules: each module of the published encoder that holds tensors, and the name of ours.
-    """
+    """The recipe of a published checkpoint, and our module name for each module of its encoder that holds tensors."""
 
     recipe: str
     modules: Mapping[str, str]

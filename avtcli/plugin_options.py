@@ -5,7 +5,6 @@ import inspect
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from avtcli.errors import AvtError, nearest
@@ -14,45 +13,17 @@ GIVEN: Final[Mapping[str, tuple[str, ...]]] = {"backbone": ("in_channels", "imag
 """Parameters that the caller of `registry.build` fills in, by kind; they are no options. A plugin takes those it names."""
 
 
-@dataclass(frozen=True)
-class Option:
-    """One option of a plugin, as its signature states it."""
-
-    name: str
-    annotation: str
-    default: Any
-    required: bool
-
-
-def parameters_of(function: Callable[..., Any], *, who: str) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a plugin's function by name.
-
-    Raises:
-        AvtError: if it hides its options behind *args or **kwargs.
-    """
-    parameters = dict(inspect.signature(function).parameters)
-    for p in parameters.values():
-        if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
-            raise AvtError(f"{who} takes {p}: a plugin names each of its options.")
-    return parameters
-
-
-def read_options(kind: str, function: Callable[..., Any], *, who: str) -> list[Option]:
+def option_names(kind: str, function: Callable[..., Any], *, who: str) -> list[str]:
     """Return the options of a plugin's function: its keyword-only parameters but for those of `GIVEN`.
 
     Raises:
         AvtError: if it hides its options behind *args or **kwargs.
     """
-    return [
-        Option(
-            name,
-            p.annotation if isinstance(p.annotation, str) else inspect.formatannotation(p.annotation),
-            None if p.default is p.empty else p.default,
-            p.default is p.empty,
-        )
-        for name, p in parameters_of(function, who=who).items()
-        if p.kind is p.KEYWORD_ONLY and name not in GIVEN.get(kind, ())
-    ]
+    parameters = inspect.signature(function).parameters
+    for p in parameters.values():
+        if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+            raise AvtError(f"{who} takes {p}: a plugin names each of its options.")
+    return [key for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY and key not in GIVEN.get(kind, ())]
 
 
 def parse_value(text: str) -> Any:
@@ -95,11 +66,11 @@ def bind_options(
 
     Args:
         function: the plugin's.
-        variant: what follows the colon in its name, or none.
+        variant: the text after the colon in its name, or none.
         values: options; texts are converted to the annotated types.
-        kind: of the plugin, for messages.
-        name: likewise.
-        who: likewise, with the distribution.
+        kind: the plugin's kind.
+        name: the plugin's name.
+        who: kind, name and distribution for messages.
 
     Returns:
         Positional arguments (the variant, or nothing), and every option by name in its annotated type.
@@ -109,12 +80,12 @@ def bind_options(
     """
     from pydantic import ConfigDict, ValidationError, validate_call
 
-    known = [option.name for option in read_options(kind, function, who=who)]
+    known = option_names(kind, function, who=who)
     for key in values:
         if key not in known:
             taken = ", ".join(sorted(known)) or "none"
             raise AvtError(f"The {kind} '{name}' has no option '{key}'. {nearest(key, known)}Its options: {taken}.")
-    parameters = parameters_of(function, who=who)
+    parameters = inspect.signature(function).parameters
     if variant is not None and not any(p.kind is p.POSITIONAL_ONLY for p in parameters.values()):
         raise AvtError(f"The {kind} '{name}' takes nothing after a colon, found '{variant}'. Write `{name}` alone.")
 

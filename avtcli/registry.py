@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from avtcli.errors import AvtError, nearest
-from avtcli.plugin_options import Option, bind_options, plain, read_options, split_sum
+from avtcli.plugin_options import bind_options, plain, split_sum
 
 CONTRACT_VERSION: Final = 1
 """The version of `avtcli.contracts`. A plugin's module may state `CONTRACT_VERSION = 1` too."""
@@ -142,15 +142,6 @@ def load(plugin: PluginInfo) -> Callable[..., Any]:
             f"{CONTRACT_VERSION}. Install a matching release of either."
         )
     return function  # type: ignore[no-any-return]
-
-
-def options(plugin: PluginInfo) -> list[Option]:
-    """Return the options that a plugin takes (this imports it).
-
-    Raises:
-        AvtError: if the plugin does not import, or hides its options behind *args or **kwargs.
-    """
-    return read_options(plugin.kind, load(plugin), who=str(plugin))
 
 
 def _bind(

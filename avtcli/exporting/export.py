@@ -1,6 +1,5 @@
 """Export of an encoder: written, loaded back in a fresh process, compared, and only then published."""
 
-import filecmp
 import os
 import shutil
 import subprocess
@@ -141,17 +140,12 @@ def _publish(written: Path, out: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    if not _equal(written, out):
+    if _content(written) != _content(out):
         refuse_existing(out)
         os.rename(written, out)
         fsync_folder(out.parent)
 
 
-def _equal(a: Path, b: Path) -> bool:
-    """Whether two files, or all files in two folders, have the same content."""
-    if a.is_file() or b.is_file():
-        return a.is_file() and b.is_file() and filecmp.cmp(a, b, shallow=False)
-    names = sorted(path.relative_to(a) for path in a.rglob("*"))
-    return names == sorted(path.relative_to(b) for path in b.rglob("*")) and all(
-        _equal(a / name, b / name) for name in names if (a / name).is_file()
-    )
+def _content(path: Path) -> dict[Path, bytes]:
+    """The bytes of a file, or of all files in a folder; empty where nothing is."""
+    return {file.relative_to(path): file.read_bytes() for file in [path, *path.rglob("*")] if file.is_file()}

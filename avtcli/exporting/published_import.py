@@ -38,12 +38,9 @@ HEADS: Final = {"fc": "mean_head", "fc2": "log_var_head"}
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """Content of a published file.
+    """Content of a published file: layout, stated epoch or none, and tensors by name without `module.`.
 
-    Attributes:
-        layout: state_dict (CIFAR: tensors by name, `module.` before each) or epoch_and_network (ImageNet).
-        epoch: the stated epoch, or none.
-        tensors: by published name, without `module.`.
+    The layout is state_dict (CIFAR: tensors by name, `module.` before each) or epoch_and_network (ImageNet).
     """
 
     layout: str
@@ -83,8 +80,7 @@ def import_checkpoint(file: Path, *, backbone: str | None, out: Path | None, on_
     networks: dict[str, PublishedCheckpoint] = registry.provided("published_checkpoint")
     name = backbone or guess_backbone(published, networks, file)
     if name not in networks:
-        known = ", ".join(networks)
-        raise AvtError(f"No published checkpoint of '{name}' is known. {nearest(name, networks)}Known: {known}.")
+        raise AvtError(f"No checkpoint of '{name}' was published. {nearest(name, networks)}Published: {', '.join(networks)}.")
     config = resolve({}, recipe=networks[name].recipe)
     spec = _spec(config)
     tensors = _renamed(published, name, networks[name], spec, file)
@@ -118,7 +114,8 @@ def read_published(file: Path) -> PublishedFile:
         layout, epoch, tensors = "epoch_and_network", content.get("epoch"), content["network"]
         if type(epoch) is not int or epoch < 0:
             raise AvtError(f"{file} states the epoch {epoch!r}, expected an integer of 0 or more.")
-    if not _is_state_dict(tensors):
+    items = tensors.items() if isinstance(tensors, Mapping) else ()
+    if not items or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in items):
         keys = ", ".join(repr(key) for key in list(content)[:5]) if isinstance(content, Mapping) else ""
         found = f"a dict of {keys or 'nothing'}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise AvtError(
@@ -126,12 +123,6 @@ def read_published(file: Path) -> PublishedFile:
         )
     prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
     return PublishedFile(layout, epoch, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
-
-
-def _is_state_dict(value: Any) -> bool:
-    if not isinstance(value, Mapping) or not value:
-        return False
-    return all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items())
 
 
 def _load(file: Path) -> Any:
@@ -159,20 +150,17 @@ def _load(file: Path) -> Any:
         ) from error
 
 
-def _module_of(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
 def guess_backbone(published: PublishedFile, networks: Mapping[str, PublishedCheckpoint], file: Path) -> str:
     """Return the network whose encoder has the names in a file.
 
     Raises:
         AvtError: if there is none.
     """
+    modules = {key: key.rpartition(".")[0] for key in published.tensors}
     for name, network in networks.items():
-        if any(_module_of(key) in network.modules for key in published.tensors):
+        if not network.modules.keys().isdisjoint(modules.values()):
             return name
-    unexpected = next((key for key in published.tensors if _module_of(key) not in HEADS), "none")
+    unexpected = next((key for key, module in modules.items() if module not in HEADS), "none")
     missing = " or ".join(f"{next(iter(network.modules))}.weight ({name})" for name, network in networks.items())
     raise AvtError(
         f"{file} is of another network: none of its {len(published.tensors)} names is of an encoder of {' or '.join(networks)} "
@@ -209,7 +197,8 @@ def _renamed(
     with torch.device("meta"):  # names and shapes alone
         own = build_model(spec).state_dict()
     theirs = {ours: theirs for theirs, ours in {**network.modules, **HEADS}.items()}
-    expected = {f"{theirs[_module_of(name)]}.{name.rpartition('.')[2]}": name for name in own}
+    split = {name: name.rpartition(".") for name in own}
+    expected = {f"{theirs[module]}.{leaf}": name for name, (module, _, leaf) in split.items()}
     missing = [name for name in expected if name not in published.tensors]
     unexpected = [name for name in published.tensors if name not in expected]
     if missing or unexpected:

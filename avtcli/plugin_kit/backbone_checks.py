@@ -21,23 +21,15 @@ CHANNELS: Final = 3
 
 @dataclass(frozen=True)
 class BackboneSubject:
-    """A backbone under test.
-
-    Attributes:
-        make: builds it from a seed and a number of channels.
-        network: built from seed 0 for `channels`; checks do not change its weights.
-        size: (height, width) of the images.
-        channels: of the images.
-    """
+    """A backbone under test: built from seed 0 for CHANNELS, and a function of seed and channels that builds others."""
 
     make: Callable[[int, int], Backbone]
     network: Backbone
     size: Size
-    channels: int
 
-    def images(self, channels: int | None = None) -> Tensor:
+    def images(self, channels: int = CHANNELS) -> Tensor:
         """Fixed normalised images, (BATCH, C, H, W)."""
-        return torch.randn(BATCH, channels or self.channels, *self.size, generator=keyed_generator("conformance images"))
+        return torch.randn(BATCH, channels, *self.size, generator=keyed_generator("conformance images"))
 
 
 def trial(spec: str) -> Trial:
@@ -57,7 +49,7 @@ def trial(spec: str) -> Trial:
         size, network = SIZES[0], make(0, CHANNELS, SIZES[0])
     except AvtError:
         size, network = SIZES[1], make(0, CHANNELS, SIZES[1])
-    return CHECKS, BackboneSubject(lambda seed, channels: make(seed, channels, size), network, size, CHANNELS)
+    return CHECKS, BackboneSubject(lambda seed, channels: make(seed, channels, size), network, size)
 
 
 def _unchanged(code: Tensor) -> Tensor:
@@ -77,7 +69,6 @@ def _differ(a: Tensor, b: Tensor) -> bool:
 
 
 def the_taps_have_names_and_channels_and_the_code_is_one_of_them(subject: BackboneSubject) -> str:
-    """`taps`, `code_tap` and `vector_dim` are set."""
     network = subject.network
     taps = dict(network.taps)
     expect(
@@ -93,7 +84,6 @@ def the_taps_have_names_and_channels_and_the_code_is_one_of_them(subject: Backbo
 
 
 def the_code_is_called_once_with_the_map_of_its_tap(subject: BackboneSubject) -> str:
-    """`forward` calls `code` one time, with (B, C, H, W)."""
     network, calls = subject.network, list[tuple[int, ...]]()
 
     def code(mean: Tensor) -> Tensor:
@@ -110,7 +100,6 @@ def the_code_is_called_once_with_the_map_of_its_tap(subject: BackboneSubject) ->
 
 
 def the_vector_and_the_wanted_taps_have_the_stated_shapes(subject: BackboneSubject) -> str:
-    """The vector is (B, vector_dim); the taps are those requested, (B, C, H, W) or (B, C)."""
     network = subject.network
     names = [name for name in network.taps if name != network.code_tap]
     vector, taps = _encode(network, subject.images(), want=names)
@@ -129,7 +118,6 @@ def the_vector_and_the_wanted_taps_have_the_stated_shapes(subject: BackboneSubje
 
 
 def the_layers_after_the_code_use_what_it_returns(subject: BackboneSubject) -> str:
-    """Another code gives another vector: otherwise the encoder's noise has no effect."""
     x = subject.images()
     noisy = _encode(subject.network, x, lambda mean: mean + torch.randn(mean.shape, generator=keyed_generator("noise")))[0]
     expect(_differ(_encode(subject.network, x)[0], noisy), "the vector is the same whatever code returns")
@@ -137,8 +125,7 @@ def the_layers_after_the_code_use_what_it_returns(subject: BackboneSubject) -> s
 
 
 def one_seed_makes_one_network(subject: BackboneSubject) -> str:
-    """Every weight is drawn from torch's generator, so that a seed determines it."""
-    first, second = subject.network.state_dict(), subject.make(0, subject.channels).state_dict()
+    first, second = subject.network.state_dict(), subject.make(0, CHANNELS).state_dict()
     expect(list(first) == list(second), "built twice, the weights have other names")
     other = [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
     expect(
@@ -149,8 +136,7 @@ def one_seed_makes_one_network(subject: BackboneSubject) -> str:
 
 
 def its_state_dict_is_its_complete_state(subject: BackboneSubject) -> str:
-    """Another instance that loads it gives the same features, as with checkpoints and exported files."""
-    other, x = subject.make(1, subject.channels), subject.images()
+    other, x = subject.make(1, CHANNELS), subject.images()
     other.load_state_dict(subject.network.state_dict())
     expect(
         not _differ(_encode(subject.network, x)[0], _encode(other, x)[0]),
@@ -160,7 +146,6 @@ def its_state_dict_is_its_complete_state(subject: BackboneSubject) -> str:
 
 
 def in_eval_mode_a_vector_depends_on_its_image_alone(subject: BackboneSubject) -> str:
-    """It is a function of the image, whatever else is in the batch."""
     x = subject.images()
     vector = _encode(subject.network, x)[0]
     expect(torch.equal(vector, _encode(subject.network, x)[0]), "in eval mode, the same images gave two vectors")
@@ -169,8 +154,7 @@ def in_eval_mode_a_vector_depends_on_its_image_alone(subject: BackboneSubject) -
 
 
 def every_weight_gets_a_finite_gradient(subject: BackboneSubject) -> str:
-    """Training in several processes waits for the gradient of each weight."""
-    network = subject.make(0, subject.channels).train()
+    network = subject.make(0, CHANNELS).train()
     x = subject.images().requires_grad_()
     network(x, _unchanged, ())[0].square().sum().backward()
     weights = {name: weight.grad for name, weight in network.named_parameters() if weight.requires_grad}
@@ -183,7 +167,6 @@ def every_weight_gets_a_finite_gradient(subject: BackboneSubject) -> str:
 
 
 def grey_images_are_taken_or_refused_with_a_message(subject: BackboneSubject) -> str:
-    """One channel works, or raises an AvtError."""
     try:
         network = subject.make(0, 1)
     except AvtError:

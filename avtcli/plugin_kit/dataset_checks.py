@@ -50,14 +50,12 @@ def _some(split: Split) -> list[int]:
 
 
 def its_splits_have_images(subject: DatasetSubject) -> str:
-    """Each has one or more."""
     for part, split in _splits(subject.data):
         expect(len(split) > 0, f"{part} is empty; a missing split is None")
     return ", ".join(f"{part} {len(split)}" for part, split in _splits(subject.data))
 
 
 def images_are_uint8_of_the_stated_channels_and_size(subject: DatasetSubject) -> str:
-    """`read` gives (C, H, W), the same each time, and equal to `images` where that is given."""
     data = subject.data
     for part, split in _splits(data):
         for i in _some(split):
@@ -76,7 +74,6 @@ def images_are_uint8_of_the_stated_channels_and_size(subject: DatasetSubject) ->
 
 
 def labels_are_int64_and_in_range(subject: DatasetSubject) -> str:
-    """(n,) from 0, below the number of class names if any."""
     for part, split in _splits(subject.data):
         labels = split.labels
         if labels is None:
@@ -95,7 +92,6 @@ def labels_are_int64_and_in_range(subject: DatasetSubject) -> str:
 
 
 def image_names_are_unique(subject: DatasetSubject) -> str:
-    """Messages and embeddings identify images by name."""
     for part, split in _splits(subject.data):
         indices = _some(split)
         names = {split.name(i) for i in indices}
@@ -104,7 +100,6 @@ def image_names_are_unique(subject: DatasetSubject) -> str:
 
 
 def mean_and_deviation_are_stated_for_each_channel(subject: DatasetSubject) -> str:
-    """Of images in [0, 1], for normalisation."""
     data = subject.data
     for what, figures in (("mean", data.mean), ("std", data.std)):
         expect(len(figures) == data.channels, f"{what} has {len(figures)} values for {data.channels} channels")
@@ -114,7 +109,6 @@ def mean_and_deviation_are_stated_for_each_channel(subject: DatasetSubject) -> s
 
 
 def it_is_the_same_when_opened_again(subject: DatasetSubject) -> str:
-    """Fingerprint, order, labels and images."""
     data, again = subject.data, subject.open_again()
     expect(
         bool(data.fingerprint) and data.fingerprint == again.fingerprint,

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from avtcli import registry
 from avtcli.contracts import Objective, TransformFamily
@@ -16,10 +16,11 @@ from avtcli.errors import AvtError, nearest
 from avtcli.plugin_kit import backbone_checks, dataset_checks, objective_checks, output_checks, transform_checks
 from avtcli.plugin_kit.checking import Check, Trial, expect, failed_check, run_check, run_checks
 from avtcli.plugin_kit.objective_checks import ObjectiveSubject
+from avtcli.plugin_options import option_names
 from avtcli.registry import PluginInfo
 
-IMPORT_SECONDS: Final = 20.0
-"""The longest that a plugin's import may take, on top of the contracts' own, which is torch's."""
+IMPORT_SECONDS: Final = 60.0
+"""The longest that a plugin's import may take, torch's included."""
 HEAVY: Final = ("timm", "torchvision", "transformers", "scipy", "pandas", "matplotlib")
 """Modules that are reported when an import pulls them in."""
 BUILT_IN: Final = "avtcli"
@@ -28,7 +29,6 @@ BUILT_IN: Final = "avtcli"
 _IMPORT = """
 import contextlib, importlib, io, json, sys, time
 import avtcli.contracts
-print("ready", flush=True)
 printed, before, start = io.StringIO(), set(sys.modules), time.monotonic()
 with contextlib.redirect_stdout(printed):
     importlib.import_module(sys.argv[1])
@@ -65,12 +65,12 @@ def run_all(spec: str, *, kind: str | None = None) -> list[Check]:
 def _checks(info: PluginInfo, spec: str) -> Iterator[Check]:
     fresh = import_afresh(info)
     if fresh.seconds is not None:
-        plugin = LoadedPlugin(info, registry.load(info))
+        registry.load(info)  # an import that fails is an error, not a failed check
     yield run_check(it_imports_in_time, fresh)
     if fresh.seconds is None:
         return
     yield run_check(importing_it_prints_nothing, fresh)
-    yield from run_checks((it_has_a_help_text, every_option_is_typed_and_documented), plugin)
+    yield from run_checks((it_has_a_help_text, every_option_is_typed_and_documented), info)
     try:
         checks, subject = _TRIALS[info.kind](spec, info)
     except AvtError:
@@ -113,7 +113,7 @@ class FreshImport:
 
     Attributes:
         module: its name.
-        seconds: its duration; none where it was stopped after IMPORT_SECONDS.
+        seconds: its duration after the contracts; none where it was stopped after IMPORT_SECONDS.
         failed: whether it ended in an error.
         printed: its output.
         pulled: modules of `HEAVY` that it imported.
@@ -129,29 +129,20 @@ class FreshImport:
 def import_afresh(info: PluginInfo) -> FreshImport:
     """Import a plugin's module in a process of its own, for no longer than IMPORT_SECONDS."""
     module = info.entry_point.module
-    with subprocess.Popen(
-        [sys.executable, "-c", _IMPORT, module],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        bufsize=0,  # so that reading the first line takes no more than it
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    ) as child:
-        assert child.stdout is not None  # PIPE
-        child.stdout.readline()  # "ready"
-        try:
-            output = child.communicate(timeout=IMPORT_SECONDS)[0]
-        except subprocess.TimeoutExpired:
-            child.kill()
-            return FreshImport(module)
-    if child.returncode != 0 or not output:
+    command = [sys.executable, "-c", _IMPORT, module]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    try:
+        ended = subprocess.run(command, capture_output=True, timeout=IMPORT_SECONDS, env=variables, check=False)
+    except subprocess.TimeoutExpired:
+        return FreshImport(module)
+    if ended.returncode != 0 or not ended.stdout:
         return FreshImport(module, seconds=0.0, failed=True)
-    found = json.loads(output.splitlines()[-1])
+    found = json.loads(ended.stdout.splitlines()[-1])
     pulled = tuple(name for name in HEAVY if name in found["modules"])
     return FreshImport(module, seconds=found["seconds"], printed=found["printed"], pulled=pulled)
 
 
 def it_imports_in_time(fresh: FreshImport) -> str:
-    """Within IMPORT_SECONDS after the contracts, in a fresh process."""
     expect(
         fresh.seconds is not None, f"importing {fresh.module} takes more than {IMPORT_SECONDS:g} s: import heavy modules late"
     )
@@ -160,37 +151,23 @@ def it_imports_in_time(fresh: FreshImport) -> str:
 
 
 def importing_it_prints_nothing(fresh: FreshImport) -> str:
-    """Nothing happens at import."""
     expect(not fresh.printed, f"importing {fresh.module} prints {fresh.printed[:80]!r}")
     return ""
 
 
-@dataclass(frozen=True)
-class LoadedPlugin:
-    """A plugin after it is imported."""
-
-    info: PluginInfo
-    function: Callable[..., Any]
-
-    @property
-    def doc(self) -> str:
-        """Its docstring."""
-        return inspect.getdoc(self.function) or ""
+def it_has_a_help_text(info: PluginInfo) -> str:
+    doc = inspect.getdoc(registry.load(info))
+    expect(bool(doc), f"{info.value} has no docstring: its first line is the plugin's help")
+    return str(doc).splitlines()[0]
 
 
-def it_has_a_help_text(plugin: LoadedPlugin) -> str:
-    """The first line of its docstring."""
-    expect(bool(plugin.doc), f"{plugin.info.value} has no docstring: its first line is the plugin's help")
-    return plugin.doc.splitlines()[0]
-
-
-def every_option_is_typed_and_documented(plugin: LoadedPlugin) -> str:
-    """Each has a type in the signature, and a line among the docstring's Args."""
-    options = registry.options(plugin.info)
-    parameters = inspect.signature(plugin.function).parameters
-    documented = set(re.findall(r"^\s+(\w+)(?: \([^)]*\))?:", plugin.doc.partition("\nArgs:")[2], re.MULTILINE))
-    for option in options:
-        typed = parameters[option.name].annotation is not inspect.Parameter.empty
-        expect(typed, f"the option {option.name} has no type in the signature, so that text cannot be converted to it")
-        expect(option.name in documented, f"the option {option.name} is not among the Args of the docstring")
-    return ", ".join(option.name for option in options) or "no options"
+def every_option_is_typed_and_documented(info: PluginInfo) -> str:
+    function = registry.load(info)
+    options, parameters = option_names(info.kind, function, who=str(info)), inspect.signature(function).parameters
+    arguments = (inspect.getdoc(function) or "").partition("\nArgs:")[2]
+    documented = set(re.findall(r"^\s+(\w+)(?: \([^)]*\))?:", arguments, re.MULTILINE))
+    for name in options:
+        typed = parameters[name].annotation is not inspect.Parameter.empty
+        expect(typed, f"the option {name} has no type in the signature, so that text cannot be converted to it")
+        expect(name in documented, f"the option {name} is not among the Args of the docstring")
+    return ", ".join(options) or "no options"

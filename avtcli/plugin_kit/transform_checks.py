@@ -30,7 +30,6 @@ def _images(n: int, channels: int, size: tuple[int, int]) -> Tensor:
 
 
 def the_values_of_a_target_have_names_and_units(family: TransformFamily) -> str:
-    """`kind`, `names` and `units` are set."""
     expect(family.kind in ("geometric", "photometric", "mixed"), f"kind is {family.kind!r}, expected geometric or photometric")
     expect(0 < family.dof == len(set(family.names)), f"names needs one for each value of the target, found {family.names}")
     expect(len(family.units) == family.dof, f"{family.dof} names have {len(family.units)} units, expected one each")
@@ -38,7 +37,6 @@ def the_values_of_a_target_have_names_and_units(family: TransformFamily) -> str:
 
 
 def one_seed_gives_one_sample(family: TransformFamily) -> str:
-    """Parameters are (n, k), float64 and finite, and determined by the given generator."""
     for size in SIZES:
         before = torch.get_rng_state()
         first, second = _drawn(family, size), _drawn(family, size)
@@ -53,7 +51,6 @@ def one_seed_gives_one_sample(family: TransformFamily) -> str:
 
 
 def targets_have_the_stated_statistics(family: TransformFamily) -> str:
-    """Under its distribution a target has mean 0 and standard deviation 1; a constant value has deviation 0."""
     worst = [0.0, 0.0]
     for size in SIZES:
         for what, figure in zip(("mean", "deviation"), family.statistics(size), strict=True):
@@ -71,15 +68,14 @@ def targets_have_the_stated_statistics(family: TransformFamily) -> str:
         for i, name in enumerate(family.names):
             expect(
                 max(float(o[i]) for o in off) < STATISTICS_TOLERANCE,
-                f"over {STATISTICS_DRAWS} draws at {size[0]}x{size[1]} px, {name} of the target has mean {mean[i]:.3g} and deviation "
-                f"{std[i]:.3g}, expected about 0 and 1: correct statistics",
+                f"over {STATISTICS_DRAWS} draws at {size[0]}x{size[1]} px, {name} of the target has mean {mean[i]:.3g} and "
+                f"deviation {std[i]:.3g}, expected about 0 and 1: correct statistics",
             )
         worst = [max(w, float(o.max())) for w, o in zip(worst, off, strict=True)]
     return f"mean within {worst[0]:.2g} of 0, deviation within {worst[1]:.2g} of 1"
 
 
 def decoding_is_the_inverse(family: TransformFamily) -> str:
-    """A decoded target gives the same target, and the same warp."""
     for size in SIZES:
         parameters = _drawn(family, size)
         target = family.target(parameters, size)
@@ -94,7 +90,6 @@ def decoding_is_the_inverse(family: TransformFamily) -> str:
 
 
 def decoding_has_finite_gradients(family: TransformFamily) -> str:
-    """At a decoder's output near the target, in float32."""
     for size in SIZES:
         target = family.target(_drawn(family, size), size).float()
         output = (target + 0.1 * torch.randn(target.shape, generator=keyed_generator("decoder"))).requires_grad_()
@@ -106,7 +101,6 @@ def decoding_has_finite_gradients(family: TransformFamily) -> str:
 
 
 def images_keep_their_shape_and_range(family: TransformFamily) -> str:
-    """Float images of one or three channels stay in [0, 1]; equal parameters give equal results; the input is unchanged."""
     for size in SIZES:
         for channels in (1, 3):
             images, parameters = _images(8, channels, size), _drawn(family, size, 8)
@@ -125,7 +119,6 @@ def images_keep_their_shape_and_range(family: TransformFamily) -> str:
 
 
 def its_matrices_transform_the_images(family: TransformFamily) -> str:
-    """`in_from_out` maps an output pixel to an input pixel; a photometric family has none."""
     if family.kind != "geometric":
         return "no matrix"
     for size in SIZES:
@@ -143,7 +136,6 @@ def its_matrices_transform_the_images(family: TransformFamily) -> str:
 
 
 def its_classes_are_below_n_classes(family: TransformFamily) -> str:
-    """(n,) int64 from 0, for a family with classes."""
     if family.n_classes is None:
         return "no classes"
     classes = family.classes(_drawn(family, SIZES[0]))

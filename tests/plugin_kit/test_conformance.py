@@ -76,7 +76,7 @@ def trial(kind: type[NIN], **attributes: Any) -> list[Check]:
             setattr(network, name, value)
         return network
 
-    return list(run_checks(backbone.CHECKS, BackboneSubject(make, make(0, 3), (32, 32), 3)))
+    return list(run_checks(backbone.CHECKS, BackboneSubject(make, make(0, 3), (32, 32))))
 
 
 class Unasked(NIN):

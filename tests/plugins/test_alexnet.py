@@ -86,5 +86,5 @@ def test_another_image_size_is_refused_by_name_and_size():
 
 
 def test_the_registry_gives_the_image_size():
-    with pytest.raises(AvtError, match=r"found 227x227\. Say `-o augment\.resize=256 -o augment\.crop=224`"):
+    with pytest.raises(AvtError, match=r"found 227x227\. Give `-o augment\.resize=256 -o augment\.crop=224`"):
         registry.build("backbone", "alexnet", {}, in_channels=3, image_size=(227, 227))

@@ -138,14 +138,14 @@ def test_an_image_whose_header_states_too_many_pixels_is_refused_before_it_is_de
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     data = damaged_split(root, b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
-    with pytest.raises(AvtError, match=r"n01_0\.JPEG states more than 50 million pixels .* Take it out"):
+    with pytest.raises(AvtError, match=r"n01_0\.JPEG states more than 50 million pixels .* Remove it"):
         data.train.read(0)
 
 
 def test_a_file_that_went_away_is_named(root: Path):
     data = opened(root)
     (root / "train" / "n01" / "n01_0.JPEG").unlink()
-    with pytest.raises(AvtError, match=r"n01_0\.JPEG was there and cannot be read now: No such file or directory"):
+    with pytest.raises(AvtError, match=r"n01_0\.JPEG was listed and cannot be read now: No such file or directory"):
         data.train.read(0)
 
 
@@ -166,7 +166,7 @@ def test_images_that_are_not_sorted_into_class_folders_are_explained(root: Path)
     (root / "val").rename(root / "sorted")
     flat.rename(root / "val")
     with pytest.raises(
-        AvtError, match=r"imagenet/val has no class folders\. Expected .* sort the images into one folder a class"
+        AvtError, match=r"imagenet/val has no class folders\. Expected .* sort the images into one folder per class"
     ):
         opened(root)
 

@@ -150,8 +150,8 @@ def _create(name: str, args: Mapping[str, Any], given: Mapping[str, Any], *, pre
     except Exception as error:  # timm and its download can raise anything
         if pretrained:
             raise AvtError(
-                f"The published weights of timm's '{name}' cannot be loaded: {one_line(error).split('. ')[0]}. Without internet "
-                "access, give a safetensors file in timm's names with --init-from, and leave pretrained out."
+                f"The published weights of timm's '{name}' cannot be loaded: {one_line(error).split('. ')[0]}. Without "
+                "internet access, give a safetensors file in timm's names with --init-from, and leave pretrained out."
             ) from error
         raise AvtError(f"timm's '{name}' cannot be made with {merged}: {one_line(error)}.") from error
     return model
