@@ -82,7 +82,7 @@ def test_all_are_listed_with_their_distributions(avt: Callable[..., Result], hos
 
 
 @pytest.mark.parametrize(("line", "kind"), [*((PRETRAIN, kind) for kind in DEAF), ("plugins check", "dependency")])
-def test_who_asks_for_a_broken_one_is_told_its_name_distribution_version_and_cause(
+def test_using_a_broken_one_reports_its_name_distribution_and_cause(
     avt: Callable[..., Result], hostile: Path, line: str, kind: str
 ) -> None:
     result = avt(f"{line} {name_of(kind)}")

@@ -141,7 +141,8 @@ def choose_transform(config: PretrainConfig | None, given: Mapping[str, Any]) ->
         AvtError: if it is not a name and options.
     """
     own = PretrainConfig.model_fields["transform"].default if config is None else config.transform
-    return resolve_plugin("transform", validate(Plugin, merge(own.model_dump(), given), where="--transform"))
+    table = merge({"transform": own.model_dump()}, {"transform": given})["transform"]  # another name drops the run's options
+    return resolve_plugin("transform", validate(Plugin, table, where="--transform"))
 
 
 def why_no_decoder(source: Weights, plugin: Plugin, size: Size) -> str | None:

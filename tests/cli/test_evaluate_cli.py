@@ -84,8 +84,10 @@ def test_an_exported_file_and_a_backbone_by_name_are_read_by_the_ridge_alone(avt
 def test_an_option_of_the_transformation_goes_over_the_runs_own(avt, run: Path) -> None:
     result = avt("evaluate run --count 20 -o transform.shift=0.05 --json")
 
-    assert result.json["protocol"]["distribution"] == "fresh draws, not of a bank, of projective (shift=0.05)"
-    assert "run was trained on projective, not on projective (shift=0.05)" in result.stderr
+    assert result.json["protocol"]["distribution"].startswith(
+        "fresh draws, not of a bank, of projective (shift=0.05, scale_low=0.8"
+    )
+    assert "fill_value=0.0), not on projective (shift=0.05, " in result.stderr
 
 
 def test_a_photometric_run_shows_dashes_for_pixels(avt) -> None:

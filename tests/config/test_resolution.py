@@ -101,6 +101,7 @@ def test_a_transform_given_as_the_run_has_it_is_the_runs_own() -> None:
 
     assert choose_transform(config, {"shift": "0.125"}) == config.transform
     assert choose_transform(None, {}) == config.transform
+    assert "angle_deg" in choose_transform(config, {"name": "affine"}).options
 
 
 def test_an_unknown_option_of_a_plugin_is_refused_on_resolving() -> None:

@@ -236,7 +236,7 @@ def test_a_file_says_what_its_numbers_are(photo_run: Path, photos: Path, suffix:
 
     assert said["weights"]["path"] == str(photo_run)
     assert (said["weights"]["step"], said["weights"]["backbone"]["name"]) == (1, "nin")
-    assert said["dataset"] == {"name": f"folder:{photos}"}
+    assert said["dataset"] == {"name": f"folder:{photos}", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     assert said["fingerprint"] == subject.prepared.data.fingerprint
     assert (said["split"], said["splits"], said["limit_train"], said["classes"]) == ("all", ["train", "test"], None, None)
     assert (said["layers"], said["pool"], said["pool_size"]) == ({"conv2": [10, 2, 2]}, "max", 2)

@@ -418,8 +418,11 @@ def test_a_run_with_a_bank_is_measured_on_the_law_with_the_banks_statistics(tmp_
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"name": "affine"}, "was trained on projective, not on affine"),
-        ({"shift": 0.05}, "was trained on projective, not on projective (shift=0.05)"),
+        (
+            {"name": "affine"},
+            "truncate=True, target=coefficients, fill=grey, fill_value=0.0), not on affine (angle_deg=180.0, ",
+        ),
+        ({"shift": 0.05}, "fill_value=0.0), not on projective (shift=0.05, scale_low=0.8, "),
     ],
 )
 def test_another_transformation_than_the_runs_own_has_a_ridge_alone_and_it_is_said_why(

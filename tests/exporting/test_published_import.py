@@ -208,7 +208,7 @@ def test_a_missing_file_is_named(tmp_path):
 RESNET = {"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}
 
 
-def test_a_checkpoint_of_another_network_names_the_first_missing_and_unexpected_names(tmp_path):
+def test_a_checkpoint_of_another_network_names_the_first_odd_names(tmp_path):
     expected = (
         r"the first unexpected: conv1\.weight; the first missing: Alexnet\..*\.weight \(alexnet\) or nin\..*Block1_.* \(nin\)"
     )

@@ -19,7 +19,7 @@ def build(spec: str, data_dir: Path = Path("data")):
     return registry.build("dataset", spec, {}, data_dir=data_dir)
 
 
-def test_the_embedded_data_are_2000_and_1000_images_balanced_over_ten_classes() -> None:
+def test_the_embedded_data_are_3000_images_balanced_over_ten_classes() -> None:
     data = build("fashion-mini")
 
     assert data.train.images.shape == (2000, 1, 32, 32)

@@ -40,7 +40,7 @@ def opened(root: Path) -> ImageData:
     return imagenet(str(root), data_dir=Path("nowhere"))
 
 
-def test_images_labels_classes_and_order_are_those_of_torchvisions_image_folder(root: Path):
+def test_images_and_labels_are_those_of_torchvisions_image_folder(root: Path):
     data = opened(root)
     for part, split in (("train", data.train), ("val", data.test)):
         assert split is not None
@@ -57,7 +57,7 @@ def test_images_labels_classes_and_order_are_those_of_torchvisions_image_folder(
     assert (data.channels, data.size, data.train.images) == (3, None, None)
 
 
-def test_the_default_place_is_imagenet_below_the_data_folder_and_options_reach_the_normalisation(root: Path):
+def test_the_default_folder_is_imagenet_and_options_set_the_normalisation(root: Path):
     data = imagenet(data_dir=root.parent, std=(0.5, 0.5, 0.5))
     assert len(data.train) == 9
     assert data.mean == (0.485, 0.456, 0.406)
@@ -132,7 +132,7 @@ def test_a_file_of_another_format_is_named(content: bytes, root: Path):
 
 
 @pytest.mark.parametrize("side", [7100, 10_000, 60_000])
-def test_an_image_whose_header_states_too_many_pixels_is_refused_before_it_is_decoded(side: int, root: Path):
+def test_an_image_with_too_many_pixels_is_refused_before_decoding(side: int, root: Path):
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 

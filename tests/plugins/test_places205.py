@@ -59,7 +59,7 @@ def test_there_are_205_classes_called_as_their_folders(root: Path):
     assert (classes[0], classes[3], classes[199], classes[7]) == ("a/abbey", "a/alley", "v/volcano/crater", "7")
 
 
-def test_the_default_place_is_places205_below_the_data_folder_and_options_reach_the_normalisation(root: Path):
+def test_the_default_folder_is_places205_and_options_set_normalisation(root: Path):
     data = places205(data_dir=root.parent, mean=(0.5, 0.5, 0.5))
     assert len(data.train) == 4
     assert data.mean == (0.5, 0.5, 0.5)

@@ -98,7 +98,7 @@ def test_every_tap_is_finite_and_is_what_timm_itself_reads_there(trained: Traine
         torch.testing.assert_close(tap, theirs[name] if name != "pre_logits" else model(trained.images), rtol=1e-4, atol=1e-5)
 
 
-def test_the_gradient_reaches_the_first_layer_and_every_weight_that_is_not_frozen(trained: Trained) -> None:
+def test_the_gradient_reaches_every_weight_that_is_not_frozen(trained: Trained) -> None:
     first = next(m for m in trained.backbone.modules() if isinstance(m, nn.Conv2d | nn.Linear))
     without = [name for name, p in trained.model.named_parameters() if p.requires_grad and p.grad is None]
 
@@ -107,7 +107,7 @@ def test_the_gradient_reaches_the_first_layer_and_every_weight_that_is_not_froze
     assert without == []
 
 
-def test_layers_after_the_code_work_on_what_it_returns_and_those_before_do_not(trained: Trained) -> None:
+def test_layers_after_the_code_use_what_it_returns_and_earlier_ones_not(trained: Trained) -> None:
     backbone, names = trained.backbone.eval(), list(trained.backbone.taps)
     at = names.index(backbone.code_tap)
     wanted = [name for name in names if name != backbone.code_tap]
@@ -120,7 +120,7 @@ def test_layers_after_the_code_work_on_what_it_returns_and_those_before_do_not(t
     assert not torch.equal(plain_vector, moved_vector)
 
 
-def test_nothing_of_a_forward_pass_stays_so_that_a_copy_gives_the_same_and_is_its_own(trained: Trained) -> None:
+def test_a_deep_copy_gives_the_same_and_is_independent(trained: Trained) -> None:
     trained.model.train()(trained.images, trained.images)
     encoder = trained.model.encoder.eval()
     twin = copy.deepcopy(encoder)
@@ -160,7 +160,7 @@ def test_a_model_that_cannot_work_says_why_in_one_line(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_default_code_is_the_deepest_map_of_4x4_cells_that_has_layers_after_it() -> None:
+def test_the_default_code_is_the_deepest_map_of_4x4_cells_before_the_last() -> None:
     assert build("test_resnet").code_tap == "layer2"  # 4x4 at 32 px
     assert build("test_resnet", side=64).code_tap == "layer3"
     assert build("test_resnet", side=128).code_tap == "layer3"  # layer4 is 4x4 too, and the last
@@ -173,12 +173,12 @@ def places(*sides: int, reaches: tuple[bool, ...] | None = None) -> list[TapLoca
     ]
 
 
-def test_without_a_map_of_4x4_cells_the_code_takes_the_deepest_of_the_largest() -> None:
+def test_without_a_map_of_4x4_cells_the_code_is_the_largest_deepest() -> None:
     assert default_code_tap(places(3, 3, 2, 1)).name == "p1"
     assert default_code_tap(places(2)).name == "p0"
 
 
-def test_the_default_code_passes_over_maps_that_the_vector_does_not_depend_on() -> None:
+def test_the_default_code_is_no_map_that_the_vector_does_not_depend_on() -> None:
     assert default_code_tap(places(8, 8, 8, reaches=(True, False, True))).name == "p0"
     assert default_code_tap(places(8, 8, reaches=(False, True))).name == "p1"
 
@@ -255,7 +255,7 @@ def test_building_disturbs_no_random_state_beyond_the_weights() -> None:
     assert torch.equal(torch.default_generator.get_state(), after)
 
 
-def test_building_leaves_running_averages_alone_and_the_model_in_training_mode() -> None:
+def test_building_changes_neither_running_averages_nor_the_training_mode() -> None:
     made = build("test_resnet")
 
     assert made.training
