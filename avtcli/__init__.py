@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from avtcli.models.encoder import Encoder
-    from avtcli.models.siamese import AVTModel
+    from avtcli.models.siamese import SiameseModel
 
 __all__ = ["load_encoder", "load_model"]
 __version__ = "0.1.0"
 
 
-def load_model(run: str | Path) -> "AVTModel":
+def load_model(run: str | Path) -> "SiameseModel":
     """Load encoder and decoder of a run folder or checkpoint, in eval mode, on the CPU.
 
     Args:

@@ -1,6 +1,6 @@
-"""What can go wrong, by the exit code it leaves.
+"""Errors by exit code.
 
-A user's mistake becomes one message and no traceback. Anything that is not an `AvtError` is a bug and keeps its traceback.
+An `AvtError` is printed as one message without traceback; any other exception is a bug and keeps its traceback.
 """
 
 import difflib
@@ -8,19 +8,19 @@ from collections.abc import Iterable
 
 
 class AvtError(Exception):
-    """Something the user can act on: bad usage or bad input (exit code 2)."""
+    """Bad usage or bad input (exit code 2)."""
 
     exit_code = 2
 
 
 class RunFailedError(AvtError):
-    """The command was right, the input too, and the run failed all the same (exit code 1)."""
+    """A run that failed with valid usage and input (exit code 1)."""
 
     exit_code = 1
 
 
 class InterruptedRunError(AvtError):
-    """A signal stopped the run after its state was saved (exit code 128 + the signal's number)."""
+    """A signal stopped the run after its state was saved (exit code 128 + signal number)."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -28,10 +28,10 @@ class InterruptedRunError(AvtError):
 
 
 class ShapeError(AvtError):
-    """A tensor has another shape than the function takes."""
+    """A tensor of unexpected shape."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return "Did you mean 'x'? " for the known name nearest to `name`, or an empty string where none is near."""
+    """Return "Did you mean 'x'? " for the known name closest to `name`, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"Did you mean '{near[0]}'? " if near else ""

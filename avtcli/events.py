@@ -1,4 +1,4 @@
-"""What a run tells while it runs: frozen values, rendered by the console, collected by tests. Nothing here prints."""
+"""Events of a running command: frozen values, rendered by the console."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,29 +7,21 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Notice:
-    """Something the user should know, said once."""
+    """A message to the user."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Started:
-    """What the run resolved to: (label, value) pairs, before the first step."""
+    """Resolved settings, (label, value) pairs, before the computation starts."""
 
     facts: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a task is.
-
-    Attributes:
-        task: its name; a new name begins a new task.
-        done: units done, counted from 0.
-        total: units in all.
-        unit: what is counted.
-        detail: figures worth a glance.
-    """
+    """Progress of a task in units; a new name starts a new task. The detail gives its current figures."""
 
     task: str
     done: int
@@ -40,7 +32,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Saved:
-    """A file or checkpoint is safe on disk."""
+    """A file or checkpoint was saved."""
 
     path: Path
 
@@ -50,4 +42,4 @@ OnEvent = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """Take an event and do nothing."""
+    """Discard an event."""

@@ -5,33 +5,55 @@ import inspect
 import re
 import tomllib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from avtcli.errors import AvtError, nearest
 
-GIVEN: Final[Mapping[str, tuple[str, ...]]] = {"backbone": ("in_channels", "image_size"), "dataset": ("data_dir",)}
+GIVEN: Final[Mapping[str, tuple[str, ...]]] = {
+    "backbone": ("in_channels", "image_size"),
+    "dataset": ("data_dir",),
+    "objective": ("vector_dim", "family"),
+}
 """Parameters that the caller of `registry.build` fills in, by kind; they are no options. A plugin takes those it names."""
 
 
-def option_names(kind: str, function: Callable[..., Any], *, who: str) -> list[str]:
+@dataclass(frozen=True)
+class Option:
+    """One option of a plugin, as its signature states it."""
+
+    name: str
+    annotation: str
+    default: Any
+    required: bool
+
+
+def parameters_of(function: Callable[..., Any], *, who: str) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a plugin's function by name, or raise an AvtError for *args and **kwargs."""
+    parameters = dict(inspect.signature(function).parameters)
+    for p in parameters.values():
+        if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+            raise AvtError(f"{who} takes {p}: a plugin names each of its options.")
+    return parameters
+
+
+def read_options(kind: str, function: Callable[..., Any], *, who: str) -> list[Option]:
     """Return the options of a plugin's function: its keyword-only parameters but for those of `GIVEN`.
 
     Raises:
         AvtError: if it hides its options behind *args or **kwargs.
     """
-    parameters = inspect.signature(function).parameters
-    for p in parameters.values():
-        if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
-            raise AvtError(f"{who} takes {p}: a plugin names each of its options.")
-    return [key for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY and key not in GIVEN.get(kind, ())]
+    found = []
+    for name, p in parameters_of(function, who=who).items():
+        if p.kind is p.KEYWORD_ONLY and name not in GIVEN.get(kind, ()):
+            annotation = p.annotation if isinstance(p.annotation, str) else inspect.formatannotation(p.annotation)
+            required = p.default is p.empty
+            found.append(Option(name, annotation, None if required else p.default, required))
+    return found
 
 
 def parse_value(text: str) -> Any:
-    """Read an option's text: a list or table as TOML, anything else as text, which the plugin's annotation types later.
-
-    Raises:
-        AvtError: if a text that starts with a bracket is no TOML.
-    """
+    """Read an option's text: a list or table as TOML, anything else as text, which the plugin's annotation types later."""
     if text[:1] not in ("[", "{"):
         return text
     try:
@@ -41,21 +63,15 @@ def parse_value(text: str) -> Any:
 
 
 def split_sum(kind: str, spec: str, values: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Split a sum `a+b`, whose options are tables by the names of its parts, into (spec, options) of each part.
-
-    Raises:
-        AvtError: for an option that is not the table of a part.
-    """
+    """Split a sum `a+b`, whose options are tables by the names of its parts, into (spec, options) of each part."""
     parts = spec.split("+")
     if len(parts) == 1:
         return [(spec, values)]
     names = [part.partition(":")[0] for part in parts]
     for key, value in values.items():
         if key not in names or not isinstance(value, Mapping):
-            forms = ", ".join(f"-o {kind}.{name}.KEY=VALUE" for name in names)
-            raise AvtError(
-                f"The sum '{spec}' takes its parts' options, found '{kind}.{key}'. {nearest(key, names)}Write {forms}."
-            )
+            hint = nearest(key, names) + "Write " + ", ".join(f"-o {kind}.{name}.KEY=VALUE" for name in names)
+            raise AvtError(f"The sum '{spec}' takes its parts' options, found '{kind}.{key}'. {hint}.")
     return [(part, values.get(name, {})) for name, part in zip(names, parts, strict=True)]
 
 
@@ -64,13 +80,7 @@ def bind_options(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Check a plugin's variant and options against its signature, and complete them with its defaults.
 
-    Args:
-        function: the plugin's.
-        variant: the text after the colon in its name, or none.
-        values: options; texts are converted to the annotated types.
-        kind: the plugin's kind.
-        name: the plugin's name.
-        who: kind, name and distribution for messages.
+    Kind, name and `who`, which states the distribution too, are for messages. Texts are converted to the annotated types.
 
     Returns:
         Positional arguments (the variant, or nothing), and every option by name in its annotated type.
@@ -80,12 +90,12 @@ def bind_options(
     """
     from pydantic import ConfigDict, ValidationError, validate_call
 
-    known = option_names(kind, function, who=who)
+    known = [option.name for option in read_options(kind, function, who=who)]
     for key in values:
         if key not in known:
             taken = ", ".join(sorted(known)) or "none"
             raise AvtError(f"The {kind} '{name}' has no option '{key}'. {nearest(key, known)}Its options: {taken}.")
-    parameters = inspect.signature(function).parameters
+    parameters = parameters_of(function, who=who)
     if variant is not None and not any(p.kind is p.POSITIONAL_ONLY for p in parameters.values()):
         raise AvtError(f"The {kind} '{name}' takes nothing after a colon, found '{variant}'. Write `{name}` alone.")
 
@@ -99,10 +109,8 @@ def bind_options(
     try:
         return validate_call(config=config)(collect)(*([] if variant is None else [variant]), **values)
     except NameError as error:
-        raise AvtError(
-            f"{who} has an annotation that does not resolve ({error}). Import what its signature names at runtime, not under "
-            "TYPE_CHECKING."
-        ) from error
+        hint = "Import what its signature names at runtime, not under TYPE_CHECKING"
+        raise AvtError(f"{who} has an annotation that does not resolve ({error}). {hint}.") from error
     except ValidationError as error:
         raise AvtError(f"The {kind} '{name}' does not take these options: {_problems(kind, name, error)}.") from None
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from avtcli.errors import AvtError, nearest
-from avtcli.plugin_options import bind_options, plain, split_sum
+from avtcli.plugin_options import Option, bind_options, plain, read_options, split_sum
 
 CONTRACT_VERSION: Final = 1
 """The version of `avtcli.contracts`. A plugin's module may state `CONTRACT_VERSION = 1` too."""
@@ -50,13 +50,11 @@ class PluginInfo:
 
 
 def _entries(kind: str) -> list[PluginInfo]:
-    found = importlib.metadata.entry_points(group=f"avtcli.{kind}s")
-    infos = [
-        PluginInfo(kind, e.name, e.value, e.dist.name if e.dist else "?", e.dist.version if e.dist else "?", e) for e in found
-    ]
-    # an editable install next to its build lists one distribution twice
-    unique = {(i.name, i.value, i.distribution): i for i in infos}
-    return sorted(unique.values(), key=lambda i: (i.name, i.distribution))
+    unique = {}  # an editable install next to its build lists one distribution twice
+    for entry in importlib.metadata.entry_points(group=f"avtcli.{kind}s"):
+        name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("?", "?")
+        unique[entry.name, name, entry.value] = PluginInfo(kind, entry.name, entry.value, name, version, entry)
+    return [unique[key] for key in sorted(unique)]
 
 
 def names(kind: str) -> list[str]:
@@ -75,16 +73,14 @@ def info(kind: str, name: str) -> PluginInfo:
     Raises:
         AvtError: if no plugin has the name (the message gives the nearest and the list), or several distributions do.
     """
-    entries = _entries(kind)
-    matches = [entry for entry in entries if entry.name == name]
+    matches = [entry for entry in _entries(kind) if entry.name == name]
     if len(matches) > 1:
         owners = " and ".join(f"{m.origin} ({m.value})" for m in matches)
         raise AvtError(f"Two distributions install a {kind} called '{name}': {owners}. Uninstall one of them.")
     if not matches:
-        known = sorted({entry.name for entry in entries})
-        installed = ", ".join(known) or "none"
+        known = names(kind)
         hint = nearest(name, [*known, *_variants(kind)])
-        raise AvtError(f"No {kind} is called '{name}'. {hint}Installed: {installed}.")
+        raise AvtError(f"No {kind} is called '{name}'. {hint}Installed: {', '.join(known) or 'none'}.")
     return matches[0]
 
 
@@ -124,8 +120,7 @@ def load(plugin: PluginInfo) -> Callable[..., Any]:
     """Import one plugin and return its function.
 
     Raises:
-        AvtError: if it does not import, is no function, or was written for another version of the contracts. The message
-            names plugin, distribution, version and cause.
+        AvtError: if it does not import, is no function, or was written for another version of the contracts.
     """
     with contextlib.redirect_stdout(sys.stderr):
         try:
@@ -137,20 +132,24 @@ def load(plugin: PluginInfo) -> Callable[..., Any]:
         raise AvtError(f"{plugin} is {type(function).__name__} {plugin.value}, expected a function. See `avt plugins new`.")
     stated = getattr(sys.modules.get(function.__module__), "CONTRACT_VERSION", CONTRACT_VERSION)
     if stated != CONTRACT_VERSION:
-        raise AvtError(
-            f"{plugin} was written for version {stated} of the plugin contracts; this avt implements version "
-            f"{CONTRACT_VERSION}. Install a matching release of either."
-        )
+        ours = f"this avt implements version {CONTRACT_VERSION}. Install a matching release of either"
+        raise AvtError(f"{plugin} was written for version {stated} of the plugin contracts; {ours}.")
     return function  # type: ignore[no-any-return]
 
 
-def _bind(
-    kind: str, spec: str, values: Mapping[str, Any]
-) -> tuple[PluginInfo, Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+def options(plugin: PluginInfo) -> list[Option]:
+    """Import a plugin and return its options.
+
+    Raises:
+        AvtError: as `load` and `read_options`.
+    """
+    return read_options(plugin.kind, load(plugin), who=str(plugin))
+
+
+def _bind(kind: str, spec: str, values: Mapping[str, Any]) -> tuple[PluginInfo, tuple[Any, ...], dict[str, Any]]:
     name, variant = split_name(full_name(kind, spec))
     plugin = info(kind, name)
-    function = load(plugin)
-    return plugin, function, *bind_options(function, variant, values, kind=kind, name=name, who=str(plugin))
+    return plugin, *bind_options(load(plugin), variant, values, kind=kind, name=name, who=str(plugin))
 
 
 def resolve_options(kind: str, spec: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +180,8 @@ def build(kind: str, spec: str, values: Mapping[str, Any], **given: Any) -> Any:
     """
     from avtcli import contracts
 
-    plugin, function, positional, typed = _bind(kind, spec, values)
+    plugin, positional, typed = _bind(kind, spec, values)
+    function = load(plugin)
     taken = inspect.signature(function).parameters
     made = function(*positional, **{key: value for key, value in given.items() if key in taken}, **typed)
     if not isinstance(made, getattr(contracts, KINDS[kind])):

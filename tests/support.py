@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from avtcli.config.pretrain_config import PretrainConfig
-from avtcli.config.resolution import resolve
-from avtcli.events import Event
+from avtcli.config.resolution import resolve, resolve_probe
+from avtcli.events import Event, OnEvent, ignore
+from avtcli.models.weights import Weights
+from avtcli.probing.probe import ProbeResult, probe
 from avtcli.training.pretrain import pretrain
 
 TINY: dict[str, Any] = {"backbone": {"width": 0.05}, "limit_train": 40, "batch_size": 16, "epochs": 3, "eval_every": 0}
@@ -66,3 +68,7 @@ def run_tiny(folder: Path, *, resume: bool = False, on_event: Callable[[Event], 
     """Pretrain a tiny network for nine steps."""
     pretrain(tiny_config(**over), run=folder, resume=resume, on_event=on_event or (lambda event: None))
     return folder
+
+
+def run_probe(source: Weights | Path | None, *, on_event: OnEvent = ignore, **settings: Any) -> ProbeResult:
+    return probe(source, resolve_probe(settings, recipe=None), out=None, on_event=on_event)

@@ -46,7 +46,7 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules.pop(f"hostile_{kind}", None)
 
 
-def asked_for(kind: str, stderr: str) -> None:
+def assert_named(kind: str, stderr: str) -> None:
     """The message names plugin, distribution, version and cause."""
     assert re.search(KINDS[kind].cause, stderr)
     assert re.search(rf"'{name_of(kind)}'", stderr)
@@ -82,30 +82,30 @@ def test_all_are_listed_with_their_distributions(avt: Callable[..., Result], hos
 
 
 @pytest.mark.parametrize(("line", "kind"), [*((PRETRAIN, kind) for kind in DEAF), ("plugins check", "dependency")])
-def test_using_a_broken_one_reports_its_name_distribution_and_cause(
+def test_using_a_broken_plugin_gives_its_name_distribution_and_cause(
     avt: Callable[..., Result], hostile: Path, line: str, kind: str
 ) -> None:
     result = avt(f"{line} {name_of(kind)}")
 
     assert (result.code, result.stdout) == (2, "")
-    asked_for(kind, result.stderr)
+    assert_named(kind, result.stderr)
 
 
 def test_one_that_exits_does_not_end_the_command_silently(avt_process: Callable[..., Result], hostile: Path) -> None:
     result = avt_process(f"{PRETRAIN} {name_of('systemexit')}", PYTHONPATH=str(hostile))
 
     assert (result.code, result.stdout) == (2, "")
-    asked_for("systemexit", result.stderr)
+    assert_named("systemexit", result.stderr)
 
 
-def test_one_that_prints_leaves_stdout_clean_and_is_named_by_its_check(avt: Callable[..., Result], hostile: Path) -> None:
+def test_one_that_prints_leaves_stdout_clean_and_fails_its_check(avt: Callable[..., Result], hostile: Path) -> None:
     pretrained = avt(f"pretrain {TINY} --max-steps 2 --out run --json --objective hostile-prints")
     checked = avt("plugins check hostile-prints --json")
 
     assert (pretrained.code, pretrained.json["steps"]) == (0, 2)
     assert (checked.code, checked.json["ok"]) == (1, False)
     assert [check["check"] for check in checked.json["checks"] if not check["ok"]] == ["importing it prints nothing"]
-    asked_for("prints", checked.stderr)
+    assert_named("prints", checked.stderr)
 
 
 def test_one_that_sleeps_is_stopped_and_named_by_its_check(
@@ -117,5 +117,5 @@ def test_one_that_sleeps_is_stopped_and_named_by_its_check(
 
     assert time.monotonic() - began < 50
     assert result.code == 1
-    asked_for("sleeps", result.stderr)
+    assert_named("sleeps", result.stderr)
     assert "hostile_sleeps" not in sys.modules

@@ -1,6 +1,7 @@
 """A distribution outside of avt, installed from its own pyproject and used by name."""
 
 import importlib.metadata
+import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,6 @@ import pytest
 import torch
 
 from avtcli import load_encoder
-from avtcli.events import ignore
-from avtcli.training.tracking import Tracking
 from tests.support import Result
 
 FOLDER = Path(__file__).parent / "example_plugin"
@@ -49,19 +48,18 @@ def test_it_is_pretrained_probed_and_exported_by_name(avt: Callable[..., Result]
     assert load_encoder("vector.safetensors")(torch.zeros(2, 1, 32, 32)).shape == (2, 8)
 
 
-def test_its_exporter_and_its_tracker_are_used_by_name(avt: Callable[..., Result], tmp_path: Path) -> None:
-    avt(f"pretrain --backbone stranger-net {TINY} --max-steps 1 --out run")
+def test_its_exporter_and_its_tracker_are_used_by_name(avt: Callable[..., Result]) -> None:
+    avt(f"pretrain --backbone stranger-net {TINY} --max-steps 1 --out run --tracker stranger-csv")
     exported = avt("export run --format stranger-npz --json")
     refused = avt("export run --format stranger-npz --layer vector --out vector.npz")
-    tracking = Tracking(["stranger-csv"], on_event=ignore)
-    tracking.start(tmp_path, {}, 0)
-    tracking.log(2, {"loss": 0.5})
-    tracking.finish()
 
     assert exported.json["file"] == "run/encoder.npz", exported.stderr
     assert exported.json["max_abs_diff"] < 1e-6
     assert (refused.code, "Take --format safetensors." in refused.stderr, Path("vector.npz").exists()) == (2, True, False)
-    assert (tmp_path / "trackers" / "stranger.csv").read_text().split() == ["step,name,value", "2,loss,0.5"]
+    rows = Path("run/trackers/stranger.csv").read_text().split()
+    logged = json.loads(Path("run/metrics.jsonl").read_text())
+    assert rows[0] == "step,name,value"
+    assert f"1,loss,{logged['loss']}" in rows
 
 
 def test_a_run_stores_the_distribution_of_its_plugins(avt: Callable[..., Result]) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from avtcli import registry
+from avtcli.config.components import Augment, Optimizer
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import resolve
 from avtcli.training.optimizer import rates_at
@@ -33,40 +34,31 @@ def test_the_settings_are_the_published_ones(name: str) -> None:
     )
     assert {key: tuple(value) for key, value in config.dataset.options.items()} == figures
     assert (config.batch_size, config.total_epochs, config.bank_count) == (batch, epochs, bank)
-    assert (config.augment.crop, config.augment.padding, config.augment.resize, config.augment.flip) == (
-        crop,
-        padding,
-        resize,
-        True,
-    )
-    assert config.optimizer.model_dump(exclude_none=True) == {
-        "name": "sgd",
-        "momentum": 0.9,
-        "nesterov": True,
-        "weight_decay": 5e-4,
-    }
+    assert config.augment == Augment(crop=crop, padding=padding, resize=resize, flip=True)
+    assert config.optimizer == Optimizer(name="sgd", momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
 @pytest.mark.parametrize("name", ["cifar10-nin", "imagenet-alexnet"])
 def test_the_objective_has_the_releases_constants(name: str) -> None:
-    objective = registry.build("objective", "avt", recipe(name).objective.options)
+    family = registry.build("transform", "projective", {})
+    objective = registry.build("objective", "avt", recipe(name).objective.options, vector_dim=4, family=family)
 
-    assert (objective.noise_scale, objective.log_var_scale, objective.variance_floor) == (0.001, 1 / 1000, 1e-4)
+    found = (objective.noise_scale, objective.decoder.log_var_scale, objective.variance_floor)
+    assert found == (0.001, 1 / 1000, 1e-4)
+
+
+CIFAR_TARGET = [0, 0, 16, 0, 0, 16, 0, 0], [1, 1, 20, 1, 1, 20, 0.015, 0.015]
+IMAGENET_TARGET = [0, 0, 112, 0, 0, 112, 6.4e-5, 6.4e-5], [0.75, 0.75, 118, 0.75, 0.75, 118, 7.75e-4, 7.75e-4]
 
 
 @pytest.mark.parametrize(
     ("name", "size", "mean", "std"),
     [
-        ("cifar10-nin", 32, [0, 0, 16, 0, 0, 16, 0, 0], [1, 1, 20, 1, 1, 20, 0.015, 0.015]),
-        ("cifar10-nin-aet", 32, [0, 0, 16, 0, 0, 16, 0, 0], [1, 1, 20, 1, 1, 20, 0.015, 0.015]),
+        ("cifar10-nin", 32, *CIFAR_TARGET),
+        ("cifar10-nin-aet", 32, *CIFAR_TARGET),
         ("cifar10-nin-aet-affine", 32, [0] * 6, [1] * 6),
-        ("imagenet-alexnet", 224, [0, 0, 112, 0, 0, 112, 6.4e-5, 6.4e-5], [0.75, 0.75, 118, 0.75, 0.75, 118, 7.75e-4, 7.75e-4]),
-        (
-            "imagenet-alexnet-aet",
-            224,
-            [0, 0, 112, 0, 0, 112, 6.4e-5, 6.4e-5],
-            [0.75, 0.75, 118, 0.75, 0.75, 118, 7.75e-4, 7.75e-4],
-        ),
+        ("imagenet-alexnet", 224, *IMAGENET_TARGET),
+        ("imagenet-alexnet-aet", 224, *IMAGENET_TARGET),
     ],
 )
 def test_the_target_is_normalised_by_the_releases_figures(name: str, size: int, mean: list[float], std: list[float]) -> None:
@@ -99,16 +91,17 @@ def test_aets_rates_are_the_published_ones_in_every_epoch(name: str, distributio
 
 
 @pytest.mark.parametrize(
-    ("objective", "family", "chosen"),
+    ("dataset", "objective", "family", "chosen"),
     [
-        (None, None, "cifar10-nin"),
-        ("avt", "projective", "cifar10-nin"),
-        ("aet", None, "cifar10-nin-aet"),
-        ("aet", "affine", "cifar10-nin-aet-affine"),
-        ("gaussian", None, "cifar10-nin"),
+        ("cifar10", None, None, "cifar10-nin"),
+        ("cifar10:/data", "avt", "projective", "cifar10-nin"),
+        ("cifar10", "aet", None, "cifar10-nin-aet"),
+        ("cifar10", "aet", "affine", "cifar10-nin-aet-affine"),
+        ("cifar10", "gaussian", None, "cifar10-nin"),
+        ("fashion-mini", None, None, "default"),
     ],
 )
-def test_an_objective_and_a_family_of_aet_choose_its_recipe(objective, family, chosen: str) -> None:
-    named = {"dataset": "cifar10", "backbone": "nin", "objective": objective, "transform": family}
+def test_data_set_backbone_objective_and_family_choose_the_recipe(dataset, objective, family, chosen: str) -> None:
+    named = {"dataset": dataset, "backbone": "nin", "objective": objective, "transform": family}
 
     assert resolve({kind: {"name": name} for kind, name in named.items() if name}, recipe=None).recipe == chosen

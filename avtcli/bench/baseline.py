@@ -1,8 +1,7 @@
-"""The plain way: one image, one equation system, one reading of the loss at a time.
+"""Independent baseline: one image, one equation system and one loss at a time, written from the mathematics.
 
-What `avt bench` compares with, and a second opinion for tests: everything here is written from the mathematics with Pillow,
-NumPy, torchvision's transforms and a DataLoader, the means of the release, and shares nothing with `avtcli.core` but the
-network whose weights are trained.
+It uses Pillow, NumPy, torchvision's transforms and a DataLoader, as the release does, and shares only the network with the rest
+of avt. `avt bench` compares with it, and tests take it as a reference.
 """
 
 import random
@@ -17,102 +16,88 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import functional as functional_of_images
+from torchvision.transforms import functional as image_transforms
 
 from avtcli.features.pooling import pool_features
 from avtcli.models.encoder import Encoder
-from avtcli.models.siamese import AVTModel
+from avtcli.models.siamese import SiameseModel
 from avtcli.seeding import keyed_generator
 
-Numbers = npt.NDArray[np.float64]
+FloatArray = npt.NDArray[np.float64]
 Pair = tuple[Tensor, Tensor, Tensor]
 """Original and transformed image, normalised, and the normalised target; of one image or of a batch."""
 
-GREY = 128
 
+def sample_corners(side: int, rng: random.Random) -> list[tuple[float, float]]:
+    """Sample the transformed corners of a square image, by the distribution of the release (its cifar/dataset.py).
 
-def draw_corners(side: int, rng: random.Random) -> list[tuple[float, float]]:
-    """Draw where the corners of a square image go, by the distribution of the release (its cifar/dataset.py).
-
-    They are scaled about W/2 + 0.5 by U(0.8, 1.2), their order is turned by 0 to 3 quarters, and each coordinate is shifted
-    by a whole number of pixels of at most an eighth of the side.
-
-    Returns:
-        Four (x, y), pixels.
+    They are scaled about W/2 + 0.5 by U(0.8, 1.2), their order is rotated by a multiple of 90 degrees, and each coordinate is
+    shifted by an integer number of pixels, at most an eighth of the side. Four (x, y), in pixels.
     """
-    centre, most = side / 2 + 0.5, side // 8
+    centre, largest = side / 2 + 0.5, side // 8
     scale, turn = rng.uniform(0.8, 1.2), rng.randrange(4)
     scaled = [(centre + (x - centre) * scale, centre + (y - centre) * scale) for x, y in _corners(side)]
     turned = [scaled[(i + turn) % 4] for i in range(4)]
-    return [(x + rng.randint(-most, most), y + rng.randint(-most, most)) for x, y in turned]
+    return [(x + rng.randint(-largest, largest), y + rng.randint(-largest, largest)) for x, y in turned]
 
 
 def _corners(side: int) -> list[tuple[int, int]]:
     return [(0, 0), (side, 0), (side, side), (0, side)]
 
 
-def solve_homography(transformed: Sequence[tuple[float, float]], side: int) -> Numbers:
-    """Solve for Pillow's eight coefficients, which take the transformed corners (x, y) to the corners (u, v) of the image.
+def solve_homography(transformed: Sequence[tuple[float, float]], side: int) -> FloatArray:
+    """Solve for Pillow's coefficients a to h, (8,), which map transformed corners (x, y) to corners (u, v) of the image.
 
-    u = (a x + b y + c) / (g x + h y + 1) and v = (d x + e y + f) / (g x + h y + 1), multiplied out: two rows a corner. As
+    u = (a x + b y + c) / (g x + h y + 1) and v = (d x + e y + f) / (g x + h y + 1), multiplied out: two rows per corner. As
     in the release by the normal equations, (A'A)^-1 A' times the corners, though A is square.
-
-    Returns:
-        (8,), a to h.
     """
     rows, right = [], []
     for (x, y), (u, v) in zip(transformed, _corners(side), strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
         right += [u, v]
     matrix = np.array(rows, dtype=np.float64)
-    solved: Numbers = np.linalg.inv(matrix.T @ matrix) @ matrix.T @ np.array(right, dtype=np.float64)
+    solved: FloatArray = np.linalg.inv(matrix.T @ matrix) @ matrix.T @ np.array(right, dtype=np.float64)
     return solved
 
 
-def draw_homographies(count: int, side: int, *, seed: int) -> Numbers:
-    """Draw and solve one after another: (count, 8)."""
+def sample_homographies(count: int, side: int, *, seed: int) -> FloatArray:
+    """Sample and solve one after another: (count, 8)."""
     rng = random.Random(seed)
-    return np.stack([solve_homography(draw_corners(side, rng), side) for _ in range(count)])
+    return np.stack([solve_homography(sample_corners(side, rng), side) for _ in range(count)])
 
 
-def image_of(pixels: Tensor) -> Image.Image:
-    """One uint8 image (C, H, W) of one or three channels, for Pillow."""
+def to_pillow(pixels: Tensor) -> Image.Image:
+    """Convert a uint8 image (C, H, W) of one or three channels."""
     array = pixels.permute(1, 2, 0).numpy()
     return Image.fromarray(array[:, :, 0] if len(pixels) == 1 else array)
 
 
-def tensor_of(image: Image.Image) -> Tensor:
-    """Float32 (C, H, W) in [0, 1] of a Pillow image, by torchvision's ToTensor."""
-    tensor: Tensor = functional_of_images.to_tensor(image)
+def from_pillow(image: Image.Image) -> Tensor:
+    """Convert to float32 (C, H, W) in [0, 1]."""
+    tensor: Tensor = image_transforms.to_tensor(image)
     return tensor
 
 
-def warp_image(image: Image.Image, coefficients: Numbers) -> Image.Image:
+def warp_image(image: Image.Image, coefficients: FloatArray) -> Image.Image:
     """Warp by Pillow's PERSPECTIVE, bilinearly, grey outside."""
-    fill = GREY if image.mode == "L" else (GREY,) * 3
-    method, filter_ = Image.Transform.PERSPECTIVE, Image.Resampling.BILINEAR
-    return image.transform(image.size, method, coefficients.tolist(), filter_, fillcolor=fill)
+    fill = 128 if image.mode == "L" else (128,) * 3
+    method, resampling = Image.Transform.PERSPECTIVE, Image.Resampling.BILINEAR
+    return image.transform(image.size, method, coefficients.tolist(), resampling, fillcolor=fill)
 
 
 def crop_and_flip(image: Image.Image, *, top: int, left: int, flipped: bool, padding: int) -> Image.Image:
-    """Pad with black, cut a window of the image's own size, mirror it perhaps."""
+    """Pad with black, crop to the image's own size, and flip where `flipped`."""
     width, height = image.size
-    window: Image.Image = functional_of_images.crop(functional_of_images.pad(image, [padding]), top, left, height, width)
-    return functional_of_images.hflip(window) if flipped else window
+    crop: Image.Image = image_transforms.crop(image_transforms.pad(image, [padding]), top, left, height, width)
+    return image_transforms.hflip(crop) if flipped else crop
 
 
 @dataclass(frozen=True)
-class Pairs(Dataset[Pair]):
+class PairDataset(Dataset[Pair]):
     """Pairs made item by item: padded, cropped, flipped, transformed, normalised.
 
-    Attributes:
-        images: uint8 (n, C, side, side).
-        padding: black pixels around an image before the crop.
-        mean: of each channel of images in [0, 1].
-        std: likewise.
-        target_mean: of the eight coefficients.
-        target_std: likewise.
-        seed: of all draws; an item's depend on its number too.
+    `images` is uint8 (n, C, side, side); `mean` and `std` are those of its channels in [0, 1], `target_mean` and `target_std`
+    of the eight coefficients. The random values of an item depend on the seed and its index.
     """
 
     images: Tensor
@@ -127,89 +112,69 @@ class Pairs(Dataset[Pair]):
         return len(self.images)
 
     def __getitem__(self, i: int) -> Pair:
-        """Make pair i."""
         rng, side = random.Random(f"{self.seed}/{i}"), self.images.shape[-1]
         top, left = rng.randint(0, 2 * self.padding), rng.randint(0, 2 * self.padding)
-        image = crop_and_flip(image_of(self.images[i]), top=top, left=left, flipped=rng.random() < 0.5, padding=self.padding)
-        coefficients = solve_homography(draw_corners(side, rng), side)
+        image = crop_and_flip(to_pillow(self.images[i]), top=top, left=left, flipped=rng.random() < 0.5, padding=self.padding)
+        coefficients = solve_homography(sample_corners(side, rng), side)
         target = (coefficients - np.array(self.target_mean)) / np.array(self.target_std)
-        views = [tensor_of(view) for view in (image, warp_image(image, coefficients))]
-        original, transformed = (functional_of_images.normalize(view, list(self.mean), list(self.std)) for view in views)
+        views = [from_pillow(view) for view in (image, warp_image(image, coefficients))]
+        original, transformed = (image_transforms.normalize(view, list(self.mean), list(self.std)) for view in views)
         return original, transformed, torch.from_numpy(target).float()
 
 
-def pair_batches(pairs: Pairs, *, batch_size: int, workers: int) -> Iterator[Pair]:
-    """Batches of shuffled pairs without end, read ahead by worker processes."""
-    generator = keyed_generator(pairs.seed, "order")
-    loader = DataLoader(
-        pairs, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0, generator=generator
-    )
+def pair_batches(pairs: PairDataset, *, batch_size: int, workers: int) -> Iterator[Pair]:
+    """Yield batches of shuffled pairs without end, read ahead by worker processes."""
+    order = keyed_generator(pairs.seed, "order")
+    loader = DataLoader(pairs, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0, generator=order)
     handler = signal.getsignal(signal.SIGCHLD)
     try:
         while True:
             yield from loader
-    finally:  # torch leaves its own, which would break into whoever ends a worker later
+    finally:  # torch leaves its own handler, which would raise when a later worker ends
         if handler is not None:
             signal.signal(signal.SIGCHLD, handler)
 
 
-def build_optimizer(net: AVTModel) -> torch.optim.Optimizer:
-    """The release's SGD: momentum 0.9, Nesterov, weight decay 5e-4 on everything; the log-variance layer a group of its own."""
-    assert net.log_var_head is not None
-    own = list(net.log_var_head.parameters())
-    rest = [p for p in net.parameters() if all(p is not q for q in own)]
-    groups = [{"params": rest}, {"params": own}]
+def decoder_heads(net: SiameseModel) -> tuple[nn.Module, nn.Module]:
+    """The linear layers that predict the mean and 1000 times the log-variance."""
+    decoder = net.objective.get_submodule("decoder")
+    return decoder.get_submodule("mean_head"), decoder.get_submodule("log_var_head")
+
+
+def build_optimizer(net: SiameseModel) -> torch.optim.Optimizer:
+    """The release's SGD: Nesterov momentum 0.9, weight decay 5e-4; the log-variance layer is the second group."""
+    log_var = list(decoder_heads(net)[1].parameters())
+    rest = [p for p in net.parameters() if all(p is not q for q in log_var)]
+    groups = [{"params": rest}, {"params": log_var}]
     return torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
-def loss_of(mean: Tensor, raw: Tensor, target: Tensor) -> Tensor:
+def gaussian_loss(mean: Tensor, raw: Tensor, target: Tensor) -> Tensor:
     """The release's loss: [sum raw / 1000 + sum (mean - t)^2 / (exp(raw / 1000) + 1e-4)] / batch; (B, 8) each."""
     log_var = raw / 1000
     return (log_var + (mean - target) ** 2 / (torch.exp(log_var) + 1e-4)).sum() / len(target)
 
 
-def train_step(
-    net: AVTModel, optimizer: torch.optim.Optimizer, pair: Pair, noise: tuple[Tensor | None, Tensor | None]
-) -> float:
-    """One eager step in float32: the network called on one view and then on the other, the loss read at once.
+def train_step(net: SiameseModel, optimizer: torch.optim.Optimizer, pair: Pair, noise: Sequence[Tensor | None]) -> float:
+    """Take one eager step in float32, and return the loss: the network, in train mode, runs on one view, then on the other.
 
-    Args:
-        net: in train mode.
-        optimizer: over its parameters.
-        pair: of a batch, on the network's device.
-        noise: eps of the codes of both views.
-
-    Returns:
-        The loss.
+    `noise` holds the eps of the codes of both views.
     """
-    assert net.log_var_head is not None
     optimizer.zero_grad()
-    vectors = [net.encoder.encode(view, eps)[0] for view, eps in zip(pair[:2], noise, strict=True)]
-    both = torch.cat(vectors, dim=1)
-    loss = loss_of(net.mean_head(both), net.log_var_head(both), pair[2])
+    codes = torch.cat([net.encoder.encode(view, eps)[0] for view, eps in zip(pair[:2], noise, strict=True)], dim=1)
+    mean, raw = (head(codes) for head in decoder_heads(net))
+    loss = gaussian_loss(mean, raw, pair[2])
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return loss.item()
 
 
 def probe_epoch(
-    encoder: Encoder,
-    layer: str,
-    head: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Sequence[tuple[Tensor, Tensor]],
+    encoder: Encoder, layer: str, head: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[tuple[Tensor, Tensor]]
 ) -> list[float]:
-    """Train a head for an epoch, forwarding every image through the frozen encoder, 4x4 max pooling between them.
+    """Train a head for an epoch on 4x4 max-pooled features, and return the loss of each step.
 
-    Args:
-        encoder: in eval mode.
-        layer: the tap that the head reads.
-        head: in train mode.
-        optimizer: over the head's parameters.
-        batches: images (B, C, H, W) uint8 and labels (B,), on the encoder's device.
-
-    Returns:
-        The loss of each step.
+    Every image is forwarded through the frozen encoder. Batches are images (B, C, H, W) uint8 and labels (B,), on its device.
     """
     losses = []
     for images, labels in batches:

@@ -1,1 +1,1 @@
-"""Words: parse, explain, print, exit code; torch is imported inside the commands only."""
+"""The command line: options, printed results and exit codes; commands import torch when they run."""

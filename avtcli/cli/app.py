@@ -1,5 +1,6 @@
-"""The front door: the commands by name, and errors turned into one message and an exit code."""
+"""The `avt` command: its commands by name, each imported when it runs, and errors as messages with exit codes."""
 
+import importlib
 import os
 import sys
 from typing import Annotated, Any
@@ -7,26 +8,53 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from avtcli.cli import bench, demo, embed, evaluate, export, homographies, import_, plugins, pretrain, probe, recipes
+from avtcli import __version__
 from avtcli.errors import AvtError, InterruptedRunError
+
+COMMANDS = {
+    "pretrain": ("pretrain", "pretrain", "Pretrain a backbone without labels."),
+    "probe": ("probe", "probe", "Train a classifier on frozen features and report its test accuracy."),
+    "evaluate": ("evaluate", "evaluate", "Measure how equivariant a representation is."),
+    "embed": ("embed", "embed", "Write the features of every image to one file."),
+    "export": ("export", "export", "Export the encoder's weights, load them back in a fresh process, and compare."),
+    "import": ("import_", "import_", "Convert a published checkpoint to a run folder; no code in the file is executed."),
+    "gen-homographies": ("homographies", "gen_homographies", "Sample a bank of homographies for pretraining."),
+    "bench": ("bench", "bench", "Benchmark each component against a baseline implementation on this machine."),
+    "demo": ("demo", "demo", "End-to-end demo on bundled images: pretrain, probe, export."),
+    "recipes": ("recipes", "app", "List, show and copy recipes."),
+    "plugins": ("plugins", "app", "List, check and write plugins."),
+}
+"""By name: the module in `avtcli.cli`, the function or Typer app in it, and the first line of its help."""
+
+
+def load_command(name: str) -> Any:
+    """Import a command and build it."""
+    module, attribute, _ = COMMANDS[name]
+    loaded = getattr(importlib.import_module(f"avtcli.cli.{module}"), attribute)
+    if isinstance(loaded, typer.Typer):
+        return typer.main.get_group(loaded)
+    alone = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+    alone.command(name)(loaded)
+    return typer.main.get_command(alone)
 
 
 class AvtGroup(TyperGroup):
-    """Prints a user's mistake as one message; a bug keeps its traceback."""
+    """Loads the command that runs, and prints an `AvtError` as one message; a bug keeps its traceback."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Replace the placeholder, which the help lists, by the command."""
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, load_command(name) if name else None, rest
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command.
-
-        Raises:
-            typer.Exit: with the error's exit code.
-        """
+        """Run the command, and exit with the code of an `AvtError`."""
         try:
             return super().invoke(ctx)
         except AvtError as error:
             stopped, rank = isinstance(error, InterruptedRunError), os.environ.get("RANK", "0")
             if rank == "0":
                 typer.echo(str(error) if stopped else f"error: {error}", err=True)
-            elif not stopped:  # all processes stop together, and one says so
+            elif not stopped:  # all processes stop together, and the first reports it
                 typer.echo(f"error in process {rank}: {error}", err=True)
             raise typer.Exit(error.exit_code) from None
 
@@ -41,49 +69,33 @@ app = typer.Typer(
 )
 
 
-def _version(value: bool) -> None:
+def _print_version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
-
-        typer.echo(f"avt {version('avtcli')}")
+        typer.echo(f"avt {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _avt(
     show_version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Pretrain a vision backbone without labels by autoencoding transformations, measure it, take the weights away."""
+    """Pretrain a vision backbone without labels by autoencoding transformations, measure it, export the weights."""
 
 
-app.command("pretrain", cls=pretrain.OptionalValue)(pretrain.pretrain)
-app.command("probe")(probe.probe)
-app.command("evaluate")(evaluate.evaluate)
-app.command("embed")(embed.embed)
-app.command("export")(export.export)
-app.command("import")(import_.import_)
-app.command("gen-homographies")(homographies.gen_homographies)
-app.command("bench")(bench.bench)
-app.command("demo")(demo.demo)
-app.add_typer(recipes.app, name="recipes")
-app.add_typer(plugins.app, name="plugins")
+for _name, (_, _, _help) in COMMANDS.items():
+    app.command(_name, help=_help)(lambda: None)
 
 
 def main() -> None:
-    """Run `avt`.
-
-    One of several processes leaves at once when it is done: threads that connect it to the others abort the interpreter's own
-    farewell now and then.
-    """
+    """Run `avt`; one of several processes skips the interpreter's shutdown, in which process-group threads can abort."""
     try:
         app()
     except SystemExit as end:
         if "RANK" not in os.environ:
             raise
         code = int(end.code or 0)
-    # outside of the handler, where nothing holds on to what the command had open
-    sys.stdout.flush()
+    sys.stdout.flush()  # outside of the handler, so that the files of the command are closed
     sys.stderr.flush()
     os._exit(code)

@@ -1,77 +1,65 @@
 """`avt bench`."""
 
-from collections.abc import Iterator
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import Annotated, Literal
 
 from avtcli.cli.console import reporting, say, say_json, say_table
-from avtcli.cli.options import Device, Json, Precision
+from avtcli.cli.options import Device, Json, complete_plugin, option, parts_of
 
-if TYPE_CHECKING:
-    from avtcli.bench.suite import BenchResult
-    from avtcli.bench.timing import Comparison
+_ONLY = "Benchmarks to run: homographies, warp-224, pairs, step, loop, probe. Default: all."
+_PRECISION = "Numeric precision; auto takes bf16 on a CUDA device that supports it, else fp32."
+_BACKBONE = "Backbone of step, loop and probe. Default: nin."
+_SIZE = "Image side of pairs, step, loop and probe. Default: 32."
+_BATCH = "Batch size of step and loop. Default: 32; 512 on a GPU."
+_COMPLETE = complete_plugin("backbone")
 
 
 def bench(
-    only: Annotated[
-        str | None, typer.Option(metavar="NAME[,NAME]", help="Take these measurements alone; left out, all of them.")
-    ] = None,
-    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="How often each side is timed, in turn.")] = 5,
-    device: Device = None,
-    compile: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="Compile our training step.", rich_help_panel="Hardware")
-    ] = False,
-    precision: Precision = None,
+    only: Annotated[str | None, option(_ONLY, "NAME[,NAME...]")] = None,
+    rounds: Annotated[int, option("Timings of each side, in alternation.", "N", min=1)] = 5,
+    backbone: Annotated[str | None, option(_BACKBONE, "NAME[:VARIANT]", panel="Model", autocompletion=_COMPLETE)] = None,
+    size: Annotated[int | None, option(_SIZE, "PX", panel="Model", min=8)] = None,
+    batch_size: Annotated[int | None, option(_BATCH, "N", panel="Model", min=2, max=2_000)] = None,
+    device: Device = "auto",
+    compile: Annotated[bool, option("Compile the training step.", flag="--compile/--no-compile", panel="Hardware")] = False,
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], option(_PRECISION, panel="Hardware")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure each piece beside the plain way to do it, on this machine, in one process and in turn. Minutes on a CPU.
+    """Benchmark each component against a baseline implementation on this machine.
 
-    A ratio above 1 says that ours is faster.
+    Both sides run alternately in one process; a ratio above 1 means that avt is faster. Takes minutes on a CPU.
 
-    Example: `avt bench --only pairs,step-nin --rounds 9`
+    Example: `avt bench --only step --backbone timm:resnet18 --size 64 --rounds 9`
     """
-    from avtcli.bench.suite import bench as run_bench
+    from avtcli.bench.benchmark_suite import bench as run_bench
+    from avtcli.bench.benchmark_timing import BenchConfig
+    from avtcli.config.components import Plugin
+    from avtcli.runtime.context import Context
 
-    names = [name.strip() for name in only.split(",")] if only else []
     with reporting() as on_event:
-        result = run_bench(
-            only=names,
-            rounds=rounds,
-            device=device or "auto",
-            compile=compile,
-            precision=precision or "auto",
-            on_event=on_event,
+        found, net = Context.build(device=device).device, Plugin(name=backbone) if backbone else None
+        config = BenchConfig.build(
+            found, backbone=net, size_px=size, batch_size=batch_size, compile=compile, precision=precision
         )
+        result = run_bench(config, only=parts_of(only) or (), rounds=rounds, on_event=on_event)
     if as_json:
-        say_json(asdict(result))
+        say_json(result)
         return
     env = result.environment
     say(f"avt {env['versions']['avtcli']}, commit {result.commit or 'unknown'}, torch {env['versions']['torch']}")
     say(f"{env['device']}, {result.cpus} x {result.cpu}; median of {result.rounds} rounds", "")
-    say_table(("", "ours", "plain", "ratio", "lowest", "highest", ""), [_row(m) for m in result.measurements])
-    say("", *(line for m in result.measurements for line in _lines(m)))
-    _say_next(result)
-
-
-def _row(m: "Comparison") -> tuple[str, ...]:
-    ratios = (f"{ratio:.3g}x" for ratio in (m.ratio, m.ratio_low, m.ratio_high))
-    return (m.name, _short(m.ours), _short(m.baseline), *ratios, m.unit)
+    rows = []
+    for m in result.measurements:
+        ratios = (f"{ratio:.3g}x" for ratio in (m.ratio, m.ratio_low, m.ratio_high))
+        rows.append((m.name, _short(m.ours), _short(m.baseline), *ratios, m.unit))
+    say_table(("", "avt", "baseline", "ratio", "lowest", "highest", ""), rows)
+    say("")
+    for m in result.measurements:
+        say(f"{m.name}: {m.what}")
+        for name, value in m.figures.items():
+            say(f"  {name.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}")
+    if result.rounds < 9:
+        say("", "next: avt bench --rounds 9 --only NAME, on an idle machine")
 
 
 def _short(rate: float) -> str:
     return f"{rate:,.0f}".replace(",", " ") if rate >= 100 else f"{rate:.3g}"
-
-
-def _lines(m: "Comparison") -> Iterator[str]:
-    yield f"{m.name}: {m.what}"
-    for name, value in m.figures.items():
-        shown = value if isinstance(value, list) else [value]
-        texts = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in shown]
-        yield f"  {name.replace('_', ' ')}: {' '.join(texts[:6])}{' ...' if len(texts) > 6 else ''}"
-
-
-def _say_next(result: "BenchResult") -> None:
-    if result.rounds < 9:
-        say("", "next: avt bench --rounds 9 --only NAME, on a quiet machine")

@@ -1,47 +1,39 @@
-"""What a person sees: results on stdout, everything else on stderr. Knows rich, knows no torch."""
+"""Console output: results on stdout, everything else on stderr."""
 
 import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import timedelta
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.progress import TaskID
-
-    from avtcli.events import Event, OnEvent
+from avtcli import events
 
 PLAIN_SECONDS = 10.0
-"""How often a plain line tells the progress where there is no terminal."""
+"""Seconds between progress lines where there is no terminal."""
 
 
 @contextlib.contextmanager
 def results_alone_on_stdout() -> Iterator[None]:
-    """Send what anything prints meanwhile, C code and child processes included, to stderr."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        try:
-            stdout = sys.__stdout__.fileno() if sys.__stdout__ else None
-        except (OSError, ValueError):
-            stdout = None
-        if stdout is not None:
-            kept = os.dup(stdout)
-            os.dup2(2, stdout)
+    """Redirect stdout to stderr, for C code and child processes too."""
+    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # there may be no stdout
+            kept = os.dup(1)
+            os.dup2(2, 1)
             stack.callback(os.close, kept)
-            stack.callback(os.dup2, kept, stdout)
+            stack.callback(os.dup2, kept, 1)
         yield
 
 
 @contextlib.contextmanager
-def reporting() -> Iterator["OnEvent"]:
-    """Render events on stderr: a live bar on a terminal, a plain line now and then elsewhere; nothing else on stdout."""
-    from avtcli.events import ignore
-
+def reporting() -> Iterator[events.OnEvent]:
+    """Render events on stderr, as a live bar on a terminal and as plain lines elsewhere; keep stdout for the result."""
     with results_alone_on_stdout():
-        if int(os.environ.get("RANK", "0")) > 0:  # one process of several speaks
-            yield ignore
+        if int(os.environ.get("RANK", "0")) > 0:  # only the first of several processes reports
+            yield events.ignore
         elif sys.stderr.isatty():
             with _live() as on_event:
                 yield on_event
@@ -50,76 +42,57 @@ def reporting() -> Iterator["OnEvent"]:
 
 
 @contextlib.contextmanager
-def _live() -> Iterator["OnEvent"]:
+def _live() -> Iterator[events.OnEvent]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from avtcli import events
-
     console = Console(stderr=True, markup=False, highlight=False, no_color="NO_COLOR" in os.environ or None)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}", markup=False),
-        TimeRemainingColumn(compact=True),
-    )
+    task, detail = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[detail]"))
+    columns = (task, BarColumn(bar_width=24), MofNCompleteColumn(), detail, TimeRemainingColumn(compact=True))
     with Progress(*columns, console=console) as progress:
-        tasks: dict[str, TaskID] = {}
+        tasks: dict[str, Any] = {}
 
-        def on_event(event: "Event") -> None:
+        def on_event(event: events.Event) -> None:
             if isinstance(event, events.Progress):
                 if event.task not in tasks:
                     tasks[event.task] = progress.add_task(event.task, total=event.total, detail="")
                 progress.update(tasks[event.task], completed=event.done, total=event.total, detail=event.detail)
             else:
-                for line in _lines(event):
-                    progress.console.print(line, soft_wrap=True)
+                progress.console.print("\n".join(_lines(event)), soft_wrap=True)
 
         yield on_event
 
 
-def _plain() -> Callable[["Event"], None]:
-    from avtcli import events
-
-    said: dict[str, float] = {}
+def _plain() -> events.OnEvent:
+    printed: dict[str, float] = {}
     began: dict[str, tuple[float, int]] = {}
 
-    def on_event(event: "Event") -> None:
+    def on_event(event: events.Event) -> None:
         if not isinstance(event, events.Progress):
-            for line in _lines(event):
-                print(line, file=sys.stderr, flush=True)
+            print(*_lines(event), sep="\n", file=sys.stderr, flush=True)
             return
         now = time.monotonic()
-        began.setdefault(event.task, (now, event.done))
-        if event.done < event.total and now - said.get(event.task, began[event.task][0]) < PLAIN_SECONDS:
+        since, first = began.setdefault(event.task, (now, event.done))
+        if event.done < event.total and now - printed.get(event.task, since) < PLAIN_SECONDS:
             return
-        said[event.task] = now
-        since, first = began[event.task]
-        left = (event.total - event.done) * (now - since) / max(1, event.done - first)
-        eta = f"  {_duration(left)} left" if event.done < event.total else ""
+        printed[event.task] = now
+        left = timedelta(seconds=round((event.total - event.done) * (now - since) / max(1, event.done - first)))
+        eta = f"  {left} left" if event.done < event.total else ""
         detail = f"  {event.detail}" if event.detail else ""
         print(f"{event.task}: {event.done}/{event.total} {event.unit}{detail}{eta}", file=sys.stderr, flush=True)
 
     return on_event
 
 
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}"
-
-
-def _lines(event: "Event") -> list[str]:
-    from avtcli import events
-
+def _lines(event: events.Notice | events.Started | events.Saved) -> list[str]:
     if isinstance(event, events.Started):
-        width = max(len(label) for label, _ in event.facts)
-        return [f"{label:<{width}}  {value}" for label, value in event.facts]
-    if isinstance(event, events.Saved):
-        return [f"saved {event.path}"]
-    if isinstance(event, events.Notice):
-        return [event.text]
-    return []
+        return _aligned(event.facts)
+    return [event.text if isinstance(event, events.Notice) else f"saved {event.path}"]
+
+
+def _aligned(facts: Sequence[tuple[str, str]]) -> list[str]:
+    width = max((len(label) for label, _ in facts), default=0)
+    return [f"{label:<{width}}  {value}" for label, value in facts]
 
 
 def say(*lines: str) -> None:
@@ -129,8 +102,21 @@ def say(*lines: str) -> None:
 
 
 def say_json(value: Any) -> None:
-    """Print one JSON document on stdout."""
-    print(json.dumps(value, indent=2))
+    """Print a result, a dataclass or plain data, as one JSON document on stdout."""
+    print(json.dumps(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value, indent=2))
+
+
+def say_facts(facts: Mapping[str, object]) -> None:
+    """Print labels and values on stdout, a line each and aligned, without those that are None."""
+    say(*_aligned([(label, _text(value)) for label, value in facts.items() if value is not None]))
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(part)}".rstrip() for key, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return ("; " if any(isinstance(part, dict) for part in value) else ", ").join(map(_text, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def say_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

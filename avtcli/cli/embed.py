@@ -1,77 +1,56 @@
 """`avt embed`."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
-
+from avtcli.cli import options
 from avtcli.cli.console import reporting, say, say_json
-from avtcli.cli.options import (
-    DataDir,
-    Dataset,
-    Device,
-    Json,
-    LimitTrain,
-    MeasuredBackbone,
-    Options,
-    Run,
-    Workers,
-    parts_of,
-    parts_to_measure,
-    workers_from_text,
-)
+from avtcli.cli.options import component_options, option
 from avtcli.errors import AvtError
+
+_SPLIT = "Images to embed; all: the training images, then the test images."
+_SIDE = "Side of a map after pooling. Default: 1, one vector per image."
+_OUT = "A file ending in .safetensors, .npz or .parquet. Default: embeddings.safetensors in the run folder."
 
 
 def embed(
-    run: Run = None,
-    backbone: MeasuredBackbone = None,
-    layer: Annotated[str | None, typer.Option(metavar="NAME[,NAME...]", help="The layers to take. Left out: the code.")] = None,
-    pool: Annotated[Literal["avg", "max", "none"], typer.Option(help="How maps are reduced; none keeps them whole.")] = "avg",
-    pool_size: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="The side of a map after pooling. Left out: 1, a vector for each image."),
-    ] = None,
-    split: Annotated[
-        Literal["train", "test", "all"],
-        typer.Option(help="Which images; all: the training images, then the test images.", rich_help_panel="Data"),
-    ] = "all",
-    dataset: Dataset = None,
-    data_dir: DataDir = None,
-    limit_train: LimitTrain = None,
-    options: Options = None,
-    device: Device = None,
-    workers: Workers = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="A file ending in .safetensors, .npz or .parquet. Left out: embeddings.safetensors in the run folder.",
-            rich_help_panel="Output",
-        ),
-    ] = None,
-    as_json: Json = False,
+    run: options.Run = None,
+    backbone: options.Backbone = None,
+    layer: Annotated[str | None, option("Layers to embed. Default: the code.", "NAME[,NAME...]")] = None,
+    pool: Annotated[Literal["avg", "max", "none"], option("Spatial pooling of feature maps.")] = "avg",
+    pool_size: Annotated[int | None, option(_SIDE, "N", min=1)] = None,
+    split: Annotated[Literal["train", "test", "all"], option(_SPLIT, panel="Data")] = "all",
+    dataset: options.Dataset = None,
+    data_dir: options.DataDir = None,
+    limit_train: options.LimitTrain = None,
+    overrides: Annotated[list[str] | None, component_options("backbone", "dataset", "augment")] = None,
+    device: options.Device = "auto",
+    workers: options.Workers = None,
+    out: Annotated[Path | None, option(_OUT, "FILE", panel="Output")] = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Write the features of every image to one file, with names and labels, in the order of the data set.
+    """Write the features of every image to one file.
+
+    Names and labels are written too, in the order of the data set.
 
     Example: `avt embed --dataset folder:photos --out photos.parquet -o augment.resize=32 -o augment.crop=32`
     """
+    from avtcli.embedding.embed import EmbeddingRequest
     from avtcli.embedding.embed import embed as run_embed
-    from avtcli.embedding.embedding_setup import Wanted
     from avtcli.features.evaluation_target import load_target
+    from avtcli.runtime.context import Context
 
     if pool == "none" and pool_size is not None:
-        raise AvtError("--pool none keeps maps whole, and --pool-size is the side of a pooled one: leave one of them out.")
-    given = parts_to_measure("embed", options, backbone=backbone, dataset=dataset)
-    wanted = Wanted(split=split, layers=parts_of(layer) or (), pool=pool, pool_size=pool_size or 1, limit_train=limit_train)
+        raise AvtError("--pool-size is the side of a pooled map and --pool none does not pool: give only one of them.")
+    given = options.read_components(overrides, backbone=backbone, dataset=dataset)
+    layers = options.parts_of(layer) or ()
+    request = EmbeddingRequest(split=split, layers=layers, pool=pool, pool_size=pool_size or 1, limit_train=limit_train)
     with reporting() as on_event:
-        subject = load_target(run, data_dir=data_dir, on_event=on_event, **given)
-        result = run_embed(
-            subject, wanted, out=out, device=device or "auto", workers=workers_from_text(workers), on_event=on_event
-        )
+        context = Context.build(device=device, workers=workers, on_event=on_event)
+        target = load_target(run, data_dir=data_dir, context=context, **given)
+        result = run_embed(target, request, out=out, context=context)
     if as_json:
-        say_json(asdict(result))
+        say_json(result)
         return
     say(f"file    {result.file} ({result.bytes / 1e6:.3g} MB)", f"images  {result.count}")
     say(f"labels  {'yes' if result.labels else 'none'}", *(f"layer   {n} {list(shape)}" for n, shape in result.layers.items()))

@@ -1,26 +1,17 @@
 """`avt export`."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from avtcli.cli.console import reporting, say, say_json
-from avtcli.cli.options import Json, Run
+from avtcli.cli.options import Json, Run, option
 
 
 def export(
     run: Run = None,
-    file_format: Annotated[
-        str, typer.Option("--format", metavar="NAME", help="An exporter; see `avt plugins list`.")
-    ] = "safetensors",
-    out: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="The file. Default: `encoder` with the format's ending in the run.")
-    ] = None,
-    layer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The layer that the loaded encoder returns. Default: the code.")
-    ] = None,
+    file_format: Annotated[str, option("An exporter; see `avt plugins list`.", "NAME", flag="--format")] = "safetensors",
+    out: Annotated[Path | None, option("The file. Default: `encoder` with the format's ending in the run.", "PATH")] = None,
+    layer: Annotated[str | None, option("The layer that the loaded encoder returns. Default: the code.", "NAME")] = None,
     as_json: Json = False,
 ) -> None:
     """Export the encoder's weights, load them back in a fresh process, and compare.
@@ -34,7 +25,7 @@ def export(
         source = open_weights(run, on_event=on_event)
         result = run_export(source, file_format=file_format, out=out, layer=layer, on_event=on_event)
     if as_json:
-        say_json(asdict(result))
+        say_json(result)
         return
     say(f"file          {result.file}", f"max_abs_diff  {result.max_abs_diff:g}  (loaded back in a fresh process)")
     say("load it with", *(f"  {line}" for line in result.load_with.split("; ")))

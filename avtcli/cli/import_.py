@@ -1,26 +1,23 @@
 """`avt import`."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from avtcli.cli.console import reporting, say, say_json
-from avtcli.cli.options import Json
+from avtcli.cli.console import reporting, say_facts, say_json
+from avtcli.cli.options import Json, option
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A checkpoint that the authors of AVT published.")],
-    backbone: Annotated[
-        Literal["nin", "alexnet"] | None, typer.Option(help="The network. Left out: the names in the file say it.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run folder. Left out: runs/DATE-import-BACKBONE-OBJECTIVE.")
-    ] = None,
+    file: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A checkpoint published by the authors of AVT.")],
+    backbone: Annotated[Literal["nin", "alexnet"] | None, option("Backbone. Default: inferred from the file.")] = None,
+    out: Annotated[Path | None, option("Run folder. Default: runs/DATE-import-BACKBONE-OBJECTIVE.", "DIR")] = None,
     as_json: Json = False,
 ) -> None:
-    """Turn a published checkpoint into a run folder that probe, evaluate and export take; no code in the file is run.
+    """Convert a published checkpoint to a run folder; no code in the file is executed.
+
+    The run folder can be probed, evaluated and exported.
 
     Example: `avt import cifar10.pth`
     """
@@ -29,14 +26,8 @@ def import_(
     with reporting() as on_event:
         result = import_checkpoint(file, backbone=backbone, out=out, on_event=on_event)
     if as_json:
-        say_json(asdict(result))
+        say_json(result)
         return
-    counts = f"{len(result.matched)} matched, {len(result.missing)} missing, {len(result.unexpected)} unexpected"
-    say(
-        f"run       {result.run}",
-        f"backbone  {result.backbone}",
-        f"layout    {result.layout.replace('_', ' ')}",
-        f"epoch     {'not stated' if result.epoch is None else result.epoch}",
-        f"names     {counts}",
-        f"next: avt probe {result.run}",
-    )
+    names = f"{len(result.matched)} matched, {len(result.missing)} missing, {len(result.unexpected)} unexpected"
+    facts = {"run": result.run, "backbone": result.backbone, "layout": result.layout.replace("_", " "), "epoch": result.epoch}
+    say_facts({**facts, "names": names, "next": f"avt probe {result.run}"})

@@ -74,6 +74,6 @@ def new(
     """
     from avtcli.plugin_kit.scaffold import new_plugin
 
-    written = new_plugin(folder, kind=kind)
-    say(f"wrote the {kind} '{written.name}' in {folder}: {', '.join(written.files)}", "next:")
-    say(f"  pip install -e {folder}", f"  avt plugins check {written.name}", f"  pytest {folder}")
+    name, files = folder.absolute().name, new_plugin(folder, kind=kind)
+    say(f"wrote the {kind} '{name}' in {folder}: {', '.join(files)}", "next:")
+    say(f"  pip install -e {folder}", f"  avt plugins check {name}", f"  pytest {folder}")

@@ -1,141 +1,47 @@
 """`avt probe`."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
+from operator import attrgetter
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from avtcli.cli.console import reporting, say, say_json, say_table
-from avtcli.cli.options import (
-    DataDir,
-    Device,
-    Json,
-    LimitTrain,
-    MeasuredBackbone,
-    Options,
-    Run,
-    Seed,
-    Workers,
-    parts_of,
-    workers_from_text,
-)
+from avtcli.cli.console import reporting, say, say_facts, say_json, say_table
+from avtcli.cli.options import Json, OutJson, Run, component_options, option
+from avtcli.cli.settings_options import settings_options
+from avtcli.config.components import component_kinds
+from avtcli.config.probe_config import ProbeConfig
+from avtcli.config.resolution import merge, options_from_texts, resolve_probe
+from avtcli.probing.heads import HEADS
 
 if TYPE_CHECKING:
-    from avtcli.probing.encoder_probing import HeadResult
     from avtcli.probing.probe import ProbeResult
+    from avtcli.probing.probe_setup import HeadResult
 
-Head = Literal["linear", "mlp1", "mlp2", "mlp3", "conv", "nonlinear", "knn", "ridge"]
+KINDS = component_kinds(ProbeConfig)
+_RECIPE = "A published evaluation; see `avt recipes list`. Default: our own protocol."
+_LR = "Peak learning rate. Default: the recipe's, else chosen on held-out images."
+
+_COLUMNS = ("dataset", "layer", "pool", "head", "shots")
+"""What distinguishes heads; data set and shots are shown where they differ."""
 
 
+@settings_options(ProbeConfig)
 def probe(
     run: Run = None,
-    backbone: MeasuredBackbone = None,
-    layer: Annotated[
-        str | None,
-        typer.Option(metavar="NAME[,NAME...]|all", help="The layers to probe. Left out: the recipe's, else the code."),
-    ] = None,
-    pool: Annotated[
-        str | None,
-        typer.Option(
-            metavar="max|avg|none[,...]",
-            help="How maps are reduced. Left out: the recipe's, else max for linear, knn and ridge and none for the others.",
-        ),
-    ] = None,
-    pool_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, help="The side of a map after pooling. Left out: the recipe's for that layer, else 4."
-        ),
-    ] = None,
-    head: Annotated[Head | None, typer.Option(help="The classifier. Left out: the recipe's, else linear.")] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|FILE.toml", help="A published evaluation; see `avt recipes list`. Left out: our own protocol."
-        ),
-    ] = None,
-    k: Annotated[
-        str | None,
-        typer.Option(metavar="N[,N...]", help="Of knn: neighbours; of several, the best on held-out images is taken."),
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(metavar="X", min=0, help="Of knn: votes are exp(cosine / X); 0 gives each neighbour one.")
-    ] = None,
-    finetune: Annotated[bool | None, typer.Option("--finetune", help="Train the backbone too, up to the layer.")] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=0, help="Samples of the code to average. Left out: the recipe's, else 0, its mean."),
-    ] = None,
-    augment: Annotated[
-        bool | None,
-        typer.Option(
-            "--augment/--no-augment",
-            help="Crop and flip the training images anew each epoch. Left out: as the recipe says, else to fine-tune alone.",
-        ),
-    ] = None,
-    copies: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="With --augment: keep the features of N draws of each image, and take turns."),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Passes over the training images; the schedule is stretched or shrunk.",
-            rich_help_panel="Optimisation",
-        ),
-    ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X", min=1e-12, help="The peak rate. Left out: chosen on held-out images.", rich_help_panel="Optimisation"
-        ),
-    ] = None,
-    seed: Seed = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Train the heads with so many seeds.", rich_help_panel="Optimisation"),
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME[:PATH][,...]", help="The labelled images. Left out: those of the run.", rich_help_panel="Data"
-        ),
-    ] = None,
-    data_dir: DataDir = None,
-    limit_train: LimitTrain = None,
-    shots: Annotated[
-        str | None,
-        typer.Option(metavar="N[,N...]", help="Train on so many images of each class.", rich_help_panel="Data"),
-    ] = None,
-    fraction: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X", min=0, max=1, help="Train on such a share of each class, as in 0.01.", rich_help_panel="Data"
-        ),
-    ] = None,
-    baseline: Annotated[
-        bool | None, typer.Option("--baseline/--no-baseline", help="Whether a random backbone is probed beside.")
-    ] = None,
-    supervised: Annotated[
-        bool | None, typer.Option("--supervised", help="Probe a backbone trained with all the labels beside.")
-    ] = None,
-    options: Options = None,
-    device: Device = None,
-    workers: Workers = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Write the result here too.", rich_help_panel="Output")
-    ] = None,
+    *,
+    recipe: Annotated[str | None, option(_RECIPE, "NAME|FILE.toml", panel="Probe")] = None,
+    overrides: Annotated[list[str] | None, component_options(*KINDS)] = None,
+    lr: Annotated[float | None, option(_LR, "X", panel="Optimisation", min=1e-12)] = None,
+    out: OutJson = None,
     as_json: Json = False,
+    **settings: Any,
 ) -> None:
-    """Train a classifier on frozen features and report its accuracy beside a random backbone's.
+    """Train a classifier on frozen features and report its test accuracy.
 
-    Without a recipe what is to be chosen, a learning rate or k, is chosen on a held-out part of the training images; the test
-    images decide nothing.
+    The heads are HEADS.
+
+    Without a recipe, the learning rate, k or penalty is chosen on held-out training images; the test images choose nothing.
+    Settings that are not given come from the recipe, else from the defaults below.
 
     Example: `avt probe --layer conv2 --pool max`
 
@@ -143,97 +49,47 @@ def probe(
 
     Example: `avt probe --recipe cifar10-conv --shots 20,100,400,1000,5000`
     """
-    from avtcli.config.resolution import merge, options_from_texts, resolve_probe
     from avtcli.probing.probe import probe as run_probe
 
-    given: dict[str, Any] = {
-        "backbone": None if backbone is None else {"name": backbone},
-        "layers": parts_of(layer),
-        "pool": parts_of(pool),
-        "pool_size": pool_size,
-        "head": head,
-        "k": parts_of(k),
-        "temperature": temperature,
-        "finetune": finetune,
-        "samples": samples,
-        "augmented": augment,
-        "copies": copies,
-        "epochs": epochs,
-        "lr": lr,
-        "seed": seed,
-        "seeds": seeds,
-        "dataset": None if dataset is None else {"name": dataset},
-        "data_dir": data_dir,
-        "limit_train": limit_train,
-        "shots": parts_of(shots),
-        "fraction": fraction,
-        "baseline": baseline,
-        "supervised": supervised,
-        "device": device,
-        "workers": workers_from_text(workers),
-    }
-    config = resolve_probe(merge(merge({}, given), options_from_texts(options or [])), recipe=recipe)
+    given = merge({**settings, "lr": lr}, options_from_texts(overrides or [], kinds=KINDS))
+    config = resolve_probe(given, recipe=recipe)
     with reporting() as on_event:
         result = run_probe(run, config, out=out, on_event=on_event)
     if as_json:
-        say_json(asdict(result))
-    else:
-        _print(result)
-
-
-def _print(result: "ProbeResult") -> None:
+        say_json(result)
+        return
     say(f"run  {result.run}", "")
     say_table(*_table(result))
     say("")
-    for key, value in result.protocol.items():
-        if value is not None:
-            say(f"{key:<22}  {_in_words(value)}")
+    say_facts(result.protocol)
 
 
-def _in_words(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {part}" for key, part in value.items())
-    return "; ".join(map(_in_words, value)) if isinstance(value, list) else str(value)
-
-
-_COLUMNS = ("dataset", "layer", "pool", "head", "shots")
-"""What tells heads apart; a column that says the same everywhere is left out, the layer, pool and head never."""
+probe.__doc__ = (probe.__doc__ or "").replace("HEADS", ", ".join(HEADS))
 
 
 def _table(result: "ProbeResult") -> tuple[list[str], list[list[str]]]:
-    """A row a head; several seeds give their mean and standard deviation."""
     sides = result.protocol["pool_size"] or {}
-    groups, random, labels = (_grouped(heads) for heads in (result.results, result.baseline, result.supervised))
+    key_of = attrgetter(*_COLUMNS)
+    trained, random, supervised = (
+        {key_of(head): [other for other in heads if key_of(other) == key_of(head)] for head in heads}
+        for heads in (result.results, result.baseline, result.supervised)
+    )
     shown = [c for c in _COLUMNS if c in ("layer", "pool", "head") or len({getattr(h, c) for h in result.results}) > 1]
-    header = [
-        *shown,
-        "top-1 %",
-        "top-5 %",
-        *(["random top-1 %", "gain"] * bool(random)),
-        *(["supervised top-1 %"] * bool(labels)),
-    ]
     rows = []
-    for key, heads in groups.items():
-        about = {c: "all" if getattr(heads[0], c) is None else str(getattr(heads[0], c)) for c in shown}
-        if about["pool"] != "none":
-            about["pool"] += f" {sides[heads[0].layer]}"
-        figures = [_mean([head.top1 for head in heads]), _mean([head.top5 for head in heads])]
+    for key, heads in trained.items():
+        row = {c: "all" if getattr(heads[0], c) is None else str(getattr(heads[0], c)) for c in shown}
+        if row["pool"] != "none":
+            row["pool"] += f" {sides[heads[0].layer]}"
+        row |= {"top-1 %": _mean_top(heads, "top1"), "top-5 %": _mean_top(heads, "top5")}
         if random:
-            against = [head.top1 for head in random[key]]
-            figures += [_mean(against), f"{mean(head.top1 for head in heads) - mean(against):+.2f}"]
-        if labels:
-            figures.append(_mean([head.top1 for head in labels[key]]))
-        rows.append([*about.values(), *figures])
-    return header, rows
+            gain = mean(head.top1 for head in heads) - mean(head.top1 for head in random[key])
+            row |= {"random top-1 %": _mean_top(random[key], "top1"), "gain": f"{gain:+.2f}"}
+        if supervised:
+            row["supervised top-1 %"] = _mean_top(supervised[key], "top1")
+        rows.append(row)
+    return [*rows[0]], [[*row.values()] for row in rows]
 
 
-def _grouped(heads: "Sequence[HeadResult]") -> "dict[tuple[object, ...], list[HeadResult]]":
-    groups: dict[tuple[object, ...], list[HeadResult]] = {}
-    for head in heads:
-        groups.setdefault(tuple(getattr(head, column) for column in _COLUMNS), []).append(head)
-    return groups
-
-
-def _mean(figures: Sequence[float]) -> str:
-    spread = f" ± {stdev(figures):.2f}" if len(figures) > 1 else ""
-    return f"{mean(figures):.2f}{spread}"
+def _mean_top(heads: "Sequence[HeadResult]", figure: str) -> str:
+    values = [getattr(head, figure) for head in heads]
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")

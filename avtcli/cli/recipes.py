@@ -1,23 +1,24 @@
-"""`avt recipes`: the published experiments, and our own, by name."""
+"""`avt recipes`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from avtcli import recipes
 from avtcli.cli.console import say, say_json, say_table
 from avtcli.cli.options import Json
+from avtcli.storage.files import disk_errors_explained, refuse_existing, write_synced
 
 app = typer.Typer(help="List, show and copy recipes.", no_args_is_help=True, rich_markup_mode="markdown")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A recipe; see `avt recipes list`.")]
+File = Annotated[Path | None, typer.Argument(metavar="FILE.toml", help="Default: ./NAME.toml.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe; see `avt recipes list`.")]
 
 
 @app.command("list")
 def list_recipes(as_json: Json = False) -> None:
     """List the recipes that come with avt."""
-    from avtcli import recipes
-
     abouts = {name: recipes.parse(name, recipes.text(name))["about"] for name in recipes.names()}
     if as_json:
         say_json([{"name": name, **about} for name, about in abouts.items()])
@@ -27,28 +28,16 @@ def list_recipes(as_json: Json = False) -> None:
 
 @app.command("show")
 def show(name: Name) -> None:
-    """Print a recipe as it is written, every value with its source."""
-    from avtcli import recipes
-
+    """Print a recipe with its comments, which give the source of each value."""
     say(recipes.text(name).rstrip())
 
 
 @app.command("copy")
-def copy(
-    name: Name, to: Annotated[Path | None, typer.Argument(metavar="FILE.toml", help="Left out: NAME.toml here.")] = None
-) -> None:
-    """Copy a recipe to a file of your own, to change it and run it with `--recipe FILE.toml`."""
-    from avtcli import recipes
-    from avtcli.errors import AvtError
-
-    to = to or Path(f"{Path(name).stem}.toml")
-    text = recipes.text(name)
-    try:
-        with to.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise AvtError(f"{to} exists already and is not overwritten. Name another file.") from None
-    except OSError as error:
-        raise AvtError(f"{to} cannot be written: {error.strerror}.") from None
+def copy(name: Name, to: File = None) -> None:
+    """Copy a recipe to a file, to be edited and run with `--recipe FILE.toml`."""
+    to, text = to or Path(f"{Path(name).stem}.toml"), recipes.text(name)
+    refuse_existing(to, flag="FILE.toml")
+    with disk_errors_explained(to):
+        write_synced(to, text.encode())
     command = recipes.parse(name, text).get("about", {}).get("kind", "pretrain")
     say(f"copied to {to}", f"run it: avt {command} --recipe {to}")

@@ -1,12 +1,52 @@
-"""Parts that the settings of several commands share: frozen models, every field documented."""
+"""Components shared by the settings of several commands: frozen models, every field documented."""
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Panel = Literal["Probe", "Model", "Data", "Optimisation", "Hardware", "Output"]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Marks a field that the command line sets; type, bounds, default and help come from the field.
+
+    Attributes:
+        panel: section of the help.
+        name: the flag, without dashes, where it is not the field's name.
+        metavar: placeholder of the value.
+        auto: `auto` is accepted and means None.
+        repeat: a tuple is given by repeating the flag; otherwise by one text with commas.
+        on_resume: a resumed run may change the setting, which changes no result.
+    """
+
+    panel: Panel | None = None
+    name: str | None = None
+    metavar: str | None = None
+    auto: bool = False
+    repeat: bool = False
+    on_resume: bool = False
+
+
+def flags_of(model: type[BaseModel]) -> dict[str, Flag]:
+    """Map each field that the command line sets to its flag."""
+    return {name: mark for name, field in model.model_fields.items() for mark in field.metadata if isinstance(mark, Flag)}
+
+
+def component_kinds(model: type[BaseModel]) -> tuple[str, ...]:
+    """Return the kinds of components whose options `-o KIND.KEY=VALUE` overrides: the fields that are tables."""
+    parts = {name: get_args(field.annotation) or (field.annotation,) for name, field in model.model_fields.items()}
+    return tuple(name for name, kinds in parts.items() if any(isinstance(k, type) and issubclass(k, BaseModel) for k in kinds))
+
+
+def plugin_fields(model: type[BaseModel]) -> tuple[str, ...]:
+    """Return the names of a settings model's fields that are plugins, each called as its kind."""
+    return tuple(name for name, field in model.model_fields.items() if field.annotation is Plugin)
+
 
 class Frozen(BaseModel):
-    """A value: every field documented, nothing unknown, no NaN."""
+    """An immutable value that refuses unknown fields, NaN and infinity."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
@@ -14,7 +54,7 @@ class Frozen(BaseModel):
 
 
 class Plugin(BaseModel):
-    """A plugin by name; what stands beside the name are its options, and the plugin checks them."""
+    """A plugin by name and its options, which the plugin itself checks."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
@@ -23,87 +63,79 @@ class Plugin(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options beside the name."""
+        """The options without the name."""
         return dict(self.model_extra or {})
 
 
 class Augment(Frozen):
-    """What happens to an image before it is transformed; both views share it."""
+    """Augmentation before the transformation; both views share it."""
 
     resize: int | None = Field(default=None, gt=0)
-    """The shorter side, in pixels, after resizing; none keeps the images as they are."""
+    """Shorter side after resizing, in pixels. Default: no resizing."""
     crop: int | None = Field(default=None, gt=0)
-    """The side of the random crop, in pixels; none means the images' own size."""
+    """Side of the random crop, in pixels. Default: the size of the images."""
     padding: int = Field(default=0, ge=0)
     """Black pixels added on each side before the crop."""
     flip: bool = True
-    """Whether half of the images are flipped."""
+    """Flip each image horizontally with probability 1/2."""
 
 
 class Optimizer(Frozen):
-    """The optimiser; its rates come from the schedule."""
+    """The optimiser; its learning rates come from the schedule."""
 
     name: Literal["sgd", "adamw"] = "adamw"
-    """sgd or adamw."""
+    """Algorithm: sgd or adamw."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """SGD's momentum."""
+    """Momentum of SGD."""
     nesterov: bool = True
-    """Whether SGD's momentum is Nesterov's."""
+    """Use Nesterov momentum in SGD."""
     weight_decay: float = Field(default=0.05, ge=0)
-    """Applied to every parameter, as in the release."""
+    """Weight decay of every parameter."""
     fused: bool | None = None
-    """Whether a step walks each parameter once; none means as measured for the class of device."""
+    """Use the fused implementation. Default: chosen by device class."""
 
 
 class Piece(Frozen):
-    """From one epoch on: a rate, and how it changes each epoch."""
+    """One linear piece of a learning-rate schedule."""
 
     start: float = Field(ge=0)
-    """The epoch, counted from 0, at which the piece begins."""
+    """Epoch at which the piece begins, counted from 0."""
     rate: float = Field(ge=0)
-    """The learning rate at its start."""
+    """Learning rate at the start."""
     slope: float = 0.0
-    """Added to the rate for each epoch since the start."""
+    """Change of the rate per epoch."""
 
 
 class Schedule(Frozen):
-    """The learning rate as a pure function of the epoch."""
+    """Learning rate as a function of the epoch."""
 
     epochs: int = Field(default=100, gt=0)
-    """The length it was written for; running more or fewer epochs stretches or shrinks it in proportion."""
+    """Nominal length; a run of another length stretches or shrinks the schedule in proportion."""
     rate: float = Field(default=2e-3, gt=0)
-    """The peak of the cosine; not used where there are pieces."""
+    """Peak of the cosine; unused if there are pieces."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
-    """The share of the cosine's length over which the rate rises to its peak."""
+    """Fraction of the length over which the rate rises linearly to its peak."""
     pieces: tuple[Piece, ...] = ()
-    """A rate that is constant or linear in pieces; none means a cosine that falls to 0 after a linear warm-up."""
+    """Piecewise linear rates. Default: a linear warm-up, then a cosine that falls to 0."""
     log_var_pieces: tuple[Piece, ...] = ()
-    """The rates of the decoder's log-variance layer, where it has its own; none means as the rest."""
+    """Piecewise linear rates of the decoder's log-variance layer. Default: those of the other layers."""
 
     @model_validator(mode="after")
     def _pieces_in_order(self) -> "Schedule":
         for name in ("pieces", "log_var_pieces"):
             starts = [piece.start for piece in getattr(self, name)]
             if starts and (starts[0] != 0 or starts != sorted(set(starts))):
-                raise ValueError(f"schedule.{name} must begin at epoch 0 and go on in order, found starts {starts}")
+                raise ValueError(f"schedule.{name} must start at epoch 0 and be in ascending order, found starts {starts}")
         return self
 
     @property
     def peak(self) -> float:
-        """The highest rate of the backbone."""
+        """Highest learning rate of the backbone."""
         return max((piece.rate for piece in self.pieces), default=self.rate)
 
     def with_peak(self, peak: float) -> "Schedule":
-        """The same schedule with another peak; all rates keep their ratio to it."""
-        by = peak / self.peak
-
-        def scaled(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
-            return tuple(Piece(start=p.start, rate=p.rate * by, slope=p.slope * by) for p in pieces)
-
-        update = {"rate": peak, "pieces": scaled(self.pieces), "log_var_pieces": scaled(self.log_var_pieces)}
+        """Return the schedule scaled to another peak."""
+        by, update = peak / self.peak, dict[str, Any](rate=peak)
+        for name in ("pieces", "log_var_pieces"):
+            update[name] = tuple(Piece(start=p.start, rate=p.rate * by, slope=p.slope * by) for p in getattr(self, name))
         return self.model_copy(update=update)
-
-
-def plugin_fields(model: type[BaseModel]) -> tuple[str, ...]:
-    """Return the names of a settings model's fields that are plugins, each called as its kind."""
-    return tuple(name for name, field in model.model_fields.items() if field.annotation is Plugin)

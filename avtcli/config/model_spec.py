@@ -1,14 +1,12 @@
 """Specification of a model."""
 
-from typing import Literal
-
 from pydantic import Field
 
 from avtcli.config.components import Frozen, Plugin
 
 
 class ModelSpec(Frozen):
-    """Everything needed to build a model before its weights are loaded; stored in every checkpoint and export."""
+    """What a model is built from before its weights are loaded; stored with every checkpoint and export."""
 
     backbone: Plugin
     """The network."""
@@ -22,13 +20,9 @@ class ModelSpec(Frozen):
     """Standard deviation of each channel."""
     noise_scale: float = 0.0
     """Noise scale of the encoder; 0 means no log-variance branch."""
-    outputs: int = Field(default=0, ge=0)
-    """How many numbers the decoder predicts; 0 means that there is no decoder."""
-    has_log_var: bool = False
-    """Whether the decoder predicts a log-variance."""
-    log_var_scale: float = 1.0
-    """Factor on the log-variance layer's output."""
-    views: Literal["both", "transformed"] = "both"
-    """Whose codes the decoder sees: the pair's, or the transformed image's alone."""
+    objective: Plugin | None = None
+    """The pretraining objective with its heads; none for an encoder alone."""
+    transform: Plugin | None = None
+    """The family of transformations that the objective was built for."""
     layer: str | None = None
-    """The layer that calling the encoder returns; none means the mean of the code."""
+    """The layer that the encoder returns when called; none means the mean of the code."""

@@ -1,76 +1,76 @@
 """Settings of a pretraining run."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from avtcli.config.components import Augment, Frozen, Optimizer, Plugin, Schedule
+from avtcli.config.components import Augment, Flag, Frozen, Optimizer, Plugin, Schedule
 
 
 class PretrainConfig(Frozen):
     """Everything that a pretraining run depends on."""
 
     recipe: str = "default"
-    """The recipe that the settings started from."""
-    seed: int = 0
-    """Every random draw is a function of it and of what the draw belongs to."""
-    epochs: int | None = Field(default=None, gt=0)
-    """Passes over the images; none means the schedule's own length."""
-    max_steps: int | None = Field(default=None, gt=0)
-    """Stop after so many steps; the schedule is left alone."""
-    batch_size: int = Field(default=128, ge=2)
-    """Images a step, over all processes."""
-    limit_train: int | None = Field(default=None, ge=2)
-    """Train on a draw of so many images; the same draw in every command and for every seed."""
-    data_dir: str | None = None
-    """Where the data lies; none means $AVT_DATA, else ./data."""
-    workers: int | None = Field(default=None, ge=0)
-    """Processes that read images which do not fit in memory; none means one less than the CPUs, at most 8."""
-    init_from: str | None = None
-    """Weights to begin with: a run, a checkpoint or a safetensors file; what matches by name and shape is taken."""
-    homographies: str | None = None
-    """A bank of transformations to draw from, made by `avt gen-homographies`."""
+    """Recipe that the settings started from."""
+    seed: Annotated[int, Flag("Optimisation", metavar="N")] = 0
+    """Seed of every random draw."""
+    epochs: Annotated[int | None, Flag("Optimisation", metavar="N")] = Field(default=None, gt=0)
+    """Passes over the images; the schedule is stretched or shrunk. Default: the schedule's own length."""
+    max_steps: Annotated[int | None, Flag("Optimisation", metavar="N", on_resume=True)] = Field(default=None, gt=0)
+    """Stop after N steps; the schedule stays as it is."""
+    batch_size: Annotated[int, Flag("Optimisation", metavar="N")] = Field(default=128, ge=2)
+    """Images per step, over all processes."""
+    limit_train: Annotated[int | None, Flag("Data", metavar="N")] = Field(default=None, ge=2)
+    """Train on a random subset of N images, the same in every command and for every seed."""
+    data_dir: Annotated[str | None, Flag("Data", metavar="DIR", on_resume=True)] = None
+    """Folder of the data sets. Default: $AVT_DATA, else ./data."""
+    workers: Annotated[int | None, Flag("Hardware", metavar="N|auto", auto=True, on_resume=True)] = Field(default=None, ge=0)
+    """Processes that decode images which do not fit in memory. Default: one fewer than the CPUs, at most 8."""
+    init_from: Annotated[str | None, Flag("Model", metavar="RUN|FILE")] = None
+    """Initial weights: a run, a checkpoint or a safetensors file; tensors of matching name and shape are loaded."""
+    homographies: Annotated[str | None, Flag("Data", metavar="FILE")] = None
+    """Sample transformations from this bank; see `avt gen-homographies`."""
     bank_count: int | None = Field(default=None, gt=0)
-    """Make a bank of so many at the start and draw from it, where none is given."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where the arithmetic happens; auto takes CUDA, then MPS, then the CPU."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 on a CUDA device that has it, else fp32."""
-    compile: bool | None = None
-    """Whether the training step is compiled; none means as measured for the class of device and the steps to run."""
+    """Size of a bank that is sampled at the start and drawn from, where no file is given."""
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Flag("Hardware", on_resume=True)] = "auto"
+    """Compute device; auto takes CUDA, then MPS, then the CPU."""
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Flag("Hardware", on_resume=True)] = "auto"
+    """Numeric precision; auto takes bf16 on a CUDA device that supports it, else fp32."""
+    compile: Annotated[bool | None, Flag("Hardware", on_resume=True)] = None
+    """Compile the training step. Default: chosen by device class and number of steps."""
     channels_last: bool | None = None
-    """Whether maps lie channels last in memory; none means as measured for the class of device."""
-    save_every: float = Field(default=10.0, gt=0, le=10)
-    """Minutes between checkpoints, at most."""
-    eval_every: int = Field(default=10, ge=0)
-    """Epochs between evaluations on a few fixed images; one comes after the first step, one after the last epoch. 0: none."""
-    stop_on_collapse: bool = False
-    """Whether a run stops when an evaluation shows that it has collapsed."""
-    trackers: tuple[str, ...] = ()
+    """Store feature maps channels last in memory. Default: chosen by device class."""
+    save_every: Annotated[float, Flag("Output", metavar="MINUTES", on_resume=True)] = Field(default=10.0, gt=0, le=10)
+    """Minutes between checkpoints, at most 10."""
+    eval_every: Annotated[int, Flag("Output", metavar="EPOCHS", on_resume=True)] = Field(default=10, ge=0)
+    """Epochs between evaluations on fixed images; the first step and the last epoch have one too. 0 for none."""
+    stop_on_collapse: Annotated[bool, Flag("Output", on_resume=True)] = False
+    """Stop, with the state saved, when an evaluation detects a collapse."""
+    trackers: Annotated[tuple[str, ...], Flag("Output", name="tracker", metavar="NAME", repeat=True, on_resume=True)] = ()
     """Experiment trackers that receive the metrics; see `avt plugins list`."""
-    dataset: Plugin = Plugin(name="fashion-mini")
-    """The images."""
-    backbone: Plugin = Plugin(name="nin")
-    """The network."""
-    transform: Plugin = Plugin(name="projective")
-    """The family of transformations."""
-    objective: Plugin = Plugin(name="avt")
-    """What is minimised."""
+    dataset: Annotated[Plugin, Flag("Data", metavar="NAME[:PATH]")] = Plugin(name="fashion-mini")
+    """Training images; see `avt plugins list`."""
+    backbone: Annotated[Plugin, Flag("Model", metavar="NAME[:VARIANT]")] = Plugin(name="nin")
+    """Network to pretrain."""
+    transform: Annotated[Plugin, Flag("Model", metavar="NAME[+NAME...]")] = Plugin(name="projective")
+    """Family of transformations."""
+    objective: Annotated[Plugin, Flag("Model", metavar="NAME")] = Plugin(name="avt")
+    """Pretraining objective."""
     augment: Augment = Augment()
-    """What happens to an image first."""
+    """Augmentation before the transformation; both views share it."""
     optimizer: Optimizer = Optimizer()
-    """How the weights move."""
+    """Optimiser."""
     schedule: Schedule = Schedule()
-    """How fast they move."""
+    """Learning-rate schedule."""
 
     @field_validator("stop_on_collapse")
     @classmethod
     def _evaluated(cls, value: bool, info: ValidationInfo) -> bool:
         if value and info.data.get("eval_every") == 0:
-            raise ValueError("a collapse shows in evaluations alone: give eval_every a number of epochs above 0")
+            raise ValueError("only an evaluation detects a collapse: set eval_every above 0")
         return value
 
     @property
     def total_epochs(self) -> int:
-        """The epochs to run."""
+        """Number of epochs to run."""
         return self.epochs or self.schedule.epochs

@@ -1,6 +1,6 @@
 """Resolve settings from recipe and command line: plain tables are merged, then checked once; None means not given."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -19,13 +19,11 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Overlay settings; None means not given. A plugin of another name drops the options of the one it replaces."""
     out = dict(base)
     for key, value in over.items():
-        if value is None:
-            continue
         if isinstance(value, Mapping):
-            below = out.get(key, {})
+            below = {"name": out[key]} if isinstance(out.get(key), str) else out.get(key, {})
             replaced = "name" in value and value["name"] != below.get("name")
             out[key] = merge({} if replaced else below, value)
-        else:
+        elif value is not None:
             out[key] = value
     return out
 
@@ -36,17 +34,12 @@ def resolve(over: Mapping[str, Any], *, recipe: str | None) -> PretrainConfig:
     Args:
         over: settings by section, None where not given; `lr` is the backbone's peak rate.
         recipe: a recipe's name or a TOML file; left out, the published one of data set and backbone, else the default.
-
-    Raises:
-        AvtError: for an unknown recipe or plugin, or with every bad setting at once.
     """
-    over = dict(over)
-    peak = over.pop("lr", None)
+    peak, over = over.get("lr"), {**over, "lr": None}
     name = recipe or recipes.choose(over)
-    content = recipes.load(name, kind="pretrain")
     kinds = plugin_fields(PretrainConfig)
     named = {kind: {"name": PretrainConfig.model_fields[kind].default.name} for kind in kinds}
-    settings = merge(merge({"recipe": name, **named}, content), over)
+    settings = merge(merge({"recipe": name, **named}, recipes.load(name, kind="pretrain")), over)
     config = validate(PretrainConfig, settings, where=f"recipe {name}")
     update: dict[str, Any] = {kind: resolve_plugin(kind, getattr(config, kind)) for kind in kinds}
     if peak is not None:
@@ -55,44 +48,30 @@ def resolve(over: Mapping[str, Any], *, recipe: str | None) -> PretrainConfig:
 
 
 def resolve_plugin(kind: str, plugin: Plugin) -> Plugin:
-    """Return a plugin with its full name and all its options, defaults included and typed: two spellings become equal.
-
-    Raises:
-        AvtError: for an unknown plugin, or an unknown or ill-typed option.
-    """
+    """Return a plugin with its full name and all its options, defaults included and typed: two spellings become equal."""
     name = registry.full_name(kind, plugin.name)
     return Plugin.model_validate({"name": name, **registry.resolve_options(kind, name, plugin.options)})
 
 
 def resolve_probe(over: Mapping[str, Any], *, recipe: str | None) -> ProbeConfig:
-    """Overlay an evaluation recipe, or the default protocol, with the command line; `lr` is the heads' peak rate.
-
-    Raises:
-        AvtError: for an unknown recipe, or with every bad setting at once.
-    """
-    over = dict(over)
-    peak = over.pop("lr", None)
+    """Overlay an evaluation recipe, or the default protocol, with the command line; `lr` is the heads' peak rate."""
+    peak, over = over.get("lr"), {**over, "lr": None}
     content = recipes.load(recipe, kind="probe") if recipe is not None else {}
-    ours = {"recipe": recipe, "optimizer": ProbeConfig.model_fields["optimizer"].default.model_dump()}
-    where = "the command line" if recipe is None else f"recipe {recipe}"
-    given = {} if peak is None else {"rates": (peak,)}
-    config = validate(ProbeConfig, {**merge(merge(ours, content), over), **given}, where=where)
+    ours = {"recipe": recipe, **{key: ProbeConfig.model_fields[key].default.model_dump() for key in ("head", "optimizer")}}
+    settings = merge(merge(merge(ours, content), over), {"rates": None if peak is None else (peak,)})
+    config = validate(ProbeConfig, settings, where="the command line" if recipe is None else f"recipe {recipe}")
     if peak is None or config.schedule is None:
         return config
-    return config.model_copy(update={"rates": (), "schedule": config.schedule.with_peak(peak)})
+    return config.model_copy(update={"schedule": config.schedule.with_peak(peak)})
 
 
 def validate(model: type[T], settings: Mapping[str, Any], *, where: str) -> T:
-    """Check settings, all at once.
-
-    Raises:
-        AvtError: naming each bad setting, what was found and what was expected.
-    """
+    """Check settings; an `AvtError` names every bad one at once, what was found and what was expected."""
     try:
         return model.model_validate(settings)
     except ValidationError as error:
-        problems = [_problem(model, detail) for detail in error.errors()]
-        raise AvtError(f"These settings ({where}) are not right:\n" + "\n".join(f"  {p}" for p in problems)) from None
+        problems = "".join(f"\n  {_problem(model, detail)}" for detail in error.errors())
+        raise AvtError(f"These settings ({where}) are not right:{problems}") from None
 
 
 def _problem(model: type[BaseModel], detail: Any) -> str:
@@ -116,15 +95,8 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def options_from_texts(texts: list[str]) -> dict[str, dict[str, Any]]:
-    """Read `KIND.KEY=VALUE` from the command line into settings by section.
-
-    A key with a point of its own, as in `transform.projective.shift=0.1`, goes a level deeper.
-
-    Raises:
-        AvtError: for a text of another form or an unknown kind.
-    """
-    kinds = (*plugin_fields(PretrainConfig), "optimizer", "schedule", "augment")
+def options_from_texts(texts: list[str], *, kinds: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Read `KIND.KEY=VALUE` into settings by section; a dotted key, `transform.projective.shift=0.1`, goes a level deeper."""
     out: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -132,7 +104,7 @@ def options_from_texts(texts: list[str]) -> dict[str, dict[str, Any]]:
         if not equals or not path or not all(path):
             raise AvtError(f"-o takes KIND.KEY=VALUE, as in `-o backbone.width=0.25`, found {text!r}.")
         if kind not in kinds:
-            raise AvtError(f"-o knows no kind '{kind}'. {nearest(kind, kinds)}Kinds: {', '.join(kinds)}.")
+            raise AvtError(f"-o takes no kind '{kind}' here. {nearest(kind, kinds)}Kinds: {', '.join(kinds)}.")
         place = out
         for part in (kind, *path[:-1]):
             place = place.setdefault(part, {})

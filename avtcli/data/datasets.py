@@ -14,7 +14,7 @@ from avtcli.seeding import subset
 
 
 def data_folder(data_dir: str | None) -> Path:
-    """--data-dir, else $AVT_DATA, else ./data."""
+    """Return --data-dir, else $AVT_DATA, else ./data."""
     return Path(data_dir or os.environ.get("AVT_DATA") or "data")
 
 
@@ -22,7 +22,7 @@ def build_data(plugin: Plugin, data_dir: str | None) -> ImageData:
     """Open a data set.
 
     Raises:
-        AvtError: if it is missing, not whole or empty.
+        AvtError: if it is missing, incomplete or empty.
     """
     data: ImageData = registry.build("dataset", plugin.name, plugin.options, data_dir=data_folder(data_dir))
     if not len(data.train):
@@ -31,18 +31,18 @@ def build_data(plugin: Plugin, data_dir: str | None) -> ImageData:
 
 
 def limited(split: Split, limit: int | None) -> Tensor:
-    """The indices of the images to use: all, or a draw that depends on the split's length and the limit alone.
+    """Return the indices of the images to use: all, or a draw that depends on the split's length and the limit alone.
 
     Raises:
         AvtError: if there are fewer images than asked for.
     """
     if limit is not None and limit > len(split):
-        raise AvtError(f"--limit-train {limit} asks for more images than the {len(split)} that there are.")
+        raise AvtError(f"--limit-train {limit} is more than the {len(split)} images of the split.")
     return subset(len(split), limit, "limit", len(split))
 
 
 def image_size(data: ImageData, augment: Augment) -> Size:
-    """The (height, width) that the network sees.
+    """Return the (height, width) of network input.
 
     Raises:
         AvtError: if the images differ in size and no crop says otherwise, or are smaller than the crop.
@@ -53,7 +53,7 @@ def image_size(data: ImageData, augment: Augment) -> Size:
             raise AvtError("The images differ in size: give `-o augment.resize=256 -o augment.crop=224`.")
         return size
     shorter = augment.resize if size is None else min(size)
-    if shorter is not None and shorter < augment.crop:  # padding or not: measuring reads the middle of the image as it is
+    if shorter is not None and shorter < augment.crop:  # evaluation crops without padding
         found = f"{augment.resize} px on their shorter side" if size is None else f"{size[0]}x{size[1]} px"
         raise AvtError(f"The images are {found}, too small for augment.crop = {augment.crop}.")
     return (augment.crop, augment.crop)

@@ -10,7 +10,7 @@ from avtcli.seeding import keyed_generator
 
 
 def batch_bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
-    """Where each batch of an epoch begins and ends: the partial last one is kept, a single sample joins the batch before."""
+    """Split an epoch into batches, (first, last excluded); the last may be partial, a single sample joins the one before."""
     bounds = [(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
     if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] == 1:
         bounds[-2:] = [(bounds[-2][0], count)]
@@ -19,32 +19,28 @@ def batch_bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class EpochTable:
-    """All randomness of one epoch but the encoder's noise, a row a sample.
+    """The random draws of one epoch."""
 
-    Attributes:
-        order: the samples in the order of training, (n,) int64.
-        uniforms: for crop and flip, (n, 3) float64.
-        parameters: of the transformations, (n, k) float64.
-        targets: normalised, (n, dof) float64.
-    """
-
-    order: Tensor
-    uniforms: Tensor
-    parameters: Tensor
-    targets: Tensor
+    order: Tensor  # the samples in the order of training, (n,) int64
+    uniforms: Tensor  # for crop and flip, (n, 3) float64
+    parameters: tuple[Tensor, ...]  # of each transformed view's transformations, (n, k) float64
+    targets: tuple[Tensor, ...]  # of each transformed view, normalised, (n, dof) float64
 
 
 def sample_uniforms(seed: int, epoch: int, count: int) -> Tensor:
-    """Draw one epoch's crops and flips: (count, 3) float64 in [0, 1), a row an image, as `core.augment` reads them."""
+    """Sample the crops and flips of one epoch: (count, 3) float64 in [0, 1), as `geometry.cropping` reads them."""
     return torch.rand(count, 3, generator=keyed_generator(seed, epoch, "crop and flip"), dtype=torch.float64)
 
 
-def sample_epoch_table(seed: int, epoch: int, count: int, family: TransformFamily, size: Size) -> EpochTable:
-    """Draw one epoch's table, each column by a generator of its own."""
-    parameters = family.sample(count, size, keyed_generator(seed, epoch, "transform"))
+def sample_epoch_table(
+    seed: int, epoch: int, count: int, family: TransformFamily, size: Size, *, transformed: int = 1
+) -> EpochTable:
+    """Sample the table of one epoch for `count` samples and the number of transformed views, each column by a generator."""
+    keys = ["transform", *(f"transform {view}" for view in range(1, transformed))]
+    parameters = tuple(family.sample(count, size, keyed_generator(seed, epoch, key)) for key in keys)
     return EpochTable(
         order=torch.randperm(count, generator=keyed_generator(seed, epoch, "order")),
         uniforms=sample_uniforms(seed, epoch, count),
         parameters=parameters,
-        targets=family.target(parameters, size),
+        targets=tuple(family.target(own, size) for own in parameters),
     )

@@ -1,4 +1,4 @@
-"""Which images are held out for measuring."""
+"""Images that are held out for evaluation."""
 
 import torch
 from torch import Tensor
@@ -7,15 +7,16 @@ from avtcli.contracts import ImageData, Split
 from avtcli.data.datasets import limited
 
 MACE_COUNT = 1000
+"""Held-out images that a run's corner error is measured on."""
 
 
 def held_out_split(data: ImageData) -> tuple[str, Split]:
-    """The split to measure on, by name: test, or train where there is no test split."""
+    """Return the split to evaluate on, with its name: test, or train without a test split."""
     return ("train", data.train) if data.test is None or not len(data.test) else ("test", data.test)
 
 
 def held_out_indices(data: ImageData, count: int) -> Tensor:
-    """The indices of so many held-out images, or of all: of a training split the last drawn, which limited runs never saw."""
+    """Return at most `count` held-out indices; of a training split the last ones drawn, which limited runs never saw."""
     name, split = held_out_split(data)
     if name == "test":
         return limited(split, min(count, len(split)))

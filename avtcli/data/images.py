@@ -1,4 +1,4 @@
-"""Images by row, and what is cut out of one: the shorter side resized, a window, perhaps flipped."""
+"""Images in batches by row, and resizing and cropping one image."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -17,17 +17,11 @@ from avtcli.geometry.cropping import centre_crop
 
 @dataclass(frozen=True)
 class CropSpec:
-    """What is cut out of each image.
+    """The crop of each image."""
 
-    Attributes:
-        size: (height, width).
-        padding: black pixels added on each side before a random cut.
-        flip: whether to mirror at all.
-    """
-
-    size: Size
-    padding: int = 0
-    flip: bool = False
+    size: Size  # (height, width)
+    padding: int = 0  # black pixels added on each side before a random crop
+    flip: bool = False  # whether half of the images are flipped
 
 
 class Images(ABC):
@@ -37,22 +31,22 @@ class Images(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def read_batches(self, batches: Sequence[Tensor], window: CropSpec, uniforms: Tensor | None = None) -> Iterator[Tensor]:
+    def read_batches(self, batches: Sequence[Tensor], crop: CropSpec, uniforms: Tensor | None = None) -> Iterator[Tensor]:
         """Read batches in their order.
 
         Args:
             batches: rows, (B,) int64 each.
-            window: what is cut out of each image.
-            uniforms: (n, 3) float64 in [0, 1), a row an image: top, left, and flipped where below one half; none for the
-                middle.
+            crop: the crop of each image.
+            uniforms: (n, 3) float64 in [0, 1), one row per image: top, left, and flipped where below one half; none for
+                center crops.
 
         Yields:
-            uint8 (B, C, *window.size), on the device.
+            uint8 (B, C, *crop.size), on the device.
         """
 
 
 def resized_size(size: Size, shorter: int | None) -> Size:
-    """The (height, width) after the shorter side becomes `shorter`; the longer one is rounded down, as torchvision does."""
+    """Return (height, width) after resizing the shorter side; the longer one is rounded down, as torchvision does."""
     if shorter is None:
         return size
     longer = int(shorter * max(size) / min(size))
@@ -70,23 +64,21 @@ def resize(image: Tensor, shorter: int | None) -> Tensor:
     return torch.from_numpy(out[0]).permute(2, 0, 1) if len(image) == 3 else torch.from_numpy(np.stack(out))
 
 
-def cut(image: Tensor, window: CropSpec, uniforms: list[float] | None, *, name: str) -> Tensor:
-    """Cut the window out of one image, (C, H, W) -> (C, *window.size), as `core.augment` does out of each of a batch.
-
-    Slices: for one image they take a tenth of the time of the indices that cut a batch.
+def crop_image(image: Tensor, crop: CropSpec, uniforms: list[float] | None, *, name: str) -> Tensor:
+    """Crop one image, (C, H, W) -> (C, *crop.size), as `geometry.cropping` crops each image of a batch.
 
     Raises:
-        AvtError: naming the image, if it is smaller than the window.
+        AvtError: naming the image, if it is smaller than the crop.
     """
-    image = functional.pad(image, [window.padding] * 4) if window.padding and uniforms is not None else image
-    room = [image.shape[-2] - window.size[0], image.shape[-1] - window.size[1]]
+    image = functional.pad(image, [crop.padding] * 4) if crop.padding and uniforms is not None else image
+    room = [image.shape[-2] - crop.size[0], image.shape[-1] - crop.size[1]]
     if min(room) < 0:
         raise AvtError(
-            f"{name} is {image.shape[-2]}x{image.shape[-1]} px before the crop, smaller than its {window.size[0]}x"
-            f"{window.size[1]} px: give `-o augment.resize={max(window.size)}` or more, or a smaller `-o augment.crop`."
+            f"{name} is {image.shape[-2]}x{image.shape[-1]} px before the crop, smaller than its {crop.size[0]}x"
+            f"{crop.size[1]} px: give `-o augment.resize={max(crop.size)}` or more, or a smaller `-o augment.crop`."
         )
     if uniforms is None:
-        return centre_crop(image, crop=window.size)
+        return centre_crop(image, crop=crop.size)
     top, left = (int(u * (r + 1)) for u, r in zip(uniforms[:2], room, strict=True))
-    image = image[:, top : top + window.size[0], left : left + window.size[1]]
-    return image.flip(-1) if window.flip and uniforms[2] < 0.5 else image
+    image = image[:, top : top + crop.size[0], left : left + crop.size[1]]
+    return image.flip(-1) if crop.flip and uniforms[2] < 0.5 else image

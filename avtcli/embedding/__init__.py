@@ -1,1 +1,1 @@
-"""The features of every image in one file."""
+"""The features of every image of a data set, written to one file."""

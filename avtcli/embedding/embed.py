@@ -1,16 +1,86 @@
 """Embeddings: the features of every image of a data set, in one file, in the order of the data set."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from avtcli.embedding.embedding_files import format_of, write_embeddings
-from avtcli.embedding.embedding_rows import SPLITS, Contents
-from avtcli.embedding.embedding_setup import EmbeddingSetup, Wanted, build_embedding_setup, make_rows, text_of
+import numpy as np
+import torch
+from torch import Tensor
+
+from avtcli.contracts import Split
+from avtcli.data.datasets import limited
+from avtcli.data.resident_images import EVAL_BATCH_SIZE, evaluation_batches
+from avtcli.embedding.embedding_files import RESERVED, SPLITS, Array, EmbeddingTable, check_room, format_of, save_embeddings
 from avtcli.errors import AvtError
-from avtcli.events import OnEvent, Saved, Started
-from avtcli.features.evaluation_target import EvaluationTarget
-from avtcli.models.weights import Weights
+from avtcli.events import Progress, Saved, Started
+from avtcli.features.cache_storage import allocate, choose_storage
+from avtcli.features.evaluation_target import EvaluationTarget, read_images
+from avtcli.features.feature_reader import tap_shapes
+from avtcli.features.pooling import pool_features
+from avtcli.models.encoder import Encoder
+from avtcli.models.weights import restore_encoder
+from avtcli.runtime.context import Context
+from avtcli.runtime.execution import prepare_for_inference
+
+
+@dataclass(frozen=True)
+class EmbeddingRequest:
+    """Which images to embed, and which features: no layers mean the code.
+
+    `pool_size` is the side of a map after pooling, in cells; at 1 a map becomes a vector, and smaller maps stay as they are.
+    `limit_train` is the size of a seeded subset of the training images.
+    """
+
+    split: Literal["train", "test", "all"] = "all"
+    layers: tuple[str, ...] = ()
+    pool: Literal["avg", "max", "none"] = "avg"
+    pool_size: int = 1
+    limit_train: int | None = None
+
+
+@dataclass(frozen=True)
+class EmbeddingPart:
+    """Images of one split: its name, one of `SPLITS`, and their indices, (n,) int64."""
+
+    name: str
+    split: Split
+    indices: Tensor
+
+
+@dataclass(frozen=True)
+class EmbeddingSetup:
+    """What features are computed from; `shapes` are those of one image's features, by layer."""
+
+    target: EvaluationTarget
+    request: EmbeddingRequest
+    encoder: Encoder
+    parts: list[EmbeddingPart]
+    shapes: dict[str, tuple[int, ...]]
+    context: Context
+
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return sum(len(part.indices) for part in self.parts)
+
+    def image_names(self) -> list[str]:
+        """The names of all images; bytes of a file name that are not UTF-8 become escapes."""
+        names = (part.split.name(i) for part in self.parts for i in part.indices.tolist())
+        return [name.encode("utf-8", "backslashreplace").decode() for name in names]
+
+    def label_columns(self) -> dict[str, Array]:
+        """Columns `labels` (-1 where a split has none), if any split has labels, and `split`, if all splits were requested."""
+        columns: dict[str, Array] = {}
+        if any(part.split.labels is not None for part in self.parts):
+            pairs = [(part.split.labels, part.indices) for part in self.parts]
+            labels = [torch.full_like(rows, -1) if own is None else own[rows] for own, rows in pairs]
+            columns["labels"] = torch.cat(labels).numpy()
+        if self.request.split == "all":
+            columns["split"] = np.concatenate([np.full(len(p.indices), SPLITS.index(p.name), np.uint8) for p in self.parts])
+        return columns
 
 
 @dataclass(frozen=True)
@@ -26,90 +96,56 @@ class EmbedResult:
     load_with: str
 
 
-def embed(
-    subject: EvaluationTarget,
-    wanted: Wanted,
-    *,
-    out: Path | None,
-    device: str = "auto",
-    workers: int | None = None,
-    on_event: OnEvent,
-) -> EmbedResult:
-    """Write the features of images to a file, row by row in the order of the data set, the training images first.
+def embed(target: EvaluationTarget, request: EmbeddingRequest, *, out: Path | None, context: Context) -> EmbedResult:
+    """Write the features of images to a file, row by row in the order of the data set, training images first.
 
-    The images are resized and cropped to their middle, and the code is its mean: nothing is drawn.
-
-    Args:
-        subject: weights and images.
-        wanted: which images, which layers, and how they are reduced.
-        out: the file; left out, embeddings.safetensors in the run folder.
-        device: auto, cpu, cuda or mps.
-        workers: processes that read images which do not fit in memory, or none for auto.
-        on_event: told what happens.
+    Images are resized and center-cropped, and the code is its mean: nothing is random. Without `out` the file is
+    embeddings.safetensors in the run folder.
 
     Raises:
-        AvtError: for a layer, split or format that does not exist, images of another size than the network takes, a file in the
-            way, or too little room on the disk.
-        RunFailedError: if the file, read back, is not what was written.
+        AvtError: for what does not exist, images of a size that does not fit, an existing file, or too little disk space.
+        RunFailedError: if the file, read back, is not what was computed.
     """
-    out = _target(subject.source, out)
-    kind = format_of(out)
-    setup = build_embedding_setup(subject, wanted, device=device, workers=workers, on_event=on_event)
-    contents = _contents(setup, _about(subject, setup))
-    on_event(Started(_facts(subject, setup, out)))
-    size = write_embeddings(out, contents, make_rows(setup))
-    on_event(Saved(out))
-    layer = setup.layers[0]
-    return EmbedResult(
-        file=str(out),
-        format=out.suffix.removeprefix("."),
-        count=setup.count,
-        layers={layer: contents.shapes[layer] for layer in setup.layers},
-        labels="labels" in setup.columns,
-        bytes=size,
-        load_with=kind.load_with(out, layer, setup.columns[layer].shape),
-    )
+    source = target.source
+    if out is None:
+        if source.run is None:
+            raise AvtError(f"{source.path} is not a run folder, where embeddings are written by default: give --out.")
+        out = source.run / "embeddings.safetensors"
+    load_with = format_of(out).load_with
+    setup = build_embedding_setup(target, request, context)
+    context.on_event(Started(_facts(setup, out)))
+    layers = {name: (setup.count, *shape) for name, shape in setup.shapes.items()}
+    needed = 4 * sum(map(prod, layers.values()))
+    store = choose_storage(needed, advice="Give fewer layers, a smaller --pool-size or --limit-train")
+    features = {name: allocate(shape, store) for name, shape in layers.items()}
+    columns = {name: values.numpy() for name, values in features.items()} | setup.label_columns()
+    table = EmbeddingTable(setup.image_names(), columns, _about(setup))
+    check_room(out, table)  # after the allocation, which may be on the same disk
+    compute_features(setup, features)
+    size = save_embeddings(out, table)
+    context.on_event(Saved(out))
+    first, shape = next(iter(setup.shapes.items()))
+    lines = load_with.format(path=str(out), layer=first, sides=", ".join(map(str, shape)))
+    return EmbedResult(str(out), out.suffix[1:], setup.count, layers, "labels" in columns, size, lines)
 
 
-def _target(source: Weights, out: Path | None) -> Path:
-    if out is not None:
-        return out
-    if source.run is None:
-        raise AvtError(f"{source.path} is no run, whose folder would take the embeddings: say with --out where they go.")
-    return source.run / "embeddings.safetensors"
-
-
-def _contents(setup: EmbeddingSetup, about: dict[str, Any]) -> Contents:
-    name_bytes, longest = 0, 0
-    for part in setup.parts:
-        for i in part.indices.tolist():
-            name = text_of(part.split.name(i))
-            name_bytes, longest = name_bytes + len(name.encode()), max(longest, len(name))
-    return Contents(setup.count, setup.columns, name_bytes, longest, about)
-
-
-def _about(subject: EvaluationTarget, setup: EmbeddingSetup) -> dict[str, Any]:
-    """Everything that it takes to know what the numbers are."""
+def _about(setup: EmbeddingSetup) -> dict[str, Any]:
     from avtcli import __version__
 
-    source, prepared, wanted = subject.source, subject.prepared, setup.wanted
+    source, prepared, request = setup.target.source, setup.target.prepared, setup.request
+    made = {"path": str(source.path), "step": source.about.get("step"), "made": source.about.get("weights")}
     return {
         "version": __version__,
-        "weights": {
-            "path": str(source.path),
-            "step": source.about.get("step"),
-            "made": source.about.get("weights"),
-            "backbone": source.spec.backbone.model_dump(mode="json"),
-        },
+        "weights": {**made, "backbone": source.spec.backbone.model_dump(mode="json")},
         "dataset": prepared.dataset.model_dump(mode="json"),
         "fingerprint": prepared.data.fingerprint,
         "classes": prepared.data.classes,
-        "split": wanted.split,
+        "split": request.split,
         "splits": SPLITS,
-        "limit_train": wanted.limit_train,
-        "layers": {layer: setup.columns[layer].shape for layer in setup.layers},
-        "pool": wanted.pool,
-        "pool_size": None if wanted.pool == "none" else wanted.pool_size,
+        "limit_train": request.limit_train,
+        "layers": setup.shapes,
+        "pool": request.pool,
+        "pool_size": None if request.pool == "none" else request.pool_size,
         "resize": prepared.augment.resize,
         "size": prepared.size,
         "mean": source.spec.mean,
@@ -117,17 +153,65 @@ def _about(subject: EvaluationTarget, setup: EmbeddingSetup) -> dict[str, Any]:
     }
 
 
-def _facts(subject: EvaluationTarget, setup: EmbeddingSetup, out: Path) -> tuple[tuple[str, str], ...]:
-    prepared = subject.prepared
-    shapes = ((layer, "x".join(str(side) for side in setup.columns[layer].shape)) for layer in setup.layers)
-    pooling = (
-        "none" if setup.wanted.pool == "none" else f"{setup.wanted.pool} to {setup.wanted.pool_size}x{setup.wanted.pool_size}"
-    )
+def _facts(setup: EmbeddingSetup, out: Path) -> tuple[tuple[str, str], ...]:
+    prepared, request, side = setup.target.prepared, setup.request, setup.request.pool_size
     return (
-        ("weights", str(subject.source.path)),
-        ("images", f"{setup.count} of {prepared.dataset.name}, {setup.wanted.split}, {prepared.size[0]}x{prepared.size[1]} px"),
-        ("layers", ", ".join(f"{layer} {shape}" for layer, shape in shapes)),
-        ("pooling", pooling),
-        ("device", setup.device.type),
+        ("weights", str(setup.target.source.path)),
+        ("images", f"{setup.count} of {prepared.dataset.name}, {request.split}, {prepared.size[0]}x{prepared.size[1]} px"),
+        ("layers", ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in setup.shapes.items())),
+        ("pooling", "none" if request.pool == "none" else f"{request.pool} to {side}x{side}"),
+        ("device", setup.context.device.type),
         ("file", str(out)),
     )
+
+
+def build_embedding_setup(target: EvaluationTarget, request: EmbeddingRequest, context: Context) -> EmbeddingSetup:
+    """Build and check everything that features need, without reading an image."""
+    parts = _build_parts(target, request)
+    size, trained = target.prepared.size, target.source.spec.size
+    if size != trained and target.prepared.augment.crop is None:
+        side = min(trained)
+        raise AvtError(
+            f"The images are {size[0]}x{size[1]} px, the backbone of {target.source.path} was trained on "
+            f"{trained[0]}x{trained[1]} px: give `-o augment.resize={side} -o augment.crop={side}`, or other sizes."
+        )
+    encoder = prepare_for_inference(restore_encoder(target.source), context.device)
+    layers = list(dict.fromkeys(request.layers)) or [encoder.backbone.code_tap]
+    taps = tap_shapes(encoder, layers, size)
+    if reserved := sorted(RESERVED & set(layers)):
+        raise AvtError(f"Embedding files reserve the name '{reserved[0]}': rename the backbone's layer of that name.")
+    shapes = {name: tuple(_reduce(torch.empty(1, *taps[name]), request).shape[1:]) for name in layers}
+    return EmbeddingSetup(target, request, encoder, parts, shapes, context)
+
+
+def _build_parts(target: EvaluationTarget, request: EmbeddingRequest) -> list[EmbeddingPart]:
+    data, parts = target.prepared.data, []
+    if request.split == "test" and not data.test:
+        raise AvtError(f"The data set '{target.prepared.dataset.name}' has no test images: give --split train or all.")
+    if request.split == "test" and request.limit_train is not None:
+        raise AvtError("--limit-train limits training images, and --split test embeds none: leave one of them out.")
+    if request.split != "test":
+        parts.append(EmbeddingPart("train", data.train, limited(data.train, request.limit_train)))
+    if request.split != "train" and data.test:
+        parts.append(EmbeddingPart("test", data.test, torch.arange(len(data.test))))
+    return parts
+
+
+def _reduce(tap: Tensor, request: EmbeddingRequest) -> Tensor:
+    pooled = pool_features(tap, request.pool, request.pool_size)
+    return pooled.flatten(1) if tap.ndim == 4 and request.pool != "none" and request.pool_size == 1 else pooled
+
+
+@torch.no_grad()
+def compute_features(setup: EmbeddingSetup, out: Mapping[str, Tensor]) -> None:
+    """Fill `out`, (count, *shape) float32 by layer, with the features of all images, batch by batch."""
+    done, context, size = 0, setup.context, setup.target.prepared.size
+    for part in setup.parts:
+        images = read_images(part.split, part.indices, setup.target.prepared, context=context)
+        batches = list(torch.split(torch.arange(len(images)), EVAL_BATCH_SIZE))
+        for batch in evaluation_batches(images, batches, size):
+            taps = setup.encoder.features(setup.encoder.normalise(batch), list(setup.shapes))
+            for layer, tap in taps.items():
+                out[layer][done : done + len(batch)] = _reduce(tap, setup.request)
+            done += len(batch)
+            context.on_event(Progress("embedding", done, setup.count, "images"))

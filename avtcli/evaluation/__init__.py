@@ -1,1 +1,1 @@
-"""How equivariant a representation is: by its decoder and by ridge regression on frozen features."""
+"""Equivariance of a representation: by its decoder and by ridge regression on frozen features."""

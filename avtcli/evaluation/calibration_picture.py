@@ -1,20 +1,13 @@
-"""The picture of a calibration: how often the truth lies inside the intervals that a decoder states."""
+"""Calibration plot of a decoder's intervals."""
 
 import io
 from typing import Any
 
 
 def draw_calibration(calibration: dict[str, Any]) -> bytes | None:
-    """Draw observed against nominal coverage: pooled thick, each number thin, and the diagonal of a calibrated decoder.
-
-    Args:
-        calibration: levels, and the observed shares pooled and per_parameter.
-
-    Returns:
-        A PNG file, the same bytes for the same figures; none where matplotlib is not installed.
-    """
+    """Draw observed against nominal coverage as a PNG file, reproducibly; none if matplotlib is not installed."""
     try:
-        from matplotlib.figure import Figure  # not pyplot: nothing global, no window
+        from matplotlib.figure import Figure  # pyplot would keep global state
     except ImportError:
         return None
     figure = Figure(figsize=(6.4, 5), dpi=120, layout="constrained")

@@ -1,46 +1,41 @@
-"""Evaluating: how equivariant a representation is, by its own decoder and by a linear reader of frozen features."""
+"""The evaluation of a representation's equivariance: decoder, ridge and reference predictors, in one result."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from avtcli import registry
-from avtcli.contracts import Objective
 from avtcli.evaluation.calibration_picture import draw_calibration
 from avtcli.evaluation.equivariance import DecoderFigures, baselines_of, measure_decoder
-from avtcli.evaluation.evaluation_protocol import describe_evaluation
-from avtcli.evaluation.evaluation_setup import EvaluationSetup, Settings, build_evaluation_setup
-from avtcli.evaluation.linear_reading import measure_ridge
-from avtcli.events import Notice, OnEvent, Saved, Started
+from avtcli.evaluation.evaluation_setup import EvaluationRequest, EvaluationSetup, build_evaluation_setup, describe_plugin
+from avtcli.evaluation.linear_reading import HELD_OUT, PENALTIES, POOL_SIZE, measure_ridge
+from avtcli.events import Notice, Saved, Started
 from avtcli.features.evaluation_target import EvaluationTarget
 from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import Weights, restore_model
+from avtcli.runtime.context import Context
 from avtcli.runtime.execution import prepare_for_inference
-from avtcli.storage.files import disk_errors_explained, refuse_existing, replace_file, to_json, write_synced
+from avtcli.storage.files import disk_errors_explained, refuse_existing, replace_file, to_json
 
 PICTURE = "evaluate.png"
 
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """What `avt evaluate` reports; none where there is no decoder, or the figure is not defined.
+    """Result of `avt evaluate`; none for metrics that are not defined or need a decoder.
 
     Attributes:
-        run: where the weights came from.
-        dataset: the images.
-        transform: the family of transformations.
+        run: path of the weights, or name of the backbone.
+        dataset: name of the data set.
+        transform: name of the family.
         count: held-out images, one pair each.
-        mace_px: the decoder's; see `equivariance.Fit`.
-        mse_normalised: likewise.
-        r2: likewise.
-        r2_per_parameter: likewise.
-        nll: nats a pair.
-        calibration: levels, observed coverage pooled and per_parameter, and the picture's path or none.
-        retrieval: mrr, hits, bank, images, and the figures of chance.
+        mace_px, mse_normalised, r2, r2_per_parameter: errors of the decoder; see `equivariance.Fit`.
+        nll: nats per pair of N(mean, exp(log_var)), without an objective's variance floor.
+        calibration: levels, observed coverage pooled and per_parameter, and the path of the picture.
+        retrieval: mrr, hits, bank, images, and the same of a random ranking as chance.
         accuracy: percent, of an objective that predicts classes.
-        baselines: mace_px and mse_normalised of trivial predictors, by name; see `core.trivial`.
-        ridge: layer, features, fit_pairs, penalty, its fit, and the same on a random encoder.
-        protocol: what the numbers depend on.
+        baselines: mace_px and mse_normalised of reference predictors, by name; see `reference_predictions`.
+        ridge: layer, fit_pairs, features a pair, penalty, its fit, and the same on a random encoder.
+        protocol: resolved settings and facts that the figures depend on.
     """
 
     run: str
@@ -60,108 +55,117 @@ class EvaluateResult:
     protocol: dict[str, Any]
 
 
-def evaluate(subject: EvaluationTarget, settings: Settings, *, out: Path | None, on_event: OnEvent) -> EvaluateResult:
+def evaluate(target: EvaluationTarget, request: EvaluationRequest, *, out: Path | None, context: Context) -> EvaluateResult:
     """Measure how equivariant a representation is.
 
-    Args:
-        subject: weights, and images to measure them on.
-        settings: what is measured how.
-        out: where the result goes beside evaluate.json in the run, which its own images and distribution have; none for nowhere else.
-        on_event: told what happens.
+    The result is written to `out`. A run evaluated on its own images and distribution also keeps it as evaluate.json.
 
     Raises:
-        AvtError: for a layer or family that does not exist, or more images than there are.
+        AvtError: for an unknown layer or family, or more images than the split has.
     """
     if out is not None:
         refuse_existing(out)
-    setup = build_evaluation_setup(subject, settings)
-    run = _keeper(subject, setup, on_event=on_event)
-    protocol = describe_evaluation(subject, setup)
-    on_event(Started((*((label, protocol[label]) for label in ("images", "distribution", "device")), ("layer", setup.layer))))
-    figures = _decoder_figures(subject.source, setup, on_event=on_event)
-    ridge = _ridge_table(subject.source, setup, on_event=on_event)
+    setup = build_evaluation_setup(target, request, context=context)
+    run = _run_to_keep(target, setup, context)
+    _report_start(target, setup, context)
+    figures = _decoder_figures(target.source, setup, context)
+    ridge = _ridge_figures(target.source, setup, context)
     result = EvaluateResult(
-        run=str(subject.source.path),
-        dataset=subject.prepared.dataset.name,
-        transform=setup.plugin.name,
-        count=len(setup.choice.held_out),
+        run=str(target.source.path),
+        dataset=target.prepared.dataset.name,
+        transform=setup.transform.name,
+        count=len(setup.images.held_out),
         **asdict(figures.fit),
         nll=figures.nll,
-        calibration=_with_picture(figures.calibration, run, on_event=on_event),
+        calibration=_with_picture(figures.calibration, run, context),
         retrieval=figures.retrieval,
         accuracy=figures.accuracy,
         baselines=baselines_of(setup.held_out),
         ridge=ridge,
-        protocol=protocol,
+        protocol=_protocol(target, setup, context),
     )
-    _write(result, run, out, on_event=on_event)
+    for path in filter(None, (run and run / "evaluate.json", out)):
+        _save(path, to_json(asdict(result)), context)
     return result
 
 
-def _keeper(subject: EvaluationTarget, setup: EvaluationSetup, *, on_event: OnEvent) -> Path | None:
-    """The run folder that keeps the result: for its newest weights, own images and own distribution alone; others are not it."""
-    source, config = subject.source, subject.source.config
+def _run_to_keep(target: EvaluationTarget, setup: EvaluationSetup, context: Context) -> Path | None:
+    """The run folder, for a run's newest weights on its own images and distribution only."""
+    source, config = target.source, target.source.config
     if source.run is None or config is None:
         return None
-    if source.path == source.run and subject.prepared.dataset == config.dataset and setup.plugin == config.transform:
+    used, own = (target.prepared.dataset, setup.transform), (config.dataset, config.transform)
+    if source.path == source.run and [*map(describe_plugin, used)] == [*map(describe_plugin, own)]:
         return source.run
-    on_event(Notice(f"not kept in {source.run}, whose own weights, images or transformations are others: --out keeps it"))
+    context.on_event(Notice(f"not saved in {source.run}: its weights, images or transformations differ. Use --out to save"))
     return None
 
 
-def _decoder_figures(source: Weights, setup: EvaluationSetup, *, on_event: OnEvent) -> DecoderFigures:
+def _report_start(target: EvaluationTarget, setup: EvaluationSetup, context: Context) -> None:
+    images, dataset = setup.images, target.prepared.dataset.name
+    count = f"{len(images.held_out)} of the {len(images.split)} {images.name} images of {dataset}"
+    where = (("device", context.device.type), ("layer", setup.layer))
+    context.on_event(Started((("images", count), ("transform", describe_plugin(setup.transform)), *where)))
+    if images.name == "train":
+        context.on_event(Notice(f"{dataset} has no test split: pretraining may have used the held-out images"))
+
+
+def _protocol(target: EvaluationTarget, setup: EvaluationSetup, context: Context) -> dict[str, Any]:
+    source, prepared, images = target.source, target.prepared, setup.images
+    mean, std = setup.family.statistics(prepared.size)
+    return {
+        "split": images.name,
+        "split_images": len(images.split),
+        "train_images": len(prepared.data.train),
+        "resize": prepared.augment.resize,
+        "crop": list(prepared.size),
+        "transform": setup.transform.model_dump(),
+        "target": dict(zip(setup.family.names, setup.family.units, strict=True)),
+        "target_mean": mean.tolist(),
+        "target_std": std.tolist(),
+        "objective": None if source.config is None else source.config.objective.name,
+        "ridge": {"pool_size": POOL_SIZE, "penalties": list(PENALTIES), "held_out": HELD_OUT},
+        "seed": context.seed,
+        "device": context.device.type,
+        "pretraining_steps": source.about.get("step"),
+        "weights": source.about.get("weights"),
+    }
+
+
+def _decoder_figures(source: Weights, setup: EvaluationSetup, context: Context) -> DecoderFigures:
     if setup.no_decoder is not None:
-        on_event(Notice(f"no figures of a decoder: {setup.no_decoder}"))
+        context.on_event(Notice(f"decoder not evaluated: {setup.no_decoder}"))
         return DecoderFigures()
-    assert source.config is not None
-    named = source.config.objective
-    objective: Objective = registry.build("objective", named.name, named.options)
-    net = prepare_for_inference(restore_model(source), setup.device)
-    return measure_decoder(net, setup.held_out, setup.versions, predicts_classes=objective.predicts_classes, on_event=on_event)
+    net = prepare_for_inference(restore_model(source), context.device)
+    classes = net.objective.prediction == "classes"
+    return measure_decoder(net, setup.held_out, setup.versions, predicts_classes=classes, on_event=context.on_event)
 
 
-def _ridge_table(source: Weights, setup: EvaluationSetup, *, on_event: OnEvent) -> dict[str, Any]:
+def _ridge_figures(source: Weights, setup: EvaluationSetup, context: Context) -> dict[str, Any]:
     tables = {}
-    for name, encoder in (("trained", setup.encoder), ("random", build_encoder(source.spec, seed=setup.seed).eval())):
-        figures = measure_ridge(
-            prepare_for_inference(encoder, setup.device),
-            setup.layer,
-            setup.fit,
-            setup.held_out,
-            name=name,
-            seed=setup.seed,
-            on_event=on_event,
-        )
-        features = f"{setup.layer} of both views, {figures.width} numbers a pair"
-        tables[name] = {"features": features, "penalty": figures.penalty, **asdict(figures.fit)}
-    return {"layer": setup.layer, "fit_pairs": len(setup.choice.fit), **tables["trained"], "random": tables["random"]}
+    for name, encoder in (("trained", setup.encoder), ("random", build_encoder(source.spec, seed=context.seed).eval())):
+        net = prepare_for_inference(encoder, context.device)
+        figures = measure_ridge(net, setup.layer, setup.fit, setup.held_out, name=name, context=context)
+        tables[name] = {"features": figures.width, "penalty": figures.penalty, **asdict(figures.fit)}
+    return {"layer": setup.layer, "fit_pairs": len(setup.images.fit), **tables["trained"], "random": tables["random"]}
 
 
-def _with_picture(calibration: dict[str, Any] | None, run: Path | None, *, on_event: OnEvent) -> dict[str, Any] | None:
-    """Name the picture beside the figures, drawn anew in the run's folder."""
-    if run is not None:
-        (run / PICTURE).unlink(missing_ok=True)  # of an earlier evaluation
-    if calibration is None or run is None:
-        return None if calibration is None else {**calibration, "picture": None}
+def _with_picture(calibration: dict[str, Any] | None, run: Path | None, context: Context) -> dict[str, Any] | None:
+    path = run and run / PICTURE
+    if path is not None:
+        path.unlink(missing_ok=True)  # that of an earlier evaluation
+    if calibration is None or path is None:
+        return calibration and {**calibration, "picture": None}
     picture = draw_calibration(calibration)
     if picture is None:
-        on_event(Notice("no picture of the calibration: matplotlib is not installed. `pip install 'avtcli[report]'`"))
+        context.on_event(Notice("no calibration plot: matplotlib is not installed. `pip install 'avtcli[report]'`"))
         return {**calibration, "picture": None}
-    path = run / PICTURE
-    with disk_errors_explained(path):
-        replace_file(path, picture)
-    on_event(Saved(path))
+    _save(path, picture, context)
     return {**calibration, "picture": str(path)}
 
 
-def _write(result: EvaluateResult, run: Path | None, out: Path | None, *, on_event: OnEvent) -> None:
-    content = to_json(asdict(result))
-    if run is not None:
-        with disk_errors_explained(run / "evaluate.json"):
-            replace_file(run / "evaluate.json", content)
-        on_event(Saved(run / "evaluate.json"))
-    if out is not None:
-        with disk_errors_explained(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_synced(out, content)
-        on_event(Saved(out))
+def _save(path: Path, content: bytes, context: Context) -> None:
+    with disk_errors_explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content)
+    context.on_event(Saved(path))

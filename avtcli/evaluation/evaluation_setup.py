@@ -1,7 +1,7 @@
-"""Everything that an evaluation is made of, built and checked before anything is computed."""
+"""The setup of an evaluation: request, encoder, layer, images and pairs, checked before any computation."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -12,57 +12,42 @@ from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import merge, resolve_plugin, validate
 from avtcli.contracts import Size, Split, TransformFamily
 from avtcli.data.held_out import held_out_indices, held_out_split
-from avtcli.data.images import Images
 from avtcli.errors import AvtError
 from avtcli.evaluation.equivariance import BANK
 from avtcli.features.evaluation_target import EvaluationTarget, PreparedImages, read_images
 from avtcli.features.feature_reader import tap_shapes
-from avtcli.features.transformed_pairs import Pairs, sample_pairs
+from avtcli.features.transformed_pairs import TransformedPairs, sample_pairs
 from avtcli.geometry.bank_family import BankFamily
 from avtcli.geometry.family_building import build_family
 from avtcli.models.encoder import Encoder
 from avtcli.models.weights import Weights, restore_encoder
-from avtcli.runtime.devices import choose_device
-from avtcli.runtime.execution import prepare_for_inference
+from avtcli.runtime.context import Context
 from avtcli.seeding import keyed_generator, subset
 from avtcli.training.training_setup import build_transform
 
 COUNT: Final = 1000
 FIT_PAIRS: Final = 4
-"""To fit the ridge on, for each held-out pair."""
+"""TransformedPairs to fit the ridge on, for each held-out pair."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is measured how.
+class EvaluationRequest:
+    """What to evaluate.
 
     Attributes:
-        transform: a family by name and options, over those of the run; empty for the run's own.
-        layer: the tap that the ridge reads, or none for the code.
-        count: held-out images, or none for 1 000, or for all where there are fewer.
-        seed: of everything that is drawn.
-        device: where the arithmetic happens.
-        workers: processes that read images which do not fit in memory, or none for auto.
+        transform: name and options of a family, over the run's; empty for the run's own.
+        layer: the layer that the ridge reads; none means the code.
+        count: held-out images; none means 1 000, or all of fewer.
     """
 
-    transform: Mapping[str, Any]
+    transform: Mapping[str, Any] = field(default_factory=dict)
     layer: str | None = None
     count: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    workers: int | None = None
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which images are used.
-
-    Attributes:
-        name: of the held-out split, test or train.
-        split: the same.
-        held_out: numbers in it, (n,) int64.
-        fit: numbers in the train split, none of the held-out images, for the ridge to be fitted on.
-    """
+class EvaluationImages:
+    """The held-out split, test or train, indices into it, and indices into the train split to fit the ridge on."""
 
     name: str
     split: Split
@@ -72,111 +57,93 @@ class Choice:
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """What is measured, on what.
+    """A checked evaluation, with its encoder in eval mode on the CPU and the layer that the ridge reads.
 
     Attributes:
-        plugin: the family of transformations by name.
-        family: the same, with the statistics that the run had where it is the run's own.
-        no_decoder: why there are no figures of a decoder, or none where there are.
-        encoder: the trained one, in eval mode, on the device.
-        layer: the tap that the ridge reads.
-        choice: which images.
-        held_out: one pair an image.
-        versions: some of the images, 50 pairs each, one image after the other.
-        fit: pairs for the ridge.
-        device: where the arithmetic happens.
-        seed: of everything that is drawn.
+        family: the distribution of the transformations; never a bank.
+        no_decoder: why the run's decoder is not evaluated; none if it is.
+        versions: for retrieval, `BANK` pairs each of some images, grouped by image.
+        fit: pairs to fit the ridge on.
     """
 
-    plugin: Plugin
+    transform: Plugin
     family: TransformFamily
     no_decoder: str | None
     encoder: Encoder
     layer: str
-    choice: Choice
-    held_out: Pairs
-    versions: Pairs
-    fit: Pairs
-    device: torch.device
-    seed: int
+    images: EvaluationImages
+    held_out: TransformedPairs
+    versions: TransformedPairs
+    fit: TransformedPairs
 
 
-def build_evaluation_setup(subject: EvaluationTarget, settings: Settings) -> EvaluationSetup:
-    """Build all that an evaluation needs.
+def build_evaluation_setup(target: EvaluationTarget, request: EvaluationRequest, *, context: Context) -> EvaluationSetup:
+    """Check a request and draw the pairs.
 
     Raises:
-        AvtError: for a layer or family that does not exist, or more images than there are.
+        AvtError: for an unknown layer or family, or more images than the split has.
     """
-    source, prepared, seed = subject.source, subject.prepared, settings.seed
+    source, prepared, size, seed = target.source, target.prepared, target.prepared.size, context.seed
     encoder = restore_encoder(source)
-    layer = settings.layer or encoder.backbone.code_tap
-    tap_shapes(encoder, [layer], prepared.size)  # a layer or images that do not fit are told before anything is read
-    plugin = choose_transform(source.config, settings.transform)
-    no_decoder = why_no_decoder(source, plugin, prepared.size)
-    family = _run_family(source) if no_decoder is None else build_family(plugin)
-    choice = choose_images(prepared, settings.count)
-    device = torch.device(choose_device(settings.device))
-    workers = settings.workers
-    images = read_images(choice.split, choice.held_out, prepared, device=device, workers=workers)
-    to_fit = read_images(prepared.data.train, choice.fit, prepared, device=device, workers=workers)
+    layer = request.layer or encoder.backbone.code_tap
+    tap_shapes(encoder, [layer], size)  # refuses layers and sizes before any image is read
+    transform = choose_transform(source.config, request.transform)
+    no_decoder = why_no_decoder(source, transform, size)
+    family = _run_family(source) if no_decoder is None else build_family(transform.name, transform.options)
+    chosen = choose_images(prepared, request.count)
+    images = read_images(chosen.split, chosen.held_out, prepared, context=context)
+    to_fit = read_images(prepared.data.train, chosen.fit, prepared, context=context)
+    rows = subset(len(images), -(-len(images) // BANK), seed, "retrieval images").repeat_interleave(BANK)
+    parameters = family.sample(len(rows), size, keyed_generator(seed, "retrieval"))
     return EvaluationSetup(
-        plugin=plugin,
+        transform=transform,
         family=family,
         no_decoder=no_decoder,
-        encoder=prepare_for_inference(encoder, device),
+        encoder=encoder,
         layer=layer,
-        choice=choice,
-        held_out=sample_pairs(images, family, prepared.size, key=(seed, "held out")),
-        versions=_versions(images, family, prepared.size, seed),
-        fit=sample_pairs(to_fit, family, prepared.size, key=(seed, "ridge")),
-        device=device,
-        seed=seed,
+        images=chosen,
+        held_out=sample_pairs(images, family, size, key=(seed, "held out")),
+        versions=TransformedPairs(images, rows, family, parameters, size),
+        fit=sample_pairs(to_fit, family, size, key=(seed, "ridge")),
     )
 
 
 def choose_transform(config: PretrainConfig | None, given: Mapping[str, Any]) -> Plugin:
-    """The family to draw from: what was given over the run's own, or over the default of a run.
-
-    Raises:
-        AvtError: if it is not a name and options.
-    """
+    """Overlay a run's family, or the default one, with name and options."""
     own = PretrainConfig.model_fields["transform"].default if config is None else config.transform
-    table = merge({"transform": own.model_dump()}, {"transform": given})["transform"]  # another name drops the run's options
-    return resolve_plugin("transform", validate(Plugin, table, where="--transform"))
+    merged = merge({"transform": own.model_dump()}, {"transform": given})["transform"]
+    return resolve_plugin("transform", validate(Plugin, merged, where="--transform"))
 
 
-def why_no_decoder(source: Weights, plugin: Plugin, size: Size) -> str | None:
-    """Why the source's decoder has nothing to say of the family's transformations of images of a size; none if it has."""
+def why_no_decoder(source: Weights, transform: Plugin, size: Size) -> str | None:
+    """State why the decoder cannot be evaluated on a family and images of a size; none if it can."""
     config = source.config
-    if source.run is None or config is None or not source.spec.outputs:
-        return f"{source.path} holds an encoder alone"
-    own, asked = in_words(config.transform), in_words(plugin)
-    if own != asked:
-        return f"the decoder of {source.path} was trained on {own}, not on {asked}"
+    if source.run is None or config is None or source.spec.objective is None:
+        return f"{source.path} holds an encoder only"
+    own = config.transform
+    if describe_plugin(own) != describe_plugin(transform):
+        keys = [key for key, value in transform.options.items() if own.name == transform.name and own.options.get(key) != value]
+        both = ({"name": part.name} | {key: part.options.get(key) for key in keys} for part in (own, transform))
+        trained, found = (describe_plugin(Plugin.model_validate(part)) for part in both)
+        return f"the decoder of {source.path} was trained on {trained}, not on {found}"
     if size != source.spec.size:
-        found, expected = (f"{width}x{height}" for height, width in (size, source.spec.size))
-        return f"the decoder of {source.path} was trained on images of {expected} px, these are {found} px"
+        trained, found = (f"{width}x{height}" for height, width in (source.spec.size, size))
+        return f"the decoder of {source.path} was trained on images of {trained} px, these are {found} px"
     return None
 
 
-def in_words(plugin: Plugin) -> str:
-    """A plugin's name, and its options in parentheses: `0.1` reads the same as a number and as text."""
+def describe_plugin(plugin: Plugin) -> str:
+    """Format a plugin as `NAME (KEY=VALUE, ...)`; text and the number that it spells are equal."""
     options = ", ".join(f"{key}={value}" for key, value in plugin.options.items())
     return f"{plugin.name} ({options})" if options else plugin.name
 
 
-def choose_images(prepared: PreparedImages, count: int | None) -> Choice:
-    """Choose the images to measure on, and four times as many, or all there are, to fit the ridge on.
-
-    Raises:
-        AvtError: for more images than there are, or if none is left to fit on.
-    """
-    data = prepared.data
+def choose_images(prepared: PreparedImages, count: int | None) -> EvaluationImages:
+    """Choose held-out images, and for each of them up to four other training images for the ridge."""
+    data, dataset = prepared.data, prepared.dataset.name
     name, split = held_out_split(data)
     if count is not None and count > len(split):
-        raise AvtError(
-            f"--count {count} asks for more images than the {len(split)} of the {name} split of '{prepared.dataset.name}'."
-        )
+        raise AvtError(f"--count {count} asks for more images than the {len(split)} of the {name} split of '{dataset}'.")
     held_out = held_out_indices(data, count or COUNT)
     rest = torch.ones(len(data.train), dtype=torch.bool)
     if split is data.train:
@@ -184,22 +151,14 @@ def choose_images(prepared: PreparedImages, count: int | None) -> Choice:
     left = rest.nonzero()[:, 0]
     if len(left) < 2:
         raise AvtError(
-            f"'{prepared.dataset.name}' has {len(data.train)} training images and no test images: {len(held_out)} held out "
+            f"'{dataset}' has {len(data.train)} training images and no test images: {len(held_out)} held out "
             "leave too few to fit the ridge on. Give a smaller --count."
         )
-    return Choice(name, split, held_out, left[subset(len(left), FIT_PAIRS * len(held_out), "limit", len(left))])
+    return EvaluationImages(name, split, held_out, left[subset(len(left), FIT_PAIRS * len(held_out), "limit", len(left))])
 
 
 def _run_family(source: Weights) -> TransformFamily:
-    """The run's family with the statistics that it had; of a bank, the distribution behind it."""
+    """The run's family with its statistics; for a bank, the distribution that it was drawn from."""
     assert source.config is not None
     distribution = build_transform(source.config, source.spec.size)
     return distribution.family if isinstance(distribution, BankFamily) else distribution
-
-
-def _versions(images: Images, family: TransformFamily, size: Size, seed: int) -> Pairs:
-    """A pair in all as the held-out images have, of one image for each 50 of them, rounded up."""
-    chosen = subset(len(images), -(-len(images) // BANK), seed, "retrieval images")
-    rows = chosen.repeat_interleave(BANK)
-    parameters = family.sample(len(rows), size, keyed_generator(seed, "retrieval"))
-    return Pairs(images, rows, family, parameters, size)

@@ -1,5 +1,6 @@
 """Export of an encoder: written, loaded back in a fresh process, compared, and only then published."""
 
+import filecmp
 import os
 import shutil
 import subprocess
@@ -45,11 +46,11 @@ class ExportResult:
 def export(
     source: Weights, *, file_format: str = "safetensors", out: Path | None, layer: str | None, on_event: OnEvent
 ) -> ExportResult:
-    """Write the encoder in a format.
+    """Write the encoder in the format of an exporter plugin.
 
     Args:
         source: the weights.
-        file_format: an exporter plugin.
+        file_format: the exporter.
         out: the file or folder; left out, `encoder` with the format's ending in the run folder.
         layer: the layer that the loaded encoder returns; left out, the mean of the code.
         on_event: receives progress and `Saved`.
@@ -62,7 +63,12 @@ def export(
     from avtcli import __version__
 
     exporter: Exporter = registry.build("exporter", file_format, {})
-    out = _resolved_out(out, source, file_format, exporter.suffix)
+    if out is None and source.run is None:
+        raise AvtError(f"{source.path} is an exported file already: give --out.")
+    suffix, out = exporter.suffix, out or Path(source.run or "") / f"encoder{exporter.suffix}"
+    if out.suffix != suffix:
+        made = f"a file that ends in {suffix}" if suffix else "a folder without an ending"
+        raise AvtError(f"The format '{file_format}' writes {made}, found --out {out}. Give --out {out.with_suffix(suffix)}.")
     encoder = restore_encoder(source)
     if layer is not None:
         encoder.check_layers([layer])
@@ -76,7 +82,7 @@ def export(
         "config": source.about.get("config"),
     }
     x = torch.randn(4, spec.channels, *spec.size, generator=torch.Generator().manual_seed(0))
-    written = out.with_name(f".{uuid4().hex[:8]}.tmp{exporter.suffix}")
+    written = out.with_name(f".{uuid4().hex[:8]}.tmp{suffix}")
     try:
         with disk_errors_explained(out):
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -94,17 +100,6 @@ def export(
     return ExportResult(str(out), file_format, difference, "; ".join(exporter.load_with(out)))
 
 
-def _resolved_out(out: Path | None, source: Weights, file_format: str, suffix: str) -> Path:
-    if out is None:
-        if source.run is None:
-            raise AvtError(f"{source.path} is an exported file already: give --out.")
-        return Path(source.run) / f"encoder{suffix}"
-    if out.suffix != suffix:
-        made = f"a file that ends in {suffix}" if suffix else "a folder without an ending"
-        raise AvtError(f"The format '{file_format}' writes {made}, found --out {out}. Give --out {out.with_suffix(suffix)}.")
-    return out
-
-
 def loading_lines(file_format: str, path: Path) -> tuple[str, ...]:
     """Return the lines of Python that load a file as `encoder` through its exporter."""
     build = f"registry.build('exporter', {file_format!r}, {{}})"
@@ -112,16 +107,10 @@ def loading_lines(file_format: str, path: Path) -> tuple[str, ...]:
 
 
 def compare_loaded(encoder: Encoder, x: torch.Tensor, path: Path, lines: Sequence[str]) -> float:
-    """Return the largest difference between an encoder's features and those of its file in a fresh process.
-
-    Args:
-        encoder: the encoder that was written.
-        x: normalised images, (B, C, H, W).
-        path: what was written, for messages.
-        lines: Python that loads it as `encoder`.
+    """Return the largest difference between an encoder's features of x, (B, C, H, W), and those of its file in a new process.
 
     Raises:
-        RunFailedError: if it does not load there.
+        RunFailedError: if the lines of Python do not load it there as `encoder`.
     """
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         inputs, outputs = Path(folder) / "x.safetensors", Path(folder) / "y.safetensors"
@@ -140,12 +129,15 @@ def _publish(written: Path, out: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    if _content(written) != _content(out):
+    if not _equal(written, out):
         refuse_existing(out)
         os.rename(written, out)
         fsync_folder(out.parent)
 
 
-def _content(path: Path) -> dict[Path, bytes]:
-    """The bytes of a file, or of all files in a folder; empty where nothing is."""
-    return {file.relative_to(path): file.read_bytes() for file in [path, *path.rglob("*")] if file.is_file()}
+def _equal(a: Path, b: Path) -> bool:
+    """Whether two files, or all files in two folders, have the same content."""
+    if a.is_file() or b.is_file():
+        return a.is_file() and b.is_file() and filecmp.cmp(a, b, shallow=False)
+    names, others = ({path.relative_to(top) for path in top.rglob("*")} for top in (a, b))
+    return names == others and all(_equal(a / name, b / name) for name in names if (a / name).is_file())

@@ -29,23 +29,19 @@ from avtcli.storage.checkpoints import save_checkpoint
 from avtcli.storage.files import refuse_existing
 from avtcli.storage.run_folders import create_run, default_folder
 
-UNKNOWN: Final = "unknown"
-"""The fingerprint of the data that an imported network was trained on."""
-
-HEADS: Final = {"fc": "mean_head", "fc2": "log_var_head"}
+UNKNOWN: Final = "unknown"  # the fingerprint of the data that an imported network was trained on
+HEADS: Final = {"fc": "objective.decoder.mean_head", "fc2": "objective.decoder.log_var_head"}
 """The modules of the published decoder, and ours."""
 
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """Content of a published file: layout, stated epoch or none, and tensors by name without `module.`.
+    """Content of a published file."""
 
-    The layout is state_dict (CIFAR: tensors by name, `module.` before each) or epoch_and_network (ImageNet).
-    """
-
-    layout: str
-    epoch: int | None
-    tensors: dict[str, Tensor]
+    path: Path
+    layout: str  # state_dict (CIFAR: tensors by name, `module.` before each) or epoch_and_network (ImageNet)
+    epoch: int | None  # the stated one
+    tensors: dict[str, Tensor]  # by published name, without `module.`
 
 
 @dataclass(frozen=True)
@@ -78,19 +74,18 @@ def import_checkpoint(file: Path, *, backbone: str | None, out: Path | None, on_
         refuse_existing(out)
     published = read_published(file)
     networks: dict[str, PublishedCheckpoint] = registry.provided("published_checkpoint")
-    name = backbone or guess_backbone(published, networks, file)
+    name = backbone or _guess_backbone(published, networks)
     if name not in networks:
-        raise AvtError(f"No checkpoint of '{name}' was published. {nearest(name, networks)}Published: {', '.join(networks)}.")
+        known = ", ".join(networks)
+        raise AvtError(f"No published checkpoint of '{name}' is known. {nearest(name, networks)}Known: {known}.")
     config = resolve({}, recipe=networks[name].recipe)
-    spec = _spec(config)
-    tensors = _renamed(published, name, networks[name], spec, file)
+    components = {kind: getattr(config, kind) for kind in ("backbone", "objective", "transform")}
+    mean, std, side = config.dataset.options["mean"], config.dataset.options["std"], config.augment.crop
+    spec = ModelSpec(**components, channels=len(mean), size=(side, side), mean=mean, std=std)
+    tensors = _rename(published, name, networks[name], spec)
     run = out or default_folder("import", name, config.objective.name)
-    environment = describe_environment(
-        device="cpu",
-        processes=1,
-        plugins=[(kind, getattr(config, kind).name) for kind in plugin_fields(PretrainConfig)],
-        data_fingerprint=UNKNOWN,
-    )
+    plugins = [(kind, getattr(config, kind).name) for kind in plugin_fields(PretrainConfig)]
+    environment = describe_environment(device="cpu", processes=1, plugins=plugins, data_fingerprint=UNKNOWN)
     create_run(run, to_toml(config), environment)
     about = {
         "config": config.model_dump(mode="json", exclude_none=True),
@@ -114,15 +109,16 @@ def read_published(file: Path) -> PublishedFile:
         layout, epoch, tensors = "epoch_and_network", content.get("epoch"), content["network"]
         if type(epoch) is not int or epoch < 0:
             raise AvtError(f"{file} states the epoch {epoch!r}, expected an integer of 0 or more.")
-    items = tensors.items() if isinstance(tensors, Mapping) else ()
-    if not items or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in items):
-        keys = ", ".join(repr(key) for key in list(content)[:5]) if isinstance(content, Mapping) else ""
-        found = f"a dict of {keys or 'nothing'}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+    named = tensors.items() if isinstance(tensors, Mapping) else ()
+    if not named or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in named):
+        found = f"a {type(content).__name__}"
+        if isinstance(content, Mapping):
+            found = f"a dict of {', '.join(repr(key) for key in list(content)[:5]) or 'nothing'}"
         raise AvtError(
             f"{file} holds {found}, expected tensors by name, or a dict of 'epoch' and 'network', as published by the authors."
         )
     prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
-    return PublishedFile(layout, epoch, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+    return PublishedFile(file, layout, epoch, {name.removeprefix(prefix): tensor for name, tensor in named})
 
 
 def _load(file: Path) -> Any:
@@ -150,61 +146,34 @@ def _load(file: Path) -> Any:
         ) from error
 
 
-def guess_backbone(published: PublishedFile, networks: Mapping[str, PublishedCheckpoint], file: Path) -> str:
-    """Return the network whose encoder has the names in a file.
+def _module_of(name: str) -> str:
+    return name.rpartition(".")[0]
 
-    Raises:
-        AvtError: if there is none.
-    """
-    modules = {key: key.rpartition(".")[0] for key in published.tensors}
+
+def _guess_backbone(published: PublishedFile, networks: Mapping[str, PublishedCheckpoint]) -> str:
     for name, network in networks.items():
-        if not network.modules.keys().isdisjoint(modules.values()):
+        if any(_module_of(key) in network.modules for key in published.tensors):
             return name
-    unexpected = next((key for key, module in modules.items() if module not in HEADS), "none")
+    unexpected = next((key for key in published.tensors if _module_of(key) not in HEADS), "none")
     missing = " or ".join(f"{next(iter(network.modules))}.weight ({name})" for name, network in networks.items())
     raise AvtError(
-        f"{file} is of another network: none of its {len(published.tensors)} names is of an encoder of {' or '.join(networks)} "
-        f"(the first unexpected: {unexpected}; the first missing: {missing})."
+        f"{published.path} is of another network: none of its {len(published.tensors)} names is of an encoder of "
+        f"{' or '.join(networks)} (the first unexpected: {unexpected}; the first missing: {missing})."
     )
 
 
-def _spec(config: PretrainConfig) -> ModelSpec:
-    """The specification by the recipe alone: the data are not needed."""
-    family = registry.build("transform", config.transform.name, config.transform.options)
-    objective = registry.build("objective", config.objective.name, config.objective.options)
-    data, side = config.dataset.options, config.augment.crop
-    return ModelSpec(
-        backbone=config.backbone,
-        channels=len(data["mean"]),
-        size=(side, side),
-        mean=data["mean"],
-        std=data["std"],
-        noise_scale=objective.noise_scale,
-        outputs=objective.outputs(family),
-        has_log_var=objective.has_log_var,
-        log_var_scale=objective.log_var_scale,
-    )
-
-
-def _renamed(
-    published: PublishedFile, backbone: str, network: PublishedCheckpoint, spec: ModelSpec, file: Path
-) -> dict[str, Tensor]:
-    """The tensors under our names.
-
-    Raises:
-        AvtError: naming the first missing and unexpected names, or the first tensor of another shape.
-    """
+def _rename(published: PublishedFile, backbone: str, network: PublishedCheckpoint, spec: ModelSpec) -> dict[str, Tensor]:
+    """Return the tensors under our names, each checked."""
     with torch.device("meta"):  # names and shapes alone
         own = build_model(spec).state_dict()
     theirs = {ours: theirs for theirs, ours in {**network.modules, **HEADS}.items()}
-    split = {name: name.rpartition(".") for name in own}
-    expected = {f"{theirs[module]}.{leaf}": name for name, (module, _, leaf) in split.items()}
+    expected = {f"{theirs[_module_of(name)]}.{name.rpartition('.')[2]}": name for name in own}
     missing = [name for name in expected if name not in published.tensors]
     unexpected = [name for name in published.tensors if name not in expected]
     if missing or unexpected:
         raise AvtError(
-            f"{file} holds no complete '{backbone}': of {len(expected)} names {len(expected) - len(missing)} matched, "
-            f"{len(missing)} are missing (the first: {next(iter(missing), 'none')}), "
+            f"{published.path} holds no complete '{backbone}': of {len(expected)} names "
+            f"{len(expected) - len(missing)} matched, {len(missing)} are missing (the first: {next(iter(missing), 'none')}), "
             f"{len(unexpected)} are unexpected (the first: {next(iter(unexpected), 'none')})."
         )
     out = {}
@@ -212,6 +181,6 @@ def _renamed(
         tensor, like = published.tensors[name], own[ours]
         if tensor.shape != like.shape or tensor.is_floating_point() != like.is_floating_point():
             found, wanted = (f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in (tensor, like))
-            raise AvtError(f"{file} holds another '{backbone}': {name} is {found}, expected {wanted}.")
+            raise AvtError(f"{published.path} holds another '{backbone}': {name} is {found}, expected {wanted}.")
         out[ours] = tensor.to(like.dtype)
     return out

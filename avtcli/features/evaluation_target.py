@@ -1,9 +1,8 @@
-"""What a measuring command looks at: weights, from a run or of a backbone by name, and the images that they are measured on."""
+"""Evaluation targets: weights, from a run or of a backbone by name, and the images to evaluate them on."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from avtcli import registry
@@ -16,22 +15,16 @@ from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
 from avtcli.data.streaming import choose_workers
 from avtcli.errors import AvtError
-from avtcli.events import Notice, OnEvent
+from avtcli.events import Notice
 from avtcli.models.initial_weights import PRETRAINED, stored_backbone
 from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import Weights, open_weights
+from avtcli.runtime.context import Context
 
 
 @dataclass(frozen=True)
 class PreparedImages:
-    """A data set as a network is to see it.
-
-    Attributes:
-        dataset: its name and options.
-        data: the images.
-        augment: resizing and crop, and for heads that train on images drawn anew, padding and flip.
-        size: (height, width) after them.
-    """
+    """A data set with its preprocessing; `size` is (height, width) after resizing and crop."""
 
     dataset: Plugin
     data: ImageData
@@ -41,7 +34,7 @@ class PreparedImages:
 
 @dataclass(frozen=True)
 class EvaluationTarget:
-    """Weights, and the images that they are measured on."""
+    """Weights and the images to evaluate them on."""
 
     source: Weights
     prepared: PreparedImages
@@ -54,47 +47,41 @@ def load_target(
     dataset: Plugin | None = None,
     data_dir: str | None = None,
     augment: Augment | None = None,
-    seed: int = 0,
-    on_event: OnEvent,
+    context: Context,
 ) -> EvaluationTarget:
-    """Open weights and the images to measure them on.
+    """Open weights and images.
 
     Args:
-        run: a run folder, a checkpoint or an exported file, opened or by name; none for the newest run.
-        backbone: a network by name instead of a run, random or with its published weights.
-        dataset: the images; left out, those of the run, or the embedded ones for a backbone.
-        data_dir: where they lie; left out, where the run had them.
-        augment: resizing and crop; left out, the run's.
-        seed: of a random backbone's weights.
-        on_event: told what was taken.
+        run: a run folder, a checkpoint or an exported file, opened or by path; none means the newest run.
+        backbone: a network by name instead of a run; its random weights follow from the context's seed.
+        dataset: the images; default: the run's, or the bundled ones for a backbone.
+        data_dir: their folder; default: the run's.
+        augment: resizing and crop; default: the run's.
+        context: seed, and receiver of notices.
 
     Raises:
-        AvtError: for a run and a backbone together, or what does not open or fit.
+        AvtError: for both a run and a backbone, or what cannot be opened or does not fit.
     """
     if backbone is None:
-        source = run if isinstance(run, Weights) else open_weights(run, on_event=on_event)
+        source = run if isinstance(run, Weights) else open_weights(run, on_event=context.on_event)
         return EvaluationTarget(source, prepare_images(dataset, source=source, data_dir=data_dir, augment=augment))
     if run is not None:
         raise AvtError(f"Both a run, {run}, and --backbone {backbone.name} were given: give one of them.")
-    fallback = dataset or Plugin(name=PretrainConfig.model_fields["dataset"].default.name)
-    prepared = _open(fallback, data_dir, augment or Augment())
-    return EvaluationTarget(_source_of_backbone(backbone, prepared, seed=seed, on_event=on_event), prepared)
+    dataset = dataset or Plugin(name=PretrainConfig.model_fields["dataset"].default.name)
+    prepared = _open(dataset, data_dir, augment or Augment())
+    return EvaluationTarget(_build_weights(backbone, prepared, context), prepared)
 
 
 def prepare_images(
     dataset: Plugin | None, *, source: Weights, data_dir: str | None = None, augment: Augment | None = None
 ) -> PreparedImages:
-    """Open images that a source's network takes; see `load_target`.
-
-    Raises:
-        AvtError: if the source does not say which, or their channels differ.
-    """
+    """Open images for a network; see `load_target`."""
     config = source.config
     dataset = dataset or (config.dataset if config else None)
     if dataset is None:
-        raise AvtError(f"{source.path} does not say what it was trained on: give --dataset.")
+        raise AvtError(f"{source.path} does not state its training data: give --dataset.")
     if config is not None and dataset.name == config.dataset.name and not dataset.options:
-        dataset = config.dataset  # with the options that the run had
+        dataset = config.dataset  # with the run's options
     data_dir = data_dir or (config.data_dir if config else None)
     prepared = _open(dataset, data_dir, augment or (config.augment if config else Augment()))
     if prepared.data.channels != source.spec.channels:
@@ -106,35 +93,16 @@ def prepare_images(
 
 
 def read_images(
-    split: Split,
-    indices: Tensor,
-    prepared: PreparedImages,
-    *,
-    device: torch.device,
-    workers: int | None,
-    batch: int = EVAL_BATCH_SIZE,
+    split: Split, indices: Tensor, prepared: PreparedImages, *, context: Context, batch: int = EVAL_BATCH_SIZE
 ) -> Images:
-    """Make images of a data set ready to be read in batches.
-
-    Args:
-        split: one of the data set's.
-        indices: which of its images, (n,) int64.
-        prepared: the data set.
-        device: where the batches go.
-        workers: processes that read images which do not fit in memory, or none for auto.
-        batch: the most images in a batch.
-    """
+    """Prepare images of a split, by indices (n,) int64, for reading on the context's device in batches of at most `batch`."""
     height, width = prepared.size
-    chosen = choose_workers(workers, split, batch_bytes=batch * prepared.data.channels * height * width)
-    return build_images(split, indices, device=device, shorter=prepared.augment.resize, workers=chosen)
+    workers = choose_workers(context.workers, split, batch_bytes=batch * prepared.data.channels * height * width)
+    return build_images(split, indices, device=context.device, shorter=prepared.augment.resize, workers=workers)
 
 
 def labelled_test(prepared: PreparedImages) -> Split:
-    """The test split of a data set with labels.
-
-    Raises:
-        AvtError: if there is none.
-    """
+    """Return the test split of a data set; refuse one without test images or labels."""
     name, data = prepared.dataset.name, prepared.data
     if data.test is None or not len(data.test):
         raise AvtError(f"The data set '{name}' has no test images to report on.")
@@ -148,15 +116,13 @@ def _open(dataset: Plugin, data_dir: str | None, augment: Augment) -> PreparedIm
     return PreparedImages(dataset, data, augment, image_size(data, augment))
 
 
-def _source_of_backbone(backbone: Plugin, prepared: PreparedImages, *, seed: int, on_event: OnEvent) -> Weights:
+def _build_weights(backbone: Plugin, prepared: PreparedImages, context: Context) -> Weights:
     full = registry.full_name("backbone", backbone.name)
     if full != backbone.name:
-        on_event(Notice(f"no plugin is called '{backbone.name}': taking {full}"))
-    backbone = Plugin(name=full, **backbone.options)
-    data = prepared.data
+        context.on_event(Notice(f"no plugin is called '{backbone.name}': using {full}"))
+    backbone, data = Plugin(name=full, **backbone.options), prepared.data
     spec = ModelSpec(backbone=backbone, channels=data.channels, size=prepared.size, mean=data.mean, std=data.std)
-    tensors = build_encoder(spec, seed=seed).state_dict()
+    tensors = build_encoder(spec, seed=context.seed).state_dict()
     stated = backbone.options.get(PRETRAINED)
-    weights = "random" if stated is None else f"{PRETRAINED}={stated}"
-    spec = spec.model_copy(update={"backbone": stored_backbone(backbone)})
-    return Weights(Path(full), None, spec, tensors, {"weights": weights})
+    about = {"weights": "random" if stated is None else f"{PRETRAINED}={stated}"}
+    return Weights(Path(full), None, spec.model_copy(update={"backbone": stored_backbone(backbone)}), tensors, about)

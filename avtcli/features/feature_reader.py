@@ -1,4 +1,4 @@
-"""Features of encoders by image, and how they are computed: one forward of a batch gives all of them."""
+"""Features of labelled images, computed by an encoder: one forward pass of a batch gives all layers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,155 +15,130 @@ from avtcli.data.resident_images import EVAL_BATCH_SIZE
 from avtcli.errors import AvtError
 from avtcli.features.pooling import pool_features
 from avtcli.models.encoder import Encoder
-from avtcli.probing.linear_heads import Statistics
 from avtcli.seeding import keyed_generator
 
 
 @dataclass(frozen=True)
 class Feature:
-    """What to read of an image: a tap, reduced."""
+    """A tap and how its map is pooled."""
 
     layer: str
     pool: str
     pool_size: int
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Features of a few images, those of one shape together, in the order of a reader's `stacks`.
+class FeatureReader(ABC):
+    """Features of labelled images, by row.
 
-    Attributes:
-        stacks: each (B, features, *shape), float32.
-        statistics: of the batch's channels; none where they were not kept.
+    Labels, (n,) int64, are on the device of the features; `shapes` are those of one image, (C, H, W) or (C,).
     """
 
-    stacks: list[Tensor]
-    statistics: Statistics | None = None
-
-
-class FeatureReader(ABC):
-    """Features of labelled images, by row."""
-
     labels: Tensor
-    """(n,) int64, on the device of the features."""
     shapes: Mapping[Feature, tuple[int, ...]]
-    """The shape of each feature of one image, (C, H, W) or (C,)."""
-    plain_batch: int
-    """How many images to ask for at once where it does not matter."""
+    eval_batch: int  # images to read at once where no batch size is asked for
 
     @property
     def stacks(self) -> list[tuple[Feature, ...]]:
-        """The features, those of one shape together."""
+        """The features grouped by shape: those of one shape are read as one tensor."""
         shapes = dict.fromkeys(self.shapes.values())
-        return [tuple(f for f, mine in self.shapes.items() if mine == shape) for shape in shapes]
+        return [tuple(f for f, own in self.shapes.items() if own == shape) for shape in shapes]
 
     @abstractmethod
-    def read_batches(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[Batch]:
-        """Read batches in their order.
+    def read_batches(self, batches: Sequence[Tensor], *, epoch_key: tuple[int, int] | None) -> Iterator[list[Tensor]]:
+        """Read batches of rows, (B,) int64 each: a float32 tensor (B, features, *shape) for each of `stacks`, on the device.
 
-        Args:
-            batches: rows, (B,) int64 each.
-            drawn: (seed, epoch) of the crops, flips and samples of the code, for training; none for measuring: the middle
-                of each image, and the same samples at every reading of the same batches.
-
-        Yields:
-            Each batch, on the device.
+        `epoch_key` is (seed, epoch) of the crops, flips and code samples of training; none for evaluation: the centre crop,
+        and the same code samples whenever the same batches are read.
         """
 
 
-class ForwardedImages(FeatureReader):
-    """Features that are computed when they are needed: one forward of the encoder a batch gives all of them.
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images of one part of a data set, train or test, which the seed of code samples depends on.
 
-    Args:
-        encoder: on the images' device; while it is in training mode, the features carry gradients.
-        images: the images.
-        labels: theirs, (n,) int64, on the same device.
-        wanted: what to read.
-        part: the part of the data set that the images are, for the key of the samples.
-        augment: padding and flip of the training images; none reads their middle whatever is drawn. Resizing is the images'
-            affair.
-        size: (height, width) of the crop.
-        samples: how many samples of the code its mean is taken over; 0 takes the mean of the code.
-        seed: of the samples for measuring.
-
-    Raises:
-        AvtError: if the encoder cannot take images of the size.
+    The labels, (n,) int64, are on the device of the images; `size` is (height, width) of the crop.
     """
 
-    plain_batch = EVAL_BATCH_SIZE
+    images: Images
+    labels: Tensor
+    part: str
+    size: Size
+
+
+class ForwardedImages(FeatureReader):
+    """Features that are computed whenever they are read; with an encoder in training mode they carry gradients.
+
+    Args:
+        encoder: on the device of the images.
+        data: the images.
+        wanted: the features to read.
+        augment: padding and flip of training images; none reads the centre crop in training too.
+        samples: number of samples of the code to average; 0 takes the mean of the code.
+        seed: of the code samples in evaluation.
+    """
+
+    eval_batch = EVAL_BATCH_SIZE
 
     def __init__(
         self,
         encoder: Encoder,
-        images: Images,
-        labels: Tensor,
+        data: LabelledImages,
         wanted: Sequence[Feature],
         *,
-        part: str,
         augment: Augment | None,
-        size: Size,
         samples: int,
         seed: int,
     ) -> None:
-        self.encoder, self.images, self.labels, self.wanted = encoder, images, labels, wanted
-        self.part, self.augment, self.size, self.seed = part, augment, size, seed
+        self.encoder, self.data, self.wanted, self.augment, self.seed = encoder, data, wanted, augment, seed
+        self.labels = data.labels
         self.samples = samples if encoder.log_var is not None else 0
         self.layers = list(dict.fromkeys(feature.layer for feature in wanted))
         code = encoder.backbone.code_tap
-        taps = tap_shapes(encoder, [*self.layers, code], size)
+        taps = tap_shapes(encoder, [*self.layers, code], data.size)
         self.code_shape = taps[code]
-        self.shapes = {f: tuple(_reduced(torch.empty(1, *taps[f.layer]), f).shape[1:]) for f in wanted}
+        self.shapes = {f: tuple(_pooled(torch.empty(1, *taps[f.layer]), f).shape[1:]) for f in wanted}
 
-    def read_batches(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[Batch]:
+    def read_batches(self, batches: Sequence[Tensor], *, epoch_key: tuple[int, int] | None) -> Iterator[list[Tensor]]:
         """Forward images; see `FeatureReader`."""
-        for found in self.read_features(batches, drawn=drawn):
-            parts = ([found[name].movedim(1, -1) for name in names] for names in self.stacks)
-            yield Batch([torch.stack(part, 1).movedim(-1, 2) for part in parts])
-
-    def read_features(self, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None) -> Iterator[dict[Feature, Tensor]]:
-        """As `read_batches`, each feature for itself, (B, *shape)."""
-        key: tuple[int | str, ...] = (*(drawn or (self.seed,)), "samples", self.part)
-        window, uniforms = CropSpec(self.size), None
-        if drawn is not None and self.augment is not None:
-            window = CropSpec(self.size, padding=self.augment.padding, flip=self.augment.flip)
-            uniforms = sample_uniforms(*drawn, len(self.images))
-        for index, batch in enumerate(self.images.read_batches(batches, window, uniforms)):
+        key: tuple[int | str, ...] = (*(epoch_key or (self.seed,)), "samples", self.data.part)
+        crop, uniforms = CropSpec(self.data.size), None
+        if epoch_key is not None and self.augment is not None:
+            crop = CropSpec(self.data.size, padding=self.augment.padding, flip=self.augment.flip)
+            uniforms = sample_uniforms(*epoch_key, len(self.data.images))
+        for index, batch in enumerate(self.data.images.read_batches(batches, crop, uniforms)):
             with torch.set_grad_enabled(self.encoder.training):
                 taps = self._taps(self.encoder.normalise(batch), (*key, index))
-                found = {feature: _reduced(taps[feature.layer], feature).float() for feature in self.wanted}
-            yield found
+                features = {feature: _pooled(taps[feature.layer], feature).float() for feature in self.wanted}
+                stacks = [torch.stack([features[name].movedim(1, -1) for name in names], 1) for names in self.stacks]
+            yield [stack.movedim(-1, 2) for stack in stacks]  # channels last in memory
 
     def _taps(self, x: Tensor, key: tuple[int | str, ...]) -> dict[str, Tensor]:
-        """The taps of a batch; with samples, the code tap is the mean of so many, and the taps after it see the first."""
+        """The taps of a batch; with samples, the code is their mean and the taps after it see the first sample."""
         encoder, code = self.encoder, self.encoder.backbone.code_tap
         if not self.samples:
             return encoder.features(x, self.layers)
         log_var = f"{code}.log_var"
         generator = keyed_generator(*key, device=x.device)
-        draws = [torch.randn(len(x), *self.code_shape, generator=generator, device=x.device) for _ in range(self.samples)]
-        taps = encoder.features(x, list(dict.fromkeys([*self.layers, code, log_var])), draws[0])
-        # the layers before the code draw nothing, so that samples differ in their noise alone
-        noise = torch.stack(draws).mean(0)
-        return {**taps, code: taps[code] + encoder.noise_scale * (0.5 * taps[log_var]).exp() * noise}
+        noise = [torch.randn(len(x), *self.code_shape, generator=generator, device=x.device) for _ in range(self.samples)]
+        taps = encoder.features(x, list(dict.fromkeys([*self.layers, code, log_var])), noise[0])
+        # the layers before the code are deterministic, so the mean of the samples is that of their noise
+        mean_noise = torch.stack(noise).mean(0)
+        return {**taps, code: taps[code] + encoder.noise_scale * (0.5 * taps[log_var]).exp() * mean_noise}
 
 
 def tap_shapes(encoder: Encoder, layers: Sequence[str], size: Size) -> dict[str, tuple[int, ...]]:
-    """The shape of each layer's feature of one image, (C, H, W) or (C,) for a vector; the encoder is in eval mode.
-
-    Raises:
-        AvtError: if the encoder cannot take images of the size.
-    """
+    """The shape of each layer's feature of one image, (C, H, W) or (C,); a size that the encoder cannot take is refused."""
     x = torch.zeros(1, len(encoder.pixel_mean), *size, device=encoder.pixel_mean.device)
     try:
         with torch.no_grad():
             taps = encoder.features(x, list(dict.fromkeys(layers)))
-    except (RuntimeError, AssertionError) as error:  # torch and timm name layers and shapes, which is of no use here
+    except (RuntimeError, AssertionError) as error:  # messages of torch and timm name layers and shapes, not the option
         raise AvtError(
             f"The backbone does not take images of {size[0]}x{size[1]} px. Give it images of the size that it was trained on: "
-            "`-o augment.resize` and `-o augment.crop` make them so."
+            "set `-o augment.resize` and `-o augment.crop`."
         ) from error
     return {name: tuple(tap.shape[1:]) for name, tap in taps.items()}
 
 
-def _reduced(tap: Tensor, feature: Feature) -> Tensor:
+def _pooled(tap: Tensor, feature: Feature) -> Tensor:
     return pool_features(tap, feature.pool, feature.pool_size)

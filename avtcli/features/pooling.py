@@ -1,19 +1,13 @@
-"""Reducing maps by adaptive pooling."""
+"""Adaptive pooling of feature maps."""
 
 from torch import Tensor
 from torch.nn import functional
 
 
 def pool_features(features: Tensor, pool: str, side: int) -> Tensor:
-    """Reduce maps to side x side by adaptive max or average pooling.
+    """Reduce maps (B, C, H, W) to (B, C, side, side) by adaptive pooling: max, avg or none.
 
-    Args:
-        features: (B, C, H, W); a vector (B, C) passes as it is.
-        pool: max, avg or none.
-        side: of the result, in cells, at most the map's own; not used for none.
-
-    Returns:
-        (B, C, side, side), or the features as they are.
+    The side, in cells, is limited to that of the map. Vectors (B, C) are returned unchanged, and so are maps for none.
     """
     if features.ndim == 2 or pool == "none":
         return features

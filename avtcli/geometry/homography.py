@@ -4,7 +4,8 @@ Convention:
     - coordinates are (x, y) in pixels, origin at the top left; pixel i covers [i, i + 1) and has its centre at i + 0.5
     - corners come in the order (0, 0), (W, 0), (W, H), (0, H)
     - matrices are in_from_out: they map an output pixel (x, y, 1) to an input pixel, Pillow's direction
-    - the eight coefficients are those of Pillow's PERSPECTIVE: the matrix row by row, its last entry 1 left out
+    - the eight coefficients are those of Pillow's PERSPECTIVE: the matrix row by row without its last entry, which is 1
+    - unit coordinates: the image is the square [-1, 1] x [-1, 1], whatever its size and aspect ratio
 """
 
 import torch
@@ -20,18 +21,18 @@ def corners_of(size: tuple[int, int]) -> Tensor:
 def in_from_out_from_corners(transformed: Tensor, size: tuple[int, int]) -> Tensor:
     """The homographies that map transformed corners back to the corners of the image.
 
-    The unit square goes to a quadrilateral by Heckbert's closed form (Fundamentals of Texture Mapping and Image Warping,
-    1989, section 2.2.3); its adjugate is the way back, scaled by the image's width and height.
+    Heckbert's closed form (Fundamentals of Texture Mapping and Image Warping, 1989, section 2.2.3) maps the unit square to a
+    quadrilateral; its adjugate, scaled by the image's width and height, maps back.
 
     Args:
-        transformed: where the four corners lie in the output, (n, 4, 2), pixels. float64 is exact to 1e-13 of a pixel.
+        transformed: the four corners in the output, (n, 4, 2), pixels; float64 gives 1e-13 of a pixel.
         size: (height, width).
 
     Returns:
-        in_from_out, (n, 3, 3), with a last entry of 1. Collinear corners give infinities or NaN: see `is_proper`.
+        (n, 3, 3), last entry 1. Collinear corners give infinities or NaN: see `is_proper`.
     """
     height, width = size
-    # eight rows that lie whole in memory
+    # eight contiguous rows
     (x0, y0), (x1, y1), (x2, y2), (x3, y3) = transformed.movedim((-2, -1), (0, 1)).contiguous()
     dx1, dx2, dx3 = x1 - x2, x3 - x2, x0 - x1 + x2 - x3
     dy1, dy2, dy3 = y1 - y2, y3 - y2, y0 - y1 + y2 - y3
@@ -61,7 +62,7 @@ def matrix_from_coefficients(coefficients: Tensor) -> Tensor:
 
 
 def determinant(matrix: Tensor) -> Tensor:
-    """(n, 3, 3) -> (n,); element-wise, as `product`."""
+    """(n, 3, 3) -> (n,), element-wise as `product`."""
     first, second, third = matrix.unbind(-2)
     det: Tensor = (first * torch.linalg.cross(second, third)).sum(-1)
     return det
@@ -75,7 +76,7 @@ def inverse(matrix: Tensor) -> Tensor:
 
 
 def product(a_from_b: Tensor, b_from_c: Tensor) -> Tensor:
-    """a_from_c, (n, 3, 3): the matrix product, element by element, for the reason that `map_points` gives."""
+    """a_from_c, (n, 3, 3): the matrix product, element-wise, since a matrix multiplication may run in TF32."""
     return (a_from_b[..., :, :, None] * b_from_c[..., None, :, :]).sum(-2)
 
 
@@ -85,17 +86,11 @@ def unit_last_entry(matrix: Tensor) -> Tensor:
 
 
 def affine_in_from_out_from_corners(transformed: Tensor, size: tuple[int, int]) -> Tensor:
-    """The affine maps nearest, in least squares, to those that move the corners of the image so, inverted.
+    """The inverses of the affine maps that fit the transformed corners best in least squares.
 
     The four corners are a rectangle about its centre, so that the normal equations are diagonal: the columns of
-    out_from_in are mean differences of opposite sides.
-
-    Args:
-        transformed: where the four corners lie in the output, (n, 4, 2), pixels.
-        size: (height, width).
-
-    Returns:
-        in_from_out, (n, 3, 3), with a bottom row of (0, 0, 1).
+    out_from_in are mean differences of opposite sides. Arguments as for `in_from_out_from_corners`; the bottom row of the
+    result is (0, 0, 1).
     """
     height, width = size
     top_left, top_right, bottom_right, bottom_left = transformed.unbind(-2)
@@ -109,16 +104,9 @@ def affine_in_from_out_from_corners(transformed: Tensor, size: tuple[int, int]) 
 
 
 def map_points(matrix: Tensor, points: Tensor) -> Tensor:
-    """Map points by homographies.
+    """Map points (p, 2) or (n, p, 2), as (x, y), by homographies (n, 3, 3): (n, p, 2).
 
-    The products are element-wise: a matrix product may run in TF32, which costs a tenth of a pixel at 224 px.
-
-    Args:
-        matrix: (n, 3, 3).
-        points: (p, 2) or (n, p, 2), (x, y).
-
-    Returns:
-        (n, p, 2).
+    The products are element-wise: a matrix multiplication may run in TF32, which costs a tenth of a pixel at 224 px.
     """
     x, y = points[..., 0], points[..., 1]
     m = matrix[:, None].unbind(-2)  # three rows of (n, 1, 3)
@@ -127,11 +115,30 @@ def map_points(matrix: Tensor, points: Tensor) -> Tensor:
 
 
 def is_proper(in_from_out: Tensor, size: tuple[int, int]) -> Tensor:
-    """Whether each homography is finite and keeps the whole image on one side of its horizon: (n,) bool.
+    """Whether each homography is finite and keeps the image on one side of its horizon: (n,) bool.
 
-    A NaN matrix warps to an image of pure fill, and a horizon inside the image folds it: neither raises anything later.
+    A NaN matrix warps to pure fill, and a horizon inside the image folds it; `warp` raises no error for either.
     """
     corners = corners_of(size).to(in_from_out)
     bottom = in_from_out[:, 2, :]
     denominators = bottom[:, None, 0] * corners[:, 0] + bottom[:, None, 1] * corners[:, 1] + bottom[:, None, 2]
     return in_from_out.isfinite().all(-1).all(-1) & (denominators > 0).all(-1)
+
+
+def unit_from_pixel(size: tuple[int, int], like: Tensor) -> Tensor:
+    """The map from pixels to unit coordinates, (3, 3), with the type and device of `like`."""
+    height, width = size
+    return torch.tensor([[2 / width, 0, -1], [0, 2 / height, -1], [0, 0, 1]], dtype=like.dtype, device=like.device)
+
+
+def unit_homography(in_from_out: Tensor, size: tuple[int, int], *, floor: float = 0.0) -> Tensor:
+    """Homographies in unit coordinates, scaled to determinant 1: elements of SL(3).
+
+    The scale is the real cube root of the determinant and keeps its sign. `floor` is a lower bound of the absolute determinant
+    in the scale, which bounds the gradient of singular matrices; without it they give infinities.
+    """
+    unit = unit_from_pixel(size, in_from_out)
+    matrix = product(product(unit, in_from_out), inverse(unit))
+    det = determinant(matrix)[..., None, None]
+    sign = torch.where(det < 0, -1.0, 1.0).to(det)
+    return matrix * sign / det.abs().clamp(min=floor) ** (1 / 3)

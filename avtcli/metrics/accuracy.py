@@ -1,5 +1,7 @@
 """Top-k accuracy."""
 
+import math
+
 from torch import Tensor
 
 
@@ -9,12 +11,13 @@ def topk_percent(logits: Tensor, labels: Tensor, k: int) -> float:
 
 
 def topk_hits(logits: Tensor, labels: Tensor, k: int) -> int:
-    """How many samples' label is among the k largest logits; equal logits count in the classes' order.
+    """Count the samples whose label is among the k largest logits; equal logits rank in the order of the classes.
 
     Args:
-        logits: (n, classes).
+        logits: (n, classes); a class at -inf is never a hit.
         labels: (n,) int64.
-        k: how many guesses count; no more than there are classes.
+        k: at most the number of classes.
     """
-    ranked = logits.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return int((ranked == labels[:, None]).any(1).sum())
+    ranked = logits.sort(dim=1, descending=True, stable=True)
+    hits = (ranked.indices == labels[:, None]) & (ranked.values != -math.inf)
+    return int(hits[:, :k].any(1).sum())

@@ -1,4 +1,4 @@
-"""Whether a predicted Gaussian says how far it is off."""
+"""Calibration of predicted Gaussians: likelihood and coverage of intervals."""
 
 import math
 from collections.abc import Sequence
@@ -7,37 +7,23 @@ import torch
 from torch import Tensor
 
 LEVELS = (0.5, 0.8, 0.95)
-"""The probabilities of the central intervals that are reported."""
+"""Probabilities of the reported central intervals."""
 
 
 def gaussian_nll(mean: Tensor, log_var: Tensor, target: Tensor) -> Tensor:
     """The negative log-likelihood -log N(target; mean, exp(log_var)) of independent Gaussians, constant included.
 
-    Args:
-        mean: (n, d).
-        log_var: (n, d), natural logarithm of the variance.
-        target: (n, d).
-
-    Returns:
-        (n,), nats, summed over the d numbers.
+    All arguments are (n, d); the result is (n,), in nats, summed over d.
     """
     squared = (target - mean).square() * (-log_var).exp()
     return 0.5 * (squared + log_var + math.log(2 * math.pi)).sum(1)
 
 
 def coverage(mean: Tensor, log_var: Tensor, target: Tensor, levels: Sequence[float] = LEVELS) -> Tensor:
-    """The share of targets inside the central interval of each probability: a calibrated prediction gives the levels.
+    """The fraction of targets inside the central interval of each probability; a calibrated prediction gives the levels.
 
-    The interval of probability p is mean +- sqrt(2) erfinv(p) exp(log_var / 2), its ends included.
-
-    Args:
-        mean: (n, d).
-        log_var: (n, d), natural logarithm of the variance.
-        target: (n, d).
-        levels: probabilities in (0, 1).
-
-    Returns:
-        (levels, d), float64, on the CPU.
+    The interval of probability p is mean +- sqrt(2) erfinv(p) exp(log_var / 2), its ends included. Mean, log_var and target
+    are (n, d); the result is (levels, d), float64, on the CPU.
     """
     mean, log_var, target = (values.detach().to("cpu", torch.float64) for values in (mean, log_var, target))
     half_widths = math.sqrt(2) * torch.tensor(levels, dtype=torch.float64).erfinv()

@@ -1,4 +1,4 @@
-"""Statistics of features that show a collapse."""
+"""Statistics of features that indicate a collapse."""
 
 import math
 
@@ -9,16 +9,16 @@ from avtcli.errors import AvtError
 
 
 def effective_rank(features: Tensor) -> float:
-    """RankMe: exp(-sum p log p) with p = s / sum(s) + 1e-7 for the singular values s of features that are not centred.
+    """RankMe: exp(-sum p log p) with p = s / sum(s) + 1e-7 for the singular values s of uncentred features.
 
-    Weights: Garrido et al., "RankMe: assessing the downstream performance of pretrained self-supervised representations by
-    their rank" (2023), equation 1. Features that are all zero count as collapsed too: about 1.
+    Source: Garrido et al., "RankMe: assessing the downstream performance of pretrained self-supervised representations by
+    their rank" (2023), equation 1. Features that are all zero count as collapsed: about 1.
 
     Args:
         features: (n, d); computed in float64 on the CPU.
 
     Returns:
-        About 1 for collapsed features to about min(n, d) for features that use all directions alike.
+        About 1 for collapsed features, about min(n, d) for isotropic ones.
 
     Raises:
         AvtError: if a feature is not finite.
@@ -29,7 +29,7 @@ def effective_rank(features: Tensor) -> float:
 
 
 def column_std(features: Tensor) -> float:
-    """The mean over the columns of (n, d) of their standard deviation (over n, not n - 1) over the rows."""
+    """The standard deviation over the rows (with n, not n - 1), averaged over the columns of (n, d)."""
     return features.to("cpu", torch.float64).std(0, correction=0).mean().item()
 
 
@@ -37,8 +37,8 @@ def require_finite(features: Tensor) -> Tensor:
     """Return the features, whatever their shape.
 
     Raises:
-        AvtError: if one is infinite or not a number, which sorts and compares without a word.
+        AvtError: if one is infinite or NaN, which would sort and compare silently.
     """
     if not features.isfinite().all():
-        raise AvtError("The features hold infinities or nan, so nothing can be measured on them. Did the training diverge?")
+        raise AvtError("The features contain infinities or NaN, so nothing can be measured on them. Did the training diverge?")
     return features

@@ -1,5 +1,6 @@
-"""Exact nearest neighbours, and the vote they hold."""
+"""Exact nearest neighbours and their weighted vote."""
 
+import math
 from typing import Literal
 
 import torch
@@ -11,105 +12,94 @@ from avtcli.metrics.feature_statistics import require_finite
 Metric = Literal["cosine", "euclidean"]
 
 BLOCK_BYTES = 2**26
-"""How large a block of the bank, of the queries and of their similarities may each be; four of them live at once."""
+"""Upper bound of a block of the bank, of the queries and of their similarities each; four of them are alive at once."""
 
 
 def nearest(
     bank: Tensor, queries: Tensor, k: int, *, rows: Tensor | None = None, metric: Metric = "cosine"
 ) -> tuple[Tensor, Tensor]:
-    """Find the k rows of the bank that are most similar to each query.
+    """Find the k rows of the bank that are most similar to each query, by exhaustive search.
 
-    Every pair is compared. The bank is read once, block by block, and may be memory-mapped; the work is done in float32, in
-    float64 where both are, on the device of the queries.
+    The bank is read once, block by block, and may be memory-mapped. Computed in float32, in float64 where both inputs are, on
+    the device of the queries.
 
     Args:
         bank: (m, d).
         queries: (n, d).
-        k: how many neighbours; 1 to m.
-        rows: of the bank, (m',) int64, to search alone; k is then 1 to m', and neighbours are counted among them.
-        metric: `cosine`, where a row of zeros is similar to nothing (0), or `euclidean`.
+        k: neighbours, 1 to m.
+        rows: rows of the bank to search, (m',) int64; neighbours are then indices into `rows`.
+        metric: `cosine`, where a row of zeros has similarity 0, or `euclidean`.
 
     Returns:
-        Similarities (n, k), descending: the cosine, or minus the squared distance; and rows of the bank (n, k), int64. Of
-        equal similarities the smaller row comes first, at the k-th place too.
+        Similarities (n, k), descending: the cosine, or minus the squared distance; and rows of the bank (n, k), int64. Among
+        equal similarities the smaller row comes first, also at the k-th place.
 
     Raises:
         ShapeError: if bank and queries differ in their columns.
         AvtError: if there are fewer than k rows, or if a feature is not finite.
     """
     count = len(bank) if rows is None else len(rows)
-    _check(bank, queries, k, count)
+    if bank.ndim != 2 or queries.ndim != 2 or bank.shape[1] != queries.shape[1]:
+        raise ShapeError(f"Bank {tuple(bank.shape)} and queries {tuple(queries.shape)} must be (m, d) and (n, d).")
+    if not 1 <= k <= count:
+        raise AvtError(f"Cannot find {k} neighbours among {count} samples; ask for 1 to {count}.")
     dtype = torch.promote_types(torch.promote_types(bank.dtype, queries.dtype), torch.float32)
     origin = bank[:1].to(queries.device, dtype)
-    width = bank.shape[1] * dtype.itemsize
-    bank_rows = _rows_of(width)
-    query_rows = min(_rows_of(width), _rows_of(min(bank_rows, count) * dtype.itemsize))
-
-    found = [_none_yet(part, dtype) for part in torch.split(queries, query_rows)]
-    for start in range(0, count, bank_rows):
-        stop = start + bank_rows
-        picked = bank[start:stop] if rows is None else bank[rows[start:stop].to(bank.device)]
-        block = _prepared(picked.to(queries.device, dtype), origin, metric)
-        for i, part in enumerate(torch.split(queries, query_rows)):
-            similarities = _similarities(_prepared(part.to(dtype), origin, metric), block, metric)
-            values, places = _largest(similarities, min(k, len(block)))
-            found[i] = _merged(found[i], (values, places + start), k)
-    return torch.cat([values for values, _ in found]), torch.cat([rows for _, rows in found])
+    bank_step = max(1, BLOCK_BYTES // (dtype.itemsize * bank.shape[1]))
+    query_step = max(1, min(bank_step, BLOCK_BYTES // (dtype.itemsize * min(bank_step, count))))
+    values = torch.full((len(queries), k), -math.inf, dtype=dtype, device=queries.device)
+    found = torch.zeros_like(values, dtype=torch.int64)
+    for start in range(0, count, bank_step):
+        stop = start + bank_step
+        selected = bank[start:stop] if rows is None else bank[rows[start:stop].to(bank.device)]
+        block = _prepared(selected.to(queries.device, dtype), origin, metric)
+        for first in range(0, len(queries), query_step):
+            part = slice(first, first + query_step)
+            similarities = _similarities(_prepared(queries[part].to(dtype), origin, metric), block, metric)
+            candidates = torch.cat([values[part], similarities], 1)  # earlier rows first
+            columns = _largest(candidates, k)
+            values[part] = candidates.gather(1, columns)
+            found[part] = torch.where(columns < k, found[part].gather(1, columns.clamp(max=k - 1)), columns - k + start)
+    return values, found
 
 
 def vote(similarities: Tensor, labels: Tensor, classes: int, *, temperature: float | None) -> Tensor:
-    """Let the neighbours vote for their classes.
+    """Sum the votes of the neighbours for each class.
 
     A neighbour's vote weighs exp(similarity / temperature): Wu et al., "Unsupervised feature learning via non-parametric
     instance discrimination" (2018), section 3.4. The weights of a query are divided by that of its nearest neighbour, so
-    that no temperature is too small; the ranking does not change.
+    that small temperatures do not overflow; the ranking does not change.
 
     Args:
         similarities: (n, k).
-        labels: of the neighbours, (n, k) int64, 0 to classes - 1.
-        classes: how many there are.
+        labels: classes of the neighbours, (n, k) int64.
+        classes: number of classes.
         temperature: above 0; none gives every neighbour one vote.
 
     Returns:
-        (n, classes), the sums of the votes in the dtype of the similarities.
+        (n, classes), in the dtype of the similarities; -inf for a class without a neighbour, so that it is never a hit.
 
     Raises:
-        AvtError: if the temperature is not above 0.
+        AvtError: if the temperature is not above 0, or a label is not from 0 to classes - 1.
     """
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise AvtError(f"Labels must be from 0 to {classes - 1}, found {int(labels.min())} to {int(labels.max())}.")
     weights = torch.ones_like(similarities)
     if temperature is not None:
         if not temperature > 0:
             raise AvtError(f"A temperature must be above 0, not {temperature}. 0.07 is usual; none gives equal votes.")
         weights = ((similarities - similarities.amax(1, keepdim=True)) / temperature).exp()
-    votes = similarities.new_zeros(len(similarities), classes)
+    votes = similarities.new_full((len(similarities), classes), -math.inf).scatter_(1, labels, 0.0)
     query = torch.arange(len(votes), device=votes.device)
     for label, weight in zip(labels.unbind(1), weights.unbind(1), strict=True):  # in order: the same sums on every device
         votes[query, label] += weight
     return votes
 
 
-def _check(bank: Tensor, queries: Tensor, k: int, count: int) -> None:
-    if bank.ndim != 2 or queries.ndim != 2 or bank.shape[1] != queries.shape[1]:
-        raise ShapeError(f"Bank {tuple(bank.shape)} and queries {tuple(queries.shape)} must be (m, d) and (n, d).")
-    if not 1 <= k <= count:
-        raise AvtError(f"{k} neighbours were asked of {count} samples; ask for 1 to {count}.")
-
-
-def _rows_of(row_bytes: int) -> int:
-    return max(1, BLOCK_BYTES // max(1, row_bytes))
-
-
-def _none_yet(queries: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    empty = torch.empty(len(queries), 0, device=queries.device, dtype=dtype)
-    return empty, empty.to(torch.int64)
-
-
 def _prepared(rows: Tensor, origin: Tensor, metric: Metric) -> Tensor:
-    """Unit rows for the cosine; for distances rows seen from a point among them, so that squares lose few digits."""
+    """Unit rows for the cosine; for distances, rows relative to one of them, so that squares lose few digits."""
     norms = require_finite(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
-    if metric == "euclidean":
-        return rows - origin
-    return rows / torch.where(norms > 0, norms, 1)
+    return rows - origin if metric == "euclidean" else rows / torch.where(norms > 0, norms, 1)
 
 
 def _similarities(queries: Tensor, bank: Tensor, metric: Metric) -> Tensor:
@@ -120,22 +110,9 @@ def _similarities(queries: Tensor, bank: Tensor, metric: Metric) -> Tensor:
     return products
 
 
-def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, descending, the first of equals first, which `topk` leaves open."""
-    top, columns = values.topk(min(k + 1, values.shape[1]), dim=1)
-    if top.shape[1] > k:
-        cut = (top[:, k - 1] == top[:, k]).nonzero()[:, 0]
-        order = values[cut].sort(dim=1, descending=True, stable=True).indices[:, :k]
-        columns = columns[:, :k].index_copy(0, cut, order)
-    columns = columns.sort(dim=1).values
-    return _ordered(values.gather(1, columns), columns, k)
-
-
-def _merged(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of two, where every row of the first comes before every row of the second."""
-    return _ordered(torch.cat([first[0], second[0]], 1), torch.cat([first[1], second[1]], 1), k)
-
-
-def _ordered(values: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    ordered = values.sort(dim=1, descending=True, stable=True)
-    return ordered.values[:, :k], columns.gather(1, ordered.indices[:, :k])
+def _largest(values: Tensor, k: int) -> Tensor:
+    """Columns of the k largest of each row, descending, the first of equals first, which `topk` leaves open."""
+    top, columns = values.topk(k + 1, dim=1)
+    tied = (top[:, 1:] == top[:, :-1]).any(1).nonzero()[:, 0]
+    columns[tied, :k] = values[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return columns[:, :k]

@@ -1,4 +1,4 @@
-"""How far decoded transformations are from the truth."""
+"""Errors of decoded transformations: corner error, R2 and retrieval."""
 
 from collections.abc import Sequence
 
@@ -10,18 +10,10 @@ from avtcli.metrics.feature_statistics import require_finite
 
 
 def corner_error(true_in_from_out: Tensor, decoded_in_from_out: Tensor, size: tuple[int, int]) -> Tensor:
-    """The mean distance between the corners of the transformed image mapped by the true and by the decoded matrix.
+    """The mean distance between the output image's corners mapped by the true and by the decoded matrix: (n,), pixels.
 
-    Averaged over samples it is MACE, the mean average corner error. No inverse is taken, so that it is finite for the
-    constant predictor too.
-
-    Args:
-        true_in_from_out: (n, 3, 3).
-        decoded_in_from_out: (n, 3, 3).
-        size: (height, width) of the images.
-
-    Returns:
-        (n,), pixels.
+    Its mean over samples is MACE, the mean average corner error. No inverse is taken, so that it is finite for the constant
+    predictor too. Matrices are (n, 3, 3), the size is (height, width).
     """
     corners = corners_of(size).to(true_in_from_out)
     difference = map_points(true_in_from_out, corners) - map_points(decoded_in_from_out, corners)
@@ -29,41 +21,33 @@ def corner_error(true_in_from_out: Tensor, decoded_in_from_out: Tensor, size: tu
 
 
 def r2_scores(predicted: Tensor, truth: Tensor) -> tuple[Tensor, float]:
-    """The share of the truth's variance that is predicted, 1 - SSE / SST: 1 is perfect, 0 is what the column means give.
-
-    Args:
-        predicted: (n, d).
-        truth: (n, d).
+    """The coefficient of determination, 1 - SSE / SST, of predictions (n, d): 1 is perfect, the column means score 0.
 
     Returns:
-        One score a column, (d,) float64 on the CPU, nan for a column of the truth without spread; and the pooled
+        One score per column, (d,) float64 on the CPU, nan for a constant column of the truth; and the pooled
         1 - sum SSE / sum SST over the other columns, nan where there is none.
     """
     predicted, truth = (values.detach().to("cpu", torch.float64) for values in (predicted, truth))
     unexplained = (truth - predicted).square().sum(0)
     total = (truth - truth.mean(0)).square().sum(0)
-    varies = truth.amax(0) > truth.amin(0)  # exact, where the sum of squares about a rounded mean is not
+    varies = truth.amax(0) > truth.amin(0)  # exact, unlike the sum of squares about a rounded mean
     scores = torch.where(varies, 1 - unexplained / total, torch.nan)
     return scores, (1 - unexplained[varies].sum() / total[varies].sum()).item()
 
 
 def retrieval_ranks(decoded: Tensor, true: Tensor) -> Tensor:
-    """The place of each version's own true parameters among those of all versions of its image, nearest first.
+    """The rank of each version's own true parameters among those of all versions of its image, nearest first.
 
-    Distances are Euclidean, from what was decoded; equal ones share the mean of their places, so that a decoder that
-    says the same of every version has the mean rank (b + 1) / 2.
+    Both arguments are (g, b, d), for g images and b versions of each. Distances are Euclidean, from the decoded parameters.
+    Equal distances share their mean rank, so that a constant decoder has the mean rank (b + 1) / 2.
 
-    Weights: Garrido et al., "Self-supervised learning of split invariant equivariant representations" (2023).
-
-    Args:
-        decoded: (g, b, d), for g images and b versions of each.
-        true: (g, b, d).
+    Source: Garrido et al., "Self-supervised learning of split invariant equivariant representations" (2023).
 
     Returns:
         (g, b), float64, on the CPU, in [1, b].
 
     Raises:
-        AvtError: if a decoded number is not finite.
+        AvtError: if a decoded parameter is not finite.
     """
     decoded, true = (values.detach().to("cpu", torch.float64) for values in (require_finite(decoded), true))
     distances = torch.cdist(decoded, true, compute_mode="donot_use_mm_for_euclid_dist")
@@ -73,6 +57,6 @@ def retrieval_ranks(decoded: Tensor, true: Tensor) -> Tensor:
 
 
 def retrieval_scores(ranks: Tensor, hits: Sequence[int] = (1, 5)) -> tuple[float, list[float]]:
-    """MRR, the mean of 1 / rank, and H@k, the share of ranks that are k or better: all in [0, 1], 1 is perfect."""
+    """MRR, the mean of 1 / rank, and H@k, the fraction of ranks of at most k: all in [0, 1], 1 is perfect."""
     ranks = ranks.to(torch.float64)
     return (1 / ranks).mean().item(), [(ranks <= k).to(torch.float64).mean().item() for k in hits]

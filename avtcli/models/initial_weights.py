@@ -2,18 +2,17 @@
 
 from pathlib import Path
 
-import safetensors
-from safetensors.torch import load_file
 from torch import Tensor
 
 from avtcli.config.components import Plugin
 from avtcli.config.model_spec import ModelSpec
 from avtcli.config.pretrain_config import PretrainConfig
+from avtcli.contracts import TransformFamily
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent
 from avtcli.models.model_building import build_model
-from avtcli.models.siamese import AVTModel
-from avtcli.models.weights import open_weights
+from avtcli.models.siamese import SiameseModel
+from avtcli.models.weights import open_weights, parse_safetensors
 
 PRETRAINED = "pretrained"
 """The option of a backbone that asks for published weights; it is not stored with weights."""
@@ -24,21 +23,19 @@ def stored_backbone(plugin: Plugin) -> Plugin:
     return Plugin(name=plugin.name, **{key: value for key, value in plugin.options.items() if key != PRETRAINED})
 
 
-def build_initial(config: PretrainConfig, spec: ModelSpec, *, resume: bool, on_event: OnEvent) -> AVTModel:
-    """Build a run's model as it is before the first step.
+def build_initial(
+    config: PretrainConfig, spec: ModelSpec, *, family: TransformFamily, resume: bool, on_event: OnEvent
+) -> SiameseModel:
+    """Build a run's model as it is before the first step, and report which weights it begins with.
 
-    Args:
-        config: the settings; the backbone's options may ask for published weights.
-        spec: the model's specification.
-        resume: whether a checkpoint will give all weights: then they stay random here, and nothing is downloaded or read.
-        on_event: receives a notice of the weights taken.
+    With `resume` a checkpoint will give all weights: they stay random here, and nothing is downloaded or read.
 
     Raises:
         AvtError: if the weights cannot be loaded, or none matches.
     """
     if resume:
-        return build_model(spec, seed=config.seed)
-    net = build_model(spec.model_copy(update={"backbone": config.backbone}), seed=config.seed)
+        return build_model(spec, seed=config.seed, family=family)
+    net = build_model(spec.model_copy(update={"backbone": config.backbone}), seed=config.seed, family=family)
     if pretrained := config.backbone.options.get(PRETRAINED):
         on_event(Notice(f"{config.backbone.name}: initialised with published weights ({PRETRAINED}={pretrained})"))
     if config.init_from is not None:
@@ -46,14 +43,11 @@ def build_initial(config: PretrainConfig, spec: ModelSpec, *, resume: bool, on_e
     return net
 
 
-def load_matching(net: AVTModel, path: str | Path, *, on_event: OnEvent) -> None:
-    """Load the weights that match by name and shape, and report how many did not.
+def load_matching(net: SiameseModel, path: str | Path, *, on_event: OnEvent) -> None:
+    """Load the weights that match by name and shape, and report how many did not; the others do not change.
 
-    Args:
-        net: encoder and decoder; unmatched weights do not change.
-        path: a run folder, a checkpoint, an exported encoder, or a safetensors file in the names of the backbone or of its bare
-            network, such as a timm model.
-        on_event: receives the counts.
+    The path is a run folder, a checkpoint, an exported encoder, or a safetensors file in the names of the backbone or of its
+    bare network, such as a timm model.
 
     Raises:
         AvtError: if the path does not parse, or no weight of the backbone matches.
@@ -75,17 +69,12 @@ def load_matching(net: AVTModel, path: str | Path, *, on_event: OnEvent) -> None
 
 
 def _read(path: Path, *, on_event: OnEvent) -> dict[str, Tensor]:
-    """All tensors of a run, a checkpoint or a safetensors file of any origin."""
-    if not (path.is_file() and path.suffix == ".safetensors"):
-        return open_weights(path, on_event=on_event).tensors
-    try:
-        return load_file(path)
-    except safetensors.SafetensorError as error:
-        raise AvtError(f"{path} does not parse as safetensors: {error}. Was it cut short?") from error
+    if path.is_file() and path.suffix == ".safetensors":
+        return parse_safetensors(path.read_bytes(), path)
+    return open_weights(path, on_event=on_event).tensors
 
 
 def _report(own: dict[str, Tensor], found: dict[str, Tensor], matched: dict[str, Tensor]) -> str:
-    """How many names matched, and how many did not, with the first of each sort."""
     missing = [name for name in own if name not in found]
     unexpected = [name for name in found if name not in own]
     others = [f"{n} {_shape(found[n])} for {_shape(own[n])}" for n in own if n in found and n not in matched]

@@ -1,69 +1,66 @@
-"""The autoencoder of transformations: one Siamese encoder and a Gaussian decoder on the two codes."""
+"""The Siamese model: one encoder for all views, and the objective with its heads."""
 
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from avtcli.contracts import Loss, Objective, Target
+from avtcli.errors import AvtError
 from avtcli.models.encoder import Encoder
 
 
-class AVTModel(nn.Module):
-    """q(t | z~, z): mean and log-variance are two linear layers on [vector(original), vector(transformed)] (AVT, section 3.3).
+class SiameseModel(nn.Module):
+    """An encoder that is called once for each view, and an objective that was built for its vectors.
 
-    The encoder is called once a view, original first: each view is normalised by its own batch statistics and the running
-    averages move twice, as published. Concatenating the views into one batch is not the same. Under autocast the encoder alone
-    computes in reduced precision: what the decoder says has the precision of its weights.
-
-    Args:
-        encoder: the Siamese encoder.
-        outputs: how many numbers are predicted.
-        has_log_var: whether a log-variance is predicted too.
-        log_var_scale: factor on the log-variance layer's output (the release: 1 / 1000).
-        views: whose codes the decoder sees: the pair's, or the transformed image's alone (RotNet).
+    Each view is normalised by its own batch statistics, and the running averages move once for each view, as published.
+    Concatenating the views into one batch is not the same. Under autocast the encoder alone computes in reduced precision.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        outputs: int,
-        *,
-        has_log_var: bool,
-        log_var_scale: float = 1.0,
-        views: Literal["both", "transformed"] = "both",
-    ) -> None:
+    def __init__(self, encoder: Encoder, objective: Objective) -> None:
         super().__init__()
         self.encoder = encoder
-        self.views = views
-        width = encoder.backbone.vector_dim * (2 if views == "both" else 1)
-        self.mean_head = nn.Linear(width, outputs)
-        self.log_var_head = nn.Linear(width, outputs) if has_log_var else None
-        self.log_var_scale = log_var_scale
-        for head in (self.mean_head, self.log_var_head):
-            if head is not None:
-                nn.init.zeros_(head.bias)
+        self.objective = objective
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Turn images, float in [0, 1] or uint8, (B, C, H, W), into what the network takes."""
+        """Turn images, float in [0, 1] or uint8, (B, C, H, W), into network input."""
         return self.encoder.normalise(images)
 
-    def forward(
-        self, x: Tensor, y: Tensor, noise_x: Tensor | None = None, noise_y: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def encode(self, views: Sequence[Tensor], noise: Sequence[Tensor | None] | None = None) -> tuple[Tensor, ...]:
+        """Encode views, normalised images (B, C, H, W) each, into their vectors, (B, vector_dim), in their order.
+
+        `noise` is eps of each view's code; where left out it is drawn in training mode, and none in eval mode.
+        """
+        return tuple(self.encoder.encode(*pair)[0] for pair in zip(views, noise or [None] * len(views), strict=True))
+
+    def loss(self, codes: Sequence[Tensor], targets: Sequence[Target]) -> Loss:
+        """Compute the objective on vectors, in the precision of the weights."""
+        with torch.autocast(codes[0].device.type, enabled=False):
+            loss: Loss = self.objective(self._in_precision(codes), tuple(targets))
+        return loss
+
+    def forward(self, x: Tensor, y: Tensor, noise: Sequence[Tensor | None] | None = None) -> tuple[Tensor, Tensor | None]:
         """Predict the transformation between two images.
 
         Args:
-            x: the originals, normalised, (B, C, H, W).
-            y: the transformed images, likewise.
-            noise_x: eps of the originals' codes; drawn where left out in training, none in eval mode.
-            noise_y: eps of the transformed images' codes.
+            x: original images, normalised, (B, C, H, W).
+            y: transformed images, likewise.
+            noise: as for `encode`.
 
         Returns:
-            The mean of the normalised target, (B, outputs), and the log-variance that the likelihood uses, likewise, or none.
+            The mean of the normalised target (or logits of classes), (B, outputs), and the log-variance that the likelihood
+            uses, likewise, or none.
+
+        Raises:
+            AvtError: if the objective has no decoder.
         """
-        seen = [(x, noise_x), (y, noise_y)] if self.views == "both" else [(y, noise_y)]
-        vectors = torch.cat([self.encoder.encode(view, noise)[0] for view, noise in seen], dim=1)
-        with torch.autocast(vectors.device.type, enabled=False):
-            vectors = vectors.to(self.mean_head.weight.dtype)
-            log_var = None if self.log_var_head is None else self.log_var_head(vectors) * self.log_var_scale
-            return self.mean_head(vectors), log_var
+        if self.objective.prediction is None:
+            raise AvtError(f"The objective {type(self.objective).__name__} has no decoder: it predicts no transformation.")
+        codes = self.encode([x if role == "original" else y for role in self.objective.views], noise)
+        with torch.autocast(codes[0].device.type, enabled=False):
+            prediction = self.objective.predict(self._in_precision(codes))
+        return prediction.mean, prediction.log_var
+
+    def _in_precision(self, codes: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        dtype = next(self.parameters()).dtype
+        return tuple(code.to(dtype) for code in codes)

@@ -1,4 +1,4 @@
-"""From a name on the command line to a model with its weights: run folders, checkpoints, exported files."""
+"""Load weights and models from run folders, checkpoints and exported files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, ignore
 from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_encoder, build_model, load_weights
-from avtcli.models.siamese import AVTModel
+from avtcli.models.siamese import SiameseModel
 from avtcli.storage.checkpoints import load_checkpoint, load_newest, step_of
 from avtcli.storage.files import from_metadata, to_metadata, write_synced
 from avtcli.storage.run_folders import is_run, newest_run
@@ -24,14 +24,10 @@ from avtcli.storage.run_folders import is_run, newest_run
 
 @dataclass(frozen=True)
 class Weights:
-    """Where weights come from.
+    """Loaded weights and the specification of their network, with stored facts (`about`) such as step and config.
 
-    Attributes:
-        path: the run folder, checkpoint folder or file.
-        run: the run folder, or none for a file.
-        spec: what to build.
-        tensors: the weights, of the whole model, or of the encoder alone for an exported file.
-        about: what is known of their making.
+    `path` is the run folder, checkpoint folder or file; `run` the run folder, or none for a file, whose tensors are the
+    encoder's alone.
     """
 
     path: Path
@@ -42,22 +38,20 @@ class Weights:
 
     @property
     def config(self) -> PretrainConfig | None:
-        """The settings of the run that made them, where they are known."""
+        """The settings of the pretraining run, where known."""
         settings = self.about.get("config")
         return None if settings is None else validate(PretrainConfig, settings, where=str(self.path))
 
 
 def open_weights(run: str | Path | None, *, on_event: OnEvent = ignore) -> Weights:
-    """Open a run folder, a checkpoint or an exported file; left out, the newest run under ./runs, and it is said which.
+    """Open a run folder, a checkpoint or an exported file; none takes the newest run under ./runs and reports it.
 
     Raises:
-        AvtError: if nothing of the kind is there, or it is not whole.
+        AvtError: if it does not exist, or is incomplete.
     """
+    path = newest_run() if run is None else Path(run)
     if run is None:
-        path = newest_run()
-        on_event(Notice(f"taking the newest run, {path}"))
-    else:
-        path = Path(run)
+        on_event(Notice(f"using the newest run, {path}"))
     if path.is_file():
         return _open_file(path)
     if not path.exists():
@@ -72,24 +66,28 @@ def open_weights(run: str | Path | None, *, on_event: OnEvent = ignore) -> Weigh
     return Weights(path, folder, spec, checkpoint.model, checkpoint.about)
 
 
+def parse_safetensors(blob: bytes, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, or raise an AvtError where its content does not parse."""
+    try:
+        return load(blob)
+    except safetensors.SafetensorError as error:
+        raise AvtError(f"{path} does not parse as safetensors: {error}. Was it cut short?") from error
+
+
 def _open_file(path: Path) -> Weights:
     if path.suffix != ".safetensors":
         raise AvtError(
             f"{path} is no safetensors file, and nothing else is read here. Checkpoints of the release: `avt import`."
         )
     blob = path.read_bytes()
-    try:
-        tensors = load(blob)
-    except safetensors.SafetensorError as error:
-        raise AvtError(f"{path} does not parse as safetensors: {error}. Was it cut short?") from error
-    about = from_metadata(blob)
+    tensors, about = parse_safetensors(blob, path), from_metadata(blob)
     if about is None or "model" not in about:
         raise AvtError(f"{path} was not written by `avt export`: it does not say which backbone its weights are for.")
     return Weights(path, None, validate(ModelSpec, about["model"], where=str(path)), tensors, about)
 
 
 def restore_encoder(source: Weights) -> Encoder:
-    """The encoder of a source with its weights, in eval mode, on the CPU."""
+    """Build the encoder with its weights, in eval mode, on the CPU."""
     tensors = source.tensors
     if source.run is not None:
         tensors = {n.removeprefix("encoder."): t for n, t in tensors.items() if n.startswith("encoder.")}
@@ -98,8 +96,8 @@ def restore_encoder(source: Weights) -> Encoder:
     return encoder.eval()
 
 
-def restore_model(source: Weights) -> AVTModel:
-    """Encoder and decoder of a source with their weights, in eval mode, on the CPU.
+def restore_model(source: Weights) -> SiameseModel:
+    """Build encoder and decoder with their weights, in eval mode, on the CPU.
 
     Raises:
         AvtError: for an exported file, which holds no decoder.
@@ -111,7 +109,7 @@ def restore_model(source: Weights) -> AVTModel:
     return model.eval()
 
 
-def load_model(run: str | Path) -> AVTModel:
+def load_model(run: str | Path) -> SiameseModel:
     """See `avtcli.load_model`."""
     return restore_model(open_weights(run))
 
@@ -122,12 +120,6 @@ def load_encoder(run: str | Path) -> Encoder:
 
 
 def save_encoder(encoder: Encoder, path: Path, about: Mapping[str, Any]) -> None:
-    """Write a file that `open_weights` reads.
-
-    Args:
-        encoder: its weights are stored.
-        path: a new file.
-        about: stored facts; `model` is the specification.
-    """
+    """Write an encoder's weights to a new file that `open_weights` reads; `about["model"]` is its specification."""
     tensors = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
     write_synced(path, save(tensors, metadata=to_metadata(about)))

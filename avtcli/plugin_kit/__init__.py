@@ -25,4 +25,4 @@ def check_plugin(spec: str, *, kind: str | None = None) -> "list[Check]":
     """
     from avtcli.plugin_kit.plugin_checks import run_all
 
-    return run_all(spec, kind=kind)
+    return list(run_all(spec, kind=kind))

@@ -10,18 +10,17 @@ from torch import Tensor
 from avtcli import registry
 from avtcli.contracts import Backbone, Code, Size
 from avtcli.errors import AvtError
-from avtcli.plugin_kit.checking import Trial, expect
+from avtcli.plugin_kit.checking import Trial, checks_of, expect, expect_tensor
 from avtcli.seeding import keyed_generator, seed_of
 
 BATCH: Final = 3
-SIZES: Final = ((32, 32), (224, 224))
-"""(height, width) of the images: the first that the backbone does not refuse."""
 CHANNELS: Final = 3
+SIZES: Final = ((32, 32), (224, 224))  # the first that the backbone does not refuse
 
 
 @dataclass(frozen=True)
 class BackboneSubject:
-    """A backbone under test: built from seed 0 for CHANNELS, and a function of seed and channels that builds others."""
+    """A backbone: how to build it from a seed and a number of channels, built from seed 0, and the size of its images."""
 
     make: Callable[[int, int], Backbone]
     network: Backbone
@@ -33,11 +32,7 @@ class BackboneSubject:
 
 
 def trial(spec: str) -> Trial:
-    """Build a backbone for its checks.
-
-    Raises:
-        AvtError: if it refuses images of every size.
-    """
+    """Build a backbone for its checks."""
 
     def make(seed: int, channels: int, size: Size) -> Backbone:
         with torch.random.fork_rng(devices=[]):
@@ -52,16 +47,11 @@ def trial(spec: str) -> Trial:
     return CHECKS, BackboneSubject(lambda seed, channels: make(seed, channels, size), network, size)
 
 
-def _unchanged(code: Tensor) -> Tensor:
-    return code
-
-
+@torch.no_grad()
 def _encode(
-    network: Backbone, x: Tensor, code: Code = _unchanged, want: Collection[str] = ()
+    network: Backbone, x: Tensor, code: Code = lambda mean: mean, want: Collection[str] = ()
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Encode in eval mode without gradients."""
-    with torch.no_grad():
-        return network.eval()(x, code, want)  # type: ignore[no-any-return]
+    return network.eval()(x, code, want)  # type: ignore[no-any-return]
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:
@@ -69,21 +59,17 @@ def _differ(a: Tensor, b: Tensor) -> bool:
 
 
 def the_taps_have_names_and_channels_and_the_code_is_one_of_them(subject: BackboneSubject) -> str:
-    network = subject.network
-    taps = dict(network.taps)
-    expect(
-        all(isinstance(name, str) and isinstance(channels, int) and channels > 0 for name, channels in taps.items()),
-        f"taps needs names with their channels, found {taps}",
-    )
-    expect(network.code_tap in taps, f"code_tap is {network.code_tap!r}, expected one of the taps {', '.join(taps)}")
-    expect(
-        isinstance(network.vector_dim, int) and network.vector_dim > 0,
-        f"vector_dim is {network.vector_dim!r}, expected the length of the vector",
-    )
+    """`taps`, `code_tap` and `vector_dim` are set."""
+    taps, code_tap, dim = dict(subject.network.taps), subject.network.code_tap, subject.network.vector_dim
+    named = all(isinstance(name, str) and isinstance(channels, int) and channels > 0 for name, channels in taps.items())
+    expect(named, f"taps needs names with their channels, found {taps}")
+    expect(code_tap in taps, f"code_tap is {code_tap!r}, expected one of the taps {', '.join(taps)}")
+    expect(isinstance(dim, int) and dim > 0, f"vector_dim is {dim!r}, expected the length of the vector")
     return ", ".join(f"{name} {channels}" for name, channels in taps.items())
 
 
 def the_code_is_called_once_with_the_map_of_its_tap(subject: BackboneSubject) -> str:
+    """`forward` calls `code` one time, with (B, C, H, W)."""
     network, calls = subject.network, list[tuple[int, ...]]()
 
     def code(mean: Tensor) -> Tensor:
@@ -92,81 +78,77 @@ def the_code_is_called_once_with_the_map_of_its_tap(subject: BackboneSubject) ->
 
     _encode(network, subject.images(), code)
     expect(len(calls) == 1, f"forward called code {len(calls)} times, expected once")
-    expected = (BATCH, network.taps[network.code_tap])
-    expect(
-        len(calls[0]) == 4 and calls[0][:2] == expected, f"code got a map of shape {calls[0]}, expected {(*expected, 'H', 'W')}"
-    )
-    return "x".join(map(str, calls[0][1:]))
+    shape, expected = calls[0], (BATCH, network.taps[network.code_tap])
+    fine = len(shape) == 4 and shape[:2] == expected
+    expect(fine, f"code got a map of shape {shape}, expected {(*expected, 'H', 'W')}")
+    return "x".join(map(str, shape[1:]))
 
 
 def the_vector_and_the_wanted_taps_have_the_stated_shapes(subject: BackboneSubject) -> str:
-    network = subject.network
+    """The vector is (B, vector_dim); the taps are those requested, (B, C, H, W) or (B, C)."""
+    network, x = subject.network, subject.images()
     names = [name for name in network.taps if name != network.code_tap]
-    vector, taps = _encode(network, subject.images(), want=names)
-    found, expected = tuple(vector.shape), (BATCH, network.vector_dim)
-    expect(found == expected, f"the vector has shape {found}, expected {expected}")
+    vector, taps = _encode(network, x, want=names)
+    expect_tensor("the vector", vector, (BATCH, network.vector_dim))
     expect(set(taps) == set(names), f"asked for the taps {', '.join(names)}, it gave {', '.join(taps) or 'none'}")
     for name, features in taps.items():
         shape, stated = tuple(features.shape), (BATCH, network.taps[name])
-        expect(
-            len(shape) in (2, 4) and shape[:2] == stated,
-            f"the tap {name} has shape {shape}, expected {stated} or {(*stated, 'H', 'W')}",
-        )
-    unasked = _encode(network, subject.images())[1]
+        fine = len(shape) in (2, 4) and shape[:2] == stated
+        expect(fine, f"the tap {name} has shape {shape}, expected {stated} or {(*stated, 'H', 'W')}")
+    unasked = _encode(network, x)[1]
     expect(not unasked, f"asked for no tap, it gave {', '.join(unasked)}")
     return f"vector {network.vector_dim}"
 
 
-def the_layers_after_the_code_use_what_it_returns(subject: BackboneSubject) -> str:
+def the_layers_after_the_code_use_what_it_returns(subject: BackboneSubject) -> None:
+    """Another code gives another vector: otherwise the encoder's noise has no effect."""
     x = subject.images()
     noisy = _encode(subject.network, x, lambda mean: mean + torch.randn(mean.shape, generator=keyed_generator("noise")))[0]
     expect(_differ(_encode(subject.network, x)[0], noisy), "the vector is the same whatever code returns")
-    return ""
 
 
 def one_seed_makes_one_network(subject: BackboneSubject) -> str:
+    """Every weight is drawn from torch's generator, so that a seed determines it."""
     first, second = subject.network.state_dict(), subject.make(0, CHANNELS).state_dict()
     expect(list(first) == list(second), "built twice, the weights have other names")
     other = [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
-    expect(
-        not other,
-        f"built twice from one seed, {len(other)} of {len(first)} weights differ, the first is {', '.join(other[:1])}",
-    )
+    problem = f"built twice from one seed, {len(other)} of {len(first)} weights differ, the first is {', '.join(other[:1])}"
+    expect(not other, problem)
     return f"{sum(parameter.numel() for parameter in subject.network.parameters()):,} parameters"
 
 
-def its_state_dict_is_its_complete_state(subject: BackboneSubject) -> str:
+def its_state_dict_is_its_complete_state(subject: BackboneSubject) -> None:
+    """Another instance that loads it gives the same features, as with checkpoints and exported files."""
     other, x = subject.make(1, CHANNELS), subject.images()
     other.load_state_dict(subject.network.state_dict())
     expect(
         not _differ(_encode(subject.network, x)[0], _encode(other, x)[0]),
         "built from another seed and given the same state_dict, it gives another vector: register its other tensors as buffers",
     )
-    return ""
 
 
-def in_eval_mode_a_vector_depends_on_its_image_alone(subject: BackboneSubject) -> str:
+def in_eval_mode_a_vector_depends_on_its_image_alone(subject: BackboneSubject) -> None:
+    """It is a function of the image, whatever else is in the batch."""
     x = subject.images()
     vector = _encode(subject.network, x)[0]
     expect(torch.equal(vector, _encode(subject.network, x)[0]), "in eval mode, the same images gave two vectors")
     expect(not _differ(vector[:1], _encode(subject.network, x[:1])[0]), "an image's vector depends on the rest of its batch")
-    return ""
 
 
-def every_weight_gets_a_finite_gradient(subject: BackboneSubject) -> str:
-    network = subject.make(0, CHANNELS).train()
-    x = subject.images().requires_grad_()
-    network(x, _unchanged, ())[0].square().sum().backward()
+def every_weight_gets_a_finite_gradient(subject: BackboneSubject) -> None:
+    """Training in several processes waits for the gradient of each weight."""
+    network, x = subject.make(0, CHANNELS).train(), subject.images().requires_grad_()
+    network(x, lambda mean: mean)[0].square().sum().backward()
     weights = {name: weight.grad for name, weight in network.named_parameters() if weight.requires_grad}
     without = [name for name, gradient in weights.items() if gradient is None]
     expect(not without, f"{len(without)} weights have no part in the vector, the first is {', '.join(without[:1])}")
     odd = [name for name, gradient in weights.items() if gradient is not None and not gradient.isfinite().all()]
     expect(not odd, f"{len(odd)} weights get NaN or infinity, the first is {', '.join(odd[:1])}")
     expect(x.grad is not None and bool(x.grad.isfinite().all()), "the gradient of the images is missing or not finite")
-    return ""
 
 
 def grey_images_are_taken_or_refused_with_a_message(subject: BackboneSubject) -> str:
+    """One channel works, or raises an AvtError."""
     try:
         network = subject.make(0, 1)
     except AvtError:
@@ -175,14 +157,4 @@ def grey_images_are_taken_or_refused_with_a_message(subject: BackboneSubject) ->
     return "taken"
 
 
-CHECKS: Final = (
-    the_taps_have_names_and_channels_and_the_code_is_one_of_them,
-    the_code_is_called_once_with_the_map_of_its_tap,
-    the_vector_and_the_wanted_taps_have_the_stated_shapes,
-    the_layers_after_the_code_use_what_it_returns,
-    one_seed_makes_one_network,
-    its_state_dict_is_its_complete_state,
-    in_eval_mode_a_vector_depends_on_its_image_alone,
-    every_weight_gets_a_finite_gradient,
-    grey_images_are_taken_or_refused_with_a_message,
-)
+CHECKS: Final = checks_of(BackboneSubject, globals())

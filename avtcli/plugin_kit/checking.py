@@ -1,21 +1,22 @@
 """Conformance checks: functions that test one requirement of a contract on what a plugin built.
 
-The name of a check states the requirement. A check returns figures for the report, or an empty string, and raises
-`CheckFailed` with what was found and what was expected.
+The name of a check states the requirement. A check returns figures for the report, or nothing, and raises `CheckFailed` with
+what was found and what was expected.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from avtcli.seeding import seed_of
 
-T = TypeVar("T")
+CheckFunction = Callable[[Any], str | None]
 
-Trial = tuple[Sequence[Callable[[Any], str]], Any]
+Trial = tuple[Sequence[CheckFunction], Any]
 """The checks of a contract, and what they are run on."""
 
 
@@ -25,13 +26,7 @@ class CheckFailed(Exception):
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check.
-
-    Attributes:
-        name: the requirement.
-        problem: why it is not met; empty where it is.
-        figures: of a check that passed; may be empty.
-    """
+    """The result of one check: its requirement, the problem (empty where it passed), and figures (may be empty)."""
 
     name: str
     problem: str = ""
@@ -44,11 +39,7 @@ class Check:
 
 
 def expect(condition: bool, problem: str) -> None:
-    """Fail the check unless a condition holds.
-
-    Raises:
-        CheckFailed: if `condition` is false.
-    """
+    """Fail the check with a problem unless a condition holds."""
     if not condition:
         raise CheckFailed(problem)
 
@@ -59,25 +50,36 @@ def described(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}{odd}"
 
 
+def expect_tensor(what: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
+    """Fail the check unless a tensor is finite and has a shape and, where given, a type."""
+    fine = tensor.shape == shape and dtype in (None, tensor.dtype) and bool(tensor.isfinite().all())
+    kind = "" if dtype is None else f" {dtype}".replace("torch.", "")
+    expect(fine, f"{what} is {described(tensor)}, expected {shape}{kind}, finite")
+
+
+def checks_of(subject: Any, names: Mapping[str, Any]) -> tuple[CheckFunction, ...]:
+    """Return the checks among a module's names: its public functions that take a subject of this type, in their order."""
+    functions = [value for name, value in names.items() if inspect.isfunction(value) and not name.startswith("_")]
+    return tuple(function for function in functions if subject in function.__annotations__.values())
+
+
 def failed_check(name: str, error: Exception) -> Check:
     """Turn an exception into a failed check; one that is not `CheckFailed` is reported with its type."""
-    if isinstance(error, CheckFailed):
-        return Check(name, problem=str(error))
-    return Check(name, problem=f"{type(error).__name__}: {error}".rstrip(": "))
+    problem = str(error) if isinstance(error, CheckFailed) else f"{type(error).__name__}: {error}".rstrip(": ")
+    return Check(name, problem)
 
 
-def run_check(check: Callable[[T], str], subject: T) -> Check:
+def run_check(check: CheckFunction, subject: Any) -> Check:
     """Run one check; any exception fails it, and the caller's random state does not change."""
     name = check.__name__.replace("_", " ")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of("conformance", name))
         try:
-            return Check(name, figures=check(subject))
+            return Check(name, figures=check(subject) or "")
         except Exception as error:  # a plugin's code can fail in any way
             return failed_check(name, error)
 
 
-def run_checks(checks: Sequence[Callable[[T], str]], subject: T) -> Iterator[Check]:
+def run_checks(checks: Sequence[CheckFunction], subject: Any) -> Iterator[Check]:
     """Run checks one after the other."""
-    for check in checks:
-        yield run_check(check, subject)
+    return (run_check(check, subject) for check in checks)

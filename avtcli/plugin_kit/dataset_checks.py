@@ -1,6 +1,6 @@
 """Conformance checks of data sets: images, labels, names, and equality when opened again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,11 +9,10 @@ import torch
 from avtcli import registry
 from avtcli.contracts import ImageData, Split
 from avtcli.data.datasets import data_folder
-from avtcli.plugin_kit.checking import Trial, described, expect
+from avtcli.plugin_kit.checking import Trial, checks_of, described, expect, expect_tensor
 from avtcli.seeding import subset
 
-IMAGES_READ: Final = 16
-"""Images of each split that are read."""
+IMAGES_READ: Final = 16  # of each split
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,7 @@ class DatasetSubject:
 
 
 def trial(spec: str) -> Trial:
-    """Open a data set for its checks.
-
-    Raises:
-        AvtError: if it is missing.
-    """
+    """Open a data set for its checks."""
 
     def open_it() -> ImageData:
         data: ImageData = registry.build("dataset", spec, {}, data_dir=data_folder(None))
@@ -38,10 +33,8 @@ def trial(spec: str) -> Trial:
     return CHECKS, DatasetSubject(open_it(), open_it)
 
 
-def _splits(data: ImageData) -> Iterator[tuple[str, Split]]:
-    yield "train", data.train
-    if data.test is not None:
-        yield "test", data.test
+def _splits(data: ImageData) -> dict[str, Split]:
+    return {"train": data.train} | ({} if data.test is None else {"test": data.test})
 
 
 def _some(split: Split) -> list[int]:
@@ -50,22 +43,22 @@ def _some(split: Split) -> list[int]:
 
 
 def its_splits_have_images(subject: DatasetSubject) -> str:
-    for part, split in _splits(subject.data):
+    """Each has one or more."""
+    for part, split in _splits(subject.data).items():
         expect(len(split) > 0, f"{part} is empty; a missing split is None")
-    return ", ".join(f"{part} {len(split)}" for part, split in _splits(subject.data))
+    return ", ".join(f"{part} {len(split)}" for part, split in _splits(subject.data).items())
 
 
 def images_are_uint8_of_the_stated_channels_and_size(subject: DatasetSubject) -> str:
+    """`read` gives (C, H, W), the same each time, and equal to `images` where that is given."""
     data = subject.data
-    for part, split in _splits(data):
+    for part, split in _splits(data).items():
         for i in _some(split):
-            image = split.read(i)
-            shape, what = tuple(image.shape), f"{part} {split.name(i)}"
-            expect(
-                image.dtype == torch.uint8 and len(shape) == 3 and shape[0] == data.channels,
-                f"{what} is {described(image)}, expected ({data.channels}, H, W) uint8",
-            )
-            expect(data.size in (None, shape[1:]), f"{what} is {shape[1:]} px, the data set states {data.size}")
+            image, what = split.read(i), f"{part} {split.name(i)}"
+            fine = image.dtype == torch.uint8 and image.ndim == 3 and len(image) == data.channels
+            expect(fine, f"{what} is {described(image)}, expected ({data.channels}, H, W) uint8")
+            size = tuple(image.shape[1:])
+            expect(data.size in (None, size), f"{what} is {size} px, the data set states {data.size}")
             expect(torch.equal(image, split.read(i)), f"{what} was read twice and differed")
             if split.images is not None:
                 expect(torch.equal(image, split.images[i]), f"{what} differs between read({i}) and images[{i}]")
@@ -74,47 +67,44 @@ def images_are_uint8_of_the_stated_channels_and_size(subject: DatasetSubject) ->
 
 
 def labels_are_int64_and_in_range(subject: DatasetSubject) -> str:
-    for part, split in _splits(subject.data):
-        labels = split.labels
-        if labels is None:
+    """(n,) from 0, below the number of class names if any."""
+    classes = subject.data.classes
+    for part, split in _splits(subject.data).items():
+        if split.labels is None:
             continue
-        expect(
-            labels.dtype == torch.int64 and labels.shape == (len(split),),
-            f"the labels of {part} are {described(labels)}, expected ({len(split)},) int64",
-        )
-        low, high = int(labels.min()), int(labels.max())
+        expect_tensor(f"the tensor of {part} labels", split.labels, (len(split),), torch.int64)
+        low, high = int(split.labels.min()), int(split.labels.max())
         expect(low >= 0, f"the labels of {part} begin at {low}, expected 0 or more")
-        classes = subject.data.classes
-        expect(
-            classes is None or high < len(classes), f"the labels of {part} reach {high} with {len(classes or ())} class names"
-        )
-    return "no labels" if subject.data.train.labels is None else f"{len(subject.data.classes or ()) or 'unnamed'} classes"
+        fine = classes is None or high < len(classes)
+        expect(fine, f"the labels of {part} reach {high} with {len(classes or ())} class names")
+    return "no labels" if subject.data.train.labels is None else f"{len(classes or ()) or 'unnamed'} classes"
 
 
 def image_names_are_unique(subject: DatasetSubject) -> str:
-    for part, split in _splits(subject.data):
+    """Messages and embeddings identify images by name."""
+    for part, split in _splits(subject.data).items():
         indices = _some(split)
         names = {split.name(i) for i in indices}
         expect(all(names) and len(names) == len(indices), f"{len(indices)} images of {part} have {len(names)} names")
     return subject.data.train.name(0)
 
 
-def mean_and_deviation_are_stated_for_each_channel(subject: DatasetSubject) -> str:
+def mean_and_deviation_are_stated_for_each_channel(subject: DatasetSubject) -> None:
+    """Of images in [0, 1], for normalisation."""
     data = subject.data
     for what, figures in (("mean", data.mean), ("std", data.std)):
         expect(len(figures) == data.channels, f"{what} has {len(figures)} values for {data.channels} channels")
     expect(all(0 <= m <= 1 for m in data.mean), f"mean is {data.mean}, expected values in [0, 1]")
     expect(all(0 < s <= 1 for s in data.std), f"std is {data.std}, expected values above 0, up to 1")
-    return ""
 
 
 def it_is_the_same_when_opened_again(subject: DatasetSubject) -> str:
+    """Fingerprint, order, labels and images."""
     data, again = subject.data, subject.open_again()
-    expect(
-        bool(data.fingerprint) and data.fingerprint == again.fingerprint,
-        f"opened twice, the fingerprints are {data.fingerprint!r} and {again.fingerprint!r}, expected one that is not empty",
-    )
-    for (part, split), (_, other) in zip(_splits(data), _splits(again), strict=True):
+    first, second = data.fingerprint, again.fingerprint
+    problem = f"opened twice, the fingerprints are {first!r} and {second!r}, expected one that is not empty"
+    expect(bool(first) and first == second, problem)
+    for (part, split), other in zip(_splits(data).items(), _splits(again).values(), strict=True):
         expect(len(split) == len(other), f"opened twice, {part} has {len(split)} and {len(other)} images")
         a, b = split.labels, other.labels
         same = a is b if a is None or b is None else torch.equal(a, b)
@@ -125,11 +115,4 @@ def it_is_the_same_when_opened_again(subject: DatasetSubject) -> str:
     return f"fingerprint {data.fingerprint[:12]}"
 
 
-CHECKS: Final = (
-    its_splits_have_images,
-    images_are_uint8_of_the_stated_channels_and_size,
-    labels_are_int64_and_in_range,
-    image_names_are_unique,
-    mean_and_deviation_are_stated_for_each_channel,
-    it_is_the_same_when_opened_again,
-)
+CHECKS: Final = checks_of(DatasetSubject, globals())

@@ -1,6 +1,6 @@
-"""What an objective checks: its outputs, one finite loss a sample, its gradients, and that the truth is better."""
+"""Conformance checks of objectives: what they state, their predictions, losses and gradients, and that they can be learned."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Final
@@ -9,129 +9,167 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from avtcli.contracts import Loss, Objective, Target, TransformFamily
-from avtcli.plugin_kit.checking import described, expect
+from avtcli import registry
+from avtcli.contracts import Loss, Objective, Prediction, Target, TransformFamily
+from avtcli.errors import AvtError
+from avtcli.plugin_kit.checking import Trial, checks_of, expect, expect_tensor
 from avtcli.seeding import keyed_generator
 
 BATCH: Final = 16
 SIZE: Final = (32, 48)
+VECTOR_DIM: Final = 24
+STEPS: Final = 60
+BUILT_IN: Final = "avtcli"  # its families are tried, and those of the objective's own distribution
 
 
 @dataclass(frozen=True)
-class ObjectiveSubject:
-    """An objective on trial, with the families that it accepts, by name."""
+class ObjectiveUnderTest:
+    """An objective under test: how to build it for a family, and the families that it accepts, by name."""
 
-    objective: Objective
+    make: Callable[[TransformFamily], Objective]
     families: Mapping[str, TransformFamily]
 
 
-def _target(family: TransformFamily) -> Target:
-    parameters = family.sample(BATCH, SIZE, keyed_generator("conformance draw"))
+@dataclass(frozen=True)
+class Case:
+    """An objective with random vectors and targets of a family."""
+
+    name: str
+    objective: Objective
+    codes: tuple[Tensor, ...]
+    targets: tuple[Target, ...]
+
+    def loss(self) -> Loss:
+        """Return the loss of the batch."""
+        loss: Loss = self.objective(self.codes, self.targets)
+        return loss
+
+
+def trial(spec: str) -> Trial:
+    """Find the families that an objective accepts, and how to build it, for its checks."""
+
+    def make(family: TransformFamily) -> Objective:
+        made: Objective = registry.build("objective", spec, {}, vector_dim=VECTOR_DIM, family=family)
+        return made
+
+    distributions = (BUILT_IN, registry.info("objective", registry.split_name(spec)[0]).distribution)
+    families: dict[str, TransformFamily] = {}
+    for other in registry.listing():
+        if other.kind == "transform" and other.distribution in distributions:
+            family = registry.build("transform", other.name, {})
+            try:
+                make(family)
+            except AvtError:
+                continue
+            families[other.name] = family
+    expect(bool(families), f"it refuses every family of {BUILT_IN} and of the plugin's distribution")
+    return CHECKS, ObjectiveUnderTest(make, families)
+
+
+def _target(family: TransformFamily, view: int) -> Target:
+    parameters = family.sample(BATCH, SIZE, keyed_generator("conformance draw", view))
     return Target(family.target(parameters, SIZE).float(), parameters.float(), family, SIZE)
 
 
-def _truth(objective: Objective, target: Target) -> Tensor:
-    """What a perfect decoder says: the target, or logits that are sure of the class."""
-    if not objective.predicts_classes:
-        return target.values
-    classes = target.family.classes(target.parameters)
-    return 10 * functional.one_hot(classes, objective.outputs(target.family)).float()
-
-
-def _log_var(objective: Objective, mean: Tensor) -> Tensor | None:
-    return torch.zeros_like(mean) if objective.has_log_var else None
-
-
-def _guess(truth: Tensor) -> Tensor:
-    return truth + 0.3 * torch.randn(truth.shape, generator=keyed_generator("guess"))
-
-
-def _cases(subject: ObjectiveSubject) -> Iterator[tuple[str, Target, Tensor]]:
-    """A family's name, what was drawn, and the truth."""
+def _cases(subject: ObjectiveUnderTest) -> Iterator[Case]:
     for name, family in subject.families.items():
-        target = _target(family)
-        yield name, target, _truth(subject.objective, target)
+        objective = subject.make(family)
+        generators = [keyed_generator("conformance code", view) for view in range(len(objective.views))]
+        codes = tuple(torch.randn(BATCH, VECTOR_DIM, generator=generator).requires_grad_() for generator in generators)
+        targets = tuple(_target(family, view) for view in range(objective.views.count("transformed")))
+        yield Case(name, objective, codes, targets)
 
 
-def what_it_asks_of_the_model_is_stated(subject: ObjectiveSubject) -> str:
-    """`noise_scale`, `has_log_var`, `log_var_scale` and `views` have values that a model can be built with."""
-    objective = subject.objective
-    expect(
-        isinstance(objective.noise_scale, float | int) and isfinite(objective.noise_scale) and objective.noise_scale >= 0,
-        f"noise_scale is {objective.noise_scale!r}, expected a number of 0 or more",
-    )
-    expect(isinstance(objective.has_log_var, bool), f"has_log_var is {objective.has_log_var!r}, expected True or False")
-    expect(
-        isfinite(objective.log_var_scale) and objective.log_var_scale != 0,
-        f"log_var_scale is {objective.log_var_scale!r}, expected a number other than 0",
-    )
-    expect(objective.views in ("both", "transformed"), f"views is {objective.views!r}, expected both or transformed")
-    return f"noise scale {objective.noise_scale:g}"
+def it_states_its_views_noise_and_prediction(subject: ObjectiveUnderTest) -> str:
+    """`views`, `noise_scale`, `prediction` and `depends_on_batch` have values that a model can be built with."""
+    objective = next(_cases(subject)).objective
+    views, scale, prediction = objective.views, objective.noise_scale, objective.prediction
+    roles = isinstance(views, tuple) and "transformed" in views and set(views) <= {"original", "transformed"}
+    expect(roles, f"views is {views!r}, expected a tuple of roles, original or transformed, with one transformed at least")
+    fine = isinstance(scale, float | int) and isfinite(scale) and scale >= 0
+    expect(fine, f"noise_scale is {scale!r}, expected a number of 0 or more")
+    expect(prediction in ("target", "classes", None), f"prediction is {prediction!r}, expected target, classes or None")
+    depends = objective.depends_on_batch
+    expect(isinstance(depends, bool), f"depends_on_batch is {depends!r}, expected True or False")
+    return f"{', '.join(views)}; noise scale {scale:g}"
 
 
-def it_predicts_the_target_or_the_classes(subject: ObjectiveSubject) -> str:
-    """`outputs` is the family's dof, or its number of classes where `predicts_classes`."""
-    for name, family in subject.families.items():
-        found = subject.objective.outputs(family)
-        expected = family.n_classes if subject.objective.predicts_classes else family.dof
-        expect(found == expected, f"outputs({name}) is {found}, expected {expected}")
+def its_prediction_is_the_target_or_the_classes(subject: ObjectiveUnderTest) -> str:
+    """`predict` returns (B, dof), or logits (B, n_classes); without a decoder it raises NotImplementedError."""
+    for case in _cases(subject):
+        objective, family = case.objective, subject.families[case.name]
+        if objective.prediction is None:
+            return "no decoder"
+        found = objective.predict(case.codes)
+        outputs = family.n_classes if objective.prediction == "classes" else family.dof
+        for what, values in (("mean", found.mean), ("log_var", found.log_var)):
+            if values is not None:
+                expect_tensor(f"{what} with {case.name}", values, (BATCH, outputs or 0))
     return f"with {', '.join(subject.families)}"
 
 
-def every_sample_has_one_finite_loss_of_its_own(subject: ObjectiveSubject) -> str:
-    """The loss and its named parts are (B,), the same each time, whatever else is in the batch."""
-    objective = subject.objective
-    for name, target, truth in _cases(subject):
-        mean = _guess(truth)
-        loss, again = (objective.loss(mean, _log_var(objective, mean), target) for _ in range(2))
+def every_sample_has_one_finite_loss(subject: ObjectiveUnderTest) -> str:
+    """The loss and its parts are (B,), the same each time; without `depends_on_batch` independent of other samples."""
+    parts: list[str] = []
+    for case in _cases(subject):
+        loss, again = case.loss(), case.loss()
+        parts = list(loss.parts)
         for what, values in {"the loss": loss.per_sample, **loss.parts}.items():
-            expect(
-                values.shape == (BATCH,) and bool(values.isfinite().all()),
-                f"{what} with {name} is {described(values)}, expected ({BATCH},), a finite number a sample",
-            )
-        expect(torch.equal(loss.per_sample, again.per_sample), f"with {name}, the same prediction gave two losses")
-        few = Target(target.values[:3], target.parameters[:3], target.family, target.size)
-        alone = objective.loss(mean[:3], _log_var(objective, mean[:3]), few)
-        expect(
-            torch.allclose(alone.per_sample, loss.per_sample[:3], rtol=1e-4, atol=1e-5),
-            f"with {name}, a sample's loss depends on the rest of its batch",
-        )
-    return ", ".join(loss.parts) or "no parts"
+            expect_tensor(f"{what} with {case.name}", values, (BATCH,))
+        expect(torch.equal(loss.per_sample, again.per_sample), f"with {case.name}, the same codes gave two losses")
+        targets = tuple(Target(t.values[:3], t.parameters[:3], t.family, t.size) for t in case.targets)
+        alone: Loss = case.objective(tuple(code[:3] for code in case.codes), targets)
+        same = torch.allclose(alone.per_sample, loss.per_sample[:3], rtol=1e-4, atol=1e-5) or case.objective.depends_on_batch
+        expect(same, f"with {case.name}, a sample's loss depends on the rest of its batch: state depends_on_batch = True")
+    return ", ".join(parts) or "no parts"
 
 
-def gradients_are_finite_at_a_guess_and_at_the_truth(subject: ObjectiveSubject) -> str:
-    """Of the mean, and of the log-variance where there is one."""
-    objective = subject.objective
-    for name, target, truth in _cases(subject):
-        for where, said in (("a guess", _guess(truth)), ("the truth", truth)):
-            mean = said.detach().clone().requires_grad_()
-            log_var = torch.zeros_like(mean, requires_grad=True) if objective.has_log_var else None
-            objective.loss(mean, log_var, target).per_sample.sum().backward()  # type: ignore[no-untyped-call]
-            for what, leaf in (("mean", mean), ("log-variance", log_var)):
-                if leaf is not None:
-                    fine = leaf.grad is not None and bool(leaf.grad.isfinite().all())
-                    expect(fine, f"at {where} with {name}, the gradient of the {what} is missing, NaN or infinite")
-    return ""
+def gradients_reach_every_code_and_weight(subject: ObjectiveUnderTest) -> str:
+    """Every view's code and every weight of the heads gets a finite gradient."""
+    for case in _cases(subject):
+        case.loss().per_sample.sum().backward()  # type: ignore[no-untyped-call]
+        leaves = {f"the code of view {view}": code for view, code in enumerate(case.codes)}
+        for name, leaf in {**leaves, **dict(case.objective.named_parameters())}.items():
+            fine = leaf.grad is not None and bool(leaf.grad.isfinite().all())
+            expect(fine, f"with {case.name}, the gradient of {name} is missing, NaN or infinite")
+    return f"{sum(p.numel() for p in case.objective.parameters()):,} weights for codes of {VECTOR_DIM}"
 
 
-def the_truth_has_a_smaller_loss_than_a_guess(subject: ObjectiveSubject) -> str:
-    """On average over a batch."""
+def gradient_descent_lowers_the_loss(subject: ObjectiveUnderTest) -> None:
+    """On codes and heads."""
+    for case in _cases(subject):
+        before = float(case.loss().per_sample.mean().detach())
+        optimizer = torch.optim.Adam([*case.codes, *case.objective.parameters()], lr=0.03)
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            case.loss().per_sample.mean().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        after = float(case.loss().per_sample.mean().detach())
+        expect(after < before, f"with {case.name}, {STEPS} steps took the loss from {before:.4g} to {after:.4g}")
 
-    def average(said: Tensor, target: Target) -> float:
-        loss: Loss = subject.objective.loss(said, _log_var(subject.objective, said), target)
-        return float(loss.per_sample.mean())
 
-    for name, target, truth in _cases(subject):
-        guess = torch.zeros_like(truth) if subject.objective.predicts_classes else _guess(truth)
-        best, worse = average(truth, target), average(guess, target)
-        expect(best < worse, f"with {name}, the truth has the loss {best:.4g} and a guess {worse:.4g}")
-    return ""
+def _loss_of(case: Case, prediction: Prediction) -> float:
+    case.objective.predict = lambda codes: prediction  # type: ignore[method-assign]
+    return float(case.loss().per_sample.mean())
 
 
-CHECKS: Final = (
-    what_it_asks_of_the_model_is_stated,
-    it_predicts_the_target_or_the_classes,
-    every_sample_has_one_finite_loss_of_its_own,
-    gradients_are_finite_at_a_guess_and_at_the_truth,
-    the_truth_has_a_smaller_loss_than_a_guess,
-)
+@torch.no_grad()
+def the_truth_has_a_smaller_loss_than_a_guess(subject: ObjectiveUnderTest) -> str | None:
+    """On average over a batch, with `predict` replaced; `forward` compares what `predict` returns with the targets."""
+    for case in _cases(subject):
+        objective = case.objective
+        if objective.prediction is None:
+            return "no decoder"
+        own, target = objective.predict(case.codes), case.targets[0]
+        truth, guess = target.values, torch.zeros_like(own.mean)
+        if objective.prediction == "classes":
+            truth = 10 * functional.one_hot(target.family.classes(target.parameters), own.mean.shape[1]).float()
+        else:
+            guess = truth + 0.3 * torch.randn(truth.shape, generator=keyed_generator("conformance guess"))
+        log_var = None if own.log_var is None else torch.zeros_like(truth)
+        losses = [_loss_of(case, Prediction(mean, log_var)) for mean in (truth, guess)]
+        expect(losses[0] < losses[1], f"with {case.name}, the truth has the loss {losses[0]:.4g} and a guess {losses[1]:.4g}")
+    return None
+
+
+CHECKS: Final = checks_of(ObjectiveUnderTest, globals())

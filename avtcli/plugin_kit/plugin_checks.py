@@ -6,29 +6,23 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from avtcli import registry
-from avtcli.contracts import Objective, TransformFamily
 from avtcli.errors import AvtError, nearest
 from avtcli.plugin_kit import backbone_checks, dataset_checks, objective_checks, output_checks, transform_checks
 from avtcli.plugin_kit.checking import Check, Trial, expect, failed_check, run_check, run_checks
-from avtcli.plugin_kit.objective_checks import ObjectiveSubject
-from avtcli.plugin_options import option_names
 from avtcli.registry import PluginInfo
 
-IMPORT_SECONDS: Final = 60.0
-"""The longest that a plugin's import may take, torch's included."""
-HEAVY: Final = ("timm", "torchvision", "transformers", "scipy", "pandas", "matplotlib")
-"""Modules that are reported when an import pulls them in."""
-BUILT_IN: Final = "avtcli"
-"""The distribution whose families an objective is checked with, in addition to those of its own."""
+IMPORT_SECONDS: Final = 20.0  # on top of the import of the contracts, which is torch's
+HEAVY: Final = ("timm", "torchvision", "transformers", "scipy", "pandas", "matplotlib")  # reported when they are imported
 
 _IMPORT = """
 import contextlib, importlib, io, json, sys, time
 import avtcli.contracts
+print("ready", flush=True)
 printed, before, start = io.StringIO(), set(sys.modules), time.monotonic()
 with contextlib.redirect_stdout(printed):
     importlib.import_module(sys.argv[1])
@@ -43,7 +37,7 @@ def find_plugin(spec: str, kind: str | None = None) -> PluginInfo:
     Raises:
         AvtError: if there is none, several kinds have the name, or several distributions do.
     """
-    name, _ = registry.split_name(spec)
+    name = registry.split_name(spec)[0]
     if kind is not None:
         return registry.info(kind, name)
     kinds = [kind for kind in registry.KINDS if name in registry.names(kind)]
@@ -57,117 +51,98 @@ def find_plugin(spec: str, kind: str | None = None) -> PluginInfo:
     return registry.info(kinds[0], name)
 
 
-def run_all(spec: str, *, kind: str | None = None) -> list[Check]:
-    """See `avtcli.plugin_kit.check_plugin`."""
-    return list(_checks(find_plugin(spec, kind), spec))
-
-
-def _checks(info: PluginInfo, spec: str) -> Iterator[Check]:
+def run_all(spec: str, *, kind: str | None) -> Iterator[Check]:
+    """Yield the result of each check; see `avtcli.plugin_kit.check_plugin`."""
+    info = find_plugin(spec, kind)
     fresh = import_afresh(info)
-    if fresh.seconds is not None:
-        registry.load(info)  # an import that fails is an error, not a failed check
     yield run_check(it_imports_in_time, fresh)
     if fresh.seconds is None:
         return
+    registry.load(info)  # raises where the plugin cannot be imported here either
     yield run_check(importing_it_prints_nothing, fresh)
     yield from run_checks((it_has_a_help_text, every_option_is_typed_and_documented), info)
     try:
-        checks, subject = _TRIALS[info.kind](spec, info)
+        checks, subject = _TRIALS[info.kind](spec)
     except AvtError:
         raise
     except Exception as error:  # a plugin's code can fail in any way
         yield failed_check("it can be built", error)
-        return
-    yield Check("it can be built")
-    yield from run_checks(checks, subject)
+    else:
+        yield Check("it can be built")
+        yield from run_checks(checks, subject)
 
 
-def _objective(spec: str, info: PluginInfo) -> Trial:
-    built: Objective = registry.build("objective", spec, {})
-    families: dict[str, TransformFamily] = {}
-    for other in registry.listing():
-        if other.kind == "transform" and other.distribution in (BUILT_IN, info.distribution):
-            family = registry.build("transform", other.name, {})
-            try:
-                built.outputs(family)
-            except AvtError:
-                continue
-            families[other.name] = family
-    expect(bool(families), f"it refuses every family of {BUILT_IN} and of its own distribution")
-    return objective_checks.CHECKS, ObjectiveSubject(built, families)
-
-
-_TRIALS: Final[dict[str, Callable[[str, PluginInfo], Trial]]] = {
-    "backbone": lambda spec, info: backbone_checks.trial(spec),
-    "transform": lambda spec, info: (transform_checks.CHECKS, registry.build("transform", spec, {})),
-    "dataset": lambda spec, info: dataset_checks.trial(spec),
-    "objective": _objective,
-    "exporter": lambda spec, info: output_checks.exporter_trial(spec),
-    "tracker": lambda spec, info: output_checks.tracker_trial(spec),
+_TRIALS: Final[dict[str, Callable[[str], Trial]]] = {
+    "backbone": backbone_checks.trial,
+    "transform": transform_checks.trial,
+    "dataset": dataset_checks.trial,
+    "objective": objective_checks.trial,
+    "exporter": output_checks.exporter_trial,
+    "tracker": output_checks.tracker_trial,
 }
 
 
 @dataclass(frozen=True)
 class FreshImport:
-    """The import of a plugin's module in a process of its own.
-
-    Attributes:
-        module: its name.
-        seconds: its duration after the contracts; none where it was stopped after IMPORT_SECONDS.
-        failed: whether it ended in an error.
-        printed: its output.
-        pulled: modules of `HEAVY` that it imported.
-    """
+    """The import of a plugin's module in a fresh process: its output, and the modules that it imported."""
 
     module: str
-    seconds: float | None = None
+    seconds: float | None = None  # none where it was stopped after IMPORT_SECONDS
     failed: bool = False
     printed: str = ""
-    pulled: tuple[str, ...] = ()
+    modules: Sequence[str] = ()
 
 
 def import_afresh(info: PluginInfo) -> FreshImport:
-    """Import a plugin's module in a process of its own, for no longer than IMPORT_SECONDS."""
+    """Import a plugin's module in a fresh process, for no longer than IMPORT_SECONDS."""
     module = info.entry_point.module
-    command = [sys.executable, "-c", _IMPORT, module]
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    try:
-        ended = subprocess.run(command, capture_output=True, timeout=IMPORT_SECONDS, env=variables, check=False)
-    except subprocess.TimeoutExpired:
-        return FreshImport(module)
-    if ended.returncode != 0 or not ended.stdout:
+    with subprocess.Popen(
+        [sys.executable, "-c", _IMPORT, module],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,  # so that reading the first line takes no more than it
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as child:
+        assert child.stdout is not None  # PIPE
+        child.stdout.readline()  # "ready"
+        try:
+            output = child.communicate(timeout=IMPORT_SECONDS)[0]
+        except subprocess.TimeoutExpired:
+            child.kill()
+            return FreshImport(module)
+    if child.returncode != 0 or not output:
         return FreshImport(module, seconds=0.0, failed=True)
-    found = json.loads(ended.stdout.splitlines()[-1])
-    pulled = tuple(name for name in HEAVY if name in found["modules"])
-    return FreshImport(module, seconds=found["seconds"], printed=found["printed"], pulled=pulled)
+    return FreshImport(module, **json.loads(output.splitlines()[-1]))
 
 
 def it_imports_in_time(fresh: FreshImport) -> str:
-    expect(
-        fresh.seconds is not None, f"importing {fresh.module} takes more than {IMPORT_SECONDS:g} s: import heavy modules late"
-    )
-    expect(not fresh.failed, f"{fresh.module} imports here and fails in a fresh process: does it need another module's import?")
-    return f"{fresh.seconds:.2f} s" + (f", pulls in {', '.join(fresh.pulled)}" if fresh.pulled else "")
+    """Within IMPORT_SECONDS after the contracts, in a fresh process."""
+    seconds, module = fresh.seconds, fresh.module
+    expect(seconds is not None, f"importing {module} takes more than {IMPORT_SECONDS:g} s: import heavy modules late")
+    expect(not fresh.failed, f"{module} imports here and fails in a fresh process: does it need another module's import?")
+    pulled = [name for name in HEAVY if name in fresh.modules]
+    return f"{seconds:.2f} s" + (f", pulls in {', '.join(pulled)}" if pulled else "")
 
 
-def importing_it_prints_nothing(fresh: FreshImport) -> str:
+def importing_it_prints_nothing(fresh: FreshImport) -> None:
+    """Nothing happens at import."""
     expect(not fresh.printed, f"importing {fresh.module} prints {fresh.printed[:80]!r}")
-    return ""
 
 
-def it_has_a_help_text(info: PluginInfo) -> str:
-    doc = inspect.getdoc(registry.load(info))
-    expect(bool(doc), f"{info.value} has no docstring: its first line is the plugin's help")
+def it_has_a_help_text(plugin: PluginInfo) -> str:
+    """The first line of its docstring."""
+    doc = inspect.getdoc(registry.load(plugin))
+    expect(bool(doc), f"{plugin.value} has no docstring: its first line is the plugin's help")
     return str(doc).splitlines()[0]
 
 
-def every_option_is_typed_and_documented(info: PluginInfo) -> str:
-    function = registry.load(info)
-    options, parameters = option_names(info.kind, function, who=str(info)), inspect.signature(function).parameters
-    arguments = (inspect.getdoc(function) or "").partition("\nArgs:")[2]
-    documented = set(re.findall(r"^\s+(\w+)(?: \([^)]*\))?:", arguments, re.MULTILINE))
-    for name in options:
+def every_option_is_typed_and_documented(plugin: PluginInfo) -> str:
+    """Each has a type in the signature, and a line among the docstring's Args."""
+    function, options = registry.load(plugin), registry.options(plugin)
+    parameters, doc = inspect.signature(function).parameters, inspect.getdoc(function) or ""
+    documented = set(re.findall(r"^\s+(\w+)(?: \([^)]*\))?:", doc.partition("\nArgs:")[2], re.MULTILINE))
+    for name in (option.name for option in options):
         typed = parameters[name].annotation is not inspect.Parameter.empty
         expect(typed, f"the option {name} has no type in the signature, so that text cannot be converted to it")
         expect(name in documented, f"the option {name} is not among the Args of the docstring")
-    return ", ".join(options) or "no options"
+    return ", ".join(option.name for option in options) or "no options"

@@ -3,7 +3,6 @@
 import importlib.util
 import keyword
 import re
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -16,17 +15,8 @@ from avtcli.storage.files import disk_errors_explained, refuse_existing, write_s
 TEMPLATES: Final = files("avtcli.plugin_kit") / "templates"
 
 
-@dataclass(frozen=True)
-class NewPlugin:
-    """Result of `avt plugins new`: the folder, the name of plugin and distribution, and the names of the files."""
-
-    folder: Path
-    name: str
-    files: tuple[str, ...]
-
-
-def new_plugin(folder: Path, *, kind: str) -> NewPlugin:
-    """Write a working plugin package of a kind; the folder's name becomes the plugin's.
+def new_plugin(folder: Path, *, kind: str) -> tuple[str, ...]:
+    """Write a working plugin package of a kind, named as its folder, and return the names of its files.
 
     Raises:
         AvtError: if the folder exists, or its name is no name for a plugin, or is taken.
@@ -35,33 +25,19 @@ def new_plugin(folder: Path, *, kind: str) -> NewPlugin:
     refuse_existing(folder, flag="DIR")
     name = folder.absolute().name
     module = _module_of(name)
-    words = {
-        "kind": kind,
-        "name": name,
-        "module": module,
-        "Class": "".join(word.capitalize() for word in module.split("_")),
-        "version": str(registry.CONTRACT_VERSION),
-    }
-    templates = {
-        f"{module}.py": f"{kind}.py",
-        f"test_{module}.py": "test.py",
-        "pyproject.toml": "pyproject.toml",
-        "README.md": "README.md",
-    }
+    words = {"kind": kind, "name": name, "module": module, "version": str(registry.CONTRACT_VERSION)}
+    words["Class"] = "".join(word.capitalize() for word in module.split("_"))
+    templates = {f"{module}.py": f"{kind}.py", f"test_{module}.py": "test.py"}
+    templates |= {name: name for name in ("pyproject.toml", "README.md")}
     with disk_errors_explained(folder):
         folder.mkdir(parents=True)
         for file, template in templates.items():
             text = (TEMPLATES / f"{template}.tmpl").read_text(encoding="utf-8")
             write_synced(folder / file, Template(text).substitute(words).encode())
-    return NewPlugin(folder, name, tuple(templates))
+    return tuple(templates)
 
 
 def _module_of(name: str) -> str:
-    """The module name for a plugin's name.
-
-    Raises:
-        AvtError: if there is none, or a plugin or a module has the name already.
-    """
     module = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*", name) or keyword.iskeyword(module):
         raise AvtError(

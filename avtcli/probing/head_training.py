@@ -1,7 +1,7 @@
-"""Training heads on frozen features: all heads of a probe on the same batches, in one pass over the images."""
+"""Training of heads: all heads of a probe on the same batches, in one pass over the images."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,136 +9,157 @@ from torch import Tensor, nn
 
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.data.epoch_table import batch_bounds
-from avtcli.events import OnEvent, Progress
-from avtcli.features.feature_reader import FeatureReader
+from avtcli.events import Progress
+from avtcli.features.feature_reader import Feature, FeatureReader
 from avtcli.metrics.accuracy import topk_hits
-from avtcli.probing.planned_heads import HeadPlan, Heads, start_heads
-from avtcli.probing.probe_setup import Figures
+from avtcli.probing.head import HeadFigures, TrainedHead
+from avtcli.probing.joint_heads import Heads, HeadSpec, fit_batch, start_heads
+from avtcli.probing.probe_setup import ProbeSetup, Subset, split_held_out
+from avtcli.runtime.context import Context
 from avtcli.runtime.devices import seed_model
 from avtcli.runtime.execution import choose_fused
 from avtcli.seeding import keyed_generator, seed_of
-from avtcli.training.learning_rate import cosine_rate
-from avtcli.training.optimizer import make_optimizer, rate_of_pieces
+from avtcli.training.optimizer import cosine_rate, make_optimizer, scheduled_rate
 
-TELL_EVERY = 20  # steps between tellings of the progress
+PROGRESS_STEPS = 20  # between two reports of the progress
 
 Curve = list[tuple[float, float]]
-"""(top-1, top-5) in percent, each time that they were measured."""
+"""(top-1, top-5) in percent at each evaluation."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some of a reader's images: rows, (n,) int64, on the CPU."""
+class RowSubset:
+    """Some images of a reader: rows, (n,) int64, on the CPU."""
 
     reader: FeatureReader
     rows: Tensor
 
 
-def rate_of(config: ProbeConfig, peak: float | None, *, epoch: int, progress: float) -> float:
-    """The learning rate of a step.
+@dataclass(frozen=True)
+class HeadTraining:
+    """What heads that are trained together share.
 
-    Args:
-        config: the schedule, stretched or shrunk to the epochs to run. Pieces are constant within an epoch, as published; a
-            cosine moves each step.
-        peak: of the head's own cosine, where there is no schedule.
-        epoch: counted from 0.
-        progress: the share of all steps that is done.
+    The context's seed is that of the weights, the image order, the crops and flips; `task` is a name for the progress.
+    """
+
+    head: TrainedHead
+    config: ProbeConfig
+    classes: int
+    context: Context
+    task: str
+
+
+Runner = Callable[[HeadTraining, Sequence[HeadSpec], Tensor, Tensor | None], list[Curve]]
+"""Trains heads on some training images, and evaluates them on held-out training images, or where they are none on test."""
+
+
+def rate_of(config: ProbeConfig, peak: float | None, *, epoch: int, progress: float) -> float:
+    """The learning rate of a step, by the schedule scaled to the epochs to run, else by a cosine from `peak`.
+
+    Pieces are constant within an epoch, as published; a cosine changes with `progress`, the share of all steps that is done.
     """
     schedule = config.schedule
     if schedule is None:
         assert peak is not None
         return cosine_rate(progress, peak=peak, warmup=0)
-    if schedule.pieces:
-        return rate_of_pieces(schedule.pieces, epoch * schedule.epochs / config.total_epochs)
-    return cosine_rate(progress, peak=schedule.rate, warmup=schedule.warmup)
+    return scheduled_rate(schedule, epoch=epoch * schedule.epochs / config.total_epochs, progress=progress)
 
 
 def train_heads(
-    train: Part,
-    test: Part,
-    plans: Sequence[HeadPlan],
-    config: ProbeConfig,
-    *,
-    classes: int,
-    seed: int,
-    tuned: nn.Module | None = None,
-    task: str,
-    on_event: OnEvent,
+    train: RowSubset, test: RowSubset, specs: Sequence[HeadSpec], training: HeadTraining, *, tuned: nn.Module | None = None
 ) -> list[Curve]:
-    """Train heads side by side, each by its own loss and rate.
+    """Train heads side by side, each with its own loss and rate; those on one feature start from the same weights.
 
-    Args:
-        train: to learn from; two images at least.
-        test: to measure on: after each epoch of a schedule, as the release does, else after the last alone.
-        plans: the heads, in any order; linear ones as many on each feature of the reader. Those on one feature start from the
-            same weights.
-        config: head, schedule, epochs, batch size and optimiser.
-        classes: the number of classes.
-        seed: of the weights, the order, the crops and flips.
-        tuned: the encoder of the readers, to be trained too, with the first head's rate; none leaves it frozen.
-        task: its name in the progress.
-        on_event: told how far it is.
-
-    Returns:
-        A curve for each plan.
+    They are evaluated on `test` after each epoch of a schedule, as in the release, else after the last only. Each feature of
+    the reader has the same number of linear heads. `tuned`, its encoder, is trained too, at the first head's rate.
 
     Raises:
         AvtError: for a head that does not fit its feature.
     """
-    heads = start_heads(plans, train.reader, config, classes=classes, seed=seed, tuned=tuned is not None)
-    learning_rates = list(dict.fromkeys(plan.peak for plan in plans))
-    groups: list[dict[str, Any]] = [{"params": []} for _ in learning_rates]  # one a rate
-    for parameters, plan in zip(heads.parameters, plans, strict=True):
-        groups[learning_rates.index(plan.peak)]["params"] += parameters
-    if tuned is not None:
-        groups[0]["params"] += [p for p in tuned.parameters() if p.requires_grad]
-    optimizer = make_optimizer(groups, choose_fused(config.optimizer, train.reader.labels.device.type))
-    bounds = batch_bounds(len(train.rows), config.batch_size)
-    steps = config.total_epochs * len(bounds)
-    curves: list[Curve] = [[] for _ in plans]
+    config, seed, device = training.config, training.context.seed, train.reader.labels.device
+    heads = start_heads(specs, train.reader, training.head, classes=training.classes, seed=seed, tuned=tuned is not None)
+    optimizer = _build_optimizer(heads, specs, config, device=device, tuned=tuned)
+    curves: list[Curve] = [[] for _ in specs]
     detail = ""
     for epoch in range(config.total_epochs):
         if tuned is not None:
             tuned.train()
-            seed_model(seed_of(seed, epoch, "model"), train.reader.labels.device)
-        order = train.rows[torch.randperm(len(train.rows), generator=keyed_generator(seed, "order", epoch))]
-        batches = [order[first:last] for first, last in bounds]
-        for index, batch in enumerate(train.reader.read_batches(batches, drawn=(seed, epoch))):
-            labels = train.reader.labels[batches[index].to(train.reader.labels.device)]
-            step = epoch * len(bounds) + index
-            for group, peak in zip(optimizer.param_groups, learning_rates, strict=True):
-                group["lr"] = rate_of(config, peak, epoch=epoch, progress=step / steps)
-            heads.fit_batch(batch, labels)
-            optimizer.step()
-            optimizer.zero_grad()
-            if step % TELL_EVERY == 0:
-                on_event(Progress(task, step, steps, "steps", detail))
+            seed_model(seed_of(seed, epoch, "model"), device)
+        steps = _train_epoch(heads, optimizer, train, training, epoch=epoch, detail=detail)
         if config.schedule is not None or epoch + 1 == config.total_epochs:
             if tuned is not None:
                 tuned.eval()
             for curve, scores in zip(curves, score(heads, test), strict=True):
                 curve.append(scores)
             detail = f"{max(curve[-1][0] for curve in curves):.2f} % after epoch {epoch + 1}"
-        on_event(Progress(task, (epoch + 1) * len(bounds), steps, "steps", detail))
+        training.context.on_event(Progress(training.task, (epoch + 1) * steps, config.total_epochs * steps, "steps", detail))
     return curves
 
 
-def figures_of(curve: Curve, val_top1: float | None, peak: float | None) -> Figures:
-    """What is reported of a head: the last epoch, with the peak of its rate, or beside the best epoch of a schedule."""
-    top1, top5 = curve[-1]
-    if peak is None:
-        return Figures(top1, top5, val_top1, {}, max(top1 for top1, _ in curve))
-    return Figures(top1, top5, val_top1, {"rate": peak})
+def _build_optimizer(
+    heads: Heads, specs: Sequence[HeadSpec], config: ProbeConfig, *, device: torch.device, tuned: nn.Module | None
+) -> torch.optim.Optimizer:
+    """One parameter group for each peak; the encoder's parameters are in the first."""
+    groups: dict[float | None, list[nn.Parameter]] = {}
+    for parameters, spec in zip(heads.parameters, specs, strict=True):
+        groups.setdefault(spec.peak, []).extend(parameters)
+    if tuned is not None:
+        groups[specs[0].peak] += [p for p in tuned.parameters() if p.requires_grad]
+    tables: list[dict[str, Any]] = [{"params": parameters, "peak": peak} for peak, parameters in groups.items()]
+    return make_optimizer(tables, choose_fused(config.optimizer, device.type))
+
+
+def _train_epoch(
+    heads: Heads, optimizer: torch.optim.Optimizer, train: RowSubset, training: HeadTraining, *, epoch: int, detail: str
+) -> int:
+    """Train for an epoch, and return its number of steps."""
+    config, seed, labels = training.config, training.context.seed, train.reader.labels
+    order = train.rows[torch.randperm(len(train.rows), generator=keyed_generator(seed, "order", epoch))]
+    batches = [order[first:last] for first, last in batch_bounds(len(order), config.batch_size)]
+    total = config.total_epochs * len(batches)
+    for index, stacks in enumerate(train.reader.read_batches(batches, epoch_key=(seed, epoch))):
+        step = epoch * len(batches) + index
+        for group in optimizer.param_groups:
+            group["lr"] = rate_of(config, group["peak"], epoch=epoch, progress=step / total)
+        fit_batch(heads, stacks, labels[batches[index].to(labels.device)])
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % PROGRESS_STEPS == 0:
+            training.context.on_event(Progress(training.task, step, total, "steps", detail))
+    return len(batches)
+
+
+def choose_and_train(
+    setup: ProbeSetup, features: Sequence[Feature], subset: Subset, run: Runner, *, task: str
+) -> list[HeadFigures]:
+    """Train one head for each feature on a subset, at the rate that is best on held-out images where there is a choice."""
+    assert isinstance(setup.head, TrainedHead)
+    config, context = setup.config, replace(setup.context, seed=subset.seed)
+    training = HeadTraining(setup.head, config, setup.classes, context, f"{task}: head")
+    rates: list[float | None] = [None] if config.schedule is not None else [*config.learning_rates]
+    best: list[tuple[HeadSpec, float | None]] = [(HeadSpec(feature, rates[len(rates) // 2]), None) for feature in features]
+    fit, held_out = split_held_out(subset.rows, setup.train.labels, config.held_out, seed=subset.seed)
+    if len(rates) > 1 and len(held_out):
+        specs = [HeadSpec(feature, rate) for feature in features for rate in rates]
+        curves = run(replace(training, task=f"{task}: rate"), specs, fit, held_out)
+        scored = [(spec, curve[-1][0]) for spec, curve in zip(specs, curves, strict=True)]
+        own = [[pair for pair in scored if pair[0].feature == feature] for feature in features]
+        best = [max(pairs, key=lambda pair: pair[1]) for pairs in own]  # the first, so the largest, of equally good rates
+    figures = []
+    for curve, (spec, val_top1) in zip(run(training, [spec for spec, _ in best], subset.rows, None), best, strict=True):
+        chosen = {} if spec.peak is None else {"rate": spec.peak}
+        figures.append(HeadFigures(*curve[-1], val_top1, chosen, None if chosen else max(top1 for top1, _ in curve)))
+    return figures
 
 
 @torch.no_grad()
-def score(heads: Heads, test: Part) -> Curve:
+def score(heads: Heads, test: RowSubset) -> Curve:
     """Top-1 and top-5 in percent of each head."""
-    batches = list(torch.split(test.rows, test.reader.plain_batch))
+    batches = list(torch.split(test.rows, test.reader.eval_batch))
     labels, hits = test.reader.labels, [[0, 0] for _ in heads.parameters]
-    for rows, batch in zip(batches, test.reader.read_batches(batches, drawn=None), strict=True):
+    for rows, stacks in zip(batches, test.reader.read_batches(batches, epoch_key=None), strict=True):
         truth = labels[rows.to(labels.device)]
-        for mine, logits in zip(hits, heads(batch), strict=True):
-            for place, k in enumerate((1, min(5, len(logits)))):
-                mine[place] += topk_hits(logits.T, truth, k)
+        for own, logits in zip(hits, heads.logits(stacks, training=False), strict=True):
+            for index, k in enumerate((1, min(5, len(logits)))):
+                own[index] += topk_hits(logits.T, truth, k)
     return [(100 * first / len(test.rows), 100 * fifth / len(test.rows)) for first, fifth in hits]

@@ -1,35 +1,39 @@
-"""Probing: what a classifier can read off an encoder's features, beside a random backbone."""
+"""Probing: the accuracy of a classifier on an encoder's features, compared with a random backbone."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from avtcli.config.components import Plugin
 from avtcli.config.probe_config import ProbeConfig
+from avtcli.contracts import Split
 from avtcli.data.datasets import limited
 from avtcli.data.resident_images import EVAL_BATCH_SIZE
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, Saved, Started
 from avtcli.features.evaluation_target import PreparedImages, labelled_test, load_target, prepare_images, read_images
-from avtcli.features.feature_reader import Feature, tap_shapes
+from avtcli.features.feature_reader import Feature, LabelledImages, tap_shapes
 from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import Weights, open_weights, restore_encoder
-from avtcli.probing.encoder_probing import HeadResult, probe_encoder
-from avtcli.probing.fine_tuning import supervised_encoder
+from avtcli.probing.encoder_probing import frozen_heads, supervised_encoder, tuned_heads
+from avtcli.probing.head import Head, TrainedHead, check_head
+from avtcli.probing.heads import resolve_head
 from avtcli.probing.probe_protocol import describe_probe, describe_start
-from avtcli.probing.probe_setup import ProbeSetup, subsets
-from avtcli.runtime.devices import choose_device
+from avtcli.probing.probe_setup import HeadResult, ProbeSetup, Subset, subset_rows
+from avtcli.runtime.context import Context
 from avtcli.runtime.execution import prepare_for_inference
 from avtcli.storage.files import disk_errors_explained, refuse_existing, to_json, write_synced
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What `avt probe` reports: the heads on the backbone and, under the same protocol, on a random and a supervised one."""
+    """What `avt probe` reports: the heads on the backbone, and under the same protocol on a random and a supervised one."""
 
     run: str
     protocol: dict[str, Any]
@@ -39,42 +43,39 @@ class ProbeResult:
 
 
 def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | None, on_event: OnEvent) -> ProbeResult:
-    """Probe the layers of an encoder.
+    """Probe the layers of an encoder, and write the result into the run's probes folder and to `out`, where given.
 
-    Args:
-        run: the weights, opened or by name; none for the newest run, or where the config names a backbone.
-        config: the protocol.
-        out: where the result goes beside the run's probes folder; none for nowhere else.
-        on_event: told what happens.
+    The weights of `run` are opened or by name; none means the newest run, or the backbone that the config names.
 
     Raises:
-        AvtError: for data without labels or of other channels, a layer that does not exist, or a head that does not fit it.
+        AvtError: for data without labels or with other channels, a layer that does not exist, or a head that does not fit it.
     """
     if out is not None:
         refuse_existing(out)
+    head = resolve_head(config.head)
+    check_head(head, config)
+    config = config.model_copy(update={"pool": config.pool or (head.pool,)})
+    context = Context.build(device=config.device, workers=config.workers, seed=config.seed, on_event=on_event)
     given: Encoder | None = None
     if config.backbone is None:
         run = run if isinstance(run, Weights) else open_weights(run, on_event=on_event)
         given = restore_encoder(run)
-        _layers(given, config)  # told before any data are opened
-    source, prepared = _open(run, config, on_event=on_event)
+        _layers(given, config)  # checked before any data are opened
+    source, prepared = _open(run, config, context)
     given = given or restore_encoder(source)
     layers = _layers(given, config)
-    setups = [_prepare(part, config, _wanted(given, layers, config, part), on_event=on_event) for part in prepared]
+    setups = [_build_setup(part, config, head, _wanted(given, layers, config, part), context) for part in prepared]
     random = build_encoder(source.spec, seed=config.seed).eval()
-    compared = config.baseline and not _same(given, random, on_event=on_event)
-    protocol = describe_probe(
-        config, prepared[0].augment, source, layers=layers, data=[_counts(setup) for setup in setups], compared=compared
-    )
-    on_event(Started(describe_start(protocol, device=setups[0].device.type)))
-    contestants = {"trained": given, **({"random": random} if compared else {})}
-    tables = {name: _probe_all(setups, encoder, name) for name, encoder in contestants.items()}
-    if config.supervised:
-        on_device = prepare_for_inference(random, setups[0].device)
-        tables["supervised"] = [
-            result for setup in setups for result in probe_encoder(setup, supervised_encoder(setup, on_device), "supervised")
-        ]
-    result = ProbeResult(str(source.path), protocol, *(tables.get(name, []) for name in ("trained", "random", "supervised")))
+    compared = config.baseline
+    if compared and all(map(torch.equal, given.state_dict().values(), random.state_dict().values())):
+        compared = False
+        on_event(Notice("these weights are random themselves: no other baseline is probed"))
+    protocol = describe_probe(setups, source, compared=compared)
+    on_event(Started(describe_start(protocol, device=context.device.type)))
+    results = _probe_all(setups, given, "trained")
+    baseline = _probe_all(setups, random, "random") if compared else []
+    supervised = _probe_all(setups, random, "supervised", supervised_encoder) if config.supervised else []
+    result = ProbeResult(str(source.path), protocol, results, baseline, supervised)
     for path in _destinations(source, config, layers, out):
         with disk_errors_explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,94 +84,80 @@ def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | 
     return result
 
 
-def _open(run: Weights | str | Path | None, config: ProbeConfig, *, on_event: OnEvent) -> tuple[Weights, list[PreparedImages]]:
-    """The weights, and each data set as they are to see it."""
+def _open(run: Weights | str | Path | None, config: ProbeConfig, context: Context) -> tuple[Weights, list[PreparedImages]]:
+    """The weights, and each data set as they take it."""
     given = config.dataset
     names = [None] if given is None else list(dict.fromkeys(part.strip() for part in given.name.split(",")))
     first, *others = (None if name is None else Plugin(name=name, **(given.options if given else {})) for name in names)
     data_dir, augment = config.data_dir, config.augment
-    subject = load_target(
-        run,
-        backbone=config.backbone,
-        dataset=first,
-        data_dir=data_dir,
-        augment=augment,
-        seed=config.seed,
-        on_event=on_event,
-    )
-    source = subject.source
-    prepared = [subject.prepared, *(prepare_images(d, source=source, data_dir=data_dir, augment=augment) for d in others)]
+    target = load_target(run, backbone=config.backbone, dataset=first, data_dir=data_dir, augment=augment, context=context)
+    source = target.source
+    prepared = [target.prepared, *(prepare_images(d, source=source, data_dir=data_dir, augment=augment) for d in others)]
     for part in prepared:
         labelled_test(part)
     return source, prepared
 
 
 def _layers(encoder: Encoder, config: ProbeConfig) -> list[str]:
-    there = [layer for layer in encoder.layers if not config.finetune or layer in encoder.backbone.taps]
+    known = [layer for layer in encoder.layers if not config.finetune or layer in encoder.backbone.taps]
     if config.layers == ("all",):
-        return there
+        return known
     layers = list(dict.fromkeys(config.layers)) or [encoder.backbone.code_tap]
     encoder.check_layers(layers)
-    if not set(layers) <= set(there):
+    if not set(layers) <= set(known):
         raise AvtError("A backbone that is fine-tuned has no log-variance branch: leave out NAME.log_var, or --finetune.")
     return layers
 
 
 def _wanted(encoder: Encoder, layers: list[str], config: ProbeConfig, prepared: PreparedImages) -> list[Feature]:
-    """The features to read, each layer reduced in each way; there is one way for a vector."""
+    """The features to read: each layer with each pooling."""
     shapes = tap_shapes(encoder, layers, prepared.size)
-    ways = ((layer, pool if len(shapes[layer]) > 1 else "none") for layer in layers for pool in config.poolings)
-    return [Feature(layer, pool, config.side_of(layer)) for layer, pool in dict.fromkeys(ways)]
+    pairs = ((layer, pool if len(shapes[layer]) > 1 else "none") for layer in layers for pool in config.pool)
+    return [Feature(layer, pool, config.side_of(layer)) for layer, pool in dict.fromkeys(pairs)]
 
 
-def _same(given: Encoder, random: Encoder, *, on_event: OnEvent) -> bool:
-    """Whether the weights to probe are those of the random baseline; said, since there is then none."""
-    pairs = zip(given.state_dict().values(), random.state_dict().values(), strict=True)
-    same = all(torch.equal(a, b) for a, b in pairs)
-    if same:
-        on_event(Notice("these weights are random themselves: no other baseline is probed"))
-    return same
+def _probe_all(
+    setups: list[ProbeSetup], encoder: Encoder, name: str, train: Callable[[ProbeSetup, Encoder], Encoder] | None = None
+) -> list[HeadResult]:
+    """All heads on an encoder, on a supervised one after `train`: by data set, feature, number of shots and seed."""
+    encoder = prepare_for_inference(encoder, setups[0].context.device)
+    results: list[HeadResult] = []
+    for setup in setups:
+        own = train(setup, encoder) if train else encoder
+        if isinstance(setup.head, TrainedHead):
+            with torch.device("meta"):  # a head that does not fit is refused before features are read
+                for feature, shape in setup.reader(own, setup.train, setup.wanted).shapes.items():
+                    setup.head.build(feature.layer, shape, setup.classes)
+        heads = tuned_heads if setup.config.finetune else frozen_heads
+        order = [(feature.layer, feature.pool) for feature in setup.wanted]
+        results += sorted(heads(setup, own, name), key=lambda result: order.index((result.layer, result.pool)))
+    return results
 
 
-def _probe_all(setups: list[ProbeSetup], encoder: Encoder, name: str) -> list[HeadResult]:
-    on_device = prepare_for_inference(encoder, setups[0].device)
-    return [result for setup in setups for result in probe_encoder(setup, on_device, name)]
-
-
-def _prepare(prepared: PreparedImages, config: ProbeConfig, wanted: list[Feature], *, on_event: OnEvent) -> ProbeSetup:
+def _build_setup(
+    prepared: PreparedImages, config: ProbeConfig, head: Head, wanted: list[Feature], context: Context
+) -> ProbeSetup:
     data, test = prepared.data, labelled_test(prepared)
-    device = torch.device(choose_device(config.device))
-    chosen = {"train": (data.train, limited(data.train, config.limit_train)), "test": (test, torch.arange(len(test)))}
-    images, labels = {}, {}
-    for part, (split, numbers) in chosen.items():
+
+    def read(part: str, split: Split, rows: Tensor) -> LabelledImages:
         batch = max(config.batch_size + 1, EVAL_BATCH_SIZE)
-        images[part] = read_images(split, numbers, prepared, device=device, workers=config.workers, batch=batch)
+        images = read_images(split, rows, prepared, context=context, batch=batch)
         assert split.labels is not None
-        labels[part] = split.labels[numbers].to(device)
-    return ProbeSetup(
-        config=config,
-        prepared=prepared,
-        images=images,
-        labels=labels,
-        wanted=wanted,
-        subsets=list(subsets(config, labels["train"])),
-        device=device,
-        classes=max(len(data.classes or ()), 1 + int(torch.cat([*labels.values()]).max())),
-        on_event=on_event,
-    )
+        return LabelledImages(images, split.labels[rows].to(context.device), part, prepared.size)
+
+    images = read("train", data.train, limited(data.train, config.limit_train)), read("test", test, torch.arange(len(test)))
+    classes = max(len(data.classes or ()), *(1 + int(part.labels.max()) for part in images))
+    draws = [(shots, seed) for shots in config.shots or (None,) for seed in range(config.seed, config.seed + config.seeds)]
+    labels = images[0].labels.cpu()
+    subsets = [Subset(subset_rows(labels, shots=n, fraction=config.fraction, seed=seed), n, seed) for n, seed in draws]
+    return ProbeSetup(config, head, prepared, *images, wanted=wanted, subsets=subsets, classes=classes, context=context)
 
 
-def _counts(setup: ProbeSetup) -> dict[str, Any]:
-    counts = {"train_images": len(setup.images["train"]), "test_images": len(setup.images["test"]), "classes": setup.classes}
-    return {"dataset": setup.prepared.dataset.name, **counts}
-
-
-def _destinations(source: Weights, config: ProbeConfig, layers: list[str], out: Path | None) -> list[Path]:
-    paths = [] if out is None else [out]
+def _destinations(source: Weights, config: ProbeConfig, layers: list[str], out: Path | None) -> Iterator[Path]:
+    if out is not None:
+        yield out
     if source.run is not None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         which = "all" if config.layers == ("all",) else "-".join(layers)
-        how = ["finetuned"] if config.finetune else []
-        name = "-".join([stamp, which, *config.poolings, config.head, *how])
-        paths.append(source.run / "probes" / f"{name}.json")
-    return paths
+        name = "-".join([stamp, which, *config.pool, config.head.name, *(["finetuned"] if config.finetune else [])])
+        yield source.run / "probes" / f"{name}.json"

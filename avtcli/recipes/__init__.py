@@ -20,20 +20,12 @@ PUBLISHED = {
 
 def names() -> list[str]:
     """Return the built-in recipes, sorted."""
-    return sorted(
-        path.name.removesuffix(".toml") for path in resources.files(__name__).iterdir() if path.name.endswith(".toml")
-    )
+    files = (path.name for path in resources.files(__name__).iterdir())
+    return sorted(name.removesuffix(".toml") for name in files if name.endswith(".toml"))
 
 
 def text(name: str) -> str:
-    """Return the text of a recipe.
-
-    Args:
-        name: one of `names()`, or a path to a TOML file of the same form, such as a run's config.toml.
-
-    Raises:
-        AvtError: if there is no such recipe or file.
-    """
+    """Return the text of a recipe by name, or of a TOML file of the same form, such as a run's config.toml."""
     if name.endswith(".toml") or "/" in name:
         path = Path(name)
         if not path.is_file():
@@ -45,11 +37,7 @@ def text(name: str) -> str:
 
 
 def parse(name: str, content: str) -> dict[str, Any]:
-    """Read TOML.
-
-    Raises:
-        AvtError: if it does not parse, with the line.
-    """
+    """Read TOML; an `AvtError` gives the line that does not parse."""
     try:
         return tomllib.loads(content)
     except tomllib.TOMLDecodeError as error:
@@ -57,15 +45,7 @@ def parse(name: str, content: str) -> dict[str, Any]:
 
 
 def load(name: str, *, kind: str) -> dict[str, Any]:
-    """Read a recipe for one command.
-
-    Args:
-        name: as `text` takes it.
-        kind: pretrain or probe, which must be the recipe's own where it states one.
-
-    Raises:
-        AvtError: if there is no such recipe, or it is for another command.
-    """
+    """Read a recipe, see `text`, for the command pretrain or probe; an `AvtError` refuses one for another command."""
     content = parse(name, text(name))
     about = content.pop("about", {"kind": kind})
     if about["kind"] != kind:

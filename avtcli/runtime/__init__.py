@@ -1,1 +1,1 @@
-"""What a run executes on: devices, precision, execution defaults, signals, processes."""
+"""The execution environment of a run: devices, precision, execution settings, signals, processes."""

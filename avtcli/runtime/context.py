@@ -1,4 +1,4 @@
-"""What every measuring command runs with: a device, workers, a seed, and where events go."""
+"""The context of a command: device, workers, seed and receiver of events."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,7 @@ from avtcli.runtime.devices import choose_device
 
 @dataclass(frozen=True)
 class Context:
-    """How a command runs, besides what it measures.
-
-    Attributes:
-        device: compute device of networks and batches.
-        workers: processes that read images which do not fit in memory; none means automatic.
-        seed: every random draw follows from it.
-        on_event: receives progress, notices and saved files.
-    """
+    """How a command runs: compute device, processes that read images (none: automatic), seed, and receiver of events."""
 
     device: torch.device
     workers: int | None = None
@@ -26,9 +19,5 @@ class Context:
 
     @classmethod
     def build(cls, *, device: str = "auto", workers: int | None = None, seed: int = 0, on_event: OnEvent = ignore) -> "Context":
-        """Resolve a device by name: auto, cpu, cuda or mps.
-
-        Raises:
-            AvtError: if the device is not available.
-        """
+        """Resolve a device by name: auto, cpu, cuda or mps; see `choose_device`."""
         return cls(torch.device(choose_device(device)), workers, seed, on_event)

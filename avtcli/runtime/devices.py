@@ -1,4 +1,4 @@
-"""Devices, precision and signals: what a run stands on."""
+"""Compute devices and numeric precision."""
 
 import ctypes
 import os
@@ -14,11 +14,7 @@ from avtcli.errors import AvtError
 
 
 def choose_device(name: str) -> str:
-    """Resolve auto, cpu, cuda or mps.
-
-    Raises:
-        AvtError: if the device is not there.
-    """
+    """Resolve auto, cpu, cuda or mps; an `AvtError` lists the devices where it is not available."""
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, present in has.items() if present)
@@ -31,11 +27,7 @@ def choose_device(name: str) -> str:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what large tensors leave for the next ones, rather than return it and fault every page in again.
-
-    Measured on two x86 cores: a forward pass of a NIN at width 0.25, 250 images of 32 px a batch, took 1.4 to 1.9 times as
-    long without, most of it in the kernel; a training step of 128 images 1.05 times. Peak memory stayed the same.
-    """
+    """Let glibc reuse freed memory of large tensors; returning it to the kernel costs page faults at each batch."""
     if platform.libc_ver()[0] == "glibc":
         libc, mmap_threshold, trim_threshold = ctypes.CDLL(None), -3, -1  # malloc.h: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
         libc.mallopt(mmap_threshold, 2**30)
@@ -43,11 +35,7 @@ def _keep_freed_memory() -> None:
 
 
 def choose_precision(name: str, device: str) -> str:
-    """Resolve auto, fp32, bf16 or fp16 for a device.
-
-    Raises:
-        AvtError: if the device cannot.
-    """
+    """Resolve auto, fp32, bf16 or fp16; an `AvtError` refuses what the device does not support."""
     if name == "auto":
         return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     if name == "fp16" and device == "cpu":
@@ -58,28 +46,20 @@ def choose_precision(name: str, device: str) -> str:
 
 
 def build_accelerator(device: str, precision: str) -> Accelerator:
-    """Make the accelerator of this process, alone or one of those that torchrun started.
-
-    Raises:
-        AvtError: if it does not see the processes that were started.
-    """
+    """Build the accelerator of this process, one of WORLD_SIZE, which must all be connected."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        AcceleratorState._reset_state(True)  # it is global: an earlier run of this process must not decide for this one
-    accelerator = Accelerator(
-        cpu=device == "cpu",
-        mixed_precision="no" if precision == "fp32" else precision,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=5))],
-    )
-    if accelerator.num_processes != world:
-        raise AvtError(
-            f"{world} processes were started and {accelerator.num_processes} found each other. Give --device for all of them."
-        )
+        AcceleratorState._reset_state(True)  # global state: discard that of an earlier run in this process
+    handlers, mixed = [InitProcessGroupKwargs(timeout=timedelta(minutes=5))], "no" if precision == "fp32" else precision
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=handlers)
+    found = accelerator.num_processes
+    if found != world:
+        raise AvtError(f"{world} processes were started and {found} connected: give --device to all of them.")
     return accelerator
 
 
-def device_in_words(accelerator: Accelerator) -> str:
-    """The device as a person would name it."""
+def describe_device(accelerator: Accelerator) -> str:
+    """Name the device: its type, with the GPU's name or the number of CPU threads."""
     if accelerator.device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(accelerator.device)})"
     threads = torch.get_num_threads()
@@ -87,15 +67,15 @@ def device_in_words(accelerator: Accelerator) -> str:
 
 
 def has_room(device: torch.device, count: int) -> bool:
-    """Whether a device has twice so many bytes free; the CPU and MPS are not asked, they share the machine's memory."""
+    """Whether twice `count` bytes are free on a CUDA device; always true elsewhere, where memory is shared with the host."""
     if device.type != "cuda":
         return True
-    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch keeps what was freed
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # cached by PyTorch
     return 2 * count <= torch.cuda.mem_get_info(device)[0] + idle
 
 
 def seed_model(seed: int, device: torch.device) -> None:
-    """Seed what layers draw by themselves, dropout and drop path; of a CPU its own generator alone, which takes no time."""
+    """Seed the draws of layers, dropout and drop path; on a CPU only its own generator, which is fastest."""
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)
     else:
@@ -103,5 +83,5 @@ def seed_model(seed: int, device: torch.device) -> None:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Send a float64 table's rows to a device, in float32 where it has no float64."""
+    """Move float64 parameters to a device, as float32 where it has no float64 (mps)."""
     return tensor.to(device, torch.float32 if device.type == "mps" else tensor.dtype)

@@ -1,4 +1,4 @@
-"""What the numbers of a run may depend on besides its settings."""
+"""Description of the environment that a run's results may depend on."""
 
 import os
 import platform
@@ -16,14 +16,7 @@ from avtcli import registry
 def describe_environment(
     *, device: str, processes: int, plugins: list[tuple[str, str]], data_fingerprint: str
 ) -> dict[str, Any]:
-    """What a run's numbers may depend on beside its settings.
-
-    Args:
-        device: where the arithmetic happens, in words.
-        processes: how many share it.
-        plugins: (kind, name) of those in use.
-        data_fingerprint: of the data set.
-    """
+    """Describe machine, versions and the plugins in use, (kind, name) each."""
     packages = ("avtcli", "torch", "torchvision", "timm", "accelerate", "safetensors", "numpy")
     infos = [registry.info(kind, name) for kind, name in plugins]
     return {
@@ -44,7 +37,7 @@ def describe_environment(
 
 
 def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two environments in a way that can change bits: one line each."""
+    """List the differences that can change results bit by bit, one line each."""
     pairs = [(key, before.get(key), now[key]) for key in ("device", "processes", "threads", "cpu_capability")]
     old = before.get("versions", {})
     pairs += [(f"{name} version", old.get(name), new) for name, new in now["versions"].items() if name in ("torch", "avtcli")]

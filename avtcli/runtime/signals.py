@@ -8,14 +8,14 @@ from types import FrameType
 
 
 class Stop:
-    """Remembers the first signal that asked the run to stop; 0 while there is none."""
+    """Number of the first signal that asked the run to stop; 0 while there is none."""
 
     number = 0
 
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Turn SIGINT, SIGTERM and SIGUSR1 into a request to finish the step; a second one leaves at once."""
+    """Turn SIGINT, SIGTERM and SIGUSR1 into a request to finish the step; a second one exits at once."""
     stop = Stop()
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -23,10 +23,9 @@ def stop_signals() -> Iterator[Stop]:
             os._exit(128 + number)
         stop.number = number
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     try:
-        before = {number: signal.signal(number, note) for number in numbers}
-    except ValueError:  # signals reach the main thread only: elsewhere the caller minds them
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    except ValueError:  # Python delivers signals to the main thread only; elsewhere the caller handles them
         before = {}
     try:
         yield stop

@@ -1,1 +1,1 @@
-"""Everything on disk: files, homography banks, checkpoints, run folders, the metrics log."""
+"""Files on disk: atomic writes, homography banks, checkpoints, run folders, the metrics log."""

@@ -1,4 +1,4 @@
-"""Banks of homographies: drawn once, written as safetensors, read with every check."""
+"""Banks of homographies: sampled once, written as safetensors, validated when read."""
 
 import time
 from dataclasses import dataclass
@@ -35,64 +35,52 @@ class BankResult:
 
 @dataclass(frozen=True)
 class Bank:
-    """Homographies that were drawn once.
-
-    Attributes:
-        coeffs: (N, 8) float32, in Pillow's order.
-        mean: of the coefficients, (8,) float64.
-        std: of the coefficients, (8,) float64.
-    """
+    """Sampled homographies: coeffs (N, 8) float32 in Pillow's order, and their mean and std, (8,) float64."""
 
     coeffs: Tensor
     mean: Tensor
     std: Tensor
 
     def family(self, plugin: Plugin) -> TransformFamily:
-        """A family that draws from the bank; targets that are coefficients are normalised by the bank's own figures."""
+        """Build a family that samples from the bank; coefficients as targets are normalised by the bank's statistics."""
         options = plugin.options
         if options.get("target", "coefficients") == "coefficients":
             options = {"mean": self.mean.tolist(), "std": self.std.tolist(), **options}
-        return BankFamily(build_family(Plugin.model_validate({"name": plugin.name, **options})), self.coeffs)
+        return BankFamily(build_family(plugin.name, options), self.coeffs)
 
 
 def sample_bank(plugin: Plugin, *, size: Size, count: int, seed: int) -> Bank:
-    """Draw a bank.
+    """Sample a bank.
 
     Raises:
-        AvtError: for a family that is not made of homographies, or one that folds images.
+        AvtError: for a family that does not consist of homographies, or one that folds images.
     """
-    family = build_family(plugin)
+    family = build_family(plugin.name, plugin.options)
     parameters = family.sample(count, size, keyed_generator(seed, "bank"))
     if family.kind != "geometric" or parameters.shape[1] != 8:
-        raise AvtError(f"A bank holds homographies of 8 coefficients each; '{plugin.name}' draws something else.")
+        raise AvtError(f"A bank holds homographies of 8 coefficients; '{plugin.name}' samples something else.")
     matrices = family.in_from_out(parameters, size)
     improper = int((~is_proper(matrices, size)).sum())
     if improper:
-        raise AvtError(f"{improper} of {count} draws of '{plugin.name}' fold the image: choose a smaller transform.shift.")
+        raise AvtError(f"{improper} of {count} samples of '{plugin.name}' fold the image: choose a smaller transform.shift.")
     coefficients = coefficients_from_matrix(matrices)
     return Bank(coefficients.float(), coefficients.mean(0), coefficients.std(0))
 
 
-def generate(out: Path, *, plugin: Plugin, size: int, count: int, seed: int, on_event: OnEvent) -> BankResult:
-    """Write a bank file.
+def generate_bank(out: Path, *, plugin: Plugin, size: int, count: int, seed: int, on_event: OnEvent) -> BankResult:
+    """Sample a bank and write it to a file.
 
     Raises:
-        AvtError: if the file exists, or the family is none of homographies.
+        AvtError: if the file exists; and what `sample_bank` raises.
     """
     from avtcli import __version__
 
     refuse_existing(out, flag="name")
     began = time.monotonic()
     bank = sample_bank(plugin, size=(size, size), count=count, seed=seed)
-    about = {
-        "family": plugin.name,
-        "options": plugin.options,
-        "size": size,
-        "seed": seed,
-        "count": count,
-        "version": __version__,
-    }
-    blob = save({"coeffs": bank.coeffs, "mean": bank.mean, "std": bank.std}, metadata=to_metadata(about))
+    about = {"family": plugin.name, "options": plugin.options, "size": size, "seed": seed, "count": count}
+    metadata = to_metadata({**about, "version": __version__})
+    blob = save({"coeffs": bank.coeffs, "mean": bank.mean, "std": bank.std}, metadata=metadata)
     with disk_errors_explained(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_synced(out, blob)
@@ -101,23 +89,18 @@ def generate(out: Path, *, plugin: Plugin, size: int, count: int, seed: int, on_
 
 
 def load_bank(path: Path, *, plugin: Plugin, size: Size) -> TransformFamily:
-    """Read a bank as a family that draws from it.
-
-    Args:
-        path: a file that `avt gen-homographies` wrote.
-        plugin: the family that the run asks for.
-        size: (height, width) of the run's images.
+    """Read a file of `avt gen-homographies` as a family that samples from it, for a run's family and size of images.
 
     Raises:
-        AvtError: if it is no bank, of another family or size, or holds what is no homography.
+        AvtError: if the file is no bank, has another family or size, or contains invalid homographies.
     """
     tensors, about = _read(path)
     if about.get("family") != plugin.name:
-        raise AvtError(f"{path} was made for the family '{about.get('family')}', this run asks for '{plugin.name}'.")
+        raise AvtError(f"{path} was made for the family '{about.get('family')}', this run uses '{plugin.name}'.")
     if (about.get("size"), about.get("size")) != size:
         found = f"{about.get('size')}x{about.get('size')}"
         raise AvtError(
-            f"{path} was made for images of {found} px, this run's are {size[1]}x{size[0]} px. "
+            f"{path} was made for images of {found} px, this run uses {size[1]}x{size[0]} px. "
             f"Make one with `avt gen-homographies --size {size[0]}`."
         )
     coefficients, mean, std = tensors["coeffs"], tensors["mean"], tensors["std"]
@@ -125,22 +108,21 @@ def load_bank(path: Path, *, plugin: Plugin, size: Size) -> TransformFamily:
         raise AvtError(f"{path} has coeffs of shape {tuple(coefficients.shape)}, expected (N, 8) with mean and std (8,).")
     bad = int((~is_proper(matrix_from_coefficients(coefficients.double()), size)).sum())
     if bad or not (std > 0).all() or not mean.isfinite().all():
-        raise AvtError(f"{path} holds {bad} rows that are not finite or fold the image, or statistics that are not numbers.")
+        raise AvtError(f"{path} has {bad} rows that are not finite or fold the image, or invalid statistics.")
     return Bank(coefficients, mean, std).family(plugin)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         blob = path.read_bytes()
-        tensors = load(blob)
-        about = from_metadata(blob)
+        tensors, about = load(blob), from_metadata(blob)
         if about is None:
             raise KeyError(METADATA_KEY)
-        shapes = {name: tensors[name] for name in ("coeffs", "mean", "std")}
+        found = {name: tensors[name] for name in ("coeffs", "mean", "std")}
     except OSError as error:
         raise AvtError(f"The bank {path} cannot be read: {error.strerror}. Make one with `avt gen-homographies`.") from error
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise AvtError(f"{path} is no bank of homographies ({error}). Make one with `avt gen-homographies`.") from error
-    if not all(torch.is_floating_point(tensor) for tensor in shapes.values()):
-        raise AvtError(f"{path} is no bank of homographies: its tensors are not of floating point.")
-    return shapes, about
+    if not all(torch.is_floating_point(tensor) for tensor in found.values()):
+        raise AvtError(f"{path} is no bank of homographies: its tensors are not floating point.")
+    return found, about

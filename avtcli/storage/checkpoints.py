@@ -3,8 +3,8 @@
     checkpoints/.tmp-STEP-RANDOM/    being written
     checkpoints/step-0000001200/     complete: model.safetensors  state.safetensors  state.json  manifest.json
 
-The order is: write and fsync each file, the manifest with their sizes and hashes last, fsync the folder, rename, fsync the
-parent, and only then prune. So a kill at any instant leaves the old checkpoints or the new one too, never half of one.
+Order: write and fsync each file, the manifest with sizes and hashes last; fsync the folder; rename; fsync the parent; prune.
+So a kill at any time leaves complete checkpoints only.
 """
 
 import hashlib
@@ -32,14 +32,7 @@ _FILES: Final = ("model.safetensors", "state.safetensors", "state.json")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
-
-    Attributes:
-        folder: where it lies.
-        model: the model's tensors by name.
-        state: the optimiser's tensors by name.
-        about: step, settings and whatever else is plain JSON.
-    """
+    """Content of a checkpoint: the tensors of model and optimiser by name, and step, settings and other JSON values."""
 
     folder: Path
     model: dict[str, Tensor]
@@ -48,13 +41,13 @@ class Checkpoint:
 
 
 def step_of(folder: Path) -> int | None:
-    """The step that a folder's name states, or none where it is no checkpoint's name."""
+    """Parse the step from a folder's name; none if it is not named like a checkpoint."""
     match = re.fullmatch(r"step-(\d+)", folder.name)
     return int(match[1]) if match else None
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """The folders under `root` that are named like checkpoints, newest first, whether valid or not."""
+    """List the folders named like checkpoints, valid or not, newest first."""
     found = [(step, folder) for folder in root.glob("step-*") if (step := step_of(folder)) is not None and folder.is_dir()]
     return [folder for _, folder in sorted(found, reverse=True)]
 
@@ -62,47 +55,37 @@ def list_checkpoints(root: Path) -> list[Path]:
 def save_checkpoint(
     root: Path, step: int, *, model: dict[str, Tensor], state: dict[str, Tensor], about: dict[str, Any]
 ) -> Path:
-    """Write a checkpoint and prune older ones.
-
-    Args:
-        root: the run's checkpoints folder, which exists.
-        step: optimiser steps done.
-        model: the model's tensors.
-        state: the optimiser's tensors.
-        about: plain JSON.
-
-    Returns:
-        The checkpoint's folder; if the step was saved before, that one.
+    """Write a checkpoint, unless there is one of this step, and delete all but the newest two.
 
     Raises:
-        RunFailedError: if the disk fails; what was there before is intact.
+        RunFailedError: if writing fails; earlier checkpoints stay intact.
     """
     final = root / f"step-{step:010d}"
     if final.exists():
         return final
-    beside = root / f".tmp-{step:010d}-{uuid4().hex[:8]}"
+    partial = root / f".tmp-{step:010d}-{uuid4().hex[:8]}"
     with disk_errors_explained(final):
         try:
-            beside.mkdir()
-            write_synced(beside / "state.json", to_json({"format": FORMAT, "step": step, **about}))
+            partial.mkdir()
+            write_synced(partial / "state.json", to_json({"format": FORMAT, "step": step, **about}))
             for name, tensors in (("model.safetensors", model), ("state.safetensors", state)):
-                _write_tensors(beside / name, tensors, mode=(beside / "state.json").stat().st_mode)
-            write_synced(beside / "manifest.json", to_json({name: _stated(beside / name) for name in _FILES}))
-            fsync_folder(beside)
-            os.rename(beside, final)
+                _write_tensors(partial / name, tensors, mode=(partial / "state.json").stat().st_mode)
+            write_synced(partial / "manifest.json", to_json({name: _stated(partial / name) for name in _FILES}))
+            fsync_folder(partial)
+            os.rename(partial, final)
             fsync_folder(root)
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
     for old in list_checkpoints(root)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)  # a folder that cannot be deleted must not stop the training
     return final
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor], *, mode: int) -> None:
-    """Write without a copy in memory, which a large model would double, and wait until it is on disk."""
+    """Write without serialising in memory, which would double a large model's, and wait until it is on disk."""
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    except safetensors.SafetensorError as error:  # a full disk, told in its own way
+    except safetensors.SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(str(error)) from error
     path.chmod(mode)  # safetensors leaves 0600 whatever the umask
     with path.open("rb") as file:
@@ -115,29 +98,25 @@ def _stated(path: Path) -> dict[str, Any]:
 
 
 def clear_leftovers(root: Path) -> None:
-    """Delete what a killed writer left behind; only for the holder of the run's lock."""
+    """Delete temporary folders of killed writers; requires the run's lock."""
     for folder in root.glob(".tmp-*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint and verify every byte of it: what is hashed is what is parsed.
-
-    Raises:
-        AvtError: naming the first file that is missing, cut short, changed or of another format.
-    """
-    manifest = _parse_json(folder / "manifest.json")
-    blobs: dict[str, bytes] = {}
+    """Read a checkpoint and verify every byte; an `AvtError` names the first file that is damaged or of another format."""
+    try:
+        manifest = dict(json.loads(_read(folder / "manifest.json")))
+    except (TypeError, ValueError) as error:
+        raise AvtError(f"{folder / 'manifest.json'} is no JSON object: {error}. The checkpoint is damaged.") from error
+    blobs = dict[str, bytes]()
     for name in _FILES:
-        path = folder / name
-        blob = _read(path)
+        path, blob = folder / name, _read(folder / name)  # parsed from the bytes that were hashed
         stated = manifest.get(name)
         if not isinstance(stated, dict) or stated.get("size") != len(blob):
-            raise AvtError(
-                f"{path} has {len(blob)} bytes, its manifest says {stated and stated.get('size')}: it was cut short."
-            )
+            raise AvtError(f"{path} has {len(blob)} bytes, its manifest {stated and stated.get('size')}: it was cut short.")
         if stated.get("sha256") != hashlib.sha256(blob).hexdigest():
-            raise AvtError(f"{path} is not what was saved: its hash differs from the manifest's.")
+            raise AvtError(f"{path} was changed: its hash differs from the manifest's.")
         blobs[name] = blob
     about = json.loads(blobs["state.json"])
     if about.get("format") != FORMAT:
@@ -149,34 +128,20 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def load_newest(root: Path, *, on_event: OnEvent = ignore) -> Checkpoint:
-    """Read the newest checkpoint that is whole, saying which newer ones were passed over and why.
-
-    Raises:
-        AvtError: if none is whole.
-    """
+    """Read the newest complete checkpoint, else raise an `AvtError`; a notice reports each newer damaged one."""
     problems = []
     for folder in list_checkpoints(root):
         try:
             return load_checkpoint(folder)
         except AvtError as error:
             problems.append(str(error))
-            on_event(Notice(f"passing over {folder.name}: {error}"))
+            on_event(Notice(f"skipping {folder.name}: {error}"))
     found = f"each of {len(problems)} is damaged, the newest: {problems[0]}" if problems else "there is none"
-    raise AvtError(f"{root} has no whole checkpoint: {found}")
+    raise AvtError(f"{root} has no complete checkpoint: {found}")
 
 
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise AvtError(f"{path} cannot be read: {error.strerror}. The checkpoint is not whole.") from error
-
-
-def _parse_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_read(path))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise AvtError(f"{path} is no JSON: {error}. The checkpoint is not whole.") from error
-    if not isinstance(content, dict):
-        raise AvtError(f"{path} is no JSON object. The checkpoint is not whole.")
-    return content
+        raise AvtError(f"{path} cannot be read: {error.strerror}. The checkpoint is incomplete.") from error

@@ -1,4 +1,4 @@
-"""Run folders: made once, locked while in use, never overwritten."""
+"""Run folders: created once, locked while in use, never overwritten."""
 
 import json
 from datetime import datetime
@@ -14,7 +14,7 @@ RUNS = Path("runs")
 
 
 def default_folder(dataset: str, *others: str) -> Path:
-    """runs/DATE-DATASET-OTHERS, with a number behind it where that is taken."""
+    """Return a free path, runs/DATE-DATASET-OTHERS, numbered where that is taken."""
     words = [spec.replace(":", "-").replace("/", "-").strip("-") for spec in (dataset.split(":")[0], *others)]
     base = RUNS / "-".join([datetime.now().strftime("%Y%m%d-%H%M%S"), *words])
     numbered = (base if n == 1 else base.with_name(f"{base.name}-{n}") for n in range(1, 1000))
@@ -22,16 +22,12 @@ def default_folder(dataset: str, *others: str) -> Path:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run's."""
+    """Whether a folder has a run's config.toml and checkpoints."""
     return (path / "config.toml").is_file() and (path / "checkpoints").is_dir()
 
 
 def newest_run(root: Path = RUNS) -> Path:
-    """The run under `root` that was started last.
-
-    Raises:
-        AvtError: if there is none.
-    """
+    """Return the run under `root` that was started last, else raise an `AvtError`."""
     found = [path for path in root.iterdir() if is_run(path)] if root.is_dir() else []
     if not found:
         raise AvtError(f"There is no run under {root}. Name a run folder, or make one with `avt pretrain`.")
@@ -39,18 +35,13 @@ def newest_run(root: Path = RUNS) -> Path:
 
 
 def create_run(path: Path, config_toml: str, env: dict[str, Any]) -> None:
-    """Make a run folder.
-
-    Raises:
-        AvtError: if the folder exists.
-        RunFailedError: if it cannot be written.
-    """
+    """Create a run folder with settings and environment; an `AvtError` refuses a path that exists."""
     refuse_existing(path)
     with disk_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             path.mkdir()
-        except FileExistsError:  # another process was faster
+        except FileExistsError:  # created by another process meanwhile
             refuse_existing(path)
         (path / "checkpoints").mkdir()
         replace_file(path / "env.json", to_json(env))
@@ -58,25 +49,19 @@ def create_run(path: Path, config_toml: str, env: dict[str, Any]) -> None:
 
 
 def lock_run(path: Path) -> FileLock:
-    """Take the run's lock; the kernel gives it back when the process ends, however it ends.
-
-    Raises:
-        AvtError: if another process holds it.
-    """
+    """Acquire the run's lock, else raise an `AvtError`; the kernel releases it when the process ends."""
     lock = FileLock(path / "lock", blocking=False)
     try:
         lock.acquire()
     except Timeout:
-        holder = read_env(path)
-        raise AvtError(
-            f"{path} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}. "
-            "Wait for it, or choose another --out."
-        ) from None
+        env = read_env(path)
+        holder = f"process {env.get('pid', '?')} on {env.get('host', '?')}"
+        raise AvtError(f"{path} is in use by {holder}. Wait for it, or choose another --out.") from None
     return lock
 
 
 def read_env(path: Path) -> dict[str, Any]:
-    """The run's env.json, or nothing where it does not read."""
+    """Read the run's env.json; empty if it is missing or damaged."""
     try:
         content = json.loads((path / "env.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,8 +1,6 @@
-"""What a run's evaluations say of collapse: a code that no longer tells images apart, a decoder that has learned nothing.
+"""Signs of a collapse in a run's evaluations: one code for all images, or a decoder no better than a constant.
 
-A false alarm costs a run, silence an hour, so the thresholds lie far from what was seen of healthy runs on the embedded images
-(NIN, a ResNet; SGD and AdamW), and within what was seen of AdamW at 10, whose code lost all but 0.3 % of its code std and had an
-effective rank of 1.00.
+A false alarm costs a run, silence an hour: the thresholds lie far from the figures of healthy runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,35 +9,19 @@ from typing import Any, Final
 from avtcli.config.pretrain_config import PretrainConfig
 
 Point = dict[str, Any]
-"""A line of metrics.jsonl with the figures of an evaluation: `step`, `epoch` (how many are done) and `eval`."""
+"""A line of metrics.jsonl with the figures of an evaluation: `step`, `epoch` (number of epochs done) and `eval`."""
 
-CODE_STD_LEFT: Final = 0.01
-"""Of the first evaluation's code std: a collapsed code has less; healthy ones kept half of it or gained."""
-CODE_STD_FLOOR: Final = 1e-5
-"""Of a code that was flat from the start: about what rounding in float32 leaves."""
-RANK_LEFT: Final = 0.05
-"""Of what the first effective rank had above 1, which is its least value: random weights have about 2, healthy ones gain."""
-RANK_FLOOR: Final = 2.0
-"""No larger rank is a collapse, however large the first one was: published weights may have a hundred."""
-AS_CONSTANT: Final = 0.98
-"""Of the constant predictor's MACE. Both are measured under the same transformations, so that no luck in their draw counts."""
-SETTLED_SHARE: Final = 0.1
-SETTLED_STEPS: Final = 300
-SETTLED_PAIRS: Final = 100_000
-"""A decoder is judged after this share of the run, or its warm-up where that is longer, so many steps and so many pairs of
-images. Until then it may know nothing: NIN and a ResNet left the constant's error behind after 2 000 to 10 000 pairs and up to
-320 steps, a small ViT had not after 16 000 pairs.
-"""
+CODE_STD_LEFT: Final = 0.01  # share of the first evaluation's code std below which the code has collapsed
+CODE_STD_FLOOR: Final = 1e-5  # code std of a code that was flat from the start: about the rounding of float32
+RANK_LEFT: Final = 0.05  # share of the first effective rank above 1 below which the code has collapsed
+RANK_FLOOR: Final = 2.0  # no larger rank is a collapse, however large the first one was
+AS_CONSTANT: Final = 0.98  # share of the constant predictor's corner error, under the same transformations
+SETTLED_SHARE, SETTLED_STEPS, SETTLED_PAIRS = 0.1, 300, 100_000
+"""A decoder is judged after this share of the run (or its longer warm-up), and this number of steps and of pairs."""
 
 
 def new_signs(points: Sequence[Point], *, config: PretrainConfig, steps_per_epoch: int) -> list[str]:
-    """What the last evaluation shows for the first time, each sign with its figures and what to try.
-
-    Args:
-        points: all evaluations of the run, in their order.
-        config: the run's settings.
-        steps_per_epoch: of the run.
-    """
+    """Return the signs that the last of a run's evaluations shows for the first time, each with its figures and advice."""
     settled = _settled_step(config, config.total_epochs * steps_per_epoch)
     named = {kind for end in range(1, len(points)) for kind in _signs(points[:end], settled)}
     advice = {
@@ -54,26 +36,25 @@ def new_signs(points: Sequence[Point], *, config: PretrainConfig, steps_per_epoc
 
 
 def _settled_step(config: PretrainConfig, total_steps: int) -> float:
-    """The step from which on the decoder is judged; a schedule in pieces has no warm-up."""
+    """Return the step from which on the decoder is judged; a schedule in pieces has no warm-up."""
     share = max(SETTLED_SHARE, 0 if config.schedule.pieces else config.schedule.warmup)
     return max(share * total_steps, SETTLED_STEPS, SETTLED_PAIRS / config.batch_size)
 
 
 def _signs(points: Sequence[Point], settled: float) -> dict[str, str]:
-    """What the last evaluation shows, by kind."""
     if len(points) < 2:
         return {}
     first, before, now = points[0]["eval"], points[-2]["eval"], points[-1]["eval"]
     signs, epoch = {}, points[-1]["epoch"]
     if _is_flat(first, now):
         signs["code"] = (
-            f"Collapse at epoch {epoch}: all images have nearly one code, code std {in_words(now['code_std'], '.2g')} "
-            f"(at first {in_words(first['code_std'], '.2g')}), RankMe {in_words(now['rankme'], '.1f')} "
-            f"(at first {in_words(first['rankme'], '.1f')})."
+            f"Collapse at epoch {epoch}: all images have nearly one code, code std {format_figure(now['code_std'], '.2g')} "
+            f"(at first {format_figure(first['code_std'], '.2g')}), RankMe {format_figure(now['rankme'], '.1f')} "
+            f"(at first {format_figure(first['rankme'], '.1f')})."
         )
     if points[-2]["step"] >= settled and _knows_nothing(before) and _knows_nothing(now):
         signs["decoder"] = (
-            f"Nothing learned by epoch {epoch}: the decoder is no better than one that always says the same, MACE "
+            f"Nothing learned by epoch {epoch}: the decoder is no better than a constant prediction, MACE "
             f"{before['mace_px']:.1f} px at epoch {points[-2]['epoch']} and {now['mace_px']:.1f} px now, the constant's "
             f"{now['constant_mace_px']:.1f} px."
         )
@@ -93,6 +74,6 @@ def _knows_nothing(figures: Mapping[str, Any]) -> bool:
     return mace is not None and constant is not None and bool(mace >= AS_CONSTANT * constant)
 
 
-def in_words(value: float | None, form: str) -> str:
-    """A figure that every network has, unless it is not finite."""
+def format_figure(value: float | None, form: str) -> str:
+    """Format a figure that is none where it is not finite."""
     return "not finite" if value is None else format(value, form)

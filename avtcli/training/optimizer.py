@@ -1,64 +1,64 @@
-"""The optimiser of a run: its parameter groups, its rates, its state as plain tensors."""
+"""The optimiser of a run: parameter groups, learning rates, state as plain tensors."""
 
 from collections.abc import Sequence
+from math import cos, pi
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from avtcli.config.components import Optimizer, Piece
+from avtcli.config.components import Optimizer, Piece, Schedule
 from avtcli.config.pretrain_config import PretrainConfig
-from avtcli.models.siamese import AVTModel
-from avtcli.training.learning_rate import cosine_rate, piecewise_rate
+from avtcli.models.siamese import SiameseModel
 
 
-def build_optimizer(config: PretrainConfig, net: AVTModel) -> torch.optim.Optimizer:
-    """Two groups: everything, and the decoder's log-variance layer where the schedule gives it rates of its own."""
-    own = net.log_var_head if config.schedule.log_var_pieces else None
-    apart = set() if own is None else {id(p) for p in own.parameters()}
-    groups = [{"params": [p for p in net.parameters() if id(p) not in apart]}]
-    if own is not None:
-        groups.append({"params": list(own.parameters())})
+def build_optimizer(config: PretrainConfig, net: SiameseModel) -> torch.optim.Optimizer:
+    """Build the optimiser: one group, and one for the decoder's log-variance layer where the schedule sets its rates."""
+    layer = net.objective.log_var_layer() if config.schedule.log_var_pieces else None
+    own = [] if layer is None else list(layer.parameters())
+    ids = {id(p) for p in own}
+    groups = [{"params": [p for p in net.parameters() if id(p) not in ids]}, *([{"params": own}] if own else [])]
     return make_optimizer(groups, config.optimizer)
 
 
 def make_optimizer(groups: list[dict[str, Any]], settings: Optimizer) -> torch.optim.Optimizer:
-    """The optimiser of the settings over parameter groups; their rates are set before each step."""
+    """Build an optimiser over parameter groups; their rates are set before each step."""
+    common: dict[str, Any] = {"lr": 0.0, "weight_decay": settings.weight_decay, "fused": settings.fused}
     if settings.name == "sgd":
-        return torch.optim.SGD(
-            groups,
-            lr=0.0,
-            momentum=settings.momentum,
-            nesterov=settings.nesterov,
-            weight_decay=settings.weight_decay,
-            fused=settings.fused,
-        )
-    return torch.optim.AdamW(groups, lr=0.0, weight_decay=settings.weight_decay, fused=settings.fused)
+        return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.nesterov, **common)
+    return torch.optim.AdamW(groups, **common)
 
 
-def rate_of_pieces(pieces: Sequence[Piece], epoch: float) -> float:
-    """The rate of a schedule in pieces at an epoch of the length it was written for."""
-    return piecewise_rate(epoch, [(piece.start, piece.rate, piece.slope) for piece in pieces])
+def piecewise_rate(pieces: Sequence[Piece], epoch: float) -> float:
+    """Return the rate of a schedule that is constant or linear in pieces; the epoch is one of the schedule's length."""
+    piece = next(piece for piece in reversed(pieces) if piece.start <= epoch)
+    return piece.rate + piece.slope * (epoch - piece.start)
+
+
+def cosine_rate(progress: float, *, peak: float, warmup: float) -> float:
+    """Return the rate of a linear rise to the peak, then half a cosine down to 0; progress and warmup are shares of the run."""
+    if progress < warmup:
+        return peak * progress / warmup
+    return peak * 0.5 * (1 + cos(pi * (progress - warmup) / (1 - warmup)))
+
+
+def scheduled_rate(schedule: Schedule, *, epoch: float, progress: float) -> float:
+    """Return the rate of a schedule: pieces are constant within an epoch, as published; a cosine moves each step."""
+    if schedule.pieces:
+        return piecewise_rate(schedule.pieces, epoch)
+    return cosine_rate(progress, peak=schedule.rate, warmup=schedule.warmup)
 
 
 def rates_at(config: PretrainConfig, step: int, steps_per_epoch: int) -> tuple[float, float]:
-    """The learning rates of a step: of the network, and of the decoder's log-variance layer.
-
-    Pieces are constant within an epoch, as published; a cosine moves each step.
-    """
+    """Return the learning rates of a step: of the network, and of the decoder's log-variance layer."""
     schedule = config.schedule
     epoch = (step // steps_per_epoch) * schedule.epochs / config.total_epochs
-    if schedule.pieces:
-        rate = rate_of_pieces(schedule.pieces, epoch)
-    else:
-        progress = (step + 0.5) / (steps_per_epoch * config.total_epochs)
-        rate = cosine_rate(progress, peak=schedule.rate, warmup=schedule.warmup)
-    own = schedule.log_var_pieces
-    return rate, rate_of_pieces(own, epoch) if own else rate
+    rate = scheduled_rate(schedule, epoch=epoch, progress=(step + 0.5) / (steps_per_epoch * config.total_epochs))
+    return rate, piecewise_rate(schedule.log_var_pieces, epoch) if schedule.log_var_pieces else rate
 
 
 def set_rates(optimizer: torch.optim.Optimizer, config: PretrainConfig, step: int, steps_per_epoch: int) -> tuple[float, float]:
-    """Give each parameter group the rate of this step, and return them."""
+    """Set the rate of each parameter group for a step, and return both rates."""
     rates = rates_at(config, step, steps_per_epoch)
     for group, rate in zip(optimizer.param_groups, rates, strict=False):
         group["lr"] = rate
@@ -66,9 +66,9 @@ def set_rates(optimizer: torch.optim.Optimizer, config: PretrainConfig, step: in
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """The state as tensors by `INDEX.NAME`, and the parameter groups as plain JSON.
+    """Return the state as tensors by `INDEX.NAME`, and the parameter groups as plain JSON.
 
-    SGD's momentum buffer is none until the first step: such a slot is left out and comes back as none.
+    SGD's momentum buffer is none until the first step: it is left out and restored as none.
     """
     state = optimizer.state_dict()
     slots = ((index, name, value) for index, slot in state["state"].items() for name, value in slot.items())
@@ -77,7 +77,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
-    """Put back what `optimizer_tensors` gave."""
+    """Restore what `optimizer_tensors` returned."""
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)

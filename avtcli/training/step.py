@@ -1,92 +1,91 @@
-"""One training step and what goes into it, as the loop takes it and the bench measures it."""
+"""One training step, as the loop takes it and the benchmark measures it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from avtcli.contracts import Loss, Target
-from avtcli.data.epoch_table import EpochTable
-from avtcli.geometry.cropping import to_float
-from avtcli.runtime.devices import seed_model, to_device
+from avtcli.contracts import Loss, Role, Target
+from avtcli.data.training_loader import Batch
+from avtcli.models.siamese import SiameseModel
+from avtcli.runtime.devices import seed_model
+from avtcli.runtime.processes import gather_batch
 from avtcli.seeding import keyed_generator, seed_of
 from avtcli.training.optimizer import set_rates
 from avtcli.training.training_setup import TrainingSetup
 
-Noise = Callable[[int, int], tuple[Tensor | None, Tensor | None]]
-"""The noise of both views' codes at a step, given the images of all processes; none where the code has none."""
+Noise = Callable[[int, int], list[Tensor | None]]
+"""The noise of each view's code at a step, given the samples of all processes; none where the code has none."""
+
+NOISE_KEYS: dict[Role, str] = {"original": "original", "transformed": "moved"}
+"""Names of the random streams: part of what a seed stands for, so that they never change."""
 
 
-def make_views(setup: TrainingSetup, images: Tensor, rows: Tensor, table: EpochTable) -> tuple[Tensor, Tensor, Target]:
-    """Both views of a batch, normalised, (B, C, H, W) each, and what tells them apart.
-
-    Args:
-        setup: whose transformations move the images.
-        images: cropped, uint8, (B, C, H, W), on the device.
-        rows: theirs in the table.
-        table: of the epoch.
-    """
-    device, net = setup.accelerator.device, setup.net
-    x = to_float(images)
-    parameters = to_device(table.parameters[rows], device)
-    y = setup.family.apply(x, parameters)
-    target = Target(to_device(table.targets[rows], device).float(), parameters, setup.family, setup.size)
-    return net.normalise(x), net.normalise(y), target
-
-
-def noise_of(setup: TrainingSetup) -> Noise:
-    """What draws this process's noise: its rows of the whole batch's, so that the number of processes does not matter."""
-    accelerator, spec = setup.accelerator, setup.spec
+def build_noise(setup: TrainingSetup) -> Noise:
+    """Build the source of this process's noise: its rows of the whole batch's, whatever the number of processes."""
+    accelerator, spec, roles = setup.accelerator, setup.spec, setup.net.objective.views
     shape = setup.net.encoder.code_shape(spec.channels, setup.size) if spec.noise_scale else None
+    repeats = [roles[:place].count(role) for place, role in enumerate(roles)]
+    keys = [NOISE_KEYS[role] + (f" {repeat}" if repeat else "") for role, repeat in zip(roles, repeats, strict=True)]
 
-    def draw(step: int, view: str, count: int) -> Tensor | None:
+    def sample(step: int, key: str, count: int) -> Tensor | None:
         if shape is None:
             return None
-        generator = keyed_generator(setup.config.seed, step, "noise", view, device=accelerator.device)
-        drawn = torch.randn(count, *shape, generator=generator, device=accelerator.device)
-        return drawn[accelerator.process_index :: accelerator.num_processes]
+        generator = keyed_generator(setup.config.seed, step, "noise", key, device=accelerator.device)
+        noise = torch.randn(count, *shape, generator=generator, device=accelerator.device)
+        return noise[accelerator.process_index :: accelerator.num_processes]
 
-    return lambda step, count: (draw(step, "original", count), draw(step, "transformed", count))
+    return lambda step, count: [sample(step, key, count) for key in keys]
+
+
+class LossModule(nn.Module):
+    """What several processes train together: from the views of a batch to the losses of this process's samples.
+
+    `compiled` says whether full batches are encoded by a compiled network; the objective stays eager.
+    """
+
+    def __init__(self, net: SiameseModel, *, compiled: bool, rank: int, world: int) -> None:
+        super().__init__()
+        self.net, self.rank, self.world = net, rank, world
+        self._encode = torch.compile(net.encode, dynamic=False) if compiled else net.encode
+
+    def forward(self, batch: Batch, noise: Sequence[Tensor | None], *, full: bool) -> Loss:
+        """Compute the loss of each sample of this process, (B,); a batch that is not full is never compiled."""
+        encode = self._encode if full else self.net.encode
+        codes, targets = encode(batch.views, noise), batch.targets
+        if not self.net.objective.depends_on_batch or self.world == 1:
+            return self.net.loss(codes, targets)
+        codes = tuple(gather_batch(code, batch.count) for code in codes)
+        loss = self.net.loss(codes, [self._gathered(target, batch.count) for target in targets])
+        own = slice(self.rank, None, self.world)
+        return Loss(loss.per_sample[own], {name: part[own] for name, part in loss.parts.items()})
+
+    @staticmethod
+    def _gathered(target: Target, count: int) -> Target:
+        values, parameters = gather_batch(target.values, count), gather_batch(target.parameters, count)
+        return Target(values, parameters, target.family, target.size)
 
 
 class Trainer:
-    """Trains a setup's network a batch at a time.
-
-    Args:
-        setup: the network and its settings.
-        optimizer: of the network's parameters, with its state restored where a run goes on.
-
-    Attributes:
-        optimizer: the same, or around it what scales the losses of half precision.
-    """
+    """Trains the network of a run one batch at a time; its `optimizer` is the given one, with the loss scaling of fp16."""
 
     def __init__(self, setup: TrainingSetup, optimizer: torch.optim.Optimizer) -> None:
-        accelerator = setup.accelerator
-        self._setup, self._noise = setup, noise_of(setup)
-        self._model = accelerator.prepare(setup.net)
-        self._compiled = torch.compile(self._model, dynamic=False) if setup.config.compile else self._model
-        self._model.train()
+        accelerator, compiled = setup.accelerator, bool(setup.config.compile)
+        self._setup, self._noise = setup, build_noise(setup)
+        rank, world = accelerator.process_index, accelerator.num_processes
+        self._module = accelerator.prepare(LossModule(setup.net, compiled=compiled, rank=rank, world=world)).train()
         self.optimizer = optimizer if accelerator.scaler is None else accelerator.prepare(optimizer)
 
-    def step(self, step: int, x: Tensor, y: Tensor, target: Target, *, count: int) -> tuple[Loss, tuple[float, float]]:
-        """Take a step.
-
-        Args:
-            step: its number, from 0: rates, noise and what layers draw follow from it.
-            x: this process's originals, normalised.
-            y: the transformed images, likewise.
-            target: what tells them apart.
-            count: the images of all processes.
+    def step(self, step: int, batch: Batch) -> tuple[Loss, tuple[float, float]]:
+        """Take a step; learning rates, noise and dropout follow from its number, counted from 0.
 
         Returns:
-            The loss of each sample before the step, and the rates that it was taken with.
+            The loss of each sample of this process before the step, and the learning rates of the step.
         """
-        setup, accelerator = self._setup, self._setup.accelerator
-        rates = set_rates(self.optimizer, setup.config, step, len(setup.bounds))
+        setup, accelerator, count = self._setup, self._setup.accelerator, batch.count
+        rates = set_rates(self.optimizer, setup.config, step, setup.steps_per_epoch)
         seed_model(seed_of(setup.config.seed, step, "model", accelerator.process_index), accelerator.device)
-        model = self._compiled if count == setup.config.batch_size else self._model  # none is compiled for a partial batch
-        mean, log_var = model(x, y, *self._noise(step, count))
-        loss = setup.objective.loss(mean, log_var, target)
+        loss: Loss = self._module(batch, self._noise(step, count), full=count == setup.config.batch_size)
         accelerator.backward(loss.per_sample.sum() * (accelerator.num_processes / count))
         self.optimizer.step()
         self.optimizer.zero_grad()

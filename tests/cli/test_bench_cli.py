@@ -1,46 +1,46 @@
-"""`avt bench` as a person and as a script sees it."""
+"""`avt bench`: its JSON, its table, and what it refuses."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from avtcli.bench import suite as bench
-from avtcli.bench.timing import Scale
 
-
-@pytest.fixture(autouse=True)
-def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "ON_CPU", Scale(homographies=2_000, plain_homographies=20, small=8))
-
-
-def test_one_document_says_on_what_it_was_measured(avt: Callable[..., Any]) -> None:
-    found = avt("bench --only homographies,warp-32 --rounds 2 --json").json
+def test_the_json_has_the_environment_and_the_comparisons(avt: Callable[..., Any]) -> None:
+    found = avt("bench --only homographies,warp-224 --rounds 2 --json").json
 
     assert {"commit", "environment", "cpu", "cpus", "rounds", "measurements"} <= set(found)
     assert found["environment"]["versions"].keys() >= {"avtcli", "torch"}
-    assert [m["name"] for m in found["measurements"]] == ["homographies", "warp-32"]
+    assert [m["name"] for m in found["measurements"]] == ["homographies", "warp-224"]
     assert all(m["ratio_low"] <= m["ratio"] <= m["ratio_high"] for m in found["measurements"])
 
 
-def test_the_table_gives_both_rates_their_ratio_and_its_spread(avt: Callable[..., Any]) -> None:
+def test_the_table_has_both_rates_and_the_ratio_with_its_range(avt: Callable[..., Any]) -> None:
     result = avt("bench --only homographies --rounds 2 --device cpu")
 
-    header = next(line for line in result.stdout.splitlines() if "ours" in line)
-    assert header.split() == ["ours", "plain", "ratio", "lowest", "highest"]
-    assert "homographies: draw and solve 2000 for 224 px, against a loop over 20" in result.stdout
+    header = next(line for line in result.stdout.splitlines() if "baseline" in line and "ratio" in line)
+    assert header.split() == ["avt", "baseline", "ratio", "lowest", "highest"]
+    assert "homographies: sample and solve 500000 homographies for 224 px; baseline: a loop over 1000" in result.stdout
 
 
-def test_a_precision_that_the_device_has_not_is_refused(avt: Callable[..., Any]) -> None:
-    result = avt("bench --only homographies --device cpu --precision fp16")
+def test_the_step_takes_a_backbone_a_size_and_a_batch_size(avt: Callable[..., Any]) -> None:
+    result = avt("bench --only step --backbone timm:resnet10t --size 40 --batch-size 4 --rounds 1 --device cpu --json")
+    [found] = result.json["measurements"]
+
+    assert "timm:resnet10t, 1x40x40, batch 4" in found["what"]
+    figures = {"loss_difference", "gflop_per_pair", "gflops", "matmul_share", "precision", "channels_last", "compile"}
+    assert set(found["figures"]) == figures
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--only homographies --device cpu --precision fp16", "fp16 training needs a GPU"),
+        ("--only homographie", "Did you mean 'homographies'"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused(avt: Callable[..., Any], options: str, message: str) -> None:
+    result = avt(f"bench {options}")
 
     assert result.code == 2
-    assert "fp16 training needs a GPU" in result.stderr
-
-
-def test_a_measurement_that_does_not_exist_is_refused_with_the_list(avt: Callable[..., Any]) -> None:
-    result = avt("bench --only homographie")
-
-    assert result.code == 2
-    assert "'homographie'" in result.stderr
-    assert "Did you mean 'homographies'" in result.stderr
+    assert message in result.stderr

@@ -1,4 +1,4 @@
-"""`avt embed`: what it prints, and what it refuses on the command line."""
+"""`avt embed`: what it prints and what it refuses."""
 
 import shutil
 from pathlib import Path
@@ -19,20 +19,20 @@ def write_photos(folder: Path) -> None:
         Image.fromarray(pixels).save(folder / "holiday" / f"{i}.jpg")
 
 
-def test_the_json_says_what_was_written_and_how_to_load_it(avt, tiny_run: Path) -> None:
+def test_the_json_states_what_was_written_and_how_to_load_it(avt, tiny_run: Path) -> None:
     result = avt(f"embed {tiny_run} --out e.safetensors --limit-train 30 --json")
-    said = result.json
+    found = result.json
     scope: dict[str, Any] = {}
-    exec(said["load_with"], scope)
+    exec(found["load_with"], scope)
 
     assert result.code == 0
-    assert set(said) == {"file", "format", "count", "layers", "labels", "bytes", "load_with"}
-    assert (said["file"], said["format"], said["count"], said["labels"]) == ("e.safetensors", "safetensors", 1030, True)
-    assert (said["layers"], said["bytes"]) == ({"conv2": [1030, 10]}, Path("e.safetensors").stat().st_size)
+    assert set(found) == {"file", "format", "count", "layers", "labels", "bytes", "load_with"}
+    assert (found["file"], found["format"], found["count"], found["labels"]) == ("e.safetensors", "safetensors", 1030, True)
+    assert (found["layers"], found["bytes"]) == ({"conv2": [1030, 10]}, Path("e.safetensors").stat().st_size)
     assert (scope["features"].shape, scope["names"][-1]) == ((1030, 10), "test/999")
 
 
-def test_a_person_is_told_the_shapes_and_the_lines_that_load_them(avt, tiny_run: Path) -> None:
+def test_the_output_states_shapes_and_the_lines_that_load_them(avt, tiny_run: Path) -> None:
     result = avt(f"embed {tiny_run} --out e.npz --split test --layer conv1,classifier --pool max --pool-size 2")
 
     assert result.code == 0
@@ -58,7 +58,7 @@ def test_pretraining_and_embedding_photographs_in_a_folder(avt) -> None:
         assert "labels" not in arrays
 
 
-def test_a_backbone_by_name_and_other_images_take_their_options(avt) -> None:
+def test_a_backbone_and_a_data_set_take_their_options(avt) -> None:
     write_photos(Path("photos"))
     line = "embed --backbone nin -o backbone.width=0.05 --dataset folder:photos --workers 0 --out e.npz --json"
 
@@ -74,7 +74,7 @@ def test_an_exported_file_is_embedded_where_out_says(avt, tiny_run: Path) -> Non
     assert avt("embed encoder.safetensors --split test --out a.safetensors").code == 0
     assert avt("embed run --split test --out b.safetensors").code == 0
     refused = avt("embed encoder.safetensors --split test")
-    assert "encoder.safetensors is no run, whose folder would take the embeddings" in refused.stderr
+    assert "encoder.safetensors is not a run folder, where embeddings are written by default" in refused.stderr
     assert torch.equal(
         load_encoder("encoder.safetensors")(torch.ones(1, 1, 32, 32)), load_encoder("run")(torch.ones(1, 1, 32, 32))
     )
@@ -85,14 +85,14 @@ def test_an_exported_file_is_embedded_where_out_says(avt, tiny_run: Path) -> Non
     [
         (
             "--out e.csv",
-            "e.csv says no format that embeddings are written in. Expected a file ending in .safetensors, .npz, .parquet",
+            "e.csv has no known embedding format. Expected a file ending in .safetensors, .npz, .parquet",
         ),
         ("--layer conv9", "The backbone has no layer 'conv9'"),
-        ("--pool none --pool-size 2", "--pool none keeps maps whole, and --pool-size is the side of a pooled one"),
-        ("-o schedule.rate=1", "embed takes options of backbone, dataset and augment only, found 'schedule'"),
-        ("-o backbone.width=1", "`-o backbone.width` is an option of a backbone that is not named: give --backbone too"),
-        ("-o dataset.std=1", "`-o dataset.std` is an option of a dataset that is not named: give --dataset too"),
-        ("-o augment.flip=true", "embed pads and mirrors nothing, found `-o augment.flip`: it takes resize and crop only"),
+        ("--pool none --pool-size 2", "--pool-size is the side of a pooled map and --pool none does not pool"),
+        ("-o schedule.rate=1", "-o takes no kind 'schedule' here. Kinds: backbone, dataset, augment."),
+        ("-o backbone.width=1", "`-o backbone.width` needs the name of the backbone: give --backbone too"),
+        ("-o dataset.std=1", "`-o dataset.std` needs the name of the dataset: give --dataset too"),
+        ("-o augment.flip=true", "`-o augment.flip` has no effect here: images are not padded or flipped"),
         (
             "-o augment.crop=0",
             "These settings (-o augment.KEY) are not right:\n  crop: Input should be greater than 0, found '0'",

@@ -1,4 +1,4 @@
-"""`avt evaluate` from the command line: what it prints, what it writes, what it refuses."""
+"""`avt evaluate` from the command line: output, files and refusals."""
 
 import json
 import re
@@ -22,7 +22,7 @@ def run(tiny_run: Path) -> Path:
     return Path(shutil.copytree(tiny_run, "run"))
 
 
-def test_the_json_has_the_fields_of_the_contract_and_goes_to_out_and_the_run_too(avt, run: Path) -> None:
+def test_the_json_has_the_documented_fields_and_is_saved_twice(avt, run: Path) -> None:
     result = avt("evaluate run --count 20 --json --out here/e.json")
     figures = result.json
 
@@ -38,32 +38,27 @@ def test_the_json_has_the_fields_of_the_contract_and_goes_to_out_and_the_run_too
     assert figures == json.loads(Path("here/e.json").read_text()) == json.loads(Path("run/evaluate.json").read_text())
 
 
-def test_the_tables_put_decoder_and_ridge_beside_what_is_trivial(avt, run: Path) -> None:
+def test_the_tables_compare_decoder_and_ridge_with_baselines(avt, run: Path) -> None:
     result = avt("evaluate run --count 20 --layer conv3")
     figures, lines = json.loads((run / "evaluate.json").read_text()), result.stdout.splitlines()
 
     assert lines[:2] == ["run  run", ""]
     assert lines[2].split() == ["MACE", "px", "MSE", "R2"]
     assert [re.split("  +", line)[0] for line in lines[3:9]] == [
-        *("decoder", "ridge on conv3", "ridge, random weights", "quarter turn known", "constant", "identity")
+        *("decoder", "ridge on conv3", "ridge, random weights", "90-degree rotation oracle", "constant", "identity")
     ]
-    assert lines[3].split() == [
-        "decoder",
-        f"{figures['mace_px']:.2f}",
-        f"{figures['mse_normalised']:.3f}",
-        f"{figures['r2']:.3f}",
-    ]
+    assert lines[3].split()[1:] == [f"{figures['mace_px']:.2f}", f"{figures['mse_normalised']:.3f}", f"{figures['r2']:.3f}"]
     assert lines[8].split()[-1] == "-"
     assert lines[10].split() == [*"decoder R2 ridge R2 random R2 inside 50% inside 80% inside 95%".split()]
     assert [line.split()[0] for line in lines[11:20]] == [*"abcdefgh", "pooled"]
     assert f"retrieval  mrr {figures['retrieval']['mrr']:.3f} (chance 0.090)" in result.stdout
     assert "among 50 versions of each of 1 images" in result.stdout
-    assert f"nll        {figures['nll']:.3f} nats a pair" in result.stdout
+    assert f"nll        {figures['nll']:.3f} nats per pair" in result.stdout
     assert "images             20 of the 1000 test images of fashion-mini" in result.stdout
     assert "target             a, b, c (px), d, e, f (px), g (1/px), h (1/px)" in result.stdout
 
 
-def test_an_exported_file_and_a_backbone_by_name_are_read_by_the_ridge_alone(avt, run: Path) -> None:
+def test_exported_files_and_backbones_by_name_have_a_ridge_only(avt, run: Path) -> None:
     source = open_weights(run)
     about = {"model": source.spec.model_dump(mode="json", exclude_none=True), "config": source.about["config"]}
     save_file(restore_encoder(source).state_dict(), "a.safetensors", metadata=to_metadata(about))
@@ -73,21 +68,20 @@ def test_an_exported_file_and_a_backbone_by_name_are_read_by_the_ridge_alone(avt
     )
 
     assert (by_file.code, by_name.code) == (0, 0)
-    assert "no figures of a decoder: a.safetensors holds an encoder alone" in by_file.stderr
+    assert "decoder not evaluated: a.safetensors holds an encoder only" in by_file.stderr
     assert "decoder R2" not in by_file.stdout
     assert "retrieval  " not in by_file.stdout.split("images  ")[0]
     assert by_name.json["transform"] == "rotation"
-    assert by_name.json["mace_px"] is None
+    assert (by_name.json["mace_px"], by_name.json["ridge"]["layer"]) == (None, "conv2")
+    assert by_name.json["protocol"]["weights"] == "random"
     assert not list(Path().glob("evaluate*"))
 
 
-def test_an_option_of_the_transformation_goes_over_the_runs_own(avt, run: Path) -> None:
+def test_an_option_of_the_transformation_overrides_the_runs(avt, run: Path) -> None:
     result = avt("evaluate run --count 20 -o transform.shift=0.05 --json")
 
-    assert result.json["protocol"]["distribution"].startswith(
-        "fresh draws, not of a bank, of projective (shift=0.05, scale_low=0.8"
-    )
-    assert "fill_value=0.0), not on projective (shift=0.05, " in result.stderr
+    assert float(result.json["protocol"]["transform"]["shift"]) == 0.05
+    assert "run was trained on projective (shift=0.125), not on projective (shift=0.05)" in result.stderr
 
 
 def test_a_photometric_run_shows_dashes_for_pixels(avt) -> None:
@@ -105,17 +99,14 @@ def test_a_photometric_run_shows_dashes_for_pixels(avt) -> None:
         ("run --layer conv9", "no layer 'conv9'. Did you mean"),
         ("run --transform affin", "No transform is called 'affin'. Did you mean 'affine'?"),
         ("run --backbone nin", "Both a run, run, and --backbone nin were given"),
-        ("run -o backbone.width=1", "`-o backbone.width` is an option of a backbone that is not named: give --backbone too"),
-        ("run -o objective.x=1", "evaluate takes options of backbone, dataset, transform and augment only, found 'objective'"),
-        (
-            "run -o augment.flip=false",
-            "evaluate pads and mirrors nothing, found `-o augment.flip`: it takes resize and crop only",
-        ),
+        ("run -o backbone.width=1", "`-o backbone.width` needs the name of the backbone: give --backbone too"),
+        ("run -o objective.x=1", "-o takes no kind 'objective' here. Kinds: backbone, dataset, transform, augment."),
+        ("run -o augment.flip=false", "`-o augment.flip` has no effect here: images are not padded or flipped"),
         ("run --out run/config.toml", "run/config.toml exists already and is not overwritten"),
         ("nothing", "There is no run folder, checkpoint or file nothing"),
     ],
 )
-def test_a_mistake_is_one_message_and_leaves_nothing_behind(avt, run: Path, line: str, message: str) -> None:
+def test_a_usage_error_is_one_message_and_writes_nothing(avt, run: Path, line: str, message: str) -> None:
     before = sorted(path.name for path in run.iterdir())
     result = avt(f"evaluate {line}")
 

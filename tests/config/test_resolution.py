@@ -14,21 +14,13 @@ from avtcli.errors import AvtError
 from avtcli.evaluation.evaluation_setup import choose_transform
 
 
-def test_flags_lie_over_the_recipe_and_none_means_not_given() -> None:
+def test_flags_override_the_recipe_and_none_means_not_given() -> None:
     config = resolve({"dataset": {"name": "cifar10"}, "backbone": {"name": "nin", "width": "0.5"}, "seed": None}, recipe=None)
 
     assert config.recipe == "cifar10-nin"
     assert config.backbone.options == {"width": 0.5}
     assert config.batch_size == 512
     assert config.seed == 0
-
-
-@pytest.mark.parametrize(
-    ("dataset", "backbone", "recipe"),
-    [("cifar10", "nin", "cifar10-nin"), ("cifar10:/data", "nin", "cifar10-nin"), ("fashion-mini", "nin", "default")],
-)
-def test_data_set_and_backbone_choose_the_recipe(dataset: str, backbone: str, recipe: str) -> None:
-    assert resolve({"dataset": {"name": dataset}, "backbone": {"name": backbone}}, recipe=None).recipe == recipe
 
 
 def test_a_plugin_of_another_name_leaves_the_options_of_the_first_behind() -> None:
@@ -60,15 +52,13 @@ def test_a_written_config_reads_back_equal_and_writes_the_same_text(recipe: str,
     assert to_toml(again) == to_toml(config)
 
 
+SUM = "projective+photometric"
 SPELLINGS = [
     ({}, {"transform": {"shift": "0.125"}}),
     ({"backbone": {"width": "1"}}, {"backbone": {"width": 1.0}}),
     ({"transform": {"mean": [0] * 8, "rotate": "no"}}, {"transform": {"rotate": False, "mean": [0.0] * 8}}),
     ({"backbone": {"name": "resnet18"}}, {"backbone": {"name": "timm:resnet18", "pretrained": "false"}}),
-    (
-        {"transform": {"name": "projective+photometric"}},
-        {"transform": {"name": "projective+photometric", "photometric": {"low": "0.2"}}},
-    ),
+    ({"transform": {"name": SUM}}, {"transform": {"name": SUM, "photometric": {"low": "0.2"}}}),
     (
         {"backbone": {"name": "timm:test_vit", "args": {"patch_size": "8", "class_token": "false"}}},
         {"backbone": {"name": "test_vit", "args": {"patch_size": 8, "class_token": False}}},
@@ -101,7 +91,6 @@ def test_a_transform_given_as_the_run_has_it_is_the_runs_own() -> None:
 
     assert choose_transform(config, {"shift": "0.125"}) == config.transform
     assert choose_transform(None, {}) == config.transform
-    assert "angle_deg" in choose_transform(config, {"name": "affine"}).options
 
 
 def test_an_unknown_option_of_a_plugin_is_refused_on_resolving() -> None:
@@ -111,10 +100,10 @@ def test_an_unknown_option_of_a_plugin_is_refused_on_resolving() -> None:
         resolve({"transform": {"name": "projective+photometric", "shift": "0.1"}}, recipe=None)
 
 
-def test_every_setting_stands_under_its_description() -> None:
+def test_every_setting_is_preceded_by_its_description() -> None:
     text = to_toml(resolve({}, recipe="cifar10-nin"))
 
-    assert "# Images a step, over all processes.\nbatch_size = 512\n" in text
+    assert "# Images per step, over all processes.\nbatch_size = 512\n" in text
     assert "# Black pixels added on each side before the crop.\npadding = 4\n" in text
 
 
@@ -130,14 +119,14 @@ def test_all_bad_settings_are_named_at_once_with_the_nearest_known() -> None:
 
 def test_pieces_out_of_order_are_refused() -> None:
     pieces = [{"start": 0, "rate": 1}, {"start": 9, "rate": 1}, {"start": 5, "rate": 1}]
-    with pytest.raises(AvtError, match="must begin at epoch 0 and go on in order"):
+    with pytest.raises(AvtError, match="must start at epoch 0 and be in ascending order"):
         validate(PretrainConfig, {"schedule": {"pieces": pieces}}, where="here")
 
 
 def test_options_go_to_their_sections_and_deeper() -> None:
     texts = ["backbone.width=0.25", "transform.mean=[1, 2]", "transform.projective.shift=0.1", "augment.flip=no"]
 
-    assert options_from_texts(texts) == {
+    assert options_from_texts(texts, kinds=("backbone", "transform", "augment")) == {
         "backbone": {"width": "0.25"},
         "transform": {"mean": [1, 2], "projective": {"shift": "0.1"}},
         "augment": {"flip": "no"},
@@ -146,17 +135,14 @@ def test_options_go_to_their_sections_and_deeper() -> None:
 
 @pytest.mark.parametrize("text", ["width=1", "backbone.width", "backbone.=1", "backbone..x=1", "=1"])
 def test_an_option_of_another_form_is_refused(text: str) -> None:
-    with pytest.raises(AvtError, match=r"-o (takes KIND\.KEY=VALUE|knows no kind)"):
-        options_from_texts([text])
-
-
-def test_an_unknown_kind_of_option_gives_the_nearest() -> None:
-    with pytest.raises(AvtError, match=r"-o knows no kind 'backbon'\. Did you mean 'backbone'"):
-        options_from_texts(["backbon.width=1"])
+    with pytest.raises(AvtError, match=r"-o takes KIND\.KEY=VALUE"):
+        options_from_texts([text], kinds=("backbone",))
+    with pytest.raises(AvtError, match=r"-o takes no kind 'backbon' here\. Did you mean 'backbone'"):
+        options_from_texts(["backbon.width=1"], kinds=("backbone",))
 
 
 @pytest.mark.parametrize("name", recipes.names())
-def test_every_recipe_says_what_it_is_and_where_it_is_from(name: str) -> None:
+def test_every_recipe_has_a_kind_a_title_and_a_source(name: str) -> None:
     about = recipes.parse(name, recipes.text(name))["about"]
 
     assert set(about) == {"kind", "title", "source"}

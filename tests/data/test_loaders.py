@@ -15,11 +15,10 @@ from torchvision.transforms import functional as reference
 
 from avtcli.config.components import Augment, Plugin
 from avtcli.contracts import ImageData, MemorySplit, Split
-from avtcli.data import streaming
 from avtcli.data.datasets import build_data, data_folder, image_size, limited
-from avtcli.data.epoch_table import EpochTable, batch_bounds
+from avtcli.data.epoch_table import batch_bounds
 from avtcli.data.images import CropSpec, resize, resized_size
-from avtcli.data.resident_images import ResidentImages, build_images, evaluation_batches, training_batches
+from avtcli.data.resident_images import ResidentImages, build_images, evaluation_batches
 from avtcli.data.streaming import StreamedImages, choose_workers
 from avtcli.errors import AvtError, RunFailedError
 
@@ -44,7 +43,7 @@ def pixels(image: Image.Image) -> torch.Tensor:
 
 
 class Streamed(Split):
-    """PreparedImages that are not in one tensor; one of them may be damaged, another slow."""
+    """Images that are not in one tensor; one of them may be damaged, all of them slow."""
 
     images = None
 
@@ -74,13 +73,21 @@ def streamed(split: Split, workers: int = 0, shorter: int | None = None) -> Stre
     return StreamedImages(split, torch.arange(len(split)), device=CPU, shorter=shorter, workers=workers)
 
 
-def table_of(uniforms: torch.Tensor) -> EpochTable:
-    none = torch.empty(len(uniforms), 0)
-    return EpochTable(order=torch.arange(len(uniforms)), uniforms=uniforms, parameters=none, targets=none)
+def crop_of(augment: Augment, size: tuple[int, int]) -> CropSpec:
+    return CropSpec(size, padding=augment.padding, flip=augment.flip)
 
 
 def uniforms_for(count: int) -> torch.Tensor:
     return torch.rand(count, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def resident(images: torch.Tensor, rows: list[int], shorter: int | None = None) -> ResidentImages:
+    return ResidentImages(MemorySplit(images, None, prefix="x"), torch.tensor(rows), device=CPU, shorter=shorter)
+
+
+def single_batches(images: StreamedImages, count: int = 6) -> Iterator[torch.Tensor]:
+    """Read one image a batch."""
+    return evaluation_batches(images, [torch.tensor([i]) for i in range(count)], (16, 16))
 
 
 VARIED = [photo(i, size) for i, size in enumerate(SIZES)]
@@ -98,24 +105,19 @@ def test_resize_equals_torchvisions_on_pictures(size: tuple[int, int]):
         assert resized_size(size, shorter) == tuple(expected.shape[1:])
 
 
-def test_resize_of_one_channel_equals_that_channel_of_the_colour_picture():
+def test_resize_is_done_channel_by_channel_and_only_where_it_changes_the_size():
     image = photo(2, (40, 56))
     assert torch.equal(resize(image[1:2], 24), resize(image, 24)[1:2])
-
-
-def test_resize_without_a_side_or_to_the_same_side_leaves_the_image_alone():
-    image = photo(2, (40, 56))
     assert torch.equal(resize(image, None), image)
     assert torch.equal(resize(image, 40), image)
 
 
 def test_resident_images_are_resized_once_within_one_level_of_pillow():
     images = torch.stack([photo(i, (24, 32)) for i in range(5)])
-    resident = ResidentImages(MemorySplit(images, None, prefix="x"), torch.tensor([1, 4]), device=CPU, shorter=48)
-    for row, number in enumerate((1, 4)):
+    for image, number in zip(resident(images, [1, 4], shorter=48).images, (1, 4), strict=True):
         expected = pixels(transforms.Resize(48)(picture(images[number])))
-        assert resident.images[row].shape == expected.shape == (3, 48, 64)
-        assert (resident.images[row].int() - expected.int()).abs().max() <= 1
+        assert image.shape == expected.shape == (3, 48, 64)
+        assert (image.int() - expected.int()).abs().max() <= 1
 
 
 # the middle
@@ -132,12 +134,11 @@ def test_plain_batches_equal_torchvisions_resize_and_centre_crop(size: tuple[int
         assert torch.equal(image, pixels(compose(picture(split.prepared[number]))))
 
 
-def test_the_middle_of_an_odd_room_is_rounded_up_for_resident_and_streamed_images_alike():
+def test_the_middle_of_an_odd_room_is_rounded_up():
     image = photo(5, (37, 41))
-    (whole,) = evaluation_batches(streamed(Streamed([image])), [torch.tensor([0])], (32, 32))
-    resident = ResidentImages(MemorySplit(image[None], None, prefix="x"), torch.tensor([0]), device=CPU)
-    assert torch.equal(whole[0], image[:, 3:35, 5:37])
-    assert torch.equal(next(evaluation_batches(resident, [torch.tensor([0])], (32, 32))), whole)
+    for images in (streamed(Streamed([image])), resident(image[None], [0])):
+        (batch,) = evaluation_batches(images, [torch.tensor([0])], (32, 32))
+        assert torch.equal(batch[0], image[:, 3:35, 5:37])
 
 
 # crop and flip
@@ -150,7 +151,7 @@ def test_training_batches_equal_torchvisions_pad_crop_and_flip(padding: int, fli
     assert len({bool(u < 0.5) for u in uniforms[:, 2]}) == 2
     augment = Augment(resize=36, crop=32, padding=padding, flip=flip)
     rows = torch.tensor([5, 0, 3, 1, 2, 4])
-    (batch,) = training_batches(streamed(Streamed(VARIED), shorter=36), [rows], table_of(uniforms), augment, (32, 32))
+    (batch,) = streamed(Streamed(VARIED), shorter=36).read_batches([rows], crop_of(augment, (32, 32)), uniforms)
     assert batch.shape == (6, 3, 32, 32)
     for image, row in zip(batch, rows.tolist(), strict=True):
         padded = reference.pad(transforms.Resize(36)(picture(VARIED[row])), [padding])
@@ -165,30 +166,26 @@ def test_training_batches_equal_torchvisions_pad_crop_and_flip(padding: int, fli
 @pytest.mark.parametrize("augment", [Augment(crop=32), Augment(crop=32, padding=4), Augment(crop=48, padding=4, flip=False)])
 def test_streamed_and_resident_images_give_the_same_training_batches(augment: Augment):
     images = torch.stack([photo(i, (40, 56)) for i in range(8)])
-    size, table = (augment.crop or 0, augment.crop or 0), table_of(uniforms_for(8))
+    size, uniforms = (augment.crop or 0, augment.crop or 0), uniforms_for(8)
     batches = [torch.tensor([7, 1, 2]), torch.tensor([0, 3, 4, 5, 6])]
-    resident = build_images(MemorySplit(images, None, prefix="x"), torch.arange(8), device=CPU, shorter=None, workers=0)
-    read = build_images(Streamed(list(images)), torch.arange(8), device=CPU, shorter=None, workers=0)
-    assert isinstance(resident, ResidentImages)
-    assert isinstance(read, StreamedImages)
-    for a, b in zip(*(training_batches(x, batches, table, augment, size) for x in (resident, read)), strict=True):
+    splits = MemorySplit(images, None, prefix="x"), Streamed(list(images))
+    both = [build_images(split, torch.arange(8), device=CPU, shorter=None, workers=0) for split in splits]
+    assert [type(images) for images in both] == [ResidentImages, StreamedImages]
+    for a, b in zip(*(images.read_batches(batches, crop_of(augment, size), uniforms) for images in both), strict=True):
         assert torch.equal(a, b)
 
 
 def test_images_that_need_no_crop_and_no_flip_pass_untouched():
     images = torch.stack([photo(i, (32, 32)) for i in range(4)])
-    resident = ResidentImages(MemorySplit(images, None, prefix="x"), torch.tensor([1, 3]), device=CPU)
-    batch = next(training_batches(resident, [torch.tensor([1, 0])], table_of(uniforms_for(2)), Augment(flip=False), (32, 32)))
+    (batch,) = resident(images, [1, 3]).read_batches([torch.tensor([1, 0])], CropSpec((32, 32)), uniforms_for(2))
     assert torch.equal(batch, images[[3, 1]])
 
 
-def test_the_rows_of_streamed_images_count_the_chosen_numbers():
+def test_rows_of_streamed_images_count_the_chosen_ones():
     chosen = StreamedImages(Streamed(VARIED), torch.tensor([4, 1]), device=CPU)
     assert len(chosen) == 2
-    assert torch.equal(
-        next(evaluation_batches(chosen, [torch.tensor([1])], (16, 16))),
-        next(evaluation_batches(streamed(Streamed(VARIED)), [torch.tensor([1])], (16, 16))),
-    )
+    expected = list(single_batches(streamed(Streamed(VARIED))))
+    assert all(torch.equal(a, expected[i]) for a, i in zip(single_batches(chosen, 2), (4, 1), strict=True))
 
 
 # workers
@@ -196,28 +193,25 @@ def test_the_rows_of_streamed_images_count_the_chosen_numbers():
 
 def test_the_number_of_workers_does_not_matter():
     batches = [torch.tensor([5, 0]), torch.tensor([3, 1]), torch.tensor([2]), torch.tensor([4, 4])]
-    table, augment = table_of(uniforms_for(6)), Augment(crop=32, padding=2)
-    results = []
+    crop, results = CropSpec((32, 32), padding=2, flip=True), []
     for workers in (0, 1, 2):
         images = streamed(Streamed(VARIED), workers)
-        first = list(training_batches(images, batches, table, augment, (32, 32)))
-        again = list(training_batches(images, batches, table, augment, (32, 32)))  # the same workers, a second epoch
-        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-        results.append(first)
+        for _ in range(2):  # the same workers in a second epoch
+            results.append(list(images.read_batches(batches, crop, uniforms_for(6))))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_batches_that_are_left_of_an_epoch_are_those_of_the_whole_epoch(workers: int):
+def test_the_batches_left_of_an_epoch_are_those_of_the_full_epoch(workers: int):
     batches = [torch.tensor([i, (i + 1) % 6]) for i in range(6)]
-    table, augment = table_of(uniforms_for(6)), Augment(crop=32)
+    uniforms, crop = uniforms_for(6), CropSpec((32, 32), flip=True)
     images = streamed(Streamed(VARIED), workers)
-    whole = list(training_batches(images, batches, table, augment, (32, 32)))
-    broken_off = training_batches(images, batches, table, augment, (32, 32))
-    assert torch.equal(next(broken_off), whole[0])
-    left = list(training_batches(images, batches[2:], table, augment, (32, 32)))
-    assert all(torch.equal(a, b) for a, b in zip(left, whole[2:], strict=True))
+    full = list(images.read_batches(batches, crop, uniforms))
+    broken_off = images.read_batches(batches, crop, uniforms)
+    assert torch.equal(next(broken_off), full[0])
+    left = list(images.read_batches(batches[2:], crop, uniforms))
+    assert all(torch.equal(a, b) for a, b in zip(left, full[2:], strict=True))
     with pytest.raises(RuntimeError, match="another pass over these images began"):
         next(broken_off)
 
@@ -225,13 +219,12 @@ def test_the_batches_that_are_left_of_an_epoch_are_those_of_the_whole_epoch(work
 @pytest.mark.parametrize("workers", [0, 1])
 def test_reading_leaves_the_global_generator_alone(workers: int):
     before = torch.get_rng_state()
-    list(evaluation_batches(streamed(Streamed(VARIED), workers), [torch.tensor([0, 1])], (16, 16)))
+    list(single_batches(streamed(Streamed(VARIED), workers)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_workers_read_ahead_while_the_caller_is_busy():
-    split = Streamed(VARIED, seconds=0.3)
-    batches = evaluation_batches(streamed(split, workers=1), [torch.tensor([i]) for i in range(3)], (16, 16))
+    batches = single_batches(streamed(Streamed(VARIED, seconds=0.3), workers=1), 3)
     next(batches)
     time.sleep(1.5)
     began = time.monotonic()
@@ -241,20 +234,20 @@ def test_workers_read_ahead_while_the_caller_is_busy():
 
 def test_workers_outlive_the_signals_that_ask_the_run_to_stop():
     images = streamed(Streamed(VARIED, seconds=0.05), workers=1)
-    batches = evaluation_batches(images, [torch.tensor([i]) for i in range(6)], (16, 16))
+    batches = single_batches(images)
     first = next(batches)
     (worker,) = images._processes
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         os.kill(worker.pid or 0, number)
     rest = list(batches)
     assert worker.is_alive()
-    expected = list(evaluation_batches(streamed(Streamed(VARIED)), [torch.tensor([i]) for i in range(6)], (16, 16)))
+    expected = single_batches(streamed(Streamed(VARIED)))
     assert all(torch.equal(a, b) for a, b in zip([first, *rest], expected, strict=True))
 
 
 def test_workers_end_with_their_images():
     images = streamed(Streamed(VARIED), workers=1)
-    list(evaluation_batches(images, [torch.tensor([0])], (16, 16)))
+    list(single_batches(images, 1))
     (worker,) = images._processes
     assert worker.is_alive()
     gc.disable()
@@ -278,12 +271,12 @@ def _no_handler() -> Iterator[None]:
 def test_a_worker_that_is_killed_is_reported_when_its_batch_is_asked_for():
     before = signal.getsignal(signal.SIGCHLD)
     images = streamed(Streamed(VARIED, seconds=0.2), workers=1)
-    batches = evaluation_batches(images, [torch.tensor([i]) for i in range(6)], (16, 16))
+    batches = single_batches(images)
     next(batches)
     images._processes[0].kill()
     time.sleep(0.5)  # no handler breaks in here
     assert signal.getsignal(signal.SIGCHLD) == before
-    with pytest.raises(RunFailedError, match=r"A process that reads images ended .* give fewer `--workers`"):
+    with pytest.raises(RunFailedError, match=r"A reader process ended .* use fewer `--workers`"):
         list(batches)
 
 
@@ -292,15 +285,14 @@ def test_a_worker_that_is_killed_is_reported_when_its_batch_is_asked_for():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_does_not_decode_is_named_without_a_traceback(workers: int):
-    images = streamed(Streamed(VARIED, damaged=3), workers)
     with pytest.raises(AvtError, match=r"^folder/3\.jpg does not decode$"):
-        list(evaluation_batches(images, [torch.tensor([1, 3])], (16, 16)))
+        list(single_batches(streamed(Streamed(VARIED, damaged=3), workers)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_fault_in_a_plugin_stays_a_fault(workers: int):
     with pytest.raises(KeyError, match="a fault in a plugin"):
-        list(evaluation_batches(streamed(Faulty(VARIED), workers), [torch.tensor([0])], (16, 16)))
+        list(single_batches(streamed(Faulty(VARIED), workers)))
 
 
 @pytest.mark.parametrize("uniforms", [None, uniforms_for(6)])
@@ -322,13 +314,16 @@ def shared_memory(monkeypatch: pytest.MonkeyPatch, *, free: int, cpus: int, rank
     usage = type("Usage", (), {"free": free})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(os.path, "isdir", lambda path: True)
-    monkeypatch.setattr(streaming, "_cpus", lambda: cpus)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cpus), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
 
 
 @pytest.mark.parametrize(
     ("cpus", "ranks", "free", "expected"),
-    [(1, 1, 10**12, 0), (2, 1, 10**12, 1), (6, 1, 10**12, 5), (64, 1, 10**12, 8), (16, 4, 10**12, 3), (64, 1, 9 * 10**6, 3)],
+    [
+        *((1, 1, 10**12, 0), (2, 1, 10**12, 1), (6, 1, 10**12, 5), (64, 1, 10**12, 8), (16, 4, 10**12, 3)),
+        *((64, 1, 9 * 10**6, 3), (16, 1, 10**6, 0)),  # too little shared memory for a batch
+    ],
 )
 def test_auto_takes_the_cpus_but_one_and_what_shared_memory_holds(
     cpus: int, ranks: int, free: int, expected: int, monkeypatch: pytest.MonkeyPatch
@@ -337,16 +332,11 @@ def test_auto_takes_the_cpus_but_one_and_what_shared_memory_holds(
     assert choose_workers(None, Streamed(VARIED), batch_bytes=10**6) == expected
 
 
-def test_auto_reads_in_the_main_process_where_shared_memory_holds_no_batch(monkeypatch: pytest.MonkeyPatch):
-    shared_memory(monkeypatch, free=64 * 2**20, cpus=16)
-    assert choose_workers(None, Streamed(VARIED), batch_bytes=115_605_504) == 0
-
-
-def test_a_number_of_workers_that_is_asked_for_is_kept_if_their_batches_fit(monkeypatch: pytest.MonkeyPatch):
+def test_a_requested_number_of_workers_is_kept_if_their_batches_fit(monkeypatch: pytest.MonkeyPatch):
     shared_memory(monkeypatch, free=64 * 10**6, cpus=2)
     assert choose_workers(0, Streamed(VARIED), batch_bytes=10**9) == 0
     assert choose_workers(12, Streamed(VARIED), batch_bytes=10**6) == 12
-    with pytest.raises(AvtError, match=r"--workers 12 needs 250 MB in /dev/shm .* 64 MB are free\. Give fewer"):
+    with pytest.raises(AvtError, match=r"--workers 12 needs 250 MB in /dev/shm .* 64 MB are free\. Use fewer"):
         choose_workers(12, Streamed(VARIED), batch_bytes=10**7)
 
 
@@ -354,10 +344,7 @@ def test_a_number_of_workers_that_is_asked_for_is_kept_if_their_batches_fit(monk
 
 
 def data_of(size: tuple[int, int] | None) -> ImageData:
-    split = Streamed([])
-    return ImageData(
-        train=split, test=None, channels=3, size=size, mean=(0.5,) * 3, std=(0.5,) * 3, classes=None, fingerprint=""
-    )
+    return ImageData(Streamed([]), None, 3, size, mean=(0.5,) * 3, std=(0.5,) * 3, classes=None, fingerprint="")
 
 
 @pytest.mark.parametrize(
@@ -399,15 +386,16 @@ def test_a_partial_batch_is_kept_and_a_single_image_joins_the_batch_before():
     assert batch_bounds(10, 4) == [(0, 4), (4, 8), (8, 10)]
     assert batch_bounds(9, 4) == [(0, 4), (4, 9)]
     assert batch_bounds(1, 4) == [(0, 1)]
+    assert len(batch_bounds(50_000, 512)) == 98
 
 
-def test_a_limit_draws_the_same_images_each_time_and_no_more_than_there_are():
+def test_a_limit_draws_the_same_images_each_time():
     split = MemorySplit(torch.zeros(50, 1, 2, 2, dtype=torch.uint8), None, prefix="x")
     drawn = limited(split, 20)
     assert torch.equal(drawn, limited(split, 20))
     assert len(set(drawn.tolist())) == 20
     assert torch.equal(limited(split, None), torch.arange(50))
-    with pytest.raises(AvtError, match="--limit-train 51 asks for more images than the 50 that there are"):
+    with pytest.raises(AvtError, match="--limit-train 51 is more than the 50 images of the split"):
         limited(split, 51)
 
 

@@ -44,6 +44,10 @@ def imagenet_layout(weights: dict[str, Tensor]) -> dict[str, Any]:
 LAYOUTS = {"state_dict": cifar_layout, "epoch_and_network": imagenet_layout}
 
 
+def read(folder: Path) -> ImportResult:
+    return import_checkpoint(folder / "net.pth", backbone=None, out=folder / "run", on_event=ignore)
+
+
 def imported(content: Any, folder: Path, *, backbone: str | None = None, **how: Any) -> ImportResult:
     torch.save(content, folder / "net.pth", **how)
     return import_checkpoint(folder / "net.pth", backbone=backbone, out=folder / "run", on_event=ignore)
@@ -120,24 +124,13 @@ def test_the_run_has_the_recipes_settings_and_the_files_epoch_as_its_step(nin, t
     assert json.loads((run / "env.json").read_text())["data_fingerprint"] == "unknown"
 
 
-def test_a_run_whose_epoch_is_not_stated_stands_at_step_0(nin, tmp_path):
-    result = imported(cifar_layout(nin), tmp_path)
-    assert load_newest(Path(result.run) / "checkpoints").about["step"] == 0
-
-
-def test_the_saved_checkpoint_is_told(nin, tmp_path):
-    torch.save(cifar_layout(nin), tmp_path / "net.pth")
-    events: list[Any] = []
-    import_checkpoint(tmp_path / "net.pth", backbone="nin", out=tmp_path / "run", on_event=events.append)
-    assert events == [Saved(tmp_path / "run" / "checkpoints" / "step-0000000000")]
-
-
-def test_the_default_folder_says_import_and_the_backbone(nin, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_without_an_epoch_and_a_folder_it_is_step_0_below_runs(nin):
     torch.save(cifar_layout(nin), "net.pth")
-    result = import_checkpoint(Path("net.pth"), backbone=None, out=None, on_event=ignore)
+    events: list[Any] = []
+    result = import_checkpoint(Path("net.pth"), backbone="nin", out=None, on_event=events.append)
     assert Path(result.run).parent == Path("runs")
     assert "-import-nin" in result.run
+    assert events == [Saved(Path(result.run) / "checkpoints" / "step-0000000000")]
 
 
 def test_a_folder_that_exists_is_not_overwritten(nin, tmp_path):
@@ -149,7 +142,7 @@ def test_a_folder_that_exists_is_not_overwritten(nin, tmp_path):
 def test_half_precision_weights_become_single(nin, tmp_path):
     halves = {name: t.half() if t.is_floating_point() else t for name, t in nin.items()}
     result = imported(halves, tmp_path)
-    head = load_model(result.run).mean_head.weight
+    head = load_model(result.run).objective.decoder.mean_head.weight
     assert head.dtype == torch.float32
     assert torch.equal(head, nin["fc.weight"].half().float())
 
@@ -165,10 +158,10 @@ class Canary:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("place", ["value", "whole"])
+@pytest.mark.parametrize("place", ["value", "top level"])
 def test_a_file_that_would_run_code_is_refused_and_runs_nothing(nin, tmp_path, zipped, place):
     canary = Canary(tmp_path / "canary")
-    content = canary if place == "whole" else {**cifar_layout(nin), "module.more": canary}
+    content = canary if place == "top level" else {**cifar_layout(nin), "module.more": canary}
     with pytest.raises(AvtError, match=r"net\.pth asks for posix\.mkdir: .* nothing in it was run"):
         imported(content, tmp_path, _use_new_zipfile_serialization=zipped)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.pth"]
@@ -176,75 +169,64 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(nin, tmp_path, z
     assert (tmp_path / "canary").is_dir()  # the trap was live
 
 
-def test_a_bare_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
-    (tmp_path / "net.pth").write_bytes(pickle.dumps(Canary(tmp_path / "canary")))
-    with pytest.raises(AvtError, match=r"is not a checkpoint that torch\.save wrote"):
-        import_checkpoint(tmp_path / "net.pth", backbone=None, out=tmp_path / "run", on_event=ignore)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.pth"]
+@pytest.mark.parametrize("content", [pickle.dumps(Canary(Path("canary"))), b"<html>404 Not Found</html>\n"])
+def test_a_bare_pickle_or_a_text_file_is_refused_and_runs_nothing(tmp_path, content):
+    (tmp_path / "net.pth").write_bytes(content)
+    with pytest.raises(AvtError, match=r"net\.pth is not a checkpoint that torch\.save wrote"):
+        read(tmp_path)
+    assert sorted(path.name for path in Path().iterdir()) == sorted(path.name for path in tmp_path.iterdir()) == ["net.pth"]
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
 def test_a_file_that_was_cut_short_is_refused(nin, tmp_path, zipped, share):
-    torch.save(cifar_layout(nin), tmp_path / "whole.pth", _use_new_zipfile_serialization=zipped)
-    whole = (tmp_path / "whole.pth").read_bytes()
-    (tmp_path / "net.pth").write_bytes(whole[: int(len(whole) * share)])
+    torch.save(cifar_layout(nin), tmp_path / "net.pth", _use_new_zipfile_serialization=zipped)
+    content = (tmp_path / "net.pth").read_bytes()
+    (tmp_path / "net.pth").write_bytes(content[: int(len(content) * share)])
     with pytest.raises(AvtError, match=r"net\.pth is not a checkpoint that torch\.save wrote, or is incomplete"):
-        import_checkpoint(tmp_path / "net.pth", backbone=None, out=tmp_path / "run", on_event=ignore)
+        read(tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_text_file_is_refused(tmp_path):
-    (tmp_path / "net.pth").write_text("<html>404 Not Found</html>\n")
-    with pytest.raises(AvtError, match=r"net\.pth is not a checkpoint that torch\.save wrote"):
-        import_checkpoint(tmp_path / "net.pth", backbone=None, out=tmp_path / "run", on_event=ignore)
-
-
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(AvtError, match=r"none\.pth cannot be read: No such file"):
-        import_checkpoint(tmp_path / "none.pth", backbone=None, out=None, on_event=ignore)
+    with pytest.raises(AvtError, match=r"net\.pth cannot be read: No such file"):
+        read(tmp_path)
 
 
 RESNET = {"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}
 
 
-def test_a_checkpoint_of_another_network_names_the_first_odd_names(tmp_path):
-    expected = (
-        r"the first unexpected: conv1\.weight; the first missing: Alexnet\..*\.weight \(alexnet\) or nin\..*Block1_.* \(nin\)"
-    )
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [
+        (None, r"unexpected: conv1\.weight; the first missing: Alexnet\..*\.weight \(alexnet\) or nin\..*Block1_.* \(nin\)"),
+        (
+            "nin",
+            r"no complete 'nin': of 82 names 2 matched, 80 are missing \(the first: nin\._feature_blocks\.0\.Block1_.*\), "
+            r"1 are unexpected \(the first: conv1\.weight\)",
+        ),
+    ],
+)
+def test_another_network_is_refused_with_the_first_names_that_differ(tmp_path, backbone, expected):
     with pytest.raises(AvtError, match=expected):
-        imported(RESNET, tmp_path)
+        imported(RESNET, tmp_path, backbone=backbone)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_of_another_network_than_the_one_asked_for_is_refused(tmp_path):
-    expected = (
-        r"no complete 'nin': of 82 names 2 matched, 80 are missing \(the first: nin\._feature_blocks\.0\.Block1_ConvB1\..*\), "
-        r"1 are unexpected \(the first: conv1\.weight\)"
-    )
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"fc2.bias": None}, r"1 are missing \(the first: fc2\.bias\), 0 are unexpected \(the first: none\)"),
+        ({"fc3.bias": torch.zeros(8)}, r"0 are missing \(the first: none\), 1 are unexpected \(the first: fc3\.bias\)"),
+        ({"fc.weight": torch.zeros(6, 384)}, r"fc\.weight is float32 \(6, 384\), expected float32 \(8, 384\)"),
+        ({"fc.bias": torch.zeros(8, dtype=torch.int64)}, r"fc\.bias is int64 \(8,\), expected float32 \(8,\)"),
+    ],
+    ids=["missing", "unexpected", "another shape", "integers"],
+)
+def test_names_and_shapes_that_differ_are_refused(nin, tmp_path, change, expected):
+    weights = {name: tensor for name, tensor in {**nin, **change}.items() if tensor is not None}
     with pytest.raises(AvtError, match=expected):
-        imported(RESNET, tmp_path, backbone="nin")
-
-
-def test_a_missing_name_is_refused(nin, tmp_path):
-    less = {name: tensor for name, tensor in nin.items() if name != "fc2.bias"}
-    with pytest.raises(AvtError, match=r"1 are missing \(the first: fc2\.bias\), 0 are unexpected \(the first: none\)"):
-        imported(less, tmp_path)
-
-
-def test_an_unexpected_name_is_refused(nin, tmp_path):
-    with pytest.raises(AvtError, match=r"0 are missing \(the first: none\), 1 are unexpected \(the first: fc3\.bias\)"):
-        imported({**nin, "fc3.bias": torch.zeros(8)}, tmp_path)
-
-
-def test_a_tensor_of_another_shape_is_refused(nin, tmp_path):
-    with pytest.raises(AvtError, match=r"fc\.weight is float32 \(6, 384\), expected float32 \(8, 384\)"):
-        imported({**nin, "fc.weight": torch.zeros(6, 384)}, tmp_path)
-
-
-def test_whole_numbers_in_place_of_weights_are_refused(nin, tmp_path):
-    with pytest.raises(AvtError, match=r"fc\.bias is int64 \(8,\), expected float32 \(8,\)"):
-        imported({**nin, "fc.bias": torch.zeros(8, dtype=torch.int64)}, tmp_path)
+        imported(weights, tmp_path)
 
 
 def test_an_epoch_that_is_no_number_is_refused(nin, tmp_path):
@@ -287,9 +269,8 @@ def test_the_command_prints_the_counts_and_the_next_command(command, tmp_path):
         f"run       {tmp_path}/run",
         "backbone  nin",
         "layout    state dict",
-        "epoch     not stated",
         "names     82 matched, 0 missing, 0 unexpected",
-        f"next: avt probe {tmp_path}/run",
+        f"next      avt probe {tmp_path}/run",
     ]
 
 
@@ -306,24 +287,22 @@ def test_the_command_prints_one_json_document(command, nin, tmp_path):
 
 
 MEASURE = """
-import json, resource, sys, time
+import resource, sys
 from pathlib import Path
 from avtcli.events import ignore
 from avtcli.exporting.published_import import import_checkpoint
 from avtcli import registry
 registry.build("backbone", "nin", {"width": 0.1}, in_channels=1)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before, began = peak(), time.monotonic()
+before = peak()
 import_checkpoint(Path(sys.argv[1]), backbone=None, out=Path(sys.argv[2]), on_event=ignore)
-print(json.dumps({"seconds": time.monotonic() - began, "bytes": peak() - before}))
+print(peak() - before)
 """
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_an_alexnet_is_imported_in_ten_seconds_and_three_times_its_size(tmp_path, zipped):
+def test_an_alexnet_is_imported_in_three_times_its_size(tmp_path, zipped):
     torch.save(imagenet_layout(released_state_dict("alexnet")), tmp_path / "net.pth", _use_new_zipfile_serialization=zipped)
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "net.pth"), str(tmp_path / "run")]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    figures = json.loads(ended.stdout)
-    assert figures["seconds"] < 10
-    assert figures["bytes"] <= 3 * (tmp_path / "net.pth").stat().st_size
+    assert int(ended.stdout) <= 3 * (tmp_path / "net.pth").stat().st_size

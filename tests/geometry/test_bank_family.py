@@ -1,4 +1,4 @@
-"""A bank: a family that draws rows."""
+"""A family that samples from a bank."""
 
 import torch
 
@@ -9,16 +9,16 @@ from avtcli.seeding import keyed_generator
 SIZE = (32, 32)
 
 
-def test_a_bank_draws_its_own_rows_all_of_them_sooner_or_later() -> None:
+def test_a_bank_samples_all_of_its_rows_and_no_others() -> None:
     family = registry.build("transform", "projective", {})
     rows = family.sample(20, SIZE, keyed_generator("rows")).float()
-    drawn = BankFamily(family, rows).sample(400, SIZE, keyed_generator("draws"))
+    sampled = BankFamily(family, rows).sample(400, SIZE, keyed_generator("samples"))
 
-    assert drawn.dtype == torch.float64
-    assert {tuple(row) for row in drawn.tolist()} == {tuple(row) for row in rows.tolist()}
+    assert sampled.dtype == torch.float64
+    assert {tuple(row) for row in sampled.tolist()} == {tuple(row) for row in rows.tolist()}
 
 
-def test_everything_but_the_draw_is_the_familys() -> None:
+def test_all_but_sampling_is_delegated_to_the_family() -> None:
     family = registry.build("transform", "projective", {})
     rows = family.sample(5, SIZE, keyed_generator("rows"))
     bank, images = BankFamily(family, rows), torch.rand(5, 1, *SIZE)

@@ -1,11 +1,11 @@
-"""Crop and flip of a whole batch, against one image at a time."""
+"""Crop and flip of a batch, against numpy on one image at a time."""
 
 import numpy as np
 import pytest
 import torch
 
 from avtcli.errors import ShapeError
-from avtcli.geometry import cropping as augment
+from avtcli.geometry import cropping
 from avtcli.geometry.cropping import centre_crop, crop_and_flip, to_float
 
 
@@ -22,22 +22,22 @@ def test_crops_and_flips_are_those_of_numpy_image_by_image() -> None:
         np.testing.assert_array_equal(got, window[:, :, ::-1] if f < 0.5 else window)
 
 
-def test_windows_sliced_on_a_cpu_are_those_indexed_on_other_devices() -> None:
-    images = torch.arange(2 * 3 * 5 * 7).view(3, 2, 5, 7).transpose(0, 1)  # not whole in memory
+def test_crops_on_a_cpu_are_those_on_other_devices() -> None:
+    images = torch.arange(2 * 3 * 5 * 7).view(3, 2, 5, 7).transpose(0, 1)  # not contiguous
     rows, top, left = torch.tensor([1, 0]), torch.tensor([1, 2]), torch.tensor([3, 0])
 
-    sliced, indexed = (cut(images, rows, top, left, (3, 4)) for cut in (augment._slice_windows, augment._index_windows))
+    strided, indexed = (crop(images, rows, top, left, (3, 4)) for crop in (cropping._crop_strided, cropping._crop_indexed))
 
-    assert torch.equal(sliced, indexed)
-    assert torch.equal(sliced, torch.stack([images[1, :, 1:4, 3:7], images[0, :, 2:5, 0:4]]))
+    assert torch.equal(strided, indexed)
+    assert torch.equal(strided, torch.stack([images[1, :, 1:4, 3:7], images[0, :, 2:5, 0:4]]))
 
 
-def test_a_window_larger_than_the_padded_image_is_refused() -> None:
-    with pytest.raises(ShapeError, match=r"No window of 9x4 px fits into 8x8 px\."):
+def test_a_crop_larger_than_the_padded_image_is_refused() -> None:
+    with pytest.raises(ShapeError, match=r"No crop of 9x4 px fits into 8x8 px\."):
         crop_and_flip(torch.zeros(1, 1, 4, 4), torch.zeros(1, 3), crop=(9, 4), padding=2)
 
 
-def test_every_offset_of_the_room_is_reached() -> None:
+def test_every_offset_is_reached() -> None:
     image = torch.arange(36, dtype=torch.uint8).view(1, 1, 6, 6).expand(500, -1, -1, -1)
     uniforms = torch.rand(500, 3, generator=torch.Generator().manual_seed(0))
     corners = crop_and_flip(image, uniforms, crop=(4, 4), flip=False)[:, 0, 0, 0]
@@ -45,11 +45,11 @@ def test_every_offset_of_the_room_is_reached() -> None:
     assert set(corners.tolist()) == {6 * row + column for row in range(3) for column in range(3)}
 
 
-def test_the_middle_is_cut_out_as_the_field_does() -> None:
+def test_the_centre_crop_rounds_offsets_up() -> None:
     image = torch.arange(35.0).view(1, 1, 5, 7)
 
     assert torch.equal(centre_crop(image, crop=(3, 4)), image[..., 1:4, 2:6])
 
 
-def test_grey_levels_become_shares_of_one() -> None:
+def test_grey_levels_become_floats_from_0_to_1() -> None:
     assert torch.equal(to_float(torch.tensor([0, 51, 255], dtype=torch.uint8)), torch.tensor([0, 0.2, 1]))

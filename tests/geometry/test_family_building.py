@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from avtcli.config.components import Plugin
 from avtcli.config.resolution import options_from_texts
 from avtcli.errors import AvtError
 from avtcli.geometry.family_building import build_family
@@ -13,10 +12,10 @@ from tests.support import run_tiny
 
 
 def family(name: str, *options: str):
-    return build_family(Plugin.model_validate({"name": name, **options_from_texts(list(options)).get("transform", {})}))
+    return build_family(name, options_from_texts(list(options), kinds=["transform"]).get("transform", {}))
 
 
-def test_a_sum_has_the_parts_numbers_in_order_and_takes_their_options() -> None:
+def test_a_sum_has_the_components_of_its_parts_and_takes_their_options() -> None:
     made = family("translation+photometric", "transform.translation.shift=0.1")
 
     assert made.kind == "mixed"
@@ -25,7 +24,7 @@ def test_a_sum_has_the_parts_numbers_in_order_and_takes_their_options() -> None:
 
 
 @pytest.mark.parametrize("option", ["transform.shift=0.1", "transform.rotation.x=1", "transform.projective=1"])
-def test_an_option_of_no_part_is_refused_with_the_way_to_write_it(option: str) -> None:
+def test_an_option_of_no_part_is_refused_with_the_right_syntax(option: str) -> None:
     with pytest.raises(AvtError, match=r"takes its parts' options, found .*Write -o transform\.projective\.KEY=VALUE, -o"):
         family("projective+photometric", option)
 

@@ -12,6 +12,8 @@ from avtcli.geometry.homography import (
     map_points,
     matrix_from_coefficients,
     product,
+    unit_from_pixel,
+    unit_homography,
     unit_last_entry,
 )
 from avtcli.seeding import keyed_generator
@@ -73,8 +75,30 @@ def test_an_affine_fit_to_the_corners_is_the_least_squares_solution(size):
     assert torch.allclose(affine_in_from_out_from_corners(transformed, size), expected, rtol=1e-9, atol=1e-11)
 
 
-def test_a_homography_is_proper_unless_it_is_not_finite_or_its_horizon_crosses_the_image():
+def test_a_matrix_that_is_not_finite_or_folds_the_image_is_improper():
     matrices = torch.eye(3).double().repeat(3, 1, 1)
     matrices[1, 2, 0] = -1 / 16  # the denominator is 0 at x = 16
     matrices[2, 0, 0] = torch.nan
     assert is_proper(matrices, (32, 32)).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_unit_homographies_have_determinant_one_and_map_the_square(size):
+    matrices = in_from_out_from_corners(moved_corners(30, size), size)
+    unit = unit_homography(matrices, size)
+    assert torch.allclose(determinant(unit), torch.ones(30, dtype=torch.float64), rtol=1e-12)
+    pixels_to_unit = unit_from_pixel(size, matrices)[None]
+    square = torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]], dtype=torch.float64)
+    assert torch.allclose(map_points(pixels_to_unit, corners_of(size))[0], square)
+    expected = map_points(pixels_to_unit, map_points(matrices, corners_of(size)))
+    assert torch.allclose(map_points(unit, square), expected)
+
+
+def test_a_matrix_of_negative_determinant_is_scaled_by_the_negative_root():
+    flipped = torch.diag(torch.tensor([-2.0, 1, 1], dtype=torch.float64))[None]
+    assert torch.allclose(determinant(unit_homography(flipped, (32, 32))), torch.ones(1, dtype=torch.float64))
+
+
+def test_a_floor_bounds_a_collapsed_matrix():
+    collapsed = torch.diag(torch.tensor([0.0, 0, 1], dtype=torch.float64))[None]
+    assert unit_homography(collapsed, (32, 32), floor=0.01).isfinite().all()

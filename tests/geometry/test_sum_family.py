@@ -6,11 +6,10 @@ from avtcli.errors import AvtError
 from avtcli.geometry.sum_family import SumFamily
 from avtcli.geometry.warp import warp
 from avtcli.seeding import keyed_generator
-from avtplugins.transforms.affine import affine
+from avtplugins.transforms.affine import affine, translation
 from avtplugins.transforms.photometric import photometric
 from avtplugins.transforms.projective import projective
 from avtplugins.transforms.rotation import rotation
-from avtplugins.transforms.translation import translation
 
 torch.set_num_threads(1)
 
@@ -32,7 +31,7 @@ def summed(*parts: str, **families: TransformFamily) -> SumFamily:
     return SumFamily([(part, known[part]) for part in parts])
 
 
-def test_parameters_targets_statistics_and_names_stand_in_the_order_of_the_parts():
+def test_parameters_targets_and_names_are_in_the_order_of_the_parts():
     family = summed("photometric", "projective")
     parameters = family.sample(5, SIZE, keyed_generator(1))
     target, (mean, std) = family.target(parameters, SIZE), family.statistics(SIZE)
@@ -68,13 +67,13 @@ def test_the_kind_of_a_sum_is_that_of_its_parts_or_mixed(parts, kind):
     assert summed(*parts).kind == kind
 
 
-def test_the_draws_of_a_part_do_not_depend_on_what_the_other_part_draws():
+def test_the_samples_of_a_part_do_not_depend_on_the_other_parts():
     wide = summed("photometric", "affine").sample(6, SIZE, keyed_generator(3))
     narrow = summed("translation", "affine").sample(6, SIZE, keyed_generator(3))
     assert torch.equal(wide[:, 4:], narrow[:, 5:])
 
 
-def test_two_equal_laws_under_other_names_draw_differently():
+def test_two_equal_parts_sample_differently():
     family = SumFamily([("first", photometric()), ("second", photometric())])
     parameters = family.sample(3, SIZE, keyed_generator(4))
     assert not torch.equal(parameters[:, :4], parameters[:, 4:])
@@ -125,14 +124,14 @@ def test_a_sum_without_a_geometric_part_has_no_matrix():
         summed("photometric").in_from_out(torch.ones(1, 4), SIZE)
 
 
-def test_the_classes_of_a_sum_are_those_of_its_only_part_with_classes():
+def test_the_classes_of_a_sum_are_those_of_its_only_classified_part():
     family = summed("photometric", "rotation")
     parameters = family.sample(8, SIZE, keyed_generator(8))
     assert family.n_classes == 4
     assert family.classes(parameters).tolist() == parameters[:, 4].long().tolist()
 
 
-def test_a_sum_without_classes_says_so():
+def test_a_sum_without_classes_raises():
     family = summed("photometric", "affine")
     assert family.n_classes is None
     with pytest.raises(NotImplementedError, match="SumFamily has no classes"):

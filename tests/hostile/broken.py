@@ -7,20 +7,25 @@ VERSION = "6.6"
 SECONDS = 60
 
 WORKS = """
-from avtcli.contracts import Loss, Objective
+from avtcli.contracts import Loss, Objective, TransformFamily
+from avtcli.models.decoder import Decoder
 
 
 class Plain(Objective):
-    def outputs(self, family):
-        return family.dof
+    def __init__(self, decoder):
+        super().__init__()
+        self.decoder = decoder
 
-    def loss(self, mean, log_var, target):
-        return Loss((mean - target.values).square().mean(1))
+    def predict(self, codes):
+        return self.decoder(codes)
+
+    def forward(self, codes, targets):
+        return Loss((self.predict(codes).mean - targets[0].values).square().mean(1))
 
 
-def plugin() -> Objective:
+def plugin(*, vector_dim: int, family: TransformFamily) -> Objective:
     "The squared error."
-    return Plain()
+    return Plain(Decoder(2 * vector_dim, family.dof))
 """
 
 

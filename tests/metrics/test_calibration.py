@@ -1,4 +1,4 @@
-"""Gaussian likelihood and coverage against torch.distributions, exact samples and cases worked by hand."""
+"""Gaussian likelihood and coverage against torch.distributions, exact samples and cases computed by hand."""
 
 import math
 
@@ -18,14 +18,14 @@ def test_the_likelihood_is_that_of_torch_distributions() -> None:
     torch.testing.assert_close(gaussian_nll(mean, log_var, target), expected)
 
 
-def test_the_likelihood_is_least_where_the_variance_is_the_squared_error() -> None:
+def test_the_nll_is_least_where_the_variance_is_the_squared_error() -> None:
     log_var = torch.linspace(-4, 4, 81, dtype=torch.float64)[:, None]
     error = torch.full_like(log_var, math.exp(0.5))
 
     assert gaussian_nll(torch.zeros_like(log_var), log_var, error).argmin() == 50  # log_var = 1
 
 
-def test_targets_drawn_from_the_prediction_are_covered_as_often_as_the_levels_say() -> None:
+def test_targets_sampled_from_the_prediction_have_nominal_coverage() -> None:
     n = 20_000
     generator = keyed_generator("test")
     mean, log_var, noise = torch.randn(3, n, 3, generator=generator)
@@ -38,7 +38,7 @@ def test_targets_drawn_from_the_prediction_are_covered_as_often_as_the_levels_sa
 
 
 @pytest.mark.parametrize("level", [0.1, 0.5, 0.8, 0.95, 0.999])
-def test_the_interval_ends_at_the_quantile_of_the_normal_law(level: float) -> None:
+def test_the_interval_ends_at_the_quantile_of_the_normal_distribution(level: float) -> None:
     end = norm.ppf((1 + level) / 2)
     targets = 10 + 3 * torch.tensor([[-end - 1e-6, -end + 1e-6, end - 1e-6, end + 1e-6]], dtype=torch.float64)
     log_var = torch.full((1, 4), 2 * math.log(3), dtype=torch.float64)
@@ -46,16 +46,16 @@ def test_the_interval_ends_at_the_quantile_of_the_normal_law(level: float) -> No
     assert coverage(torch.full((1, 4), 10.0), log_var, targets, [level]).tolist() == [[0.0, 1.0, 1.0, 0.0]]
 
 
-def test_columns_are_counted_apart() -> None:
+def test_columns_are_counted_separately() -> None:
     mean = torch.zeros(4, 3)
     target = torch.tensor([[0.0, 9.0, 0.0], [0.0, 9.0, 9.0], [0.0, -9.0, 1.0], [0.0, -9.0, -1.0]])
 
     assert coverage(mean, torch.zeros(4, 3), target, [0.5, 0.8]).tolist() == [[1.0, 0.0, 0.25], [1.0, 0.0, 0.75]]
 
 
-def test_a_prediction_that_is_too_sure_covers_too_little() -> None:
+def test_an_overconfident_prediction_covers_too_little() -> None:
     mean, noise = torch.zeros(5000, 1), torch.randn(5000, 1, generator=keyed_generator("test"))
-    sure, honest, shy = (coverage(mean, torch.full((5000, 1), log_var), noise) for log_var in (-2.0, 0.0, 2.0))
+    narrow, exact, wide = (coverage(mean, torch.full((5000, 1), log_var), noise) for log_var in (-2.0, 0.0, 2.0))
 
-    assert (sure < honest).all()
-    assert (honest < shy).all()
+    assert (narrow < exact).all()
+    assert (exact < wide).all()

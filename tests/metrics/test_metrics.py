@@ -1,4 +1,4 @@
-"""Figures of merit against the published and the hand-worked."""
+"""Metrics against scikit-learn, scipy, published and hand-computed values."""
 
 import math
 
@@ -20,9 +20,7 @@ from avtcli.seeding import keyed_generator
 
 
 @pytest.mark.parametrize(("side", "identity", "constant"), [(32, 29.0, 23.5), (224, 202, 164)])
-def test_the_trivial_predictors_have_the_corner_error_that_the_law_gives_them(
-    side: int, identity: float, constant: float
-) -> None:
+def test_trivial_predictors_have_the_known_corner_errors(side: int, identity: float, constant: float) -> None:
     size = (side, side)
     family = registry.build("transform", "projective", {})
     drawn = family.sample(100_000, size, keyed_generator("test"))
@@ -74,7 +72,7 @@ def test_predicting_the_mean_scores_zero_and_the_truth_scores_one() -> None:
     torch.testing.assert_close(r2_scores(truth.mean(0).expand_as(truth), truth)[0], torch.zeros(2, dtype=torch.float64))
 
 
-def test_a_column_without_spread_scores_nan_and_is_left_out_of_the_pooled_score() -> None:
+def test_a_constant_column_scores_nan_and_is_not_pooled() -> None:
     truth, predicted = noise(48, 2), noise(6, 16).view(48, 2)
     flat = torch.full((48, 1), 0.1, dtype=torch.float64)  # its computed mean is not 0.1
     scores, pooled = r2_scores(torch.cat([predicted, flat + 1], 1), torch.cat([truth, flat], 1))
@@ -95,30 +93,30 @@ def test_retrieval_ranks_are_those_of_scipy() -> None:
     assert ranks.tolist() == expected
 
 
-def test_a_constant_decoder_has_the_mean_rank_and_a_perfect_one_the_first() -> None:
+def test_a_constant_decoder_has_the_mean_rank_a_perfect_one_the_first() -> None:
     true = noise(5, 9, 3)
 
     assert retrieval_ranks(torch.zeros_like(true), true).mean(1).tolist() == [5.0] * 5
     assert retrieval_scores(retrieval_ranks(true, true)) == (1.0, [1.0, 1.0])
 
 
-def test_versions_with_the_same_parameters_share_their_places() -> None:
+def test_versions_with_the_same_parameters_share_their_rank() -> None:
     assert retrieval_ranks(torch.zeros(1, 4, 2), torch.ones(1, 4, 2)).tolist() == [[2.5, 2.5, 2.5, 2.5]]
 
 
-def test_retrieval_scores_are_those_worked_by_hand() -> None:
+def test_retrieval_scores_are_those_computed_by_hand() -> None:
     mrr, (first, among_three) = retrieval_scores(torch.tensor([[1.0, 2.0], [4.0, 4.0]]), hits=(1, 3))
 
     assert (mrr, first, among_three) == (0.5, 0.25, 0.5)
 
 
-def test_a_decoder_that_says_nan_is_refused() -> None:
-    with pytest.raises(AvtError, match="hold infinities or nan, so nothing can be measured"):
+def test_nan_predictions_are_refused_in_retrieval() -> None:
+    with pytest.raises(AvtError, match="contain infinities or NaN, so nothing can be measured"):
         retrieval_ranks(torch.full((1, 3, 2), torch.nan), torch.ones(1, 3, 2))
 
 
 @pytest.mark.parametrize("shape", [(60, 7), (7, 60)])
-def test_the_effective_rank_follows_from_the_eigenvalues_of_the_gram_matrix(shape: tuple[int, int]) -> None:
+def test_the_effective_rank_follows_from_eigenvalues_of_the_gram_matrix(shape: tuple[int, int]) -> None:
     features = (noise(*shape) @ torch.diag(torch.linspace(0.2, 3, shape[1], dtype=torch.float64))).numpy()
     smaller = min(features @ features.T, features.T @ features, key=len)
     singular = np.sqrt(np.linalg.eigvalsh(smaller))
@@ -132,18 +130,18 @@ def test_the_effective_rank_of_k_equal_directions_is_k() -> None:
     assert effective_rank(torch.eye(12, 8).repeat(1, 3)) == pytest.approx(8, rel=1e-4)
 
 
-def test_collapsed_features_have_the_effective_rank_one_and_no_spread() -> None:
+def test_collapsed_features_have_effective_rank_one_and_no_deviation() -> None:
     for collapsed in (torch.full((40, 6), 3.0), torch.zeros(40, 6)):
         assert effective_rank(collapsed) == pytest.approx(1, abs=1e-4)
         assert column_std(collapsed) == 0
 
 
-def test_the_effective_rank_of_features_that_are_not_finite_is_refused() -> None:
-    with pytest.raises(AvtError, match="hold infinities or nan, so nothing can be measured"):
+def test_the_effective_rank_of_infinite_features_is_refused() -> None:
+    with pytest.raises(AvtError, match="contain infinities or NaN, so nothing can be measured"):
         effective_rank(torch.tensor([[1.0, torch.inf]]))
 
 
-def test_the_spread_is_numpys_standard_deviation_averaged_over_the_columns() -> None:
+def test_column_std_is_the_mean_of_numpys_standard_deviations() -> None:
     features = noise(30, 5) * torch.arange(5) + 100
 
     assert column_std(features) == pytest.approx(features.numpy().std(0).mean())

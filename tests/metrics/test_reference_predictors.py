@@ -1,4 +1,4 @@
-"""Trivial predictors: the published distribution's figures, and what each of them knows."""
+"""Reference predictors: the published errors of the release's distribution, and exact cases."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor
 from avtcli.contracts import TransformFamily
 from avtcli.geometry.homography import corners_of, inverse, map_points
 from avtcli.geometry.sum_family import SumFamily
-from avtcli.metrics.reference_predictors import mean_matrix, quarter_turns, reference_predictions
+from avtcli.metrics.reference_predictors import mean_matrix, reference_predictions, rotations_by_90_deg
 from avtcli.metrics.transformation_error import corner_error
 from avtcli.seeding import keyed_generator
 from avtplugins.transforms.affine import affine
@@ -15,13 +15,13 @@ from avtplugins.transforms.photometric import photometric
 from avtplugins.transforms.projective import projective
 from avtplugins.transforms.rotation import rotation
 
-DRAWS = 20_000
+SAMPLES = 20_000
 RELEASE_32 = {"mean": (0, 0, 16, 0, 0, 16, 0, 0), "std": (1, 1, 20, 1, 1, 20, 0.015, 0.015)}
 RELEASE_224 = {
     "mean": (0, 0, 112, 0, 0, 112, 6.4e-5, 6.4e-5),
     "std": (0.75, 0.75, 118, 0.75, 0.75, 118, 7.75e-4, 7.75e-4),
 }
-# (side, statistics, MACE in pixels, its last digit, MSE on the release's parameters), of 400 000 draws of the release's distribution
+# (side, statistics, MACE in pixels, its last digit, MSE on the release's parameters), of 400 000 samples
 PUBLISHED = [
     (
         32,
@@ -41,13 +41,13 @@ PUBLISHED = [
 
 
 def assert_mean(values: Tensor, expected: float, *, last_digit: float) -> None:
-    """Within four standard errors, and what the reference rounded away."""
+    """Within four standard errors and the rounding of the reference."""
     error = 4 * values.std().item() / len(values) ** 0.5
     assert abs(values.mean().item() - expected) < error + last_digit / 2
 
 
 @pytest.mark.parametrize(("side", "statistics", "mace_px", "last_digit", "mse"), PUBLISHED)
-def test_the_published_law_gives_the_published_figures(
+def test_the_published_distribution_gives_the_published_errors(
     side: int,
     statistics: dict[str, tuple[float, ...]],
     mace_px: dict[str, float],
@@ -55,7 +55,7 @@ def test_the_published_law_gives_the_published_figures(
     mse: dict[str, float],
 ) -> None:
     family, size = projective(**statistics), (side, side)
-    parameters = family.sample(DRAWS, size, keyed_generator("trivial"))
+    parameters = family.sample(SAMPLES, size, keyed_generator("trivial"))
     guesses = reference_predictions(family, parameters, size)
     true, target = family.in_from_out(parameters, size), family.target(parameters, size)
 
@@ -68,20 +68,20 @@ def test_the_published_law_gives_the_published_figures(
 
 
 @pytest.mark.parametrize("size", [(32, 32), (20, 48)])
-def test_a_quarter_turn_moves_each_corner_to_the_next_and_turns_the_image(size: tuple[int, int]) -> None:
-    corners, turns = corners_of(size), quarter_turns(size)
+def test_a_90_degree_rotation_maps_each_corner_to_the_next(size: tuple[int, int]) -> None:
+    corners, rotations = corners_of(size), rotations_by_90_deg(size)
 
     for k in range(4):
-        transformed = map_points(inverse(turns[k : k + 1]), corners)[0]
+        transformed = map_points(inverse(rotations[k : k + 1]), corners)[0]
         torch.testing.assert_close(transformed, corners.roll(-k, 0), atol=1e-9, rtol=0)
-    torch.testing.assert_close(map_points(turns, torch.tensor([[size[1] / 2, size[0] / 2]]).double())[:, 0], centre(size))
+    torch.testing.assert_close(map_points(rotations, torch.tensor([[size[1] / 2, size[0] / 2]]).double())[:, 0], centre(size))
 
 
 def centre(size: tuple[int, int]) -> Tensor:
     return torch.tensor([[size[1] / 2, size[0] / 2]]).double().expand(4, 2)
 
 
-def test_the_best_quarter_turn_is_exact_for_a_family_of_quarter_turns() -> None:
+def test_the_rotation_oracle_is_exact_for_the_rotation_family() -> None:
     family, size = rotation(), (32, 32)
     parameters = family.sample(50, size, keyed_generator(0))
     guess = reference_predictions(family, parameters, size)["rotation_oracle"]
@@ -91,7 +91,7 @@ def test_the_best_quarter_turn_is_exact_for_a_family_of_quarter_turns() -> None:
 
 
 @pytest.mark.parametrize("target", ["coefficients", "corners"])
-def test_the_constant_is_the_mean_target_and_its_matrix_the_laws_mean_whatever_the_target(target: str) -> None:
+def test_the_constant_has_the_mean_matrix_for_every_kind_of_target(target: str) -> None:
     family, size = projective(target=target), (32, 32)
     guess = reference_predictions(family, family.sample(3, size, keyed_generator(0)), size)["constant"]
     coefficients = projective()
@@ -102,7 +102,7 @@ def test_the_constant_is_the_mean_target_and_its_matrix_the_laws_mean_whatever_t
 
 
 @pytest.mark.parametrize("family", [projective(), affine(), affine(target="coefficients"), projective(target="corners")])
-def test_the_identity_moves_nothing_and_its_target_decodes_to_it(family: TransformFamily) -> None:
+def test_the_target_of_the_identity_decodes_to_the_identity(family: TransformFamily) -> None:
     size = (32, 32)
     guess = reference_predictions(family, family.sample(2, size, keyed_generator(0)), size)["identity"]
 
@@ -110,7 +110,7 @@ def test_the_identity_moves_nothing_and_its_target_decodes_to_it(family: Transfo
     torch.testing.assert_close(family.in_from_out(family.decode(guess.target, size), size), guess.in_from_out)
 
 
-def test_a_photometric_family_knows_the_constant_alone() -> None:
+def test_a_photometric_family_has_the_constant_only() -> None:
     family = photometric()
     guesses = reference_predictions(family, family.sample(2, (32, 32), keyed_generator(0)), (32, 32))
 
@@ -118,7 +118,7 @@ def test_a_photometric_family_knows_the_constant_alone() -> None:
     assert guesses["constant"].in_from_out is None
 
 
-def test_a_sum_has_matrices_and_tells_no_target_of_them() -> None:
+def test_a_sum_has_matrices_without_targets() -> None:
     family = SumFamily([("projective", projective()), ("photometric", photometric())])
     guesses = reference_predictions(family, family.sample(4, (32, 32), keyed_generator(0)), (32, 32))
 

@@ -4,11 +4,18 @@ import pytest
 import torch
 
 from avtcli.errors import AvtError
+from avtcli.models.decoder import Decoder
 from avtcli.models.encoder import Encoder
-from avtcli.models.siamese import AVTModel
+from avtcli.models.siamese import SiameseModel
 from avtplugins.backbones.nin import NIN
+from avtplugins.objectives.avt import AVT
 
 GREY = {"pixel_mean": [0.5], "pixel_std": [0.25]}
+
+
+def siamese(encoder: Encoder, log_var_scale: float = 1.0) -> SiameseModel:
+    decoder = Decoder(2 * encoder.backbone.vector_dim, 8, log_var_scale=log_var_scale)
+    return SiameseModel(encoder, AVT(decoder, noise_scale=encoder.noise_scale, variance_floor=1e-4))
 
 
 @pytest.fixture
@@ -30,7 +37,7 @@ def test_the_code_is_mean_plus_scaled_deviation_times_noise(encoder: Encoder, x:
     torch.testing.assert_close(encoder.features(x, ["conv3"], eps)["conv3"], encoder.backbone.conv3(code))
 
 
-def test_in_eval_mode_the_code_is_its_mean_and_later_taps_follow_from_it(encoder: Encoder, x: torch.Tensor) -> None:
+def test_in_eval_mode_the_code_is_its_mean(encoder: Encoder, x: torch.Tensor) -> None:
     taps = encoder.features(x, ["conv1", "conv2", "conv3"])
 
     torch.testing.assert_close(taps["conv2"], encoder.backbone.conv2(taps["conv1"]))
@@ -52,9 +59,8 @@ def test_without_noise_there_is_no_log_variance_branch(x: torch.Tensor) -> None:
 
 
 def test_a_layer_that_does_not_exist_is_refused_with_the_list(encoder: Encoder, x: torch.Tensor) -> None:
-    with pytest.raises(
-        AvtError, match=r"no layer 'conv7'\. .*Its layers: conv1, conv2, conv2\.log_var, conv3, conv4, classifier"
-    ):
+    layers = r"conv1, conv2, conv2\.log_var, conv3, conv4, classifier"
+    with pytest.raises(AvtError, match=rf"no layer 'conv7'\. .*Its layers: {layers}"):
         encoder.features(x, ["conv7"])
 
 
@@ -80,23 +86,23 @@ def test_the_code_shape_is_known_without_a_trace(encoder: Encoder) -> None:
 
 
 def test_each_view_moves_the_running_averages_once(encoder: Encoder, x: torch.Tensor) -> None:
-    model = AVTModel(encoder, 8, has_log_var=True).train()
+    model = siamese(encoder).train()
     model(x, x + 1)
 
     assert int(model.encoder.backbone.conv1[0][1].num_batches_tracked) == 2
 
 
 def test_the_log_variance_is_scaled_and_the_mean_is_not(encoder: Encoder, x: torch.Tensor) -> None:
-    model = AVTModel(encoder, 8, has_log_var=True, log_var_scale=0.001).eval()
+    model = siamese(encoder, 0.001).eval()
     both = torch.cat([encoder.encode(x)[0], encoder.encode(-x)[0]], 1)
     mean, log_var = model(x, -x)
 
-    torch.testing.assert_close(mean, model.mean_head(both))
-    torch.testing.assert_close(log_var, model.log_var_head(both) / 1000)
+    torch.testing.assert_close(mean, model.objective.decoder.mean_head(both))
+    torch.testing.assert_close(log_var, model.objective.decoder.log_var_head(both) / 1000)
 
 
-def test_what_the_decoder_says_keeps_full_precision_under_autocast(encoder: Encoder, x: torch.Tensor) -> None:
-    model = AVTModel(encoder, 8, has_log_var=True).eval()
+def test_the_decoder_keeps_full_precision_under_autocast(encoder: Encoder, x: torch.Tensor) -> None:
+    model = siamese(encoder).eval()
     with torch.autocast("cpu", torch.bfloat16):
         mean, log_var = model(x, -x)
         vectors = torch.cat([encoder.encode(x)[0], encoder.encode(-x)[0]], 1)
@@ -104,12 +110,12 @@ def test_what_the_decoder_says_keeps_full_precision_under_autocast(encoder: Enco
 
     assert vectors.dtype == torch.bfloat16
     assert (mean.dtype, log_var.dtype) == (torch.float32, torch.float32)
-    torch.testing.assert_close(mean, model.mean_head(vectors.float()))
+    torch.testing.assert_close(mean, model.objective.decoder.mean_head(vectors.float()))
     assert not torch.equal(mean, mean.bfloat16().float())
     assert 0 < (mean - exact).abs().max() < 0.02 * exact.abs().max()
 
 
-def test_the_published_nin_has_as_many_parameters_as_published() -> None:
-    model = AVTModel(Encoder(NIN(3, 1.0), noise_scale=0.001, pixel_mean=[0] * 3, pixel_std=[1] * 3), 8, has_log_var=True)
+def test_nin_has_the_published_number_of_parameters() -> None:
+    model = siamese(Encoder(NIN(3, 1.0), noise_scale=0.001, pixel_mean=[0] * 3, pixel_std=[1] * 3))
 
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 1.45

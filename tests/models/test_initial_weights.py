@@ -31,7 +31,7 @@ def weights_of(run: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("inside", ["", "checkpoints/step-0000000009"], ids=["run", "checkpoint"])
-def test_a_run_gives_encoder_and_decoder_and_says_that_all_matched(tiny_run: Path, inside: str) -> None:
+def test_a_run_gives_encoder_and_decoder_and_all_names_match(tiny_run: Path, inside: str) -> None:
     setup, said = begin(tiny_run / inside)
     theirs = weights_of(tiny_run)
 
@@ -40,7 +40,7 @@ def test_a_run_gives_encoder_and_decoder_and_says_that_all_matched(tiny_run: Pat
     assert said == [f"weights of {tiny_run / inside}: {counts}"]
 
 
-def test_an_exported_file_gives_the_encoder_and_not_the_decoder(tiny_run: Path, tmp_path: Path) -> None:
+def test_an_exported_file_gives_the_encoder_and_no_decoder(tiny_run: Path, tmp_path: Path) -> None:
     file = tmp_path / "encoder.safetensors"
     export(open_weights(tiny_run), out=file, layer=None, on_event=lambda event: None)
     theirs, fresh = weights_of(tiny_run), begin()[0].net.state_dict()
@@ -48,7 +48,7 @@ def test_an_exported_file_gives_the_encoder_and_not_the_decoder(tiny_run: Path, 
 
     for name, tensor in setup.net.state_dict().items():
         assert torch.equal(tensor, (theirs if name.startswith("encoder.") else fresh)[name]), name
-    assert "4 missing (the first: mean_head.weight), 0 unexpected" in said[0]
+    assert "4 missing (the first: objective.decoder.mean_head.weight), 0 unexpected" in said[0]
 
 
 def test_a_file_in_timms_own_names_gives_the_backbone(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_tensor_of_another_shape_stays_as_it_was_and_is_counted(tiny_run: Path
     assert f"1 of another shape (the first: {name} (3, 2) for (10, 10, 3, 3))" in said[0]
 
 
-def test_weights_of_another_network_are_refused_if_only_the_decoder_fits(tiny_run: Path) -> None:
+def test_weights_of_another_network_are_refused(tiny_run: Path) -> None:
     with pytest.raises(
         AvtError, match=r"No weight of .* fits the backbone by name and shape: its first of \d+ is .*ours encoder"
     ):
@@ -96,7 +96,7 @@ def test_a_resumed_run_reads_nothing_to_begin_with(tmp_path: Path) -> None:
     assert begin(tmp_path / "gone since", resume=True)[1] == []
 
 
-def test_training_starts_from_the_weights_and_the_run_stores_their_origin(tiny_run: Path, tmp_path: Path) -> None:
+def test_training_starts_from_the_weights_and_the_run_records_them(tiny_run: Path, tmp_path: Path) -> None:
     run = run_tiny(tmp_path / "next", init_from=str(tiny_run), max_steps=1)
     theirs, first = weights_of(tiny_run), load_file(run / "checkpoints/step-0000000000/model.safetensors")
 

@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from avtcli.config.components import Plugin
 from avtcli.features.pooling import pool_features
-from avtcli.probing.head_modules import build_head
+from avtcli.probing.head import TrainedHead
+from avtcli.probing.heads import resolve_head
 from tests.parity.tolerances import assert_near
 from tests.parity.weights import filled, load_golden
 
@@ -29,7 +31,9 @@ def head_of(name: str, features: Tensor) -> nn.Module:
     """Our head with the golden weights: the release's names stand in the order of ours."""
     keys: dict[str, list[int]] = GOLDEN[name]["keys"]
     classes = keys[next(reversed(keys))][0]
-    head = build_head(KINDS.get(name, "linear"), features.shape[1:], classes)
+    kind = resolve_head(Plugin(name=KINDS.get(name, "linear")))
+    assert isinstance(kind, TrainedHead)
+    head = kind.build("", features.shape[1:], classes)
     own = head.state_dict()
     assert [list(tensor.shape) for tensor in own.values()] == list(keys.values())
     weights = [filled(key, shape) for key, shape in keys.items()]

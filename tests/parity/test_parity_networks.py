@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from avtcli import registry
 from avtcli.config.components import Plugin
 from avtcli.config.model_spec import ModelSpec
+from avtcli.contracts import Target
 from avtcli.models.model_building import build_model
-from avtcli.models.siamese import AVTModel
+from avtcli.models.siamese import SiameseModel
 from tests.parity.models import build, golden_of, loss_of, our_name
 from tests.parity.tolerances import assert_near, assert_summary
 from tests.parity.weights import image_pair, target
@@ -17,12 +19,12 @@ NOISES = ("zeros", "ones")
 
 
 @pytest.fixture(scope="module", params=BACKBONES)
-def network(request: pytest.FixtureRequest) -> tuple[str, AVTModel]:
+def network(request: pytest.FixtureRequest) -> tuple[str, SiameseModel]:
     return request.param, build(request.param).eval()
 
 
 @pytest.fixture(scope="module", params=NOISES)
-def evaluated(request: pytest.FixtureRequest, network: tuple[str, AVTModel]):
+def evaluated(request: pytest.FixtureRequest, network: tuple[str, SiameseModel]):
     """What a network gives in eval mode with its noise replaced, beside the golden numbers."""
     backbone, model = network
     golden = golden_of(backbone)
@@ -32,9 +34,9 @@ def evaluated(request: pytest.FixtureRequest, network: tuple[str, AVTModel]):
     with torch.no_grad():
         z1, features = encoder.encode(x, noise, encoder.layers)
         z2, _ = encoder.encode(y, noise)
-        mean, log_var = model(x, y, noise, noise)
-        loss = loss_of(mean, log_var, target(len(x)))
-    ours = {"z1": z1, "z2": z2, "mu": mean, "logvar_raw": log_var / model.log_var_scale, "loss": loss}
+        mean, log_var = model(x, y, [noise, noise])
+        loss = loss_of(model, (x, y), noise, target(len(x)))
+    ours = {"z1": z1, "z2": z2, "mu": mean, "logvar_raw": log_var / model.objective.decoder.log_var_scale, "loss": loss}
     return golden[f"eval_noise_{request.param}"], ours, features, encoder.backbone.code_tap
 
 
@@ -76,12 +78,11 @@ def test_the_golden_features_are_all_of_our_taps(evaluated):
     assert set(features) - {f"{code_tap}.log_var", "classifier"} == set(golden["features"])
 
 
-def train(model: AVTModel, batch: int, side: int, steps: int, log_var_rate: float) -> list[float]:
+def train(model: SiameseModel, batch: int, side: int, steps: int, log_var_rate: float) -> list[float]:
     """Take steps in float64 as the release's optimiser does, without noise; return their losses."""
-    assert model.log_var_head is not None
     x, y = (view.double() for view in image_pair(batch, side))
     values = target(batch).double()
-    apart = list(model.log_var_head.parameters())
+    apart = list(model.objective.log_var_layer().parameters())
     rest = [p for p in model.parameters() if all(p is not q for q in apart)]
     optimizer = torch.optim.SGD(
         [{"params": rest, "lr": 1e-3}, {"params": apart, "lr": log_var_rate}],
@@ -92,8 +93,7 @@ def train(model: AVTModel, batch: int, side: int, steps: int, log_var_rate: floa
     noise = torch.zeros(batch, *model.encoder.code_shape(3, (side, side)), dtype=torch.float64)
     losses = []
     for _ in range(steps):
-        mean, log_var = model(x, y, noise, noise)
-        loss = loss_of(mean, log_var, values)
+        loss = loss_of(model, (x, y), noise, values)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
@@ -136,41 +136,49 @@ def test_the_running_averages_moved_twice_a_step(trained):
     assert counts == {2 * len(golden["losses"])}
 
 
-def encode_together(model: AVTModel, x: Tensor, y: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """The naive way: both views in one batch."""
-    assert model.log_var_head is not None
+def encode_views(model: SiameseModel, x: Tensor, y: Tensor, noise: Tensor, *, together: bool) -> tuple[Tensor, ...]:
+    """The vectors of both views, each view by itself, or naively both in one batch."""
+    if not together:
+        return model.encode([x, y], [noise, noise])
     vectors, _ = model.encoder.encode(torch.cat([x, y]), torch.cat([noise, noise]))
-    both = torch.cat(vectors.chunk(2), 1)
-    return model.mean_head(both), model.log_var_head(both) * model.log_var_scale
+    return vectors.chunk(2)
+
+
+def loss_of_codes(model: SiameseModel, codes: tuple[Tensor, ...], values: Tensor) -> Tensor:
+    family = registry.build("transform", "projective", {})
+    return model.loss(codes, [Target(values, values, family, (32, 32))]).per_sample.mean()
 
 
 def test_both_views_in_one_batch_miss_the_golden_loss():
     golden = golden_of("nin")["train"]
     model = build("nin").double().train()
     x, y = (view.double() for view in image_pair(4, 32))
+    noise = torch.zeros(4, 192, 8, 8).double()
     with torch.no_grad():
-        loss = loss_of(*encode_together(model, x, y, torch.zeros(4, 192, 8, 8).double()), target(4).double())
+        loss = loss_of_codes(model, encode_views(model, x, y, noise, together=True), target(4).double())
     with pytest.raises(AssertionError, match="beyond the tolerance"):
         assert_near("training", "loss", loss, golden["losses"][0])
 
 
 def both_ways(*, training: bool) -> list[dict[str, Tensor]]:
-    """Outputs, gradients and running averages of a narrow NIN, with the views apart and in one batch; float64."""
+    """Outputs, gradients and running averages of a narrow NIN, each view by itself and in one batch; float64."""
     x, y = (view.double() for view in image_pair(4, 32))
     noise = torch.zeros(4, 48, 8, 8, dtype=torch.float64)
     spec = ModelSpec(
         backbone=Plugin.model_validate({"name": "nin", "width": 0.25}),
+        objective=Plugin(name="avt"),
+        transform=Plugin(name="projective"),
         **{"channels": 3, "size": (32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3},
-        **{"noise_scale": 0.001, "outputs": 8, "has_log_var": True, "log_var_scale": 0.001},
     )
     out = []
     for together in (False, True):
         model = build_model(spec).double().train(training)
-        mean, log_var = encode_together(model, x, y, noise) if together else model(x, y, noise, noise)
-        torch.autograd.backward(loss_of(mean, log_var, target(4).double()))
+        codes = encode_views(model, x, y, noise, together=together)
+        found = model.objective.predict(codes)
+        torch.autograd.backward(loss_of_codes(model, codes, target(4).double()))
         gradients = {f"gradient {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
         averages = {f"average {n}": b for n, b in model.named_buffers() if "running" in n}
-        out.append({"output mean": mean.detach(), "output log_var": log_var.detach(), **gradients, **averages})
+        out.append({"output mean": found.mean.detach(), "output log_var": found.log_var.detach(), **gradients, **averages})
     return out
 
 

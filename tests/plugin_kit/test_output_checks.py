@@ -40,16 +40,16 @@ def doubled(self: Any, encoder: Any, path: Path, about: Any) -> None:
         ({"suffix": "bin"}, output.its_suffix_is_an_ending_or_empty, "suffix is 'bin', expected one ending"),
         (
             {"check": refuse("never")},
-            output.what_it_refuses_is_refused_with_another_format,
+            output.an_encoder_that_it_refuses_is_refused_with_another_format,
             "names none of",
         ),
         ({"write": lambda *args: None}, output.a_fresh_process_loads_the_same_features, "write made no encoder.safetensors"),
         (
             {"load_with": lambda self, path: ("encoder = lambda x: x.new_zeros(2, 192, 8, 8)",)},
-            output.a_fresh_process_loads_the_same_features,
-            "the features by load_with differ by",
+            output.its_lines_of_python_load_the_same_features,
+            "the loaded features differ by",
         ),
-        ({"write": doubled}, output.a_fresh_process_loads_the_same_features, "write changed the encoder"),
+        ({"write": doubled}, output.writing_leaves_the_encoder_unchanged, "write changed the weights of the encoder"),
     ],
 )
 def test_an_exporter_that_fails_a_requirement_is_caught(methods, check, problem: str) -> None:
@@ -57,10 +57,10 @@ def test_an_exporter_that_fails_a_requirement_is_caught(methods, check, problem:
 
 
 class Misplaced(Tracker):
-    """Writes outside of its folder."""
+    """Writes outside of its folder, once only."""
 
     def start(self, run_dir: Path, config: Any, step: int) -> None:
-        (run_dir / "mine.csv").touch()
+        (run_dir / "mine.csv").touch(exist_ok=False)
 
     def log(self, step: int, values: Any) -> None: ...
 
@@ -68,6 +68,5 @@ class Misplaced(Tracker):
 
 
 def test_a_tracker_that_fails_a_requirement_is_caught() -> None:
-    check = output.a_run_is_tracked_and_continued_from_files_in_trackers
-
-    assert "it wrote mine.csv into the run folder" in run_check(check, Misplaced).problem
+    assert "mine.csv" in run_check(output.its_files_lie_in_the_trackers_folder, Misplaced).problem
+    assert "FileExistsError" in run_check(output.a_run_is_tracked_and_continued, Misplaced).problem

@@ -1,7 +1,5 @@
 """Every built-in plugin passes the conformance checks."""
 
-import gzip
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +11,7 @@ from PIL import Image
 from avtcli import registry
 from avtcli.plugin_kit import check_plugin
 from avtcli.plugin_kit.plugin_checks import FreshImport
-from tests.support import write_cifar10
+from tests.support import write_cifar10, write_idx
 
 torch.set_num_threads(1)
 
@@ -47,18 +45,9 @@ def small_places(folder: Path) -> Path:
     return folder
 
 
-def small_fashion(folder: Path) -> Path:
-    folder.mkdir()
-    for part, count in (("train", 6), ("t10k", 4)):
-        images, labels = struct.pack(">4i", 2051, count, 28, 28), struct.pack(">2i", 2049, count)
-        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images + bytes(range(196)) * 4 * count))
-        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels + bytes(range(count))))
-    return folder
-
-
 SMALL = {
     "cifar10": write_cifar10,
-    "fashion-mnist": small_fashion,
+    "fashion-mnist": write_idx,
     "folder": small_folder,
     "imagenet": small_imagenet,
     "places205": small_places,

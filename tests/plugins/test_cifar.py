@@ -63,9 +63,8 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path
     folder = write_cifar10(tmp_path)
     (folder / "data_batch_3").write_bytes(pickle.dumps(content))
 
-    with pytest.raises(
-        AvtError, match=r"data_batch_3 is no batch of CIFAR-10: UnpicklingError: it asks for pathlib.*not allowed"
-    ):
+    expected = r"data_batch_3 is no batch of CIFAR-10: UnpicklingError: it asks for pathlib.*not allowed"
+    with pytest.raises(AvtError, match=expected):
         build(folder)
     assert not Path("canary").exists()
 
@@ -115,9 +114,8 @@ def test_half_a_data_set_is_an_error_that_names_what_is_missing(tmp_path: Path) 
 
 
 def test_a_missing_data_set_names_the_layout_and_the_embedded_one(tmp_path: Path) -> None:
-    with pytest.raises(
-        AvtError, match=r"not in .*nowhere\. Expected there: a folder cifar-10-batches-py .*--dataset fashion-mini"
-    ):
+    expected = r"not in .*nowhere\. Expected there: a folder cifar-10-batches-py .*--dataset fashion-mini"
+    with pytest.raises(AvtError, match=expected):
         build(tmp_path / "nowhere")
 
 

@@ -39,7 +39,7 @@ def test_every_image_at_any_depth_is_there_sorted_by_its_name(photos: Path) -> N
     assert expected == ["a-0.bmp", "a.png", "a/0.ppm", "a/c/1.JPEG", "b.jpg", "b/2.jpg", "z.webp"]
 
 
-def test_images_are_rgb_of_any_size_without_labels_or_a_test_split(photos: Path) -> None:
+def test_images_are_rgb_without_labels_classes_or_a_test_part(photos: Path) -> None:
     data = folder(str(photos))
 
     assert (data.train.labels, data.train.images, data.test, data.classes, data.size) == (None, None, None, None, None)
@@ -59,7 +59,7 @@ def test_hidden_files_hidden_folders_and_other_files_are_left_out(photos: Path) 
     assert names(folder(str(photos))) == before
 
 
-def test_links_are_followed_but_for_loops_and_dead_ends(photos: Path, tmp_path: Path) -> None:
+def test_links_are_followed_unless_they_loop_or_lead_nowhere(photos: Path, tmp_path: Path) -> None:
     save(tmp_path / "elsewhere" / "far.jpg")
     (photos / "file.jpg").symlink_to(tmp_path / "elsewhere" / "far.jpg")
     (photos / "linked").symlink_to(tmp_path / "elsewhere")
@@ -91,19 +91,16 @@ def test_the_normalisation_is_imagenets_and_options_change_it(photos: Path) -> N
     assert folder(str(photos)).std == (0.229, 0.224, 0.225)
 
 
-def test_a_missing_folder_or_a_file_is_refused_with_what_is_expected(photos: Path) -> None:
+def test_what_is_no_folder_of_images_is_refused_with_what_was_expected(photos: Path) -> None:
+    (photos / "empty").mkdir()
+    (photos / "empty" / "x.tiff").write_bytes(b"II")
+
     with pytest.raises(AvtError, match=r"The folder nowhere does not exist. Expected a folder with images at any depth, .jpeg"):
         folder("nowhere")
     with pytest.raises(AvtError, match=r"a.png is a file. Expected a folder .* give `--dataset folder:DIR`"):
         folder(str(photos / "a.png"))
-
-
-def test_a_folder_without_images_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "x.tiff").write_bytes(b"II")
-
     with pytest.raises(AvtError, match=r"empty has no images. Expected images at any depth, .jpeg, .jpg, .png, .webp, .bmp"):
-        folder(str(tmp_path / "empty"))
+        folder(str(photos / "empty"))
 
 
 def test_a_folder_below_that_cannot_be_read_is_named(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

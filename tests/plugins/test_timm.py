@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from avtcli import registry
 from avtcli.errors import AvtError
+from avtcli.models.decoder import Decoder
 from avtcli.models.encoder import Encoder
-from avtcli.models.siamese import AVTModel
+from avtcli.models.siamese import SiameseModel
 from avtplugins.backbones._timm_taps import TapLocation, default_code_tap
 from avtplugins.backbones.timm import TimmBackbone
+from avtplugins.objectives.avt import AVT
 
 SMALL_VIT = {"embed_dim": 48, "depth": 3, "num_heads": 3}
 QUICK: dict[str, dict[str, Any]] = {
@@ -52,7 +54,7 @@ class Trained:
     """A model after two steps of training, since weights that begin at zero hide the gradients of the first."""
 
     name: str
-    model: AVTModel
+    model: SiameseModel
     backbone: TimmBackbone
     images: Tensor
 
@@ -67,7 +69,9 @@ def build(name: str, *, side: int = 32, **options: Any) -> TimmBackbone:
 def train(name: str, args: dict[str, Any]) -> Trained:
     side = LARGER.get(name, 32)
     backbone = build(name, side=side, args=args)
-    model = AVTModel(Encoder(backbone, noise_scale=0.1, pixel_mean=[0.5], pixel_std=[0.25]), 8, has_log_var=True).train()
+    decoder = Decoder(2 * backbone.vector_dim, 8, log_var_scale=1.0)
+    objective = AVT(decoder, noise_scale=0.1, variance_floor=1e-4)
+    model = SiameseModel(Encoder(backbone, noise_scale=0.1, pixel_mean=[0.5], pixel_std=[0.25]), objective).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     x, y = torch.randn(2, 4, 1, side, side, generator=torch.Generator().manual_seed(1))
     for _ in range(2):
@@ -86,7 +90,7 @@ def trained(request: pytest.FixtureRequest) -> Trained:
     return train(*request.param)
 
 
-def test_every_tap_is_finite_and_is_what_timm_itself_reads_there(trained: Trained) -> None:
+def test_every_tap_is_finite_and_equals_the_feature_that_timm_reads(trained: Trained) -> None:
     taps = trained.model.encoder.eval().features(trained.images, list(trained.backbone.taps))
     model = trained.backbone.model
     modules = [feature["module"] for feature in model.feature_info]
@@ -98,7 +102,7 @@ def test_every_tap_is_finite_and_is_what_timm_itself_reads_there(trained: Traine
         torch.testing.assert_close(tap, theirs[name] if name != "pre_logits" else model(trained.images), rtol=1e-4, atol=1e-5)
 
 
-def test_the_gradient_reaches_every_weight_that_is_not_frozen(trained: Trained) -> None:
+def test_the_gradient_reaches_the_first_layer_and_every_trained_weight(trained: Trained) -> None:
     first = next(m for m in trained.backbone.modules() if isinstance(m, nn.Conv2d | nn.Linear))
     without = [name for name, p in trained.model.named_parameters() if p.requires_grad and p.grad is None]
 
@@ -107,7 +111,7 @@ def test_the_gradient_reaches_every_weight_that_is_not_frozen(trained: Trained) 
     assert without == []
 
 
-def test_layers_after_the_code_use_what_it_returns_and_earlier_ones_not(trained: Trained) -> None:
+def test_only_layers_after_the_code_depend_on_what_it_returns(trained: Trained) -> None:
     backbone, names = trained.backbone.eval(), list(trained.backbone.taps)
     at = names.index(backbone.code_tap)
     wanted = [name for name in names if name != backbone.code_tap]
@@ -120,7 +124,7 @@ def test_layers_after_the_code_use_what_it_returns_and_earlier_ones_not(trained:
     assert not torch.equal(plain_vector, moved_vector)
 
 
-def test_a_deep_copy_gives_the_same_and_is_independent(trained: Trained) -> None:
+def test_a_copy_gives_the_same_output_and_shares_no_weights(trained: Trained) -> None:
     trained.model.train()(trained.images, trained.images)
     encoder = trained.model.encoder.eval()
     twin = copy.deepcopy(encoder)
@@ -133,12 +137,6 @@ def test_a_deep_copy_gives_the_same_and_is_independent(trained: Trained) -> None
             parameter.div_(1.5)
 
     assert torch.equal(before, after)
-
-
-def test_the_sweep_covers_at_least_25_families() -> None:
-    families = {timm.models.model_entrypoint(name).__module__ for name in SLOW}
-
-    assert len(families) >= 25
 
 
 REFUSED = {
@@ -160,7 +158,7 @@ def test_a_model_that_cannot_work_says_why_in_one_line(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_default_code_is_the_deepest_map_of_4x4_cells_before_the_last() -> None:
+def test_the_default_code_is_the_deepest_inner_map_of_4x4_cells() -> None:
     assert build("test_resnet").code_tap == "layer2"  # 4x4 at 32 px
     assert build("test_resnet", side=64).code_tap == "layer3"
     assert build("test_resnet", side=128).code_tap == "layer3"  # layer4 is 4x4 too, and the last
@@ -173,24 +171,19 @@ def places(*sides: int, reaches: tuple[bool, ...] | None = None) -> list[TapLoca
     ]
 
 
-def test_without_a_map_of_4x4_cells_the_code_is_the_largest_deepest() -> None:
+def test_without_a_map_of_4x4_cells_the_code_takes_the_deepest_of_the_largest() -> None:
     assert default_code_tap(places(3, 3, 2, 1)).name == "p1"
     assert default_code_tap(places(2)).name == "p0"
 
 
-def test_the_default_code_is_no_map_that_the_vector_does_not_depend_on() -> None:
+def test_the_default_code_is_at_a_map_that_the_vector_depends_on() -> None:
     assert default_code_tap(places(8, 8, 8, reaches=(True, False, True))).name == "p0"
     assert default_code_tap(places(8, 8, reaches=(False, True))).name == "p1"
 
 
-def test_the_code_may_be_placed_by_name() -> None:
+def test_the_code_is_placed_by_name_and_refused_at_no_map_with_the_taps() -> None:
     assert build("test_resnet", code_at="layer3").code_tap == "layer3"
-
-
-def test_a_code_at_no_map_is_refused_with_the_taps() -> None:
-    with pytest.raises(
-        AvtError, match=r"cannot stand at 'layer9': no map of that name\. Did you mean 'layer4'\? Taps: act1, la"
-    ):
+    with pytest.raises(AvtError, match=r"at 'layer9': no map of that name\. Did you mean 'layer4'\? Taps: act1, la"):
         build("test_resnet", code_at="layer9")
 
 
@@ -255,7 +248,7 @@ def test_building_disturbs_no_random_state_beyond_the_weights() -> None:
     assert torch.equal(torch.default_generator.get_state(), after)
 
 
-def test_building_changes_neither_running_averages_nor_the_training_mode() -> None:
+def test_building_changes_neither_running_averages_nor_the_mode() -> None:
     made = build("test_resnet")
 
     assert made.training
@@ -274,12 +267,9 @@ def test_an_unknown_model_is_refused_with_the_nearest() -> None:
 
 
 def test_an_argument_that_the_model_does_not_take_is_refused() -> None:
-    with pytest.raises(
-        AvtError, match=r"'test_resnet' does not take these arguments: .*unexpected keyword argument 'patch_size'"
-    ):
-        build("test_resnet", args={"patch_size": "4"})
-    with pytest.raises(AvtError, match=r"does not take these arguments: .*unexpected keyword argument 'img_size'"):
-        build("test_resnet", args={"img_size": "32"})
+    for option in ("patch_size", "img_size"):
+        with pytest.raises(AvtError, match=f"'test_resnet' does not take these arguments: .*keyword argument '{option}'"):
+            build("test_resnet", args={option: "32"})
 
 
 def test_a_value_that_the_model_cannot_be_made_with_is_refused() -> None:
@@ -299,7 +289,7 @@ def test_arguments_from_the_command_line_are_numbers_truth_values_or_text() -> N
 def test_without_a_network_published_weights_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(AvtError, match=r"published weights of timm's 'test_resnet' cannot be loaded: .*with --init-from"):
+    with pytest.raises(AvtError, match=r"published weights of timm's 'test_resnet' cannot be loaded: .*use --init-from"):
         build("test_resnet", pretrained=True)
 
 
@@ -317,9 +307,5 @@ def test_a_bare_name_that_no_plugin_has_is_timms() -> None:
 
 
 def test_a_bare_name_that_nobody_has_is_refused_with_the_nearest_of_all() -> None:
-    with pytest.raises(
-        AvtError, match=r"No backbone is called 'resnt18'\. Did you mean 'resnet18'\? Installed: alexnet, nin, .*timm\."
-    ):
+    with pytest.raises(AvtError, match=r"called 'resnt18'\. Did you mean 'resnet18'\? Installed: alexnet, nin, .*timm\."):
         registry.build("backbone", "resnt18", {}, in_channels=1)
-    with pytest.raises(AvtError, match=r"No backbone is called 'nni'\. Did you mean 'nin'\?"):
-        registry.build("backbone", "nni", {}, in_channels=1)

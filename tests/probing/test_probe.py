@@ -18,22 +18,23 @@ from avtcli.contracts import Backbone, Code, ImageData, MemorySplit
 from avtcli.data.epoch_table import sample_uniforms
 from avtcli.data.resident_images import ResidentImages
 from avtcli.errors import AvtError
-from avtcli.features import cache_storage as feature_store
-from avtcli.features import evaluation_target as subject_module
+from avtcli.features import cache_storage, evaluation_target
 from avtcli.features.cache_storage import choose_storage
-from avtcli.features.feature_cache import CachedFeatures, Stacks, extract, stored_bytes
-from avtcli.features.feature_reader import Feature, FeatureReader, ForwardedImages
+from avtcli.features.feature_cache import CachedFeatures, cache_bytes, extract
+from avtcli.features.feature_reader import Feature, FeatureReader, ForwardedImages, LabelledImages
 from avtcli.geometry.cropping import crop_and_flip
 from avtcli.models.encoder import Encoder
 from avtcli.models.weights import Weights, open_weights, restore_encoder
-from avtcli.probing import encoder_probing as module
-from avtcli.probing.head_modules import build_head
-from avtcli.probing.head_training import Part, rate_of, train_heads
-from avtcli.probing.linear_heads import ChannelMoments
-from avtcli.probing.planned_heads import HeadPlan
-from avtcli.probing.probe import ProbeResult, probe
+from avtcli.probing import encoder_probing
+from avtcli.probing.head import TrainedHead
+from avtcli.probing.head_training import HeadTraining, RowSubset, rate_of, train_heads
+from avtcli.probing.heads import resolve_head
+from avtcli.probing.joint_heads import HeadSpec
+from avtcli.probing.probe import probe
 from avtcli.probing.probe_setup import subset_rows
+from avtcli.runtime.context import Context
 from avtcli.seeding import keyed_generator, seed_of
+from tests.support import run_probe
 
 CPU = torch.device("cpu")
 FIXED: dict[str, Any] = {
@@ -50,33 +51,22 @@ FIXED: dict[str, Any] = {
 OURS: dict[str, Any] = {"epochs": 2, "limit_train": 60, "baseline": False, "rates": (0.1, 0.01)}
 
 
-def run_probe(source: Weights | Path, **settings: Any) -> ProbeResult:
-    return probe(source, resolve_probe(settings, recipe=None), out=None, on_event=lambda event: None)
-
-
-@pytest.fixture(scope="module")
-def source(tiny_run: Path) -> Weights:
-    """The tiny run as if it were a file: probes leave nothing behind."""
-    return replace(open_weights(tiny_run), run=None, tensors=restore_encoder(open_weights(tiny_run)).state_dict())
-
-
 def pixels(count: int = 12) -> Tensor:
     return torch.randint(0, 256, (count, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
 
 
 def reader_of(source: Weights, layers: list[str], *, samples: int = 0, augment: Augment | None = None) -> ForwardedImages:
-    split = MemorySplit(pixels(), torch.arange(12) % 3, prefix="x")
-    return ForwardedImages(
-        restore_encoder(source),
-        ResidentImages(split, torch.arange(12), device=CPU),
-        torch.arange(12) % 3,
-        [Feature(layer, "none", 4) for layer in layers],
-        part="train",
-        augment=augment or Augment(padding=4),
-        size=(32, 32),
-        samples=samples,
-        seed=7,
-    )
+    wanted, augment = [feature(layer) for layer in layers], augment or Augment(padding=4)
+    return ForwardedImages(restore_encoder(source), labelled("train"), wanted, augment=augment, samples=samples, seed=7)
+
+
+def labelled(part: str) -> LabelledImages:
+    images = ResidentImages(MemorySplit(pixels(), None, prefix="x"), torch.arange(12), device=CPU)
+    return LabelledImages(images, torch.arange(12) % 3, part, (32, 32))
+
+
+def feature(layer: str) -> Feature:
+    return Feature(layer, "none", 4)
 
 
 ROWS = torch.tensor([3, 9, 0, 5])
@@ -86,32 +76,34 @@ ROWS = torch.tensor([3, 9, 0, 5])
 
 
 def read_features(
-    reader: FeatureReader, batches: Sequence[Tensor], *, drawn: tuple[int, int] | None
+    reader: FeatureReader, batches: Sequence[Tensor], *, epoch_key: tuple[int, int] | None
 ) -> Iterator[dict[Feature, Tensor]]:
     """Each feature of each batch for itself."""
-    for batch in reader.read_batches(batches, drawn=drawn):
-        yield {f: stack[:, i] for names, stack in zip(reader.stacks, batch.stacks, strict=True) for i, f in enumerate(names)}
+    for batch in reader.read_batches(batches, epoch_key=epoch_key):
+        yield {f: stack[:, i] for names, stack in zip(reader.stacks, batch, strict=True) for i, f in enumerate(names)}
 
 
-def test_drawn_features_are_those_of_the_cropped_and_flipped_images(source: Weights) -> None:
+def read_conv2(reader: FeatureReader, epoch_key: tuple[int, int] | None) -> Tensor:
+    return next(read_features(reader, [ROWS], epoch_key=epoch_key))[feature("conv2")]
+
+
+def test_augmented_features_are_those_of_the_cropped_and_flipped_images(source: Weights) -> None:
     reader, encoder = reader_of(source, ["conv1", "conv3"]), restore_encoder(source)
-    (read,) = read_features(reader, [ROWS], drawn=(4, 2))
+    (read,) = read_features(reader, [ROWS], epoch_key=(4, 2))
     x = crop_and_flip(pixels()[ROWS], sample_uniforms(4, 2, 12)[ROWS], crop=(32, 32), padding=4)
     with torch.no_grad():
         expected = encoder.features(encoder.normalise(x), ["conv1", "conv3"])
 
-    for feature, values in read.items():
-        torch.testing.assert_close(values, expected[feature.layer])
-        assert reader.shapes[feature] == tuple(values.shape[1:])
+    for name, values in read.items():
+        torch.testing.assert_close(values, expected[name.layer])
+        assert reader.shapes[name] == tuple(values.shape[1:])
 
 
-def test_each_epoch_and_seed_draws_other_crops_and_measuring_draws_none(source: Weights) -> None:
+def test_each_epoch_and_seed_has_other_crops_and_evaluation_has_none(source: Weights) -> None:
     reader = reader_of(source, ["conv2"])
-    read = {
-        drawn: next(iter(next(read_features(reader, [ROWS], drawn=drawn)).values())) for drawn in ((0, 0), (0, 1), (1, 0), None)
-    }
-    (whole,) = extract(reader, apart=False, moments=False, task="x", on_event=lambda event: None)
-    (kept,) = CachedFeatures(whole, torch.zeros(12), device=CPU).features.values()
+    read = {key: read_conv2(reader, key) for key in ((0, 0), (0, 1), (1, 0), None)}
+    (stacks,) = extract(reader, separate=False, task="x", on_event=lambda event: None)
+    (kept,) = CachedFeatures(stacks, torch.zeros(12), device=CPU).features.values()
     encoder = restore_encoder(source)
 
     assert len({values.sum().item() for values in read.values()}) == 4
@@ -120,43 +112,24 @@ def test_each_epoch_and_seed_draws_other_crops_and_measuring_draws_none(source: 
         torch.testing.assert_close(kept, encoder(encoder.normalise(pixels())))
 
 
-def test_moments_are_kept_of_maps_in_the_order_of_the_features_and_not_of_vectors_alone(
-    source: Weights, tmp_path: Path
-) -> None:
-    def read(*layers: str, apart: bool = False, store: Path | None = None) -> list[Stacks]:
-        reader = reader_of(source, list(layers))
-        reader.plain_batch = 5
-        kept = extract(reader, apart=apart, moments=True, store=store, task="x", on_event=lambda event: None)
-        assert stored_bytes(reader, moments=True) == sum(stacks.nbytes for stacks in kept)
-        return kept
-
-    (vectors,) = read("classifier")
-    assert vectors.moments is None
-    for stacks in (*read("conv1", "classifier", "conv2"), *read("conv1", "conv2", apart=True, store=tmp_path)):
-        batch = stacks.batch(ROWS, CPU)
-        mean, var = ChannelMoments.of(batch.stacks).statistics(torch.arange(4))
-        torch.testing.assert_close(batch.statistics, (mean, var), rtol=1e-4, atol=1e-6)
+def test_cached_features_are_those_that_are_read_together_or_separately(source: Weights, tmp_path: Path) -> None:
+    reader = reader_of(source, ["conv1", "classifier", "conv2"])
+    reader.eval_batch = 5
+    (expected,) = read_features(reader, [ROWS], epoch_key=None)
+    for separate, folder in ((False, None), (True, tmp_path)):
+        cached = extract(reader, separate=separate, folder=folder, task="x", on_event=lambda event: None)
+        assert sum(tensor.nbytes for stacks in cached for tensor in stacks.values()) == cache_bytes(reader)
+        for stacks in cached:
+            found = CachedFeatures(stacks, reader.labels, device=CPU)
+            for name, values in next(read_features(found, [ROWS], epoch_key=None)).items():
+                torch.testing.assert_close(values, expected[name])
+                assert found.features[name].movedim(1, -1).is_contiguous()  # flattened without a copy
 
 
-def test_moments_keep_their_digits_where_the_first_images_lie_far_off(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a folder's first class is the only one that a channel answers to."""
-    reader, feature = reader_of(source, ["conv1"]), Feature("conv1", "none", 4)
-    reader.plain_batch = 1
-    far = torch.randn(12, *reader.shapes[feature], generator=torch.Generator().manual_seed(0)) * 0.01
-    far[0] += 10
-    monkeypatch.setattr(reader, "read_features", lambda batches, drawn: ({feature: far[rows]} for rows in batches))
-    (stacks,) = extract(reader, apart=False, moments=True, task="x", on_event=lambda event: None)
-    rows = torch.arange(1, 9)
-
-    assert stacks.moments is not None
-    var = stacks.moments.statistics(rows)[1]
-    torch.testing.assert_close(var, far[rows].var((0, 2, 3), correction=0), rtol=0.02, atol=0)
-
-
-def test_the_code_is_the_mean_of_its_samples_and_later_layers_see_the_first(source: Weights) -> None:
+def test_the_code_is_the_mean_of_samples_and_later_layers_see_the_first(source: Weights) -> None:
     reader, encoder = reader_of(source, ["conv1", "conv2", "conv3"], samples=5), restore_encoder(source)
     encoder.noise_scale = reader.encoder.noise_scale = 0.5
-    read = {feature.layer: values for feature, values in next(read_features(reader, [ROWS], drawn=(4, 2))).items()}
+    read = {name.layer: values for name, values in next(read_features(reader, [ROWS], epoch_key=(4, 2))).items()}
     generator = keyed_generator(4, 2, "samples", "train", 0)
     noise = [torch.randn(4, 10, 8, 8, generator=generator) for _ in range(5)]
     x = encoder.normalise(crop_and_flip(pixels()[ROWS], sample_uniforms(4, 2, 12)[ROWS], crop=(32, 32), padding=4))
@@ -172,12 +145,10 @@ def test_the_code_is_the_mean_of_its_samples_and_later_layers_see_the_first(sour
     assert not torch.allclose(read["conv2"], taps["conv2"], atol=1e-3)
 
 
-def test_measuring_sees_the_same_samples_every_time_and_training_others_each_epoch(source: Weights) -> None:
+def test_evaluation_repeats_its_samples_and_training_does_not(source: Weights) -> None:
     reader = reader_of(source, ["conv2"], samples=2, augment=Augment(flip=False))
     reader.encoder.noise_scale = 0.5
-    first, again, one, two = (
-        next(iter(next(read_features(reader, [ROWS], drawn=d)).values())) for d in (None, None, (0, 0), (0, 1))
-    )
+    first, again, one, two = (read_conv2(reader, key) for key in (None, None, (0, 0), (0, 1)))
 
     assert torch.equal(first, again)
     assert not torch.allclose(first, one)
@@ -187,33 +158,30 @@ def test_measuring_sees_the_same_samples_every_time_and_training_others_each_epo
 def test_an_encoder_without_noise_has_its_code_for_any_number_of_samples(source: Weights) -> None:
     plain = restore_encoder(source)
     plain.log_var = None
-    split = MemorySplit(pixels(), None, prefix="x")
-    images = ResidentImages(split, torch.arange(12), device=CPU)
-    wanted = [Feature("conv2", "none", 4)]
-    options: dict[str, Any] = {"part": "test", "augment": Augment(), "size": (32, 32), "seed": 0}
-    a, b = (ForwardedImages(plain, images, torch.zeros(12), wanted, samples=n, **options) for n in (0, 5))
+    data, wanted = labelled("test"), [feature("conv2")]
+    readers = (ForwardedImages(plain, data, wanted, augment=Augment(), samples=n, seed=0) for n in (0, 5))
 
-    assert torch.equal(*(next(read_features(reader, [ROWS], drawn=None))[wanted[0]] for reader in (a, b)))
+    assert torch.equal(*(read_conv2(reader, None) for reader in readers))
 
 
 def test_one_forward_of_the_encoder_a_batch_gives_all_layers(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, calls = reader_of(source, ["conv1", "conv2", "conv3", "conv4"], samples=5), []
     encode = reader.encoder.encode
     monkeypatch.setattr(reader.encoder, "encode", lambda *args: (calls.append(1), encode(*args))[1])
-    list(read_features(reader, [ROWS, ROWS], drawn=(0, 0)))
+    list(read_features(reader, [ROWS, ROWS], epoch_key=(0, 0)))
 
     assert len(calls) == 2
 
 
-def test_features_that_exceed_a_quarter_of_memory_go_to_disk_and_give_the_same_figures(
+def test_features_above_a_quarter_of_memory_are_on_disk_and_the_same(
     source: Weights, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     in_memory = run_probe(source, **OURS)
-    needed = 4 * ((60 + 1000) * 10 * 16 + 60 * 2 * 10)  # features of train and test, moments of train
-    monkeypatch.setattr(feature_store, "memory_bytes", lambda: 4 * needed - 1)
-    monkeypatch.setattr(feature_store.tempfile, "tempdir", str(tmp_path))
+    needed = 4 * (60 + 1000) * 10 * 16
+    monkeypatch.setattr(cache_storage, "memory_bytes", lambda: 4 * needed - 1)
+    monkeypatch.setattr(cache_storage.tempfile, "tempdir", str(tmp_path))
     stores = []
-    monkeypatch.setattr(module, "extract", lambda *a, **k: (stores.append(k["store"]), extract(*a, **k))[1])
+    monkeypatch.setattr(encoder_probing, "extract", lambda *a, **k: (stores.append(k["folder"]), extract(*a, **k))[1])
     on_disk = run_probe(source, **OURS)
 
     assert stores == [tmp_path] * 2
@@ -222,14 +190,13 @@ def test_features_that_exceed_a_quarter_of_memory_go_to_disk_and_give_the_same_f
 
 
 def test_features_that_fit_neither_in_memory_nor_on_disk_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_store, "memory_bytes", lambda: 8_000_000_000)
+    monkeypatch.setattr(cache_storage, "memory_bytes", lambda: 8_000_000_000)
 
     assert choose_storage(2_000_000_000) is None
     with pytest.raises(AvtError, match=r"GB free\. Give a smaller --count, or set TMPDIR"):
         choose_storage(9 * 10**18, advice="Give a smaller --count")
-    with pytest.raises(
-        AvtError, match=r"would take 9000000000 GB, more than 25% of the 8 GB of memory, and .* GB free\. Give fewer"
-    ):
+    message = r"would take 9000000000 GB, more than 25% of the 8 GB of memory, and .* GB free\. Give fewer"
+    with pytest.raises(AvtError, match=message):
         choose_storage(9 * 10**18)
 
 
@@ -247,9 +214,8 @@ class OfOneSize(Backbone):
 
 def test_images_of_a_size_that_the_backbone_cannot_take_are_refused() -> None:
     encoder = Encoder(OfOneSize(), pixel_mean=(0.5,), pixel_std=(0.5,)).eval()
-    images = ResidentImages(MemorySplit(pixels(), None, prefix="x"), torch.arange(12), device=CPU)
     with pytest.raises(AvtError, match=r"The backbone does not take images of 32x32 px\. Give it images of the size"):
-        ForwardedImages(encoder, images, torch.zeros(12), [], part="test", augment=Augment(), size=(32, 32), samples=0, seed=0)
+        ForwardedImages(encoder, labelled("test"), [], augment=None, samples=0, seed=0)
 
 
 # how the heads are trained
@@ -260,33 +226,24 @@ SHAPES = {"a": (3, 2, 2), "vector": (5,), "b": (3, 2, 2)}
 
 def kept(*layers: str, count: int = 33) -> CachedFeatures:
     generators = {name: torch.Generator().manual_seed(seed) for seed, name in enumerate(SHAPES, 1)}
-    drawn = {name: torch.randn(count, *SHAPES[name], generator=generators[name]) for name in layers or ("a",)}
-    shapes = dict.fromkeys(SHAPES[name] for name in drawn)
-    alike = [[name for name in drawn if SHAPES[name] == shape] for shape in shapes]
-    stacks = {
-        tuple(Feature(name, "none", 4) for name in names): torch.stack(
-            [drawn[name].movedim(1, -1).contiguous() for name in names], 1
-        ).movedim(-1, 2)
-        for names in alike
-    }
-    return CachedFeatures(Stacks(stacks), torch.arange(count) % 4, device=CPU)
+    values = {n: torch.randn(count, *SHAPES[n], generator=generators[n]).movedim(1, -1).contiguous() for n in layers or ("a",)}
+    alike = [[name for name in values if SHAPES[name] == shape] for shape in dict.fromkeys(SHAPES[name] for name in values)]
+    stacks = {tuple(map(feature, names)): torch.stack([values[n] for n in names], 1).movedim(-1, 2) for names in alike}
+    return CachedFeatures(stacks, torch.arange(count) % 4, device=CPU)
 
 
 def train(
-    config: ProbeConfig, *, plans: list[HeadPlan] | None = None, seed: int = 3, layers: Sequence[str] = ("a",)
+    config: ProbeConfig, *, specs: list[HeadSpec] | None = None, seed: int = 3, layers: Sequence[str] = ("a",)
 ) -> list[list[tuple[float, float]]]:
-    reader = kept(*layers)
-    part = Part(reader, torch.arange(33))
-    return train_heads(
-        part,
-        part,
-        plans or [HeadPlan(Feature("a", "none", 4), None)],
-        config,
-        classes=4,
-        seed=seed,
-        task="x",
-        on_event=lambda event: None,
-    )
+    part = RowSubset(kept(*layers), torch.arange(33))
+    training = HeadTraining(head_of(config), config, 4, Context(CPU, seed=seed), "x")
+    return train_heads(part, part, specs or [HeadSpec(feature("a"), None)], training)
+
+
+def head_of(config: ProbeConfig) -> TrainedHead:
+    head = resolve_head(config.head)
+    assert isinstance(head, TrainedHead)
+    return head
 
 
 @pytest.mark.parametrize("kind", ["mlp2", "linear"])
@@ -300,7 +257,7 @@ def test_training_is_that_of_plain_torch(name: str, kind: str) -> None:
     features, labels = next(iter(reader.features.values())), reader.labels
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(3, "head"))
-        head = build_head(kind, (3, 2, 2), 4)
+        head = head_of(config).build("a", (3, 2, 2), 4)
     optimizer = {
         "sgd": lambda: torch.optim.SGD(head.parameters(), momentum=0.9, nesterov=True, weight_decay=5e-4),
         "adamw": lambda: torch.optim.AdamW(head.parameters(), weight_decay=5e-4),
@@ -324,9 +281,9 @@ def test_training_is_that_of_plain_torch(name: str, kind: str) -> None:
 
 def test_heads_that_are_trained_together_are_those_trained_alone() -> None:
     config = ProbeConfig(epochs=4, batch_size=16)
-    feature = Feature("a", "none", 4)
-    together = train(config, plans=[HeadPlan(feature, 0.3), HeadPlan(feature, 0.01)])
-    alone = [train(config, plans=[HeadPlan(feature, rate)])[0] for rate in (0.3, 0.01)]
+    specs = [HeadSpec(feature("a"), rate) for rate in (0.3, 0.01)]
+    together = train(config, specs=specs)
+    alone = [train(config, specs=[spec])[0] for spec in specs]
 
     assert together == alone
     assert together[0] != together[1]
@@ -338,30 +295,19 @@ def test_heads_that_are_trained_together_are_those_trained_alone() -> None:
 def test_heads_give_the_same_figures_in_whatever_order_they_are_asked_for(head: str, layers: tuple[str, ...]) -> None:
     pieces = [{"start": 0, "rate": 0.1}]
     config = resolve_probe({"head": head, "batch_size": 16, "schedule": {"epochs": 4, "pieces": pieces}}, recipe=None)
-    features = [Feature(name, "none", 4) for name in layers]
-    alone = [train(config, plans=[HeadPlan(f, None)], layers=(f.layer,))[0] for f in features]
-    reverse = [HeadPlan(f, None) for f in features[::-1]]
+    specs = [HeadSpec(feature(name), None) for name in layers]
+    alone = [train(config, specs=[spec], layers=(spec.feature.layer,))[0] for spec in specs]
 
-    assert train(config, plans=[HeadPlan(f, None) for f in features], layers=layers) == alone
-    assert train(config, plans=[*reverse, *reverse], layers=layers) == [*alone[::-1], *alone[::-1]]
+    assert train(config, specs=specs, layers=layers) == alone
+    assert train(config, specs=[*specs[::-1], *specs[::-1]], layers=layers) == [*alone[::-1], *alone[::-1]]
     assert len({tuple(curve) for curve in alone}) == len(layers)
 
 
-@pytest.mark.parametrize(
-    ("images", "epochs", "batch_size", "expected"),
-    [
-        (10_000, 100, 128, 3),
-        (10_000, 100, 5000, 100),
-        (180, 200, 128, 100),
-        (18, 100, 128, 100),
-        (180, 8, 128, 8),
-        (90_000, 11, 128, 1),
-    ],
-)
-def test_a_rate_is_chosen_after_two_hundred_steps_in_whole_epochs(
-    images: int, epochs: int, batch_size: int, expected: int
-) -> None:
-    assert ProbeConfig(epochs=epochs, batch_size=batch_size).for_lr_search(images).total_epochs == expected
+def test_a_rate_is_chosen_after_two_hundred_steps_in_full_epochs() -> None:
+    cases = [(10_000, 100, 128), (10_000, 100, 5000), (180, 200, 128), (18, 100, 128), (180, 8, 128), (90_000, 11, 128)]
+    found = [ProbeConfig(epochs=n, batch_size=batch).for_lr_search(images).total_epochs for images, n, batch in cases]
+
+    assert found == [3, 100, 100, 100, 8, 1]
 
 
 def test_layers_that_are_probed_together_give_what_each_gives_alone(source: Weights) -> None:
@@ -391,24 +337,20 @@ def test_a_schedule_without_pieces_and_a_chosen_peak_fall_along_a_cosine() -> No
 
 
 class Recorder:
-    """Stands in for `train_heads`: notes what it is asked for and answers with made-up curves."""
+    """Stands in for `train_heads`: records the calls and returns made-up curves."""
 
     def __init__(self, curves: dict[float | None, list[tuple[float, float]]]) -> None:
-        self.curves = curves
-        self.calls: list[tuple[Part, Part, list[HeadPlan]]] = []
-        self.epochs: list[int] = []
+        self.curves, self.calls, self.epochs = curves, list[Any](), list[int]()
 
-    def __call__(self, train: Part, test: Part, plans: list[HeadPlan], config: ProbeConfig, **about: Any) -> list[Any]:
-        self.calls.append((train, test, plans))
-        self.epochs.append(config.total_epochs)
-        return [self.curves[plan.peak] for plan in plans]
+    def __call__(self, train: RowSubset, test: RowSubset, specs: list[HeadSpec], training: HeadTraining) -> list[Any]:
+        self.calls.append((train, test, specs))
+        self.epochs.append(training.config.total_epochs)
+        return [self.curves[spec.peak] for spec in specs]
 
 
-def test_a_fixed_schedule_trains_once_on_the_whole_split_and_reports_the_last_epoch(
-    source: Weights, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_schedule_trains_once_and_reports_the_last_epoch(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder({None: [(10.0, 20.0), (50.0, 60.0), (30.0, 40.0)]})
-    monkeypatch.setattr(module, "train_heads", recorder)
+    monkeypatch.setattr(encoder_probing, "train_heads", recorder)
     (head,) = run_probe(source, **FIXED).results
 
     ((train_part, test_part, _),) = recorder.calls
@@ -418,29 +360,27 @@ def test_a_fixed_schedule_trains_once_on_the_whole_split_and_reports_the_last_ep
 
 
 @pytest.mark.parametrize("augmented", [False, True])
-def test_the_rate_is_chosen_on_held_out_training_images_and_test_is_looked_at_with_it_alone(
+def test_the_rate_is_chosen_on_held_out_images_and_test_is_seen_once(
     source: Weights, monkeypatch: pytest.MonkeyPatch, augmented: bool
 ) -> None:
     recorder = Recorder({0.1: [(90.0, 90.0), (40.0, 60.0)], 0.01: [(10.0, 20.0), (50.0, 60.0)]})
-    monkeypatch.setattr(module, "train_heads", recorder)
+    monkeypatch.setattr(encoder_probing, "train_heads", recorder)
     monkeypatch.setattr("avtcli.config.probe_config.LR_SEARCH_STEPS", 1)
     (head,) = run_probe(source, **{**OURS, "epochs": 11}, augmented=augmented).results
 
     assert recorder.epochs == [1, 11]  # a step to choose
-    (fit, held, both), (whole, test, chosen) = recorder.calls
-    assert fit.reader is held.reader is whole.reader
-    assert test.reader is not whole.reader
+    (fit, held, both), (complete, test, chosen) = recorder.calls
+    assert fit.reader is held.reader is complete.reader
+    assert test.reader is not complete.reader
     assert (len(fit.rows), len(held.rows)) == (54, 6)
-    assert sorted([*fit.rows.tolist(), *held.rows.tolist()]) == whole.rows.tolist() == list(range(60))
-    assert ([plan.peak for plan in both], [plan.peak for plan in chosen]) == ([0.1, 0.01], [0.01])
+    assert sorted([*fit.rows.tolist(), *held.rows.tolist()]) == complete.rows.tolist() == list(range(60))
+    assert ([spec.peak for spec in both], [spec.peak for spec in chosen]) == ([0.1, 0.01], [0.01])
     assert (head.val_top1, head.top1, head.top1_best_test_epoch) == (50.0, 50.0, None)
 
 
-def test_test_features_that_are_computed_each_epoch_give_the_same_figures(
-    source: Weights, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_test_features_computed_each_epoch_give_the_same(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     held = run_probe(source, **FIXED)
-    monkeypatch.setattr(module, "KEPT_BYTES", 0)
+    monkeypatch.setattr(encoder_probing, "CACHED_TEST_BYTES", 0)
 
     assert run_probe(source, **FIXED).results == held.results
 
@@ -466,7 +406,7 @@ def test_every_layer_number_of_shots_and_seed_has_its_result(source: Weights, pr
     assert all(head.head == "mlp1" and head.pool == "none" for head in result.results)
 
 
-def test_shots_are_so_many_images_of_each_class_the_fewer_among_the_more() -> None:
+def test_shots_are_images_of_each_class_fewer_among_more() -> None:
     labels = torch.arange(200) % 7
     few, many, others = (subset_rows(labels, shots=n, seed=seed) for n, seed in ((3, 0), (10, 0), (3, 1)))
 
@@ -477,10 +417,8 @@ def test_shots_are_so_many_images_of_each_class_the_fewer_among_the_more() -> No
     assert subset_rows(labels, seed=0).tolist() == list(range(200))
 
 
-def test_settings_that_cannot_work_are_refused_before_features_are_read(
-    source: Weights, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "extract", None)  # whoever reads features fails
+def test_settings_are_refused_before_features_are_read(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_probing, "extract", None)  # whoever reads features fails
     with pytest.raises(AvtError, match="--shots 90 asks for 90 training images of each class"):
         run_probe(source, **OURS, shots=(1, 90))
     with pytest.raises(AvtError, match="The head 'conv' needs a map"):
@@ -490,11 +428,11 @@ def test_settings_that_cannot_work_are_refused_before_features_are_read(
 def test_too_few_images_of_a_class_or_in_all_are_refused() -> None:
     with pytest.raises(AvtError, match=r"--shots 3 asks for 3 training images of each class, class 1 has 2\."):
         subset_rows(torch.tensor([0, 0, 0, 0, 1, 1]), shots=3, seed=0)
-    with pytest.raises(AvtError, match=r"2 labelled images are too few to train a head on: 4 is the least"):
+    with pytest.raises(AvtError, match=r"2 labelled images are too few to train a head: it needs 4"):
         subset_rows(torch.tensor([0, 0, 1, 1]), shots=1, seed=0)
 
 
-def test_the_linear_head_is_pooled_and_the_others_read_the_map_whole(source: Weights) -> None:
+def test_the_linear_head_is_pooled_and_others_read_complete_maps(source: Weights) -> None:
     linear, mlp, vector, asked = (
         run_probe(source, **{**OURS, **over})
         for over in ({}, {"head": "mlp2"}, {"layers": ("classifier",)}, {"head": "mlp2", "pool": "avg", "pool_size": 2})
@@ -504,28 +442,20 @@ def test_the_linear_head_is_pooled_and_the_others_read_the_map_whole(source: Wei
     assert [r.protocol["pool_size"] for r in (linear, mlp, asked)] == [{"conv2": 4}, None, {"conv2": 2}]
 
 
-def test_the_protocol_says_what_was_done(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "train_heads", Recorder({peak: [(1.0, 2.0)] for peak in (0.1, 0.01, None)}))
-    ours, fixed = (
-        run_probe(source, **OURS).protocol,
-        run_probe(source, **FIXED, head="nonlinear", conv_first=["conv2"]).protocol,
-    )
+def test_the_protocol_holds_resolved_settings(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_probing, "train_heads", Recorder({peak: [(1.0, 2.0)] for peak in (0.1, 0.01, None)}))
+    ours = run_probe(source, **OURS).protocol
+    fixed = run_probe(source, **FIXED, head={"name": "nonlinear", "conv_first": "conv2"}).protocol
 
-    assert ours["chosen"] == (
-        "the rate, after 200 steps, rounded up to epochs, with a cosine of their own on 10% of train held out; "
-        "the head is then trained on all of train"
-    )
-    assert ours["top1_best_test_epoch"] is None
-    assert "optimistic" in fixed["top1_best_test_epoch"]
-    assert (ours["schedule"], ours["rates"], ours["augmentation"]) == ("cosine to 0", [0.1, 0.01], "none")
-    assert ours["optimizer"] == "SGD, momentum 0.9, Nesterov, weight decay 0.0005"
-    assert ours["samples_of_the_code"] == 0
-    assert fixed["chosen"] == "nothing: fixed rates, the whole training split, the last epoch"
-    assert (fixed["schedule"], fixed["rates"]) == ("0.1 from epoch 0, 0.01 from epoch 1", None)
-    assert fixed["augmentation"] == "random crop of the images' own size after padding by 4, flip"
-    assert (fixed["conv_first"], fixed["samples_of_the_code"]) == (["conv2"], 2)
+    assert ours["chosen"] == {"rate": [0.1, 0.01], "held_out": 0.1, "steps": 200}
+    assert (ours["schedule"], ours["rates"], ours["augmentation"], ours["samples"]) == (None, [0.1, 0.01], None, 0)
+    assert ours["optimizer"]["weight_decay"] == 5e-4
+    assert (ours["pool"], ours["pool_size"], ours["head"]["name"]) == (["max"], {"conv2": 4}, "linear")
+    assert (fixed["chosen"], fixed["rates"], fixed["epochs"], fixed["samples"]) == (None, None, 2, 2)
+    assert [(piece["start"], piece["rate"]) for piece in fixed["schedule"]["pieces"]] == [(0, 0.1), (1, 0.01)]
+    assert fixed["augmentation"] == {"crop": "random", "padding": 4, "flip": True}
+    assert (fixed["head"]["conv_first"], fixed["pool_size"]) == (["conv2"], None)
     assert fixed["data"] == [{"dataset": "fashion-mini", "train_images": 60, "test_images": 1000, "classes": 10}]
-    assert fixed["epochs"] == 2
 
 
 def test_a_probe_of_a_run_is_written_into_it_and_where_asked(tiny_run: Path, tmp_path: Path) -> None:
@@ -548,24 +478,15 @@ def test_a_layer_that_the_backbone_lacks_is_refused_with_the_list(source: Weight
 
 
 def test_weights_without_a_run_need_a_data_set(source: Weights) -> None:
-    bare = replace(source, about={})
-    with pytest.raises(AvtError, match=r"does not say what it was trained on: give --dataset\."):
-        run_probe(bare)
+    with pytest.raises(AvtError, match=r"does not state its training data: give --dataset\."):
+        run_probe(replace(source, about={}))
 
 
 def data_of(*, channels: int = 1, labelled: bool = True, tested: bool = True) -> ImageData:
     images, labels = torch.zeros(20, channels, 32, 32, dtype=torch.uint8), torch.arange(20) % 2 if labelled else None
     split = MemorySplit(images, labels, prefix="x")
-    return ImageData(
-        train=split,
-        test=split if tested else None,
-        channels=channels,
-        size=(32, 32),
-        mean=(0.5,) * channels,
-        std=(0.5,) * channels,
-        classes=None,
-        fingerprint="x",
-    )
+    test, half = split if tested else None, (0.5,) * channels
+    return ImageData(split, test, channels=channels, size=(32, 32), mean=half, std=half, classes=None, fingerprint="x")
 
 
 @pytest.mark.parametrize(
@@ -579,7 +500,7 @@ def data_of(*, channels: int = 1, labelled: bool = True, tested: bool = True) ->
 def test_data_that_cannot_be_probed_on_are_refused(
     source: Weights, monkeypatch: pytest.MonkeyPatch, data: ImageData, message: str
 ) -> None:
-    monkeypatch.setattr(subject_module, "build_data", lambda plugin, data_dir: data)
+    monkeypatch.setattr(evaluation_target, "build_data", lambda plugin, data_dir: data)
     with pytest.raises(AvtError, match=message):
         run_probe(source, dataset=Plugin(name="made-up").model_dump())
 

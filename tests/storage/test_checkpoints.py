@@ -1,6 +1,7 @@
-"""Checkpoints: complete or absent, every byte verified, the newest whole one found."""
+"""Checkpoints: complete or absent, every byte verified, the newest complete one found."""
 
 import os
+import random
 import shutil
 import stat
 from collections.abc import Callable
@@ -22,7 +23,7 @@ def write(root: Path, step: int, value: float = 1.0) -> Path:
     return save_checkpoint(root, step, model=tensors, state={"0.momentum": torch.ones(2)}, about={"note": "é"})
 
 
-def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
+def test_a_saved_checkpoint_loads_with_equal_content(tmp_path: Path) -> None:
     loaded = load_checkpoint(write(tmp_path, 7, 2.5))
 
     assert torch.equal(loaded.model["weight"], torch.full((3, 4), 2.5))
@@ -30,7 +31,7 @@ def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
     assert (loaded.about["step"], loaded.about["note"]) == (7, "é")
 
 
-def test_two_are_kept_and_the_newest_is_found_by_number_not_by_text(tmp_path: Path) -> None:
+def test_two_checkpoints_are_kept_and_the_highest_step_is_newest(tmp_path: Path) -> None:
     for step in (9, 10, 100):
         write(tmp_path, step)
     (tmp_path / "step-abc").mkdir()
@@ -42,17 +43,15 @@ def test_two_are_kept_and_the_newest_is_found_by_number_not_by_text(tmp_path: Pa
 
 
 def test_the_same_state_gives_the_same_bytes(tmp_path: Path) -> None:
-    folders = []
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        folders.append(write(tmp_path / name, 3))
+    first = {file: (write(tmp_path, 3) / file).read_bytes() for file in FILES}
+    shutil.rmtree(tmp_path / "step-0000000003")
 
-    assert [(folders[0] / f).read_bytes() for f in FILES] == [(folders[1] / f).read_bytes() for f in FILES]
+    assert {file: (write(tmp_path, 3) / file).read_bytes() for file in FILES} == first
 
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("how", ["cut", "flip", "delete", "empty"])
-def test_damage_to_the_newest_is_seen_and_the_one_before_is_taken(tmp_path: Path, file: str, how: str) -> None:
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path, file: str, how: str) -> None:
     write(tmp_path, 1)
     path = write(tmp_path, 2) / file
     blob = bytearray(path.read_bytes())
@@ -61,23 +60,21 @@ def test_damage_to_the_newest_is_seen_and_the_one_before_is_taken(tmp_path: Path
     else:
         blob[len(blob) // 2] ^= 4
         path.write_bytes({"cut": path.read_bytes()[: len(blob) // 2], "flip": bytes(blob), "empty": b""}[how])
-    said: list[object] = []
+    events: list[object] = []
 
-    assert load_newest(tmp_path, on_event=said.append).about["step"] == 1
-    assert isinstance(said[0], Notice)
-    assert said[0].text.startswith("passing over step-0000000002: ")
+    assert load_newest(tmp_path, on_event=events.append).about["step"] == 1
+    assert isinstance(events[0], Notice)
+    assert events[0].text.startswith("skipping step-0000000002: ")
 
 
-def test_random_damage_anywhere_is_seen(tmp_path: Path) -> None:
+def test_any_flipped_bit_is_detected(tmp_path: Path) -> None:
     folder = write(tmp_path, 1)
-    generator = torch.Generator().manual_seed(0)
+    generator = random.Random(0)
     for file in FILES[:3]:
         original = (folder / file).read_bytes()
         for _ in range(60):
-            position = int(torch.randint(len(original), (1,), generator=generator))
-            bit = int(torch.randint(8, (1,), generator=generator))
             changed = bytearray(original)
-            changed[position] ^= 1 << bit
+            changed[generator.randrange(len(original))] ^= 1 << generator.randrange(8)
             (folder / file).write_bytes(bytes(changed))
             with pytest.raises(AvtError, match="its hash differs"):
                 load_checkpoint(folder)
@@ -85,15 +82,15 @@ def test_random_damage_anywhere_is_seen(tmp_path: Path) -> None:
     load_checkpoint(folder)
 
 
-def test_with_nothing_whole_the_message_says_why(tmp_path: Path) -> None:
-    with pytest.raises(AvtError, match="has no whole checkpoint: there is none"):
+def test_without_a_complete_checkpoint_the_message_states_why(tmp_path: Path) -> None:
+    with pytest.raises(AvtError, match="has no complete checkpoint: there is none"):
         load_newest(tmp_path)
     (write(tmp_path, 1) / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(AvtError, match=r"has no whole checkpoint: each of 1 is damaged, the newest: .*was cut short"):
+    with pytest.raises(AvtError, match=r"has no complete checkpoint: each of 1 is damaged, the newest: .*was cut short"):
         load_newest(tmp_path)
 
 
-def test_another_format_is_refused_with_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_format_is_refused_with_both_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path, 1)
     monkeypatch.setattr("avtcli.storage.checkpoints.FORMAT", 2)
     with pytest.raises(AvtError, match="has checkpoint format 1, this avt reads format 2"):
@@ -112,7 +109,9 @@ def test_modes_follow_the_umask(tmp_path: Path, umask: int) -> None:
 
 
 @pytest.mark.parametrize("call", ["os.fsync", "os.rename"])
-def test_a_failing_disk_leaves_what_was_there_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_a_failing_disk_is_reported_and_keeps_earlier_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
     write(tmp_path, 1)
 
     def fail(*args: object) -> None:
@@ -135,9 +134,7 @@ def test_leftovers_of_a_killed_writer_are_cleared(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000000001"]
 
 
-def test_the_order_on_disk_is_files_then_folder_then_rename_then_parent_then_prune(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_synced_before_rename_and_pruning_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 1)
     write(tmp_path, 2)
     log: list[tuple[str, str]] = []

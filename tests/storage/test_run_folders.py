@@ -1,4 +1,4 @@
-"""Run folders: made once, locked while in use, their metrics whole."""
+"""Run folders: created once, locked while in use, with complete lines of metrics."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from avtcli.storage.metrics_log import MetricsLog
 from avtcli.storage.run_folders import create_run, default_folder, is_run, lock_run, newest_run
 
 
-def test_a_run_folder_holds_what_the_readme_says(tmp_path: Path) -> None:
+def test_a_new_run_folder_has_settings_environment_and_checkpoints(tmp_path: Path) -> None:
     create_run(tmp_path / "a" / "b", "seed = 0\n", {"pid": 1})
 
     assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == ["checkpoints", "config.toml", "env.json"]
@@ -35,7 +35,7 @@ def test_a_parent_that_is_a_file_is_explained(tmp_path: Path) -> None:
         create_run(tmp_path / "file" / "run", "", {})
 
 
-def test_the_lock_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) -> None:
+def test_the_lock_is_exclusive_and_released_when_its_process_dies(tmp_path: Path) -> None:
     create_run(tmp_path / "run", "", {"pid": 4711, "host": "here"})
     code = (
         "import sys; from pathlib import Path; from avtcli.storage.run_folders import lock_run; "
@@ -60,14 +60,11 @@ def test_the_newest_run_is_the_one_started_last(tmp_path: Path) -> None:
     (tmp_path / "no-run").mkdir()
 
     assert newest_run(tmp_path).name == "m"
-
-
-def test_without_a_run_the_message_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(AvtError, match=r"There is no run under .*make one with `avt pretrain`"):
         newest_run(tmp_path / "runs")
 
 
-def test_the_default_folder_names_date_data_backbone_and_objective_and_is_free() -> None:
+def test_the_default_folder_names_its_subject_and_is_free() -> None:
     first = default_folder("fashion-mnist:/some/where", "timm:resnet18", "avt")
     first.mkdir(parents=True)
 
@@ -75,7 +72,7 @@ def test_the_default_folder_names_date_data_backbone_and_objective_and_is_free()
     assert not default_folder("fashion-mnist", "timm:resnet18", "avt").exists()
 
 
-def test_metrics_are_cut_after_a_step_and_a_torn_line_goes(tmp_path: Path) -> None:
+def test_metrics_are_cut_after_a_step_and_at_an_incomplete_line(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
     log.append([{"step": 1}, {"step": 2}])
     log.append([{"step": 3}])
@@ -87,14 +84,9 @@ def test_metrics_are_cut_after_a_step_and_a_torn_line_goes(tmp_path: Path) -> No
     assert log.path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-def test_what_changed_in_the_environment_is_named() -> None:
-    now = {
-        "device": "cpu",
-        "processes": 1,
-        "threads": 2,
-        "cpu_capability": "AVX2",
-        "versions": {"torch": "2", "avtcli": "1", "timm": "9"},
-    }
+def test_changes_of_the_environment_are_listed() -> None:
+    versions = {"torch": "2", "avtcli": "1", "timm": "9"}
+    now = {"device": "cpu", "processes": 1, "threads": 2, "cpu_capability": "AVX2", "versions": versions}
     before = {**now, "threads": 1, "versions": {"torch": "1", "avtcli": "1", "timm": "8"}}
 
     assert environment_changes(before, now) == ["threads was 1, is 2", "torch version was 1, is 2"]

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from avtcli.training.learning_rate import cosine_rate, piecewise_rate
-from avtcli.training.optimizer import rates_at
+from avtcli.config.components import Piece
+from avtcli.training.optimizer import cosine_rate, piecewise_rate, rates_at
 from tests.support import tiny_config
 
 
 def test_pieces_hold_from_their_start_and_change_by_their_slope() -> None:
-    pieces = [(0, 1.0, 0.0), (10, 5.0, -0.5)]
+    pieces = [Piece(start=0, rate=1.0), Piece(start=10, rate=5.0, slope=-0.5)]
 
-    assert [piecewise_rate(epoch, pieces) for epoch in (0, 9.9, 10, 12)] == [1.0, 1.0, 5.0, 4.0]
+    assert [piecewise_rate(pieces, epoch) for epoch in (0, 9.9, 10, 12)] == [1.0, 1.0, 5.0, 4.0]
 
 
 def test_the_cosine_is_torchs_cosine_after_a_linear_warm_up() -> None:
@@ -28,7 +28,7 @@ def test_the_cosine_is_torchs_cosine_after_a_linear_warm_up() -> None:
     assert [cosine_rate(step / 100, peak=0.3, warmup=0.1) for step in (0, 5)] == pytest.approx([0, 0.15])
 
 
-def test_fewer_epochs_shrink_the_schedule_and_a_limit_of_steps_leaves_it_alone() -> None:
+def test_fewer_epochs_shrink_the_schedule_and_a_limit_of_steps_does_not() -> None:
     pieces = [{"start": 0, "rate": 1.0}, {"start": 50, "rate": 0.1}]
     schedule = {"epochs": 100, "pieces": pieces}
     short = tiny_config(schedule=schedule, epochs=10)
@@ -38,7 +38,7 @@ def test_fewer_epochs_shrink_the_schedule_and_a_limit_of_steps_leaves_it_alone()
     assert [rates_at(limited, epoch * 7, 7)[0] for epoch in (0, 49, 50)] == [1.0, 1.0, 0.1]
 
 
-def test_the_log_variance_layer_has_rates_of_its_own_where_the_schedule_gives_them() -> None:
+def test_the_schedule_may_give_the_log_variance_layer_other_rates() -> None:
     pieces = [{"start": 0, "rate": 1e-3}]
     with_own = tiny_config(schedule={"epochs": 4, "pieces": pieces, "log_var_pieces": [{"start": 0, "rate": 1e-2}]})
     without = tiny_config(schedule={"epochs": 4, "pieces": pieces})

@@ -7,7 +7,7 @@ import pytest
 
 from avtcli.errors import AvtError
 from avtcli.events import Event, Notice
-from avtcli.training.tracking import Tracking
+from avtcli.training.run_log import Tracking
 
 MODULE = """
 from avtcli.contracts import Tracker
@@ -37,11 +37,10 @@ def recorder(name: str, /) -> Tracker:
 def test_a_tracker_that_fails_is_reported_once_and_the_others_go_on(install: Callable[..., None], tmp_path: Path) -> None:
     install({"avtcli.trackers": {"recorder": "recorder_a:recorder"}}, recorder_a=MODULE)
     events: list[Event] = []
-    tracking = Tracking(["recorder:broken", "recorder:good"], on_event=events.append)
-    tracking.start(tmp_path, {"seed": 0}, 3)
-    for step in (4, 5):
-        tracking.log(step, {"loss": 0.5})
-    tracking.finish()
+    with Tracking(["recorder:broken", "recorder:good"], on_event=events.append) as tracking:
+        tracking.start(tmp_path, {"seed": 0}, 3)
+        for step in (4, 5):
+            tracking.log(step, {"loss": 0.5})
 
     import recorder_a
 

@@ -13,17 +13,14 @@ from avtcli.contracts import Size
 from avtcli.errors import AvtError
 from avtcli.seeding import keyed_generator
 
-LEAST_SIDE = 4
-"""Cells: the smallest side of the map that is the code by default."""
+LEAST_SIDE = 4  # cells of the map that is the code by default
 
 
 @dataclass(frozen=True)
 class TapLocation:
-    """A module whose output can be read as a map (B, C, H, W), and written back.
+    """A module, by timm's name, whose output can be read as a map (B, C, H, W), and written back.
 
     Attributes:
-        name: timm's own, the module's path.
-        channels: of the map.
         cells: (height, width) of the map at the trace's image size.
         layout: of the module's output: (B, C, H, W), (B, H, W, C), or tokens (B, prefix + H W, C), row by row.
         prefix: tokens that are no cells, such as the class token and registers; the map leaves them out.
@@ -58,13 +55,7 @@ class TapLocation:
 
 @dataclass(frozen=True)
 class ModelTrace:
-    """Structure of a model, from one batch.
-
-    Attributes:
-        locations: features that are maps, in the order of the network.
-        vector_dim: the length of the pooled feature.
-        unused: the names of the parameters that the pooled feature does not depend on.
-    """
+    """Structure of a model: its features that are maps, in their order, and parameters that the vector does not depend on."""
 
     locations: tuple[TapLocation, ...]
     vector_dim: int
@@ -74,12 +65,6 @@ class ModelTrace:
 @torch.enable_grad()  # also for callers under no_grad
 def trace_model(model: nn.Module, name: str, *, in_channels: int, image_size: Size) -> ModelTrace:
     """Trace a model in eval mode with one random image; its state and the global random state do not change.
-
-    Args:
-        model: a timm model without classifier.
-        name: for messages.
-        in_channels: of the images.
-        image_size: (height, width).
 
     Raises:
         AvtError: if the model does not take such images, gives no vector, or has no location that can be read as a map.
@@ -91,13 +76,10 @@ def trace_model(model: nn.Module, name: str, *, in_channels: int, image_size: Si
         try:
             vector = model.eval()(x)
         except Exception as error:  # models refuse a size by any exception
-            raise AvtError(
-                f"timm's '{name}' does not take images of {in_channels}x{image_size[0]}x{image_size[1]}: {one_line(error)}. "
-                "Try larger ones with `-o augment.resize=SIDE -o augment.crop=SIDE`."
-            ) from error
+            found, hint = "x".join(map(str, x.shape[1:])), "Try larger ones with `-o augment.resize=SIDE -o augment.crop=SIDE`"
+            raise AvtError(f"timm's '{name}' does not take images of {found}: {one_line(error)}. {hint}.") from error
     if not isinstance(vector, Tensor) or vector.ndim != 2:
-        found = tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
-        raise AvtError(f"timm's '{name}' gives {found} for one image, expected one vector. Choose another model.")
+        raise AvtError(f"timm's '{name}' gives {_described(vector)} for one image, expected one vector. Choose another model.")
     locations, refused = _locate_all(model, features, outputs, image_size)
     if not locations:
         why = "; ".join(refused[:3]) or "it names no features"
@@ -111,9 +93,6 @@ def default_code_tap(locations: Sequence[TapLocation]) -> TapLocation:
     """Return the deepest location of at least 4x4 cells that has layers after it, else the one of the most cells.
 
     The layers after the code process it for the decoder, as blocks 3 and 4 of NIN do.
-
-    Raises:
-        ValueError: if the pooled feature depends on none of the locations.
     """
     able = [location for location in locations if location.reaches]
     inner = [location for location in able if location is not locations[-1]] or able
@@ -130,10 +109,8 @@ def one_line(error: BaseException) -> str:
 def _recorded_outputs(model: nn.Module, features: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, list[Any]]]:
     """Yield a dict that records the outputs of each feature's module, one per call."""
     modules, outputs = dict(model.named_modules()), {feature["module"]: list[Any]() for feature in features}
-    handles = []
-    for name, calls in outputs.items():
-        if name in modules:
-            handles.append(modules[name].register_forward_hook(lambda m, i, output, calls=calls: calls.append(output)))
+    hooks = {name: lambda m, i, output, calls=calls: calls.append(output) for name, calls in outputs.items()}
+    handles = [modules[name].register_forward_hook(hook) for name, hook in hooks.items() if name in modules]
     try:
         yield outputs
     finally:
@@ -147,16 +124,18 @@ def _locate_all(
     """The features that are maps, and a line for each that is none."""
     locations, refused = [], []
     for feature in features:
-        calls = outputs[feature["module"]]
-        location = _locate(model, feature, calls[0], image_size) if len(calls) == 1 else None
-        if location is not None:
+        name, calls = feature["module"], outputs[feature["module"]]
+        if len(calls) != 1:
+            refused.append(f"'{name}' is called {len(calls)} times")
+        elif location := _locate(model, feature, calls[0], image_size):
             locations.append(location)
-        elif len(calls) != 1:
-            refused.append(f"'{feature['module']}' is called {len(calls)} times")
         else:
-            found = tuple(calls[0].shape) if isinstance(calls[0], Tensor) else f"a {type(calls[0]).__name__}"
-            refused.append(f"'{feature['module']}' gives {found}, which is no map")
+            refused.append(f"'{name}' gives {_described(calls[0])}, which is no map")
     return locations, refused
+
+
+def _described(output: Any) -> str:
+    return str(tuple(output.shape)) if isinstance(output, Tensor) else f"a {type(output).__name__}"
 
 
 def _locate(model: nn.Module, feature: Mapping[str, Any], output: Any, image_size: Size) -> TapLocation | None:
@@ -186,9 +165,7 @@ def _follow_gradients(
     parameters = dict(model.named_parameters())
     maps = [outputs[location.name][0] for location in locations]
     gradients = torch.autograd.grad(loss, [*maps, *parameters.values()], allow_unused=True)
-    with_reach = tuple(
-        replace(location, reaches=gradient is not None and bool(location.to_map(gradient).any()))
-        for location, gradient in zip(locations, gradients[: len(locations)], strict=True)
-    )
+    reach = [g is not None and bool(location.to_map(g).any()) for location, g in zip(locations, gradients, strict=False)]
     unused = (name for name, gradient in zip(parameters, gradients[len(locations) :], strict=True) if gradient is None)
-    return ModelTrace(with_reach, dim, frozenset(unused))
+    located = tuple(replace(location, reaches=reaches) for location, reaches in zip(locations, reach, strict=True))
+    return ModelTrace(located, dim, frozenset(unused))

@@ -65,18 +65,10 @@ class AlexNet(Backbone):
 
 
 def alexnet(*, in_channels: int, image_size: Size) -> Backbone:
-    """AlexNet with BatchNorm, for images of 224 px; taps conv1, pool1, conv2, pool2, conv3 to conv5, pool5 and fc_block.
-
-    Args:
-        in_channels: given by the data.
-        image_size: given by the data and the crop; 224x224, since the fully connected layers fit no other.
-    """
+    """AlexNet with BatchNorm, for images of 224 px; taps conv1, pool1, conv2, pool2, conv3 to conv5, pool5 and fc_block."""
     if image_size != SIZE:
-        height, width = image_size
-        raise AvtError(
-            f"The backbone 'alexnet' takes images of 224x224 px, found {height}x{width}. "
-            "Give `-o augment.resize=256 -o augment.crop=224`."
-        )
+        found, options = "{}x{}".format(*image_size), "-o augment.resize=256 -o augment.crop=224"
+        raise AvtError(f"The backbone 'alexnet' takes images of 224x224 px, found {found}. Give `{options}`.")
     return AlexNet(in_channels)
 
 

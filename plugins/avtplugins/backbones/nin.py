@@ -1,6 +1,7 @@
 """Network in Network, as AVT and AET use it on CIFAR-10."""
 
 from collections.abc import Collection
+from itertools import product
 from math import sqrt
 
 from torch import Tensor, nn
@@ -27,12 +28,10 @@ class NIN(Backbone):
     def __init__(self, in_channels: int, width: float) -> None:
         super().__init__()
         c192, c160, c96 = (max(1, round(c * width)) for c in (192, 160, 96))
-        self.conv1 = nn.Sequential(
-            conv_unit(in_channels, c192, 5), conv_unit(c192, c160, 1), conv_unit(c160, c96, 1), nn.MaxPool2d(3, 2, 1)
-        )
-        self.conv2 = nn.Sequential(
-            conv_unit(c96, c192, 5), conv_unit(c192, c192, 1), conv_unit(c192, c192, 1), nn.AvgPool2d(3, 2, 1)
-        )
+        first = conv_unit(in_channels, c192, 5), conv_unit(c192, c160, 1), conv_unit(c160, c96, 1)
+        self.conv1 = nn.Sequential(*first, nn.MaxPool2d(3, 2, 1))
+        second = conv_unit(c96, c192, 5), conv_unit(c192, c192, 1), conv_unit(c192, c192, 1)
+        self.conv2 = nn.Sequential(*second, nn.AvgPool2d(3, 2, 1))
         self.conv3 = nn.Sequential(*(conv_unit(c192, c192, k) for k in (3, 1, 1)))
         self.conv4 = nn.Sequential(*(conv_unit(c192, c192, k) for k in (3, 1, 1)))
         self.taps = {"conv1": c96, "conv2": c192, "conv3": c192, "conv4": c192, "classifier": c192}
@@ -66,9 +65,7 @@ def published_nin() -> PublishedCheckpoint:
     layers = {"Conv": 0, "BatchNorm": 1}
     units = {
         f"nin._feature_blocks.{b}.Block{b + 1}_ConvB{u + 1}.layers.{layer}": f"encoder.backbone.conv{b + 1}.{u}.{i}"
-        for b in range(4)
-        for u in range(3)
-        for layer, i in layers.items()
+        for b, u, (layer, i) in product(range(4), range(3), layers.items())
     }
     log_var = {f"nin._feature_blocks.1.Block2_Encode.layers.{layer}": f"encoder.log_var.{i}" for layer, i in layers.items()}
     return PublishedCheckpoint("cifar10-nin", {**units, **log_var})

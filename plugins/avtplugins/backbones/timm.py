@@ -1,7 +1,9 @@
 """timm models that name their features, CNN or transformer."""
 
+import contextlib
 import tomllib
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any
 
@@ -19,37 +21,30 @@ VECTOR_TAP = "pre_logits"
 
 def _typed(value: Any) -> Any:
     """Read a text that is a number or truth value in TOML as one: only timm knows the types of its arguments."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return value
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        return tomllib.loads(f"value = {value}")["value"] if isinstance(value, str) else value
+    return value
 
 
 TimmArguments = dict[str, Annotated[Any, BeforeValidator(_typed)]]
 """Arguments of timm's model functions by name."""
 
 
+@dataclass
 class _Call:
     """State of one forward pass: the request, and the taps that the hooks read."""
 
-    def __init__(self, code: Code, want: Collection[str]) -> None:
-        self.code, self.want = code, frozenset(want)
-        self.taps: dict[str, Tensor] = {}
+    code: Code
+    want: Collection[str]
+    taps: dict[str, Tensor] = field(default_factory=dict)
 
 
 class TimmBackbone(Backbone):
-    """A timm model with the code at one of its layers; the later layers read what `code` returns.
+    """A timm model without classifier, with the code at one location of its trace; later layers read what `code` returns.
 
     A forward hook on the module at the code tap inserts the code, so that weights keep timm's names, under `model.`. Class
     token and registers bypass the code. Parameters that the vector does not depend on are frozen: several processes wait for
     the gradient of every other one.
-
-    Args:
-        model: a timm model without classifier.
-        trace: its taps, from one batch.
-        code_tap: one of the trace's locations.
     """
 
     def __init__(self, model: nn.Module, trace: ModelTrace, code_tap: str) -> None:
@@ -114,18 +109,16 @@ def timm_backbone(
     if not timm.is_model(name):
         known = timm.list_models()
         raise AvtError(f"timm {timm.__version__} has no model '{name}'. {nearest(name, known)}It has {len(known)} others.")
-    given = {"in_chans": in_channels, "img_size": image_size}
-    model = _create(name, args or {}, given, pretrained=pretrained)
+    model = _create(name, args or {}, {"in_chans": in_channels, "img_size": image_size}, pretrained=pretrained)
     trace = trace_model(model, name, in_channels=in_channels, image_size=image_size)
-    able = {location.name: location for location in trace.locations if location.reaches}
+    able = [location.name for location in trace.locations if location.reaches]
     if code_at is None:
         code_at = default_code_tap(trace.locations).name
     if code_at not in able:
         is_map = any(location.name == code_at for location in trace.locations)
         why = "the pooled feature does not depend on it" if is_map else "no map of that name"
-        raise AvtError(
-            f"The code of timm's '{name}' cannot stand at '{code_at}': {why}. {nearest(code_at, able)}Taps: {', '.join(able)}."
-        )
+        hint = f"{nearest(code_at, able)}Taps: {', '.join(able)}"
+        raise AvtError(f"The code of timm's '{name}' cannot stand at '{code_at}': {why}. {hint}.")
     return TimmBackbone(model, trace, code_at)
 
 
@@ -135,11 +128,7 @@ def variants() -> Collection[str]:
 
 
 def _create(name: str, args: Mapping[str, Any], given: Mapping[str, Any], *, pretrained: bool) -> nn.Module:
-    """Make a timm model; img_size is left out where the model, being convolutional, takes none.
-
-    Raises:
-        AvtError: if timm refuses the arguments or the size, or the published weights cannot be loaded.
-    """
+    """Make a timm model; img_size is left out where the model, being convolutional, takes none."""
     merged = {**given, **args}
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **merged)
@@ -149,9 +138,8 @@ def _create(name: str, args: Mapping[str, Any], given: Mapping[str, Any], *, pre
         raise AvtError(f"timm's '{name}' does not take these arguments: {one_line(error)}.") from error
     except Exception as error:  # timm and its download can raise anything
         if pretrained:
-            raise AvtError(
-                f"The published weights of timm's '{name}' cannot be loaded: {one_line(error).split('. ')[0]}. Without "
-                "internet access, give a safetensors file in timm's names with --init-from, and leave pretrained out."
-            ) from error
+            hint = "Without internet access, use --init-from with a safetensors file in timm's names, without pretrained"
+            cause = one_line(error).split(". ")[0]
+            raise AvtError(f"The published weights of timm's '{name}' cannot be loaded: {cause}. {hint}.") from error
         raise AvtError(f"timm's '{name}' cannot be made with {merged}: {one_line(error)}.") from error
     return model

@@ -1,13 +1,18 @@
-"""Files of data sets: checks, downloads and errors."""
+"""Files of data sets: checks, downloads, errors, and the data sets made of arrays in them."""
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from avtcli.contracts import ImageData, MemorySplit
 from avtcli.errors import AvtError
+
+RGB = tuple[float, float, float]
+"""A figure of each channel."""
 
 
 def missing_data(name: str, *, where: Path, layout: str, cause: str = "") -> AvtError:
@@ -46,10 +51,11 @@ def download(name: str, fetch: Callable[[], None], *, where: Path, layout: str) 
         raise missing_data(name, where=where, layout=layout, cause=f"and its download failed: {error}") from error
 
 
-def fingerprint(tensors: Iterable[Tensor]) -> str:
-    """Return a hash of the bytes and shapes of tensors."""
+def memory_data(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], **facts: Any) -> ImageData:
+    """Make a data set of images (n, C, 32, 32) and labels (n,); its fingerprint is a hash of their bytes and shapes."""
     digest = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
+    for tensor in (*train, *test):
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
+    splits = MemorySplit(*train, prefix="train"), MemorySplit(*test, prefix="test")
+    return ImageData(*splits, channels=train[0].shape[1], size=(32, 32), fingerprint=digest.hexdigest(), **facts)

@@ -1,20 +1,22 @@
-"""Image files: a compact list of names, and safe decoding."""
+"""Data sets of image files: listing, safe decoding, and splits that read one file at a time."""
 
 import hashlib
 import io
 import os
 import warnings
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from avtcli.contracts import Split
+from avtcli.contracts import ImageData, Split
 from avtcli.errors import AvtError
+from avtplugins.datasets._files import missing_data
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
 SUFFIXES: Final = (b".jpeg", b".jpg", b".png", b".webp", b".bmp", b".ppm")
@@ -25,62 +27,49 @@ MAX_PIXELS: Final = 50_000_000
 MEAN: Final = (0.485, 0.456, 0.406)
 STD: Final = (0.229, 0.224, 0.225)
 
+ListedFile = tuple[bytes, int, int]
+"""Name below the folder of the images, size in bytes, and label."""
 
-class FileList:
-    """A growing list of file names and labels.
 
-    The names are one block of bytes: reading a Python string writes its reference count, so that each worker process would
-    copy a list of strings.
+def find_root(name: str, path: str | None, data_dir: Path, *, needs: tuple[str, ...], layout: str) -> Path:
+    """Return the given folder of a data set, or the one of its name in the data folder.
+
+    Raises:
+        AvtError: if something that it needs is not there.
     """
-
-    def __init__(self) -> None:
-        self.names = bytearray()
-        self.ends = array("q")
-        self.labels = array("q")
-        self.digest = hashlib.blake2b(digest_size=16)
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def add(self, name: bytes, size: int, label: int) -> None:
-        """Add a file: name below the list's folder, size in bytes, class."""
-        self.names += name
-        self.ends.append(len(self.names))
-        self.labels.append(label)
-        self.digest.update(b"%s\0%d %d\n" % (name, size, label))
+    root = Path(path).expanduser() if path else data_dir / name
+    absent = next((root / part for part in needs if not os.path.exists(root / part)), None)
+    if absent is not None:
+        raise missing_data(name, where=root, layout=layout, cause=f"there is no {absent}")
+    return root
 
 
-def fingerprint(lists: list[FileList]) -> str:
-    """Return a hash of the names, sizes and labels of files, in order."""
-    return hashlib.blake2b(b"".join(files.digest.digest() for files in lists), digest_size=16).hexdigest()
-
-
-def list_images(folder: Path) -> list[tuple[bytes, int]]:
-    """List the image files directly in a folder, by suffix, sorted, without hidden ones: (name, size in bytes).
+def list_folder(folder: bytes) -> tuple[list[tuple[bytes, int]], list[bytes]]:
+    """List the image files, (name, size in bytes), and the folders in a folder, without hidden ones and links to nothing.
 
     Raises:
         AvtError: if the folder cannot be read.
     """
+    files, folders = [], []
     try:
-        with os.scandir(os.fsencode(folder)) as entries:
-            return sorted(
-                (entry.name, entry.stat().st_size)
-                for entry in entries
-                if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(b".") and entry.is_file()
-            )
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(b".") or (entry.is_symlink() and not os.path.exists(entry.path)):
+                    continue
+                if entry.is_dir():
+                    folders.append(entry.name)
+                elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+                    files.append((entry.name, entry.stat().st_size))
     except OSError as error:
-        raise AvtError(f"The folder {folder} cannot be read: {error.strerror}. Check its permissions and its disk.") from error
+        where = os.fsdecode(folder)
+        raise AvtError(f"The folder {where} cannot be read: {error.strerror}. Check its permissions and its disk.") from error
+    return sorted(files), folders
 
 
 def decode_image(content: bytes, *, name: str) -> Tensor:
-    """Decode an image file to RGB, without applying an EXIF orientation, as torchvision's ImageFolder.
+    """Decode an image file to RGB, uint8 (3, H, W), without applying an EXIF orientation, as torchvision's ImageFolder.
 
-    Args:
-        content: the file's bytes; decoders of other formats than `FORMATS` never run.
-        name: of the file, for messages.
-
-    Returns:
-        uint8, (3, H, W).
+    Decoders of other formats than `FORMATS` never run.
 
     Raises:
         AvtError: if it does not decode, is cut short, or states more than `MAX_PIXELS` pixels.
@@ -108,20 +97,24 @@ def decode_image(content: bytes, *, name: str) -> Tensor:
 
 
 class FileSplit(Split):
-    """A split whose images are files, read one at a time.
+    """A split whose images are files in a folder, read one at a time.
 
-    Args:
-        folder: parent of the names.
-        files: the images with their labels.
+    The names are one block of bytes: reading a Python string writes its reference count, so that each worker process would
+    copy a list of strings.
     """
 
     images: Tensor | None = None
 
-    def __init__(self, folder: Path, files: FileList) -> None:
-        self.folder = folder
-        self.names = bytes(files.names)
-        self.ends = np.array(files.ends, np.int64)
-        self.labels: Tensor | None = torch.from_numpy(np.array(files.labels, np.int64))
+    def __init__(self, folder: Path, files: Iterable[ListedFile], *, labelled: bool = True) -> None:
+        names, ends, labels, digest = bytearray(), array("q"), array("q"), hashlib.blake2b(digest_size=16)
+        for name, size, label in files:
+            names += name
+            ends.append(len(names))
+            labels.append(label)
+            digest.update(b"%s\0%d %d\n" % (name, size, label))
+        self.folder, self.names, self.digest = folder, bytes(names), digest.digest()
+        self.ends = np.array(ends, np.int64)
+        self.labels = torch.from_numpy(np.array(labels, np.int64)) if labelled else None
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -142,3 +135,10 @@ class FileSplit(Split):
         except OSError as error:
             raise AvtError(f"{path} was listed and cannot be read now: {error.strerror}. Check its disk.") from error
         return decode_image(content, name=str(path))
+
+
+def file_data(train: FileSplit, test: FileSplit | None, **facts: Any) -> ImageData:
+    """Make a data set of RGB files; its fingerprint is a hash of their names, sizes and labels, in order."""
+    digests = b"".join(split.digest for split in (train, test) if split is not None)
+    fingerprint = hashlib.blake2b(digests, digest_size=16).hexdigest()
+    return ImageData(train, test, channels=3, size=None, fingerprint=fingerprint, **facts)

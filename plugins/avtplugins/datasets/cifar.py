@@ -8,14 +8,16 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from avtcli.contracts import ImageData, MemorySplit
+from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
-from avtplugins.datasets._files import download, fingerprint, missing_data, require_files
+from avtplugins.datasets._files import RGB, download, memory_data, missing_data, require_files
 
 CLASSES: Final = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TRAIN: Final = tuple(f"data_batch_{i}" for i in range(1, 6))
 FOLDER: Final = "cifar-10-batches-py"
 LAYOUT: Final = f"a folder {FOLDER} with data_batch_1 to data_batch_5 and test_batch"
+MEAN: Final = (0.4914, 0.4822, 0.4465)
+STD: Final = (0.2023, 0.1994, 0.2010)
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -31,11 +33,7 @@ class PlainUnpickler(pickle.Unpickler):
     """
 
     def find_class(self, module: str, name: str) -> Any:
-        """Look up an allowed name.
-
-        Raises:
-            pickle.UnpicklingError: for any other.
-        """
+        """Look up an allowed name; any other raises UnpicklingError."""
         if (module, name) == ("_codecs", "encode"):
             return _latin1
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
@@ -86,14 +84,7 @@ def _find(path: str | None, data_dir: Path) -> Path:
     return root / FOLDER
 
 
-def cifar10(
-    path: str | None = None,
-    /,
-    *,
-    data_dir: Path,
-    mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465),
-    std: tuple[float, float, float] = (0.2023, 0.1994, 0.2010),
-) -> ImageData:
+def cifar10(path: str | None = None, /, *, data_dir: Path, mean: RGB = MEAN, std: RGB = STD) -> ImageData:
     """CIFAR-10: 50 000 + 10 000 images of 32 px in ten classes; downloaded by torchvision where it is missing.
 
     Args:
@@ -104,16 +95,6 @@ def cifar10(
     """
     folder = _find(path, data_dir)
     require_files("cifar10", folder, (*TRAIN, "test_batch"))
-    parts = [read_batch(folder / name) for name in TRAIN]
-    images, labels = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-    test_images, test_labels = read_batch(folder / "test_batch")
-    return ImageData(
-        train=MemorySplit(images, labels, prefix="train"),
-        test=MemorySplit(test_images, test_labels, prefix="test"),
-        channels=3,
-        size=(32, 32),
-        mean=mean,
-        std=std,
-        classes=CLASSES,
-        fingerprint=fingerprint([images, labels, test_images, test_labels]),
-    )
+    images, labels = zip(*(read_batch(folder / name) for name in TRAIN), strict=True)
+    train, test = (torch.cat(images), torch.cat(labels)), read_batch(folder / "test_batch")
+    return memory_data(train, test, mean=mean, std=std, classes=CLASSES)

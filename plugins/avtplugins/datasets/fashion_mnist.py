@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from avtcli.contracts import ImageData, MemorySplit
+from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
-from avtplugins.datasets._files import download, fingerprint, missing_data, require_files
+from avtplugins.datasets._files import download, memory_data, missing_data, require_files
 
 CLASSES: Final = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -29,17 +29,10 @@ STD: Final = (0.3318,)
 
 
 def read_idx(path: Path, *, dimensions: int) -> Tensor:
-    """Read a gzipped IDX file of bytes.
-
-    Args:
-        path: the file.
-        dimensions: the number expected.
-
-    Returns:
-        uint8, of the shape in its header.
+    """Read a gzipped IDX file of bytes: uint8, of the shape in its header.
 
     Raises:
-        AvtError: if it is no such file, or incomplete.
+        AvtError: if it is no such file of that number of dimensions, or incomplete.
     """
     try:
         content = gzip.decompress(path.read_bytes())
@@ -61,21 +54,8 @@ def _read(folder: Path) -> ImageData:
         labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz", dimensions=1).long()
         if len(images) != len(labels) or images.shape[1:] != (28, 28):
             raise AvtError(f"{folder} has {part} images {tuple(images.shape)} and {len(labels)} labels, expected (n, 28, 28).")
-        padded = functional.pad(images, [PADDING] * 4)[:, None]
-        splits.append(MemorySplit(padded, labels, prefix="train" if part == "train" else "test"))
-    train, test = splits
-    assert train.labels is not None
-    assert test.labels is not None
-    return ImageData(
-        train=train,
-        test=test,
-        channels=1,
-        size=(32, 32),
-        mean=MEAN,
-        std=STD,
-        classes=CLASSES,
-        fingerprint=fingerprint([train.images, train.labels, test.images, test.labels]),
-    )
+        splits.append((functional.pad(images, [PADDING] * 4)[:, None], labels))
+    return memory_data(*splits, mean=MEAN, std=STD, classes=CLASSES)
 
 
 def fashion_mini() -> ImageData:

@@ -7,25 +7,14 @@ from typing import Final
 
 from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
-from avtplugins.datasets._image_files import MEAN, STD, SUFFIXES, FileList, FileSplit, fingerprint
+from avtplugins.datasets._files import RGB
+from avtplugins.datasets._image_files import MEAN, STD, SUFFIXES, FileSplit, ListedFile, file_data, list_folder
 
 EXPECTED: Final = f"images at any depth, {', '.join(suffix.decode() for suffix in SUFFIXES)}, hidden ones left out"
 
 
-def _entries(folder: bytes) -> list[tuple[bytes, os.DirEntry[bytes]]]:
-    """Entries of a folder, sorted as the paths below it sort: a folder's name ends in a slash."""
-    try:
-        with os.scandir(folder) as entries:
-            seen = [entry for entry in entries if not entry.name.startswith(b".") and os.path.exists(entry.path)]
-            return sorted((entry.name + b"/" if entry.is_dir() else entry.name, entry) for entry in seen)
-    except OSError as error:
-        raise AvtError(
-            f"The folder {os.fsdecode(folder)} cannot be read: {error.strerror}. Check its permissions and its disk."
-        ) from error
-
-
-def _walk(folder: bytes, below: bytes, walked: set[tuple[int, int]]) -> Iterator[tuple[bytes, int]]:
-    """The image files in a folder and below, sorted by name: (name, size in bytes).
+def _walk(folder: bytes, below: bytes, walked: set[tuple[int, int]]) -> Iterator[ListedFile]:
+    """List the image files in a folder and below, sorted by name.
 
     Links to folders are followed; a folder is walked once, so that a link to a parent ends there.
     """
@@ -33,20 +22,15 @@ def _walk(folder: bytes, below: bytes, walked: set[tuple[int, int]]) -> Iterator
     if (found.st_dev, found.st_ino) in walked:
         return
     walked.add((found.st_dev, found.st_ino))
-    for name, entry in _entries(folder):
+    files, folders = list_folder(folder)
+    for name, size in sorted([*files, *((name + b"/", 0) for name in folders)]):  # as the paths sort
         if name.endswith(b"/"):
-            yield from _walk(entry.path, below + name, walked)
-        elif name.lower().endswith(SUFFIXES) and entry.is_file():
-            yield below + name, entry.stat().st_size
+            yield from _walk(os.path.join(folder, name[:-1]), below + name, walked)
+        else:
+            yield below + name, size, -1
 
 
-def folder(
-    path: str,
-    /,
-    *,
-    mean: tuple[float, float, float] = MEAN,
-    std: tuple[float, float, float] = STD,
-) -> ImageData:
+def folder(path: str, /, *, mean: RGB = MEAN, std: RGB = STD) -> ImageData:
     """Any images: every image file in a folder and the folders below, sorted by name, without labels and without a test part.
 
     Args:
@@ -58,20 +42,7 @@ def folder(
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
         raise AvtError(f"The folder {root} {found}. Expected a folder with {EXPECTED}: give `--dataset folder:DIR`.")
-    files = FileList()
-    for name, size in _walk(os.fsencode(root), b"", set()):
-        files.add(name, size, -1)
-    if not len(files):
+    images = FileSplit(root, _walk(os.fsencode(root), b"", set()), labelled=False)
+    if not len(images):
         raise AvtError(f"The folder {root} has no images. Expected {EXPECTED}: give another `--dataset folder:DIR`.")
-    images = FileSplit(root, files)
-    images.labels = None
-    return ImageData(
-        train=images,
-        test=None,
-        channels=3,
-        size=None,
-        mean=mean,
-        std=std,
-        classes=None,
-        fingerprint=fingerprint([files]),
-    )
+    return file_data(images, None, classes=None, mean=mean, std=std)

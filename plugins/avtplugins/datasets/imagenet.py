@@ -1,13 +1,14 @@
 """ImageNet, one folder per class."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
-from avtplugins.datasets._files import missing_data
-from avtplugins.datasets._image_files import MEAN, STD, FileList, FileSplit, fingerprint, list_images
+from avtplugins.datasets._files import RGB
+from avtplugins.datasets._image_files import MEAN, STD, FileSplit, ListedFile, file_data, find_root, list_folder
 
 LAYOUT: Final = (
     "train/CLASS/*.JPEG and val/CLASS/*.JPEG, one folder per class (ImageNet needs an account, avt does not download it)"
@@ -15,11 +16,7 @@ LAYOUT: Final = (
 
 
 def _classes(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise missing_data("imagenet", where=folder.parent, layout=LAYOUT, cause=f"{folder}: {error.strerror}") from error
+    names = sorted(os.fsdecode(name) for name in list_folder(os.fsencode(folder))[1])
     if not names:
         raise AvtError(f"{folder} has no class folders. Expected {LAYOUT}: sort the images into one folder per class.")
     return names
@@ -33,28 +30,19 @@ def _check_same(train: list[str], val: list[str], root: Path) -> None:
         raise AvtError(f"The class folders in {root} differ: {', '.join(parts)}. Expected the same names in train and in val.")
 
 
-def _list(folder: Path, classes: list[str]) -> FileList:
-    files, empty = FileList(), []
+def _files(folder: Path, classes: list[str]) -> Iterator[ListedFile]:
+    empty = []
     for label, name in enumerate(classes):
-        images = list_images(folder / name)
+        images, _ = list_folder(os.fsencode(folder / name))
         if not images:
             empty.append(name)
-        below = os.fsencode(name) + b"/"
         for file, size in images:
-            files.add(below + file, size, label)
+            yield os.path.join(os.fsencode(name), file), size, label
     if empty:
         raise AvtError(f"{len(empty)} class folders in {folder} hold no images, the first is {empty[0]}. Fill or remove them.")
-    return files
 
 
-def imagenet(
-    path: str | None = None,
-    /,
-    *,
-    data_dir: Path,
-    mean: tuple[float, float, float] = MEAN,
-    std: tuple[float, float, float] = STD,
-) -> ImageData:
+def imagenet(path: str | None = None, /, *, data_dir: Path, mean: RGB = MEAN, std: RGB = STD) -> ImageData:
     """ImageNet: about 1.28 million + 50 000 images in 1 000 classes, or any images laid out so; labels are the sorted folders.
 
     Args:
@@ -63,17 +51,8 @@ def imagenet(
         mean: per channel, for normalisation (as in the release).
         std: per channel, for normalisation (as in the release).
     """
-    root = Path(path).expanduser() if path else data_dir / "imagenet"
+    root = find_root("imagenet", path, data_dir, needs=("train", "val"), layout=LAYOUT)
     classes = _classes(root / "train")
     _check_same(classes, _classes(root / "val"), root)
-    train, val = _list(root / "train", classes), _list(root / "val", classes)
-    return ImageData(
-        train=FileSplit(root / "train", train),
-        test=FileSplit(root / "val", val),
-        channels=3,
-        size=None,
-        mean=mean,
-        std=std,
-        classes=tuple(classes),
-        fingerprint=fingerprint([train, val]),
-    )
+    train, val = (FileSplit(folder, _files(folder, classes)) for folder in (root / "train", root / "val"))
+    return file_data(train, val, classes=tuple(classes), mean=mean, std=std)

@@ -8,15 +8,15 @@ from typing import Final
 
 from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
-from avtplugins.datasets._files import missing_data
-from avtplugins.datasets._image_files import MEAN, STD, FileList, FileSplit, fingerprint
+from avtplugins.datasets._files import RGB
+from avtplugins.datasets._image_files import MEAN, STD, FileSplit, ListedFile, file_data, find_root
 
 IMAGES: Final = "data/vision/torralba/deeplearning/images256"
-LISTS: Final = "trainvalsplit_places205"
+LISTS: Final = tuple(f"trainvalsplit_places205/{part}_places205.csv" for part in ("train", "val"))
 N_CLASSES: Final = 205
 LAYOUT: Final = (
-    f"the images below {IMAGES}, and {LISTS}/train_places205.csv and val_places205.csv, each line a path below that folder, a "
-    "space and a label (avt does not download them)"
+    f"the images below {IMAGES}, and {LISTS[0]} and val_places205.csv, each line a path below that folder, a space and a label "
+    "(avt does not download them)"
 )
 
 
@@ -50,21 +50,20 @@ def _size(path: bytes) -> int | None:
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
-def _list(path: Path, folder: Path) -> FileList:
-    files, missing, first = FileList(), 0, b""
-    below = os.fsencode(folder) + b"/"
+def _files(path: Path, folder: Path) -> Iterator[ListedFile]:
+    found, missing, first, parent = 0, 0, b"", os.fsencode(folder)
     for name, label in read_list(path):
-        size = _size(below + name)
+        size = _size(os.path.join(parent, name))
         if size is None:
             missing, first = missing + 1, first or name
         else:
-            files.add(name, size, label)
+            found += 1
+            yield name, size, label
     if missing:
         raise AvtError(
-            f"{path} names {missing + len(files)} images, {missing} of them are not in {folder}, the first is "
-            f"{os.fsdecode(first)}. Unpack the complete archive there."
+            f"{path} names {found + missing} images, {missing} of them are not in {folder}, the first is {os.fsdecode(first)}. "
+            "Unpack the complete archive there."
         )
-    return files
 
 
 def _class_names(split: FileSplit) -> tuple[str, ...]:
@@ -77,14 +76,7 @@ def _class_names(split: FileSplit) -> tuple[str, ...]:
     return tuple(names.get(label) or str(label) for label in range(N_CLASSES))
 
 
-def places205(
-    path: str | None = None,
-    /,
-    *,
-    data_dir: Path,
-    mean: tuple[float, float, float] = MEAN,
-    std: tuple[float, float, float] = STD,
-) -> ImageData:
+def places205(path: str | None = None, /, *, data_dir: Path, mean: RGB = MEAN, std: RGB = STD) -> ImageData:
     """Places205: about 2.45 million + 20 500 images of 256 px in 205 classes, from its two published lists.
 
     Args:
@@ -93,20 +85,6 @@ def places205(
         mean: per channel, for normalisation (ImageNet's, on which the networks were trained).
         std: per channel, for normalisation (ImageNet's).
     """
-    root = Path(path).expanduser() if path else data_dir / "places205"
-    folder, lists = root / IMAGES, [root / LISTS / f"{part}_places205.csv" for part in ("train", "val")]
-    absent = [str(place) for place, there in ((folder, folder.is_dir()), *((p, p.is_file()) for p in lists)) if not there]
-    if absent:
-        raise missing_data("places205", where=root, layout=LAYOUT, cause=f"there is no {absent[0]}")
-    train, val = (_list(path, folder) for path in lists)
-    train_split = FileSplit(folder, train)
-    return ImageData(
-        train=train_split,
-        test=FileSplit(folder, val),
-        channels=3,
-        size=None,
-        mean=mean,
-        std=std,
-        classes=_class_names(train_split),
-        fingerprint=fingerprint([train, val]),
-    )
+    root = find_root("places205", path, data_dir, needs=(IMAGES, *LISTS), layout=LAYOUT)
+    train, val = (FileSplit(root / IMAGES, _files(root / list_, root / IMAGES)) for list_ in LISTS)
+    return file_data(train, val, classes=_class_names(train), mean=mean, std=std)

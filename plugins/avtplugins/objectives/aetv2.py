@@ -4,19 +4,17 @@
 Groups", arXiv 1911.07004: theta^-1 theta_hat is projected to the rotations SO(3), where the geodesic has a closed form.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from avtcli.contracts import Loss, Objective, Target, TransformFamily
+from avtcli.contracts import Loss, Objective, Prediction, Target, TransformFamily
 from avtcli.errors import AvtError
-from avtcli.geometry.homography import inverse, product
-from avtcli.geometry.lie import unit_homography
+from avtcli.geometry.homography import inverse, product, unit_homography
+from avtcli.models.decoder import Decoder
 
-DETERMINANT_FLOOR = 1e-2
-"""A decoder may say a matrix that collapses the image; dividing by less than this would let its gradient explode."""
+DETERMINANT_FLOOR = 1e-2  # a decoded matrix may collapse the image: dividing by less would let its gradient explode
 
 
 class NearestRotation(torch.autograd.Function):
@@ -56,50 +54,48 @@ def rotation_angle(rotation: Tensor) -> Tensor:
     return torch.atan2(sine, cosine)
 
 
-@dataclass(frozen=True, kw_only=True)
 class AETv2(Objective):
     """|Log R| + residual_weight |M - R|, M = theta^-1 theta_hat, R its nearest rotation, |Log R| = arccos((tr R - 1) / 2).
 
     theta and theta_hat are the true and the decoded in_from_out in unit coordinates (the image is [-1, 1] x [-1, 1]), with
     determinant 1, so that neither the image's size nor a matrix's scale counts. The distance |M - R| (Frobenius) holds M close
-    to the rotations: the angle alone does not see what is lost in the projection. Its form and weight are our choice.
+    to the rotations: the angle alone does not see what the projection removes. Its form and weight are our choice.
     """
 
-    residual_weight: float
+    def __init__(self, vector_dim: int, family: TransformFamily, *, residual_weight: float) -> None:
+        super().__init__()
+        self.decoder = Decoder(2 * vector_dim, family.dof)
+        self.residual_weight = residual_weight
 
-    def outputs(self, family: TransformFamily) -> int:
-        """One output a target number.
+    def predict(self, codes: tuple[Tensor, ...]) -> Prediction:
+        """Predict the normalised target, (B, dof)."""
+        return self.decoder(codes)  # type: ignore[no-any-return]
 
-        Raises:
-            AvtError: if a part of the target is no warp.
-        """
-        if family.kind != "geometric":
-            raise AvtError(
-                f"The objective 'aetv2' needs a geometric family; this one is {family.kind}, its target is "
-                f"{', '.join(family.names)}. Choose --transform projective, or --objective aet."
-            )
-        return family.dof
-
-    def loss(self, mean: Tensor, log_var: Tensor | None, target: Target) -> Loss:
-        """The loss of each sample, (B,), and its parts: the angle in radians and the distance of the projection."""
-        with torch.autocast(mean.device.type, enabled=False):  # matrix functions in full precision
-            work = torch.promote_types(mean.dtype, torch.float32)
-            family, size = target.family, target.size
-            true = family.in_from_out(target.parameters.to(work), size)
-            decoded = family.in_from_out(family.decode(mean.to(work), size), size)
-            true, decoded = unit_homography(true, size), unit_homography(decoded, size, floor=DETERMINANT_FLOOR)
-            error = product(inverse(true), decoded)
-            rotation = NearestRotation.apply(error)
-            angle, residual = rotation_angle(rotation), torch.linalg.vector_norm(error - rotation, dim=(1, 2))
+    def forward(self, codes: tuple[Tensor, ...], targets: tuple[Target, ...]) -> Loss:
+        """Return the loss of each sample, (B,), and its parts: the angle in radians and the distance of the projection."""
+        mean, (target,) = self.predict(codes).mean, targets
+        family, size, work = target.family, target.size, torch.promote_types(mean.dtype, torch.float32)
+        true = family.in_from_out(target.parameters.to(work), size)
+        decoded = family.in_from_out(family.decode(mean.to(work), size), size)
+        true, decoded = unit_homography(true, size), unit_homography(decoded, size, floor=DETERMINANT_FLOOR)
+        error = product(inverse(true), decoded)
+        rotation = NearestRotation.apply(error)
+        angle, residual = rotation_angle(rotation), torch.linalg.vector_norm(error - rotation, dim=(1, 2))
         return Loss(angle + self.residual_weight * residual, {"angle": angle, "residual": residual})
 
 
-def aetv2(*, residual_weight: float = 1.0) -> Objective:
+def aetv2(*, vector_dim: int, family: TransformFamily, residual_weight: float = 1.0) -> Objective:
     """AETv2's objective: the geodesic distance of rotations, after a projection, between true and decoded homographies.
 
     Args:
+        vector_dim: given by the backbone.
+        family: given by the transformations; a geometric one.
         residual_weight: factor before the distance between the matrix and its projection.
     """
     if residual_weight < 0:
         raise AvtError(f"objective.residual_weight needs a weight of 0 or more, found {residual_weight}.")
-    return AETv2(residual_weight=residual_weight)
+    if family.kind != "geometric":
+        found = f"this one is {family.kind}, its target is {', '.join(family.names)}"
+        hint = "Choose --transform projective, or --objective aet"
+        raise AvtError(f"The objective 'aetv2' needs a geometric family; {found}. {hint}.")
+    return AETv2(vector_dim, family, residual_weight=residual_weight)

@@ -1,0 +1,91 @@
+"""Command-line options generated from the fields of the settings."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+
+from avtcli.cli.options import complete_plugin, number_or_auto, option, parts_of
+from avtcli.config.components import Flag, Panel, Plugin, flags_of
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
+
+Command = Callable[..., None]
+
+
+def settings_options(model: "type[BaseModel]") -> Callable[[Command], Command]:
+    """Give a command one option for each field of the model that has a `Flag`, in place of its `**settings`.
+
+    The command receives the values that were given by field name, the name of a plugin as `{"name": NAME}`.
+    """
+    flags, fields = flags_of(model), model.model_fields
+    plugins_first = sorted(flags, key=lambda name: _value_type(fields[name]) is not Plugin)
+    generated = [_parameter(name, fields[name], flags[name]) for name in plugins_first]
+
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command)
+        written = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            given = {name: _setting(values.pop(name), fields[name], flag) for name, flag in flags.items()}
+            command(**values, **{name: value for name, value in given.items() if value is not None})
+
+        parameters = sorted([*generated, *written], key=_panel_rank)
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        run.__dict__["__signature__"] = signature.replace(parameters=parameters)
+        return run
+
+    return decorate
+
+
+def _value_type(field: "FieldInfo") -> Any:
+    parts = [part for part in get_args(field.annotation) if part is not type(None)]
+    return parts[0] if type(None) in get_args(field.annotation) else field.annotation
+
+
+def _parameter(name: str, field: "FieldInfo", flag: Flag) -> inspect.Parameter:
+    kind, spelled = _value_type(field), flag.name or name.replace("_", "-")
+    text = f"{field.description}{_default_text(field.default)}"
+    more: dict[str, Any] = _bounds(field) if kind in (int, float) and not flag.auto else {}
+    if flag.auto:
+        more["parser"] = number_or_auto
+    if kind is Plugin:
+        more["autocompletion"] = complete_plugin(name)
+    declared = f"--{spelled}/--no-{spelled}" if kind is bool else f"--{spelled}"
+    taken: Any = list[str] if flag.repeat else str if kind is Plugin or get_origin(kind) is tuple else kind
+    annotation = Annotated[taken | None, option(text, flag.metavar, flag=declared, panel=flag.panel, **more)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _bounds(field: "FieldInfo") -> dict[str, float]:
+    """Inclusive bounds; an exclusive bound of a float is left to the settings' own validation."""
+    marks = {key: getattr(mark, key) for mark in field.metadata for key in ("ge", "gt", "le") if hasattr(mark, key)}
+    if "gt" in marks and _value_type(field) is int:
+        marks["ge"] = marks["gt"] + 1
+    return {name: marks[key] for name, key in (("min", "ge"), ("max", "le")) if key in marks}
+
+
+def _default_text(default: Any) -> str:
+    if default in (None, ()):
+        return ""  # the description states what an empty default means
+    if isinstance(default, bool):
+        return f" Default: {'yes' if default else 'no'}."
+    return f" Default: {default.name if isinstance(default, Plugin) else default}."
+
+
+def _setting(value: Any, field: "FieldInfo", flag: Flag) -> Any:
+    if value in (None, []):
+        return None
+    kind = _value_type(field)
+    if kind is Plugin:
+        return {"name": value}
+    return tuple(value) if flag.repeat else parts_of(value) if get_origin(kind) is tuple else value
+
+
+def _panel_rank(parameter: inspect.Parameter) -> int:
+    """Sort options by the panels of the help; arguments and options without a panel come first."""
+    panel, order = parameter.annotation.__metadata__[-1].rich_help_panel, get_args(Panel)
+    return order.index(panel) if panel in order else -1

@@ -1,0 +1,49 @@
+"""Ridge regression on one-hot labels."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated
+
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+from torch.nn import functional
+
+from avtcli.errors import AvtError
+from avtcli.features.cache_storage import memory_bytes
+from avtcli.metrics.accuracy import topk_percent
+from avtcli.metrics.ridge import choose_ridge, fit_ridges
+from avtcli.probing.head import ClosedFormHead, Head, HeadData, HeadFigures
+
+
+def ridge(
+    *, penalties: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+) -> Head:
+    """Least squares with a penalty, in closed form.
+
+    Args:
+        penalties: on the squared weights, for each image, to choose from.
+    """
+    description = "ridge regression on one-hot labels in closed form, features standardised"
+    return ClosedFormHead(description, "max", partial(_fit, penalties=penalties), {"penalty": penalties})
+
+
+def _fit(data: HeadData, *, penalties: Sequence[float]) -> HeadFigures:
+    count, width, classes = len(data.rows), data.train.shape[1], data.classes
+    needed, there = 8 * (5 * min(width, count) ** 2 + 3 * count * classes), memory_bytes()  # the float64 matrices
+    if needed > there / 2:
+        raise AvtError(
+            f"Ridge regression on {count} images of {width} features and {classes} classes would take {needed / 1e9:.0f} GB, "
+            f"more than half of the {there / 1e9:.0f} GB of memory. Give a smaller --pool-size, --limit-train or --head linear."
+        )
+    targets = functional.one_hot(data.train_labels.cpu(), classes).to(torch.float64)
+
+    def top1(predicted: Tensor, truth: Tensor) -> float:
+        return topk_percent(predicted, truth.argmax(1), 1)
+
+    val_top1: float | None = None
+    if len(penalties) > 1 and len(data.held_out):
+        fitted, val_top1 = choose_ridge(data.train, targets, penalties, held_out=data.held_out, rows=data.rows, score=top1)
+    else:
+        (fitted,) = fit_ridges(data.train, targets, [sorted(penalties)[len(penalties) // 2]], rows=data.rows)
+    return HeadFigures(*data.score(fitted.predict(data.test)), val_top1, {"penalty": fitted.penalty})

@@ -1,0 +1,137 @@
+"""`avt bench`: every benchmark has its figures, and both sides of a training step do the same."""
+
+import time
+from dataclasses import asdict, replace
+from importlib.metadata import version
+
+import pytest
+import torch
+
+from avtcli.bench.bench_training import build_bench_setup, our_images, our_pairs
+from avtcli.bench.benchmark_suite import BENCHMARKS, BenchResult, bench, check_names, commit_of_checkout, cpu_name
+from avtcli.bench.benchmark_timing import BenchConfig, Benchmark, compare
+from avtcli.bench.benchmarks import build_step_setup, flops_per_pair
+from avtcli.config.components import Plugin
+from avtcli.errors import AvtError
+from avtcli.events import Event, Progress, ignore
+from avtcli.storage.files import to_json
+
+CPU = torch.device("cpu")
+TINY = BenchConfig(CPU, backbone=Plugin(name="nin", width=0.05), batch_size=8, steps=2, warp_images=2, matmul_side=64)
+
+
+def run(name: str, config: BenchConfig = TINY, *, rounds: int = 2) -> BenchResult:
+    return bench(config, only=[name], rounds=rounds, on_event=ignore)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_each_benchmark_gives_rates_and_ratios(name: str) -> None:
+    [found] = run(name).measurements
+
+    assert found.name == name
+    assert len(found.ours_rounds) == len(found.baseline_rounds) == 2
+    assert min(*found.ours_rounds, *found.baseline_rounds) > 0
+    assert found.ratio_low <= found.ratio <= found.ratio_high
+    assert found.unit.endswith("/s")
+    if name == "step":
+        assert found.figures["gflops"] == pytest.approx(found.ours * found.figures["gflop_per_pair"])
+        assert found.figures["matmul_share"] > 0
+    if name == "loop":
+        assert 0 < found.figures["data_wait"] < 1
+        assert 0 < found.figures["baseline_data_wait"] < 1
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size_px", "tolerance"),
+    [
+        (Plugin(name="nin", width=0.05), 32, 0.02),
+        (Plugin(name="nin", width=0.05), 48, 0.02),
+        (Plugin(name="timm:resnet18"), 32, 1e-3),
+        pytest.param(Plugin(name="alexnet"), 224, 0.05, marks=pytest.mark.slow),
+    ],
+)
+def test_both_sides_of_a_step_have_the_same_losses(backbone: Plugin, size_px: int, tolerance: float) -> None:
+    few = backbone.name != "nin"  # rounding grows in the normalisation of few cells
+    config = replace(TINY, backbone=backbone, size_px=size_px, steps=1 if few else 2)
+    [found] = run("step", config, rounds=1 if few else 2).measurements
+
+    assert f"{backbone.name}, 1x{size_px}x{size_px}, batch 8" in found.what
+    assert found.figures["loss_difference"] < tolerance
+    assert (found.figures["precision"], found.figures["compile"]) == ("fp32", False)
+
+
+def test_a_pair_of_the_published_network_takes_three_gflop() -> None:
+    setup = build_bench_setup(BenchConfig(CPU), images=2, batch_size=2)
+    pair = next(our_pairs(setup, our_images(setup)))
+
+    # 243 M multiply-adds per image of one channel; two views, forward and twice that backward, without the gradient of the
+    # first convolution's input
+    assert flops_per_pair(setup, pair) == pytest.approx(2 * 2 * 3 * 243e6 - 2 * 2 * 4.9e6, rel=0.01)
+
+
+def test_no_batch_of_the_loop_is_partial() -> None:
+    assert len(build_step_setup(replace(TINY, batch_size=1100))[0].indices) == 1100
+
+
+def test_the_step_has_the_precision_of_the_settings() -> None:
+    with pytest.raises(AvtError, match="fp16 training needs a GPU"):
+        build_bench_setup(replace(TINY, precision="fp16"), images=2, batch_size=2)
+
+
+def test_defaults_depend_on_the_device() -> None:
+    assert BenchConfig.build(CPU, batch_size=None, size_px=64) == BenchConfig(CPU, size_px=64)
+    assert BenchConfig.build(torch.device("cuda"), batch_size=8, steps=None).steps == 20
+    assert BenchConfig.build(torch.device("cuda"), batch_size=8).batch_size == 8
+
+
+def test_the_json_has_the_environment() -> None:
+    document = asdict(run("warp-224"))
+
+    assert document["environment"]["versions"]["torch"] == version("torch")
+    assert document["environment"]["threads"] == torch.get_num_threads()
+    assert document["environment"]["device"].startswith("cpu")
+    assert document["rounds"] == 2
+    assert document["cpus"] >= 1
+    assert b'"warp-224"' in to_json(document)
+
+
+def test_the_commit_is_that_of_the_checkout_and_the_processor_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = commit_of_checkout()
+    monkeypatch.setenv("PATH", "")
+
+    assert commit is None or len(commit.removesuffix("-dirty")) == 40
+    assert commit_of_checkout() is None  # no git
+    assert cpu_name()
+
+
+def test_progress_names_each_benchmark() -> None:
+    events: list[Event] = []
+    bench(TINY, only=["warp-224", "homographies"], rounds=1, on_event=events.append)
+
+    progress = [(e.done, e.total, e.detail) for e in events if isinstance(e, Progress)]
+    assert progress == [(0, 2, "homographies"), (1, 2, "warp-224"), (2, 2, "")]
+
+
+def test_no_names_mean_all_benchmarks_and_an_unknown_one_is_refused() -> None:
+    assert check_names([]) == list(BENCHMARKS)
+    with pytest.raises(AvtError, match=r"No benchmark is called 'steps'\. Did you mean 'step'\? Known: homographies, "):
+        check_names(["pairs", "steps"])
+
+
+def test_a_benchmark_alternates_its_sides_after_a_warm_up() -> None:
+    calls: list[str] = []
+    benchmark = Benchmark("", "", lambda: calls.append("ours"), lambda: calls.append("baseline"), (1, 1))
+
+    compare("", benchmark, device=CPU, rounds=3)
+
+    assert calls == ["ours", "baseline"] * 4
+
+
+def test_a_side_that_sleeps_three_times_as_long_has_a_third_of_the_rate() -> None:
+    benchmark = Benchmark("", "x/s", lambda: time.sleep(0.05), lambda: time.sleep(0.15), (2, 2))
+
+    found = compare("sleep", benchmark, device=CPU, rounds=3)
+
+    assert found.ratio_high > 1.5  # a busy machine oversleeps
+    assert found.ours <= 2 / 0.05
+    assert found.baseline <= 2 / 0.15
