@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from avtplugins.transforms.translation import translation
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
@@ -29,6 +28,7 @@ from avtplugins.objectives.avt import avt
 from avtplugins.objectives.gaussian import gaussian
 from avtplugins.objectives.rotnet import rotnet
 from avtplugins.objectives.simclr import simclr
+from avtplugins.transforms.affine import translation
 from avtplugins.transforms.photometric import photometric
 from avtplugins.transforms.projective import projective
 from avtplugins.transforms.rotation import rotation
