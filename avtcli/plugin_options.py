@@ -5,7 +5,6 @@ import inspect
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from avtcli.errors import AvtError, nearest
@@ -18,38 +17,17 @@ GIVEN: Final[Mapping[str, tuple[str, ...]]] = {
 """Parameters that the caller of `registry.build` fills in, by kind; they are no options. A plugin takes those it names."""
 
 
-@dataclass(frozen=True)
-class Option:
-    """One option of a plugin, as its signature states it."""
-
-    name: str
-    annotation: str
-    default: Any
-    required: bool
-
-
-def parameters_of(function: Callable[..., Any], *, who: str) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a plugin's function by name, or raise an AvtError for *args and **kwargs."""
-    parameters = dict(inspect.signature(function).parameters)
-    for p in parameters.values():
-        if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
-            raise AvtError(f"{who} takes {p}: a plugin names each of its options.")
-    return parameters
-
-
-def read_options(kind: str, function: Callable[..., Any], *, who: str) -> list[Option]:
+def option_names(kind: str, function: Callable[..., Any], *, who: str) -> list[str]:
     """Return the options of a plugin's function: its keyword-only parameters but for those of `GIVEN`.
 
     Raises:
         AvtError: if it hides its options behind *args or **kwargs.
     """
-    found = []
-    for name, p in parameters_of(function, who=who).items():
-        if p.kind is p.KEYWORD_ONLY and name not in GIVEN.get(kind, ()):
-            annotation = p.annotation if isinstance(p.annotation, str) else inspect.formatannotation(p.annotation)
-            required = p.default is p.empty
-            found.append(Option(name, annotation, None if required else p.default, required))
-    return found
+    parameters = inspect.signature(function).parameters
+    for p in parameters.values():
+        if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+            raise AvtError(f"{who} takes {p}: a plugin names each of its options.")
+    return [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name not in GIVEN.get(kind, ())]
 
 
 def parse_value(text: str) -> Any:
@@ -90,12 +68,12 @@ def bind_options(
     """
     from pydantic import ConfigDict, ValidationError, validate_call
 
-    known = [option.name for option in read_options(kind, function, who=who)]
+    known = option_names(kind, function, who=who)
     for key in values:
         if key not in known:
             taken = ", ".join(sorted(known)) or "none"
             raise AvtError(f"The {kind} '{name}' has no option '{key}'. {nearest(key, known)}Its options: {taken}.")
-    parameters = parameters_of(function, who=who)
+    parameters = inspect.signature(function).parameters
     if variant is not None and not any(p.kind is p.POSITIONAL_ONLY for p in parameters.values()):
         raise AvtError(f"The {kind} '{name}' takes nothing after a colon, found '{variant}'. Write `{name}` alone.")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from avtcli.errors import AvtError, nearest
-from avtcli.plugin_options import Option, bind_options, plain, read_options, split_sum
+from avtcli.plugin_options import bind_options, option_names, plain, split_sum
 
 CONTRACT_VERSION: Final = 1
 """The version of `avtcli.contracts`. A plugin's module may state `CONTRACT_VERSION = 1` too."""
@@ -137,13 +137,9 @@ def load(plugin: PluginInfo) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def options(plugin: PluginInfo) -> list[Option]:
-    """Import a plugin and return its options.
-
-    Raises:
-        AvtError: as `load` and `read_options`.
-    """
-    return read_options(plugin.kind, load(plugin), who=str(plugin))
+def options(plugin: PluginInfo) -> list[str]:
+    """Import a plugin and return the names of its options."""
+    return option_names(plugin.kind, load(plugin), who=str(plugin))
 
 
 def _bind(kind: str, spec: str, values: Mapping[str, Any]) -> tuple[PluginInfo, tuple[Any, ...], dict[str, Any]]:

@@ -6,7 +6,7 @@ import pytest
 
 from avtcli import registry
 from avtcli.errors import AvtError
-from avtcli.plugin_options import Option, parse_value
+from avtcli.plugin_options import parse_value
 
 MODULE = """
 from avtcli.contracts import Objective, TransformFamily, Target, Loss
@@ -49,7 +49,7 @@ def test_an_installed_plugin_is_built_by_name_with_options_from_text(install) ->
 def test_the_options_of_a_plugin_are_its_signature() -> None:
     plugin = registry.info("backbone", "nin")
 
-    assert registry.options(plugin) == [Option("width", "float", 1.0, False)]
+    assert registry.options(plugin) == ["width"]
 
 
 def test_resolved_options_are_complete_typed_and_resolve_to_themselves(install) -> None:

@@ -1,7 +1,7 @@
 """`avt import`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -11,7 +11,7 @@ from avtcli.cli.options import Json, option
 
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A checkpoint published by the authors of AVT.")],
-    backbone: Annotated[Literal["nin", "alexnet"] | None, option("Backbone. Default: inferred from the file.")] = None,
+    backbone: Annotated[str | None, option("Backbone, such as nin. Default: inferred from the file.", "NAME")] = None,
     out: Annotated[Path | None, option("Run folder. Default: runs/DATE-import-BACKBONE-OBJECTIVE.", "DIR")] = None,
     as_json: Json = False,
 ) -> None:

@@ -59,7 +59,7 @@ def load_matching(net: SiameseModel, path: str | Path, *, on_event: OnEvent) -> 
     found = {prefix + name: tensor for name, tensor in tensors.items()}
     matched = {name: found[name] for name in own if name in found and found[name].shape == own[name].shape}
     if not any(f"encoder.backbone.{name}" in matched for name, _ in net.encoder.backbone.named_parameters()):
-        theirs, ours = next(iter(tensors), "none"), next(iter(own))
+        theirs, ours = min(tensors, default="none"), next(iter(own))
         raise AvtError(
             f"No weight of {path} fits the backbone by name and shape: its first of {len(tensors)} is {theirs} "
             f"{_shape(tensors.get(theirs))}, ours {ours} {_shape(own[ours])}. Give weights of the same backbone and options."
@@ -76,7 +76,7 @@ def _read(path: Path, *, on_event: OnEvent) -> dict[str, Tensor]:
 
 def _report(own: dict[str, Tensor], found: dict[str, Tensor], matched: dict[str, Tensor]) -> str:
     missing = [name for name in own if name not in found]
-    unexpected = [name for name in found if name not in own]
+    unexpected = sorted(name for name in found if name not in own)
     others = [f"{n} {_shape(found[n])} for {_shape(own[n])}" for n in own if n in found and n not in matched]
     sorts = (("missing", missing), ("unexpected", unexpected), ("of another shape", others))
     counts = [f"{len(names)} {sort}" + (f" (the first: {names[0]})" if names else "") for sort, names in sorts]

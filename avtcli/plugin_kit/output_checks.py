@@ -1,8 +1,7 @@
 """Conformance checks of exporters and trackers."""
 
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -54,25 +53,6 @@ def _refusal(subject: ExporterSubject, layer: str) -> str:
     return ""
 
 
-@contextmanager
-def _written(subject: ExporterSubject) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"encoder{subject.exporter.suffix}"
-        subject.exporter.write(subject.encoder, path, subject.about)
-        expect(path.exists(), f"write made no {path.name}")
-        yield path
-
-
-def _difference(subject: ExporterSubject, lines: Callable[[Path], tuple[str, ...]]) -> str:
-    if _refusal(subject, subject.encoder.output):
-        return "refuses the default backbone"
-    x = torch.randn(2, 3, *SIZE, generator=keyed_generator("conformance images"))
-    with _written(subject) as path:
-        difference = compare_loaded(subject.encoder, x, path, lines(path))
-    expect(difference <= TOLERANCE, f"the loaded features differ by {difference:.2g}, expected at most {TOLERANCE:g}")
-    return f"differ by {difference:.1g}"
-
-
 def its_suffix_is_an_ending_or_empty(subject: ExporterSubject) -> str:
     """As of `Path.suffix`; empty for a folder."""
     suffix = subject.exporter.suffix
@@ -90,25 +70,20 @@ def an_encoder_that_it_refuses_is_refused_with_another_format(subject: ExporterS
 
 
 def a_fresh_process_loads_the_same_features(subject: ExporterSubject) -> str:
-    """`load` gives a module with the encoder's output, within TOLERANCE."""
-    return _difference(subject, lambda path: loading_lines(subject.spec, path))
-
-
-def its_lines_of_python_load_the_same_features(subject: ExporterSubject) -> str:
-    """Run by themselves, the lines of `load_with` define `encoder`."""
-    return _difference(subject, subject.exporter.load_with)
-
-
-def writing_leaves_the_encoder_unchanged(subject: ExporterSubject) -> None:
-    """Its weights and its mode."""
-    if _refusal(subject, subject.encoder.output):
-        return
-    before = {name: tensor.clone() for name, tensor in subject.encoder.state_dict().items()}
-    with _written(subject):
-        after = subject.encoder.state_dict()
-    same = list(before) == list(after) and all(torch.equal(tensor, after[name]) for name, tensor in before.items())
-    expect(same, "write changed the weights of the encoder")
-    expect(not subject.encoder.training, "write left the encoder in training mode")
+    """Within TOLERANCE, both by `load` and by the lines of `load_with`; writing does not change the encoder."""
+    exporter, encoder = subject.exporter, subject.encoder
+    if _refusal(subject, encoder.output):
+        return "refuses the default backbone"
+    x = torch.randn(2, 3, *SIZE, generator=keyed_generator("conformance images"))
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        path, before = Path(folder) / f"encoder{exporter.suffix}", encoder(x)
+        exporter.write(encoder, path, subject.about)
+        expect(path.exists(), f"write made no {path.name}")
+        expect(torch.equal(encoder(x), before), "write changed the encoder")
+        for by, lines in (("load", loading_lines(subject.spec, path)), ("load_with", exporter.load_with(path))):
+            difference = compare_loaded(encoder, x, path, lines)
+            expect(difference <= TOLERANCE, f"the features by {by} differ by {difference:.2g}, expected at most {TOLERANCE:g}")
+    return f"differ by {difference:.1g}"
 
 
 def tracker_trial(spec: str) -> Trial:
@@ -117,34 +92,21 @@ def tracker_trial(spec: str) -> Trial:
     return TRACKER_CHECKS, lambda: registry.build("tracker", spec, {})
 
 
-@contextmanager
-def _tracked(make: TrackerFactory, *first_steps: int) -> Iterator[Path]:
-    """A run folder that a tracker has logged into from each first step."""
+def a_run_is_tracked_and_continued_by_files_in_trackers(make: TrackerFactory) -> str:
+    """The second start is at an earlier step than the last one logged, as after an interruption."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "trackers").mkdir()
-        for first in first_steps:
+        run = Path(folder)
+        (run / "trackers").mkdir()
+        for first in (0, 1):
             tracker = make()
-            tracker.start(Path(folder), PretrainConfig().model_dump(mode="json", exclude_none=True), first)
+            tracker.start(run, PretrainConfig().model_dump(mode="json", exclude_none=True), first)
             tracker.log(first + 1, {"loss": 0.5})
             tracker.log(first + 2, {"loss": 0.25, "lr": 1e-3})
             tracker.log(first + 2, {"mace_px": 12.5})
             tracker.finish()
-        yield Path(folder)
-
-
-def a_run_is_tracked_and_continued(make: TrackerFactory) -> None:
-    """A second tracker takes a run folder over after an interruption, from an earlier step than the last one logged."""
-    with _tracked(make, 0, 1):
-        pass
-
-
-def its_files_lie_in_the_trackers_folder(make: TrackerFactory) -> str:
-    """Other files in the run folder belong to the run."""
-    with _tracked(make, 0) as run:
         others = [path.name for path in run.iterdir() if path.name != "trackers"]
-        kept = len(list((run / "trackers").rglob("*")))
-    expect(not others, f"it wrote {', '.join(others)} into the run folder, expected files in its folder trackers only")
-    return f"{kept} files"
+        expect(not others, f"it wrote {', '.join(others)} into the run folder, expected files in its folder trackers only")
+        return f"{len(list((run / 'trackers').rglob('*')))} files"
 
 
 EXPORTER_CHECKS: Final = checks_of(ExporterSubject, globals())

@@ -141,8 +141,8 @@ def every_option_is_typed_and_documented(plugin: PluginInfo) -> str:
     function, options = registry.load(plugin), registry.options(plugin)
     parameters, doc = inspect.signature(function).parameters, inspect.getdoc(function) or ""
     documented = set(re.findall(r"^\s+(\w+)(?: \([^)]*\))?:", doc.partition("\nArgs:")[2], re.MULTILINE))
-    for name in (option.name for option in options):
+    for name in options:
         typed = parameters[name].annotation is not inspect.Parameter.empty
         expect(typed, f"the option {name} has no type in the signature, so that text cannot be converted to it")
         expect(name in documented, f"the option {name} is not among the Args of the docstring")
-    return ", ".join(option.name for option in options) or "no options"
+    return ", ".join(options) or "no options"

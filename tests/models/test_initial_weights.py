@@ -58,7 +58,7 @@ def test_a_file_in_timms_own_names_gives_the_backbone(tmp_path: Path) -> None:
     theirs = load_file(tmp_path / "model.safetensors")
 
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in setup.net.encoder.backbone.model.state_dict().items())
-    assert "2 unexpected (the first: encoder.backbone.model.fc.weight), 0 of another shape" in notices[0]
+    assert "2 unexpected (the first: encoder.backbone.model.fc.bias), 0 of another shape" in notices[0]
 
 
 def test_a_tensor_of_another_shape_stays_as_it_was_and_is_counted(tiny_run: Path, tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_a_family_without_classes_reports_that():
 
 
 def test_options_of_a_geometric_plugin_are_its_own_and_the_shared_ones():
-    names = [option.name for option in registry.options(registry.info("transform", "translation"))]
+    names = registry.options(registry.info("transform", "translation"))
     assert names == ["shift", "target", "fill", "fill_value", "truncate", "mean", "std"]
     family = registry.build("transform", "translation", {"target": "corners", "std": ["1"] * 8, "mean": [0] * 8})
     assert (family.options.target, family.options.std) == ("corners", (1.0,) * 8)

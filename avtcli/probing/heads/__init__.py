@@ -20,10 +20,12 @@ def resolve_head(plugin: "Plugin") -> "Head":
 
 def resolve_options(plugin: "Plugin") -> dict[str, Any]:
     """Check the options of a head, all at once, and fill in defaults; a tuple may be given as text with commas."""
-    from avtcli.plugin_options import bind_options, parameters_of
+    from inspect import signature
+
+    from avtcli.plugin_options import bind_options
 
     function, who = _function_of(plugin.name), f"The head '{plugin.name}'"
-    several = {name for name, p in parameters_of(function, who=who).items() if isinstance(p.default, tuple)}
+    several = {name for name, p in signature(function).parameters.items() if isinstance(p.default, tuple)}
     values = {k: v.split(",") if k in several and isinstance(v, str) else v for k, v in plugin.options.items()}
     return bind_options(function, None, values, kind="head", name=plugin.name, who=who)[1]
 
