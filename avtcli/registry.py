@@ -111,7 +111,7 @@ def provided(group: str) -> dict[str, Any]:
     """Call every function of the entry-point group `avtcli.GROUPs`; what they return, by name, without the broken ones."""
     found: dict[str, Any] = {}
     for entry in _entries(group):
-        with contextlib.suppress(AvtError):
+        with contextlib.suppress(Exception, SystemExit):  # a plugin's code can fail in any way
             found[entry.name] = load(entry)()
     return found
 

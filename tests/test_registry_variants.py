@@ -37,7 +37,7 @@ def test_the_list_is_not_imported_for_a_name_that_a_plugin_has(install: Install)
 
 
 def test_a_broken_list_lists_none(install: Install) -> None:
-    install("zoo_c", "raise SystemExit")
+    install("zoo_c", "def variants():\n    raise SystemExit")
 
     assert registry.full_name("dataset", "lions") == "lions"
 

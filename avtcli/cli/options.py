@@ -32,7 +32,9 @@ def complete_plugin(kind: str) -> Callable[[str], list[str]]:
 
 
 def number_or_auto(text: str) -> int | None:
-    """Read `N|auto`; auto gives None. Anything else raises a `ValueError`."""
+    """Read `N|auto`; auto gives None."""
+    if text != "auto" and not text.isdecimal():
+        raise typer.BadParameter(f"expected auto or a number of 0 or more, found {text!r}.")
     return None if text == "auto" else int(text)
 
 

@@ -62,7 +62,7 @@ def pretrain(
         if dry_run:
             from avtcli.training.training_setup import build_training_setup
 
-            steps = build_training_setup(config, on_event=on_event).total_steps
+            steps = build_training_setup(config, resume=resume is not None, on_event=on_event).total_steps
         else:
             from avtcli.training.pretrain import pretrain as train
 
@@ -90,10 +90,13 @@ def _resumed(name: str, given: dict[str, Any]) -> tuple[Path, PretrainConfig]:
     run = newest_run() if name == "last" else Path(name)
     if not is_run(run):
         raise AvtError(f"There is no run to resume in {run}: it has no config.toml and checkpoints.")
-    may_change = [key for key, flag in flags_of(PretrainConfig).items() if flag.on_resume]
-    fixed = [key for key, value in given.items() if value is not None and key not in may_change]
+    flags = flags_of(PretrainConfig)
+    names = {key: f"--{flag.name or key.replace('_', '-')}" for key, flag in flags.items()}
+    may_change = [key for key, flag in flags.items() if flag.on_resume]
+    fixed = [names.get(key, f"--{key}") for key, value in given.items() if value is not None and key not in may_change]
     if fixed:
-        hint = f"leave out {', '.join(fixed)}, or start a new run. Settings that may change: {', '.join(may_change)}."
+        changing = ", ".join(names[key] for key in may_change)
+        hint = f"leave out {', '.join(fixed)} and its -o, or start a new run. Options that may change: {changing}."
         raise AvtError(f"--resume continues with the run's own settings: {hint}")
     stored = recipes.load(str(run / "config.toml"), kind="pretrain")
     return run, validate(PretrainConfig, merge(stored, given), where=f"{run}/config.toml")

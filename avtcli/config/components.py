@@ -1,9 +1,12 @@
 """Components shared by the settings of several commands: frozen models, every field documented."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from avtcli.errors import AvtError
 
 Panel = Literal["Probe", "Model", "Data", "Optimisation", "Hardware", "Output"]
 
@@ -134,7 +137,13 @@ class Schedule(Frozen):
         return max((piece.rate for piece in self.pieces), default=self.rate)
 
     def with_peak(self, peak: float) -> "Schedule":
-        """Return the schedule scaled to another peak."""
+        """Return the schedule scaled to another peak.
+
+        Raises:
+            AvtError: for a peak that is not above 0 and finite, or if all rates are 0.
+        """
+        if not 0 < peak < inf or self.peak <= 0:
+            raise AvtError(f"A learning rate must be above 0 and finite to scale the schedule, found {peak} and {self.peak}.")
         by, update = peak / self.peak, dict[str, Any](rate=peak)
         for name in ("pieces", "log_var_pieces"):
             update[name] = tuple(Piece(start=p.start, rate=p.rate * by, slope=p.slope * by) for p in getattr(self, name))

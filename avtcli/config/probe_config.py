@@ -31,7 +31,7 @@ class ProbeConfig(Frozen):
     """Spatial pooling of feature maps, one head each. Default: the head's own."""
     pool_size: Annotated[int | None, Flag("Probe", metavar="N")] = Field(default=None, gt=0)
     """Side of every map after pooling; smaller maps stay as they are. Default: the recipe's for the layer, else 4."""
-    pool_sizes: dict[str, int] = Field(default_factory=dict)
+    pool_sizes: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
     """Side after pooling by layer; 4 for a layer without one."""
     samples: Annotated[int, Flag("Probe", metavar="N")] = Field(default=0, ge=0)
     """Samples of the code to average; 0 takes its mean. Layers after the code see one sample."""

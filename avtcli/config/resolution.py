@@ -20,7 +20,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for key, value in over.items():
         if isinstance(value, Mapping):
-            below = {"name": out[key]} if isinstance(out.get(key), str) else out.get(key, {})
+            found = out.get(key)
+            below = {"name": found} if isinstance(found, str) else {} if found is None else found
+            if not isinstance(below, Mapping):
+                raise AvtError(f"{key} needs a table of settings, found {found!r}.")
             replaced = "name" in value and value["name"] != below.get("name")
             out[key] = merge({} if replaced else below, value)
         elif value is not None:
@@ -108,5 +111,9 @@ def options_from_texts(texts: list[str], *, kinds: Collection[str]) -> dict[str,
         place = out
         for part in (kind, *path[:-1]):
             place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise AvtError(f"-o gives '{part}' both a value and options, as in {text!r}. Leave one of them out.")
+        if isinstance(place.get(path[-1]), dict):
+            raise AvtError(f"-o gives '{path[-1]}' both options and a value, as in {text!r}. Leave one of them out.")
         place[path[-1]] = parse_value(value.strip())
     return out

@@ -9,10 +9,10 @@ from avtcli.contracts import Size, TransformFamily
 from avtcli.seeding import keyed_generator
 
 
-def batch_bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
-    """Split an epoch into batches, (first, last excluded); the last may be partial, a single sample joins the one before."""
+def batch_bounds(count: int, batch_size: int, *, world: int = 1) -> list[tuple[int, int]]:
+    """Split an epoch into batches, (first, last excluded); a rest below two samples per process joins the batch before."""
     bounds = [(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-    if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] == 1:
+    if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] < 2 * world:
         bounds[-2:] = [(bounds[-2][0], count)]
     return bounds
 

@@ -50,7 +50,7 @@ class TrainingLoader:
         self, images: Images, spec: ViewSpec, normalise: Callable[[Tensor], Tensor], *, batch_size: int, rank: int, world: int
     ) -> None:
         self.images, self.spec, self.normalise = images, spec, normalise
-        self.rank, self.world, self.bounds = rank, world, batch_bounds(len(images), batch_size)
+        self.rank, self.world, self.bounds = rank, world, batch_bounds(len(images), batch_size, world=world)
 
     def read(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of the steps from `start` to `stop`, last excluded.

@@ -95,7 +95,8 @@ def _run_to_keep(target: EvaluationTarget, setup: EvaluationSetup, context: Cont
     if source.run is None or config is None:
         return None
     used, own = (target.prepared.dataset, setup.transform), (config.dataset, config.transform)
-    if source.path == source.run and [*map(describe_plugin, used)] == [*map(describe_plugin, own)]:
+    same = [*map(describe_plugin, used)] == [*map(describe_plugin, own)] and target.prepared.augment == config.augment
+    if source.path == source.run and same:
         return source.run
     context.on_event(Notice(f"not saved in {source.run}: its weights, images or transformations differ. Use --out to save"))
     return None
@@ -137,6 +138,9 @@ def _decoder_figures(source: Weights, setup: EvaluationSetup, context: Context) 
         context.on_event(Notice(f"decoder not evaluated: {setup.no_decoder}"))
         return DecoderFigures()
     net = prepare_for_inference(restore_model(source), context.device)
+    if net.objective.prediction is None:
+        context.on_event(Notice("decoder not evaluated: the run's objective has none"))
+        return DecoderFigures()
     classes = net.objective.prediction == "classes"
     return measure_decoder(net, setup.held_out, setup.versions, predicts_classes=classes, on_event=context.on_event)
 

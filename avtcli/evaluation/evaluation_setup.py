@@ -27,7 +27,7 @@ from avtcli.training.training_setup import build_transform
 
 COUNT: Final = 1000
 FIT_PAIRS: Final = 4
-"""TransformedPairs to fit the ridge on, for each held-out pair."""
+"""Pairs to fit the ridge on, for each held-out pair."""
 
 
 @dataclass(frozen=True)

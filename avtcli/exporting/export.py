@@ -74,7 +74,7 @@ def export(
         encoder.check_layers([layer])
         encoder.output = layer
     exporter.check(encoder, encoder.output)
-    spec = source.spec.model_copy(update={"layer": layer or source.spec.layer, "outputs": 0, "has_log_var": False})
+    spec = source.spec.model_copy(update={"layer": layer or source.spec.layer, "objective": None, "transform": None})
     about = {
         "version": __version__,
         "model": spec.model_dump(mode="json", exclude_none=True),

@@ -82,7 +82,10 @@ def import_checkpoint(file: Path, *, backbone: str | None, out: Path | None, on_
     components = {kind: getattr(config, kind) for kind in ("backbone", "objective", "transform")}
     mean, std, side = config.dataset.options["mean"], config.dataset.options["std"], config.augment.crop
     spec = ModelSpec(**components, channels=len(mean), size=(side, side), mean=mean, std=std)
-    tensors = _rename(published, name, networks[name], spec)
+    with torch.device("meta"):  # names and shapes alone
+        net = build_model(spec)
+    tensors = _rename(published, name, networks[name], net.state_dict())
+    spec = spec.model_copy(update={"noise_scale": net.encoder.noise_scale})
     run = out or default_folder("import", name, config.objective.name)
     plugins = [(kind, getattr(config, kind).name) for kind in plugin_fields(PretrainConfig)]
     environment = describe_environment(device="cpu", processes=1, plugins=plugins, data_fingerprint=UNKNOWN)
@@ -162,10 +165,10 @@ def _guess_backbone(published: PublishedFile, networks: Mapping[str, PublishedCh
     )
 
 
-def _rename(published: PublishedFile, backbone: str, network: PublishedCheckpoint, spec: ModelSpec) -> dict[str, Tensor]:
-    """Return the tensors under our names, each checked."""
-    with torch.device("meta"):  # names and shapes alone
-        own = build_model(spec).state_dict()
+def _rename(
+    published: PublishedFile, backbone: str, network: PublishedCheckpoint, own: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the tensors under our names, each checked against our own."""
     theirs = {ours: theirs for theirs, ours in {**network.modules, **HEADS}.items()}
     expected = {f"{theirs[_module_of(name)]}.{name.rpartition('.')[2]}": name for name in own}
     missing = [name for name in expected if name not in published.tensors]

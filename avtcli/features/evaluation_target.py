@@ -9,6 +9,7 @@ from avtcli import registry
 from avtcli.config.components import Augment, Plugin
 from avtcli.config.model_spec import ModelSpec
 from avtcli.config.pretrain_config import PretrainConfig
+from avtcli.config.resolution import resolve_plugin
 from avtcli.contracts import ImageData, Size, Split
 from avtcli.data.datasets import build_data, image_size
 from avtcli.data.images import Images
@@ -120,9 +121,9 @@ def _build_weights(backbone: Plugin, prepared: PreparedImages, context: Context)
     full = registry.full_name("backbone", backbone.name)
     if full != backbone.name:
         context.on_event(Notice(f"no plugin is called '{backbone.name}': using {full}"))
-    backbone, data = Plugin(name=full, **backbone.options), prepared.data
+    backbone, data = resolve_plugin("backbone", backbone), prepared.data
     spec = ModelSpec(backbone=backbone, channels=data.channels, size=prepared.size, mean=data.mean, std=data.std)
     tensors = build_encoder(spec, seed=context.seed).state_dict()
     stated = backbone.options.get(PRETRAINED)
-    about = {"weights": "random" if stated is None else f"{PRETRAINED}={stated}"}
+    about = {"weights": "random" if not stated else f"{PRETRAINED}={stated}"}
     return Weights(Path(full), None, spec.model_copy(update={"backbone": stored_backbone(backbone)}), tensors, about)

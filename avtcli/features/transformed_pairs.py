@@ -1,4 +1,4 @@
-"""TransformedPairs of a held-out image and its transformed version, and a decoder's predictions for them."""
+"""Pairs of a held-out image and its transformed version, and a decoder's predictions for them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

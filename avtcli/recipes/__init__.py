@@ -30,7 +30,10 @@ def text(name: str) -> str:
         path = Path(name)
         if not path.is_file():
             raise AvtError(f"There is no recipe file {path}. Write one with `avt recipes copy default {path.name}`.")
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise AvtError(f"The recipe file {path} is not UTF-8 text: {error}.") from None
     if name not in names():
         raise AvtError(f"No recipe is called '{name}'. {nearest(name, names())}Recipes: {', '.join(names())}.")
     return (resources.files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
@@ -47,9 +50,10 @@ def parse(name: str, content: str) -> dict[str, Any]:
 def load(name: str, *, kind: str) -> dict[str, Any]:
     """Read a recipe, see `text`, for the command pretrain or probe; an `AvtError` refuses one for another command."""
     content = parse(name, text(name))
-    about = content.pop("about", {"kind": kind})
-    if about["kind"] != kind:
-        raise AvtError(f"The recipe '{name}' is for `avt {about['kind']}`, not for `avt {kind}`.")
+    about = content.pop("about", {})
+    stated = about.get("kind", kind) if isinstance(about, dict) else about
+    if stated != kind:
+        raise AvtError(f"The recipe '{name}' is for `avt {stated}`, not for `avt {kind}`.")
     return content
 
 

@@ -117,11 +117,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         blob = path.read_bytes()
         tensors, about = load(blob), from_metadata(blob)
         if about is None:
-            raise KeyError(METADATA_KEY)
+            raise ValueError(f"no metadata {METADATA_KEY}")
+        if missing := {"coeffs", "mean", "std"} - set(tensors):
+            raise ValueError(f"no tensor {min(missing)}")
         found = {name: tensors[name] for name in ("coeffs", "mean", "std")}
     except OSError as error:
         raise AvtError(f"The bank {path} cannot be read: {error.strerror}. Make one with `avt gen-homographies`.") from error
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+    except (safetensors.SafetensorError, ValueError) as error:
         raise AvtError(f"{path} is no bank of homographies ({error}). Make one with `avt gen-homographies`.") from error
     if not all(torch.is_floating_point(tensor) for tensor in found.values()):
         raise AvtError(f"{path} is no bank of homographies: its tensors are not floating point.")

@@ -29,9 +29,11 @@ class Tracking:
     def __init__(self, names: Sequence[str], *, on_event: OnEvent) -> None:
         self.trackers: dict[str, Tracker] = {name: registry.build("tracker", name, {}) for name in names}
         self.on_event = on_event
+        self._started = False
 
     def start(self, run: Path, config: Mapping[str, Any], step: int) -> None:
         """Begin or continue a run after `step` steps; config is plain JSON."""
+        self._started = True
         if self.trackers:
             (run / "trackers").mkdir(exist_ok=True)
         self._call("start", lambda tracker: tracker.start(run, config, step))
@@ -44,7 +46,8 @@ class Tracking:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._call("finish", lambda tracker: tracker.finish())
+        if self._started:
+            self._call("finish", lambda tracker: tracker.finish())
 
     def _call(self, what: str, call: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self.trackers.items()):

@@ -18,6 +18,7 @@ from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
 from avtcli.data.streaming import choose_workers
 from avtcli.data.training_loader import TrainingLoader, ViewSpec
+from avtcli.errors import AvtError
 from avtcli.events import OnEvent, Started
 from avtcli.geometry.family_building import build_family, plugin_names
 from avtcli.models.initial_weights import build_initial, stored_backbone
@@ -75,7 +76,13 @@ def build_training_setup(config: PretrainConfig, *, resume: bool = False, on_eve
     accelerator = build_accelerator(device, config.precision)
     data = build_data(config.dataset, config.data_dir)
     indices = limited(data.train, config.limit_train)
-    steps_per_epoch = len(batch_bounds(len(indices), config.batch_size))
+    processes, least = accelerator.num_processes, min(config.batch_size, len(indices))
+    if processes > 1 and least < 2 * processes:
+        raise AvtError(
+            f"{processes} processes need batches of {2 * processes} images or more, two each; this run has {least}. Give fewer "
+            "--processes, a larger --batch-size or more images."
+        )
+    steps_per_epoch = len(batch_bounds(len(indices), config.batch_size, world=processes))
     config = resolve_execution(config, device)
     size = image_size(data, config.augment)
     family = build_transform(config, size)
@@ -93,7 +100,6 @@ def build_training_setup(config: PretrainConfig, *, resume: bool = False, on_eve
         to_channels_last(net)
     plugins = [(kind, name) for kind in plugin_fields(PretrainConfig) for name in plugin_names(getattr(config, kind).name)]
     plugins += [("tracker", registry.split_name(spec)[0]) for spec in config.trackers]
-    processes = accelerator.num_processes
     environment = describe_environment(
         device=describe_device(accelerator), processes=processes, plugins=plugins, data_fingerprint=data.fingerprint
     )

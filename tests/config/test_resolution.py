@@ -40,6 +40,12 @@ def test_lr_is_the_peak_and_the_others_keep_their_ratio() -> None:
     assert [p.rate for p in after.log_var_pieces] == pytest.approx([0.1, 1e-4])
 
 
+@pytest.mark.parametrize("lr", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_rate_that_cannot_be_stored_is_refused(lr: float) -> None:
+    with pytest.raises(AvtError, match="must be above 0 and finite"):
+        resolve({"lr": lr}, recipe=None)
+
+
 @pytest.mark.parametrize("recipe", ["default", "cifar10-nin"])
 def test_a_written_config_reads_back_equal_and_writes_the_same_text(recipe: str, tmp_path: Path) -> None:
     over = {"lr": 0.30000000000000004, "backbone": {"width": 0.25}, "limit_train": 100, "dataset": {"name": 'folder:a"\n\\:é'}}
@@ -141,6 +147,17 @@ def test_an_option_of_another_form_is_refused(text: str) -> None:
         options_from_texts(["backbon.width=1"], kinds=("backbone",))
 
 
+@pytest.mark.parametrize("texts", [["backbone.a=1", "backbone.a.b=2"], ["backbone.a.b=2", "backbone.a=1"]])
+def test_a_value_and_options_of_one_name_are_refused(texts: list[str]) -> None:
+    with pytest.raises(AvtError, match=r"-o gives 'a' both"):
+        options_from_texts(texts, kinds=("backbone",))
+
+
+def test_a_value_in_place_of_a_table_is_refused() -> None:
+    with pytest.raises(AvtError, match="augment needs a table of settings, found 32"):
+        merge({"augment": 32}, {"augment": {"crop": 8}})
+
+
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_has_a_kind_a_title_and_a_source(name: str) -> None:
     about = recipes.parse(name, recipes.text(name))["about"]
@@ -151,6 +168,8 @@ def test_every_recipe_has_a_kind_a_title_and_a_source(name: str) -> None:
 
 def test_a_recipe_that_does_not_exist_or_is_no_toml_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("a = ")
+    (tmp_path / "latin.toml").write_bytes(b"# \xe9")
+    (tmp_path / "untitled.toml").write_text("seed = 1\n[about]\ntitle = 'mine'")
 
     with pytest.raises(AvtError, match=r"No recipe is called 'cifar10-nim'\. Did you mean 'cifar10-nin'"):
         recipes.load("cifar10-nim", kind="pretrain")
@@ -158,5 +177,8 @@ def test_a_recipe_that_does_not_exist_or_is_no_toml_is_refused(tmp_path: Path) -
         recipes.load("nowhere.toml", kind="pretrain")
     with pytest.raises(AvtError, match=r"bad\.toml is no TOML"):
         recipes.load(str(tmp_path / "bad.toml"), kind="pretrain")
+    with pytest.raises(AvtError, match=r"latin\.toml is not UTF-8 text"):
+        recipes.load(str(tmp_path / "latin.toml"), kind="pretrain")
+    assert recipes.load(str(tmp_path / "untitled.toml"), kind="pretrain") == {"seed": 1}
     with pytest.raises(AvtError, match="is for `avt pretrain`, not for `avt probe`"):
         recipes.load("default", kind="probe")

@@ -386,6 +386,7 @@ def test_a_partial_batch_is_kept_and_a_single_image_joins_the_batch_before():
     assert batch_bounds(10, 4) == [(0, 4), (4, 8), (8, 10)]
     assert batch_bounds(9, 4) == [(0, 4), (4, 9)]
     assert batch_bounds(1, 4) == [(0, 1)]
+    assert batch_bounds(11, 4, world=2) == [(0, 4), (4, 11)]
     assert len(batch_bounds(50_000, 512)) == 98
 
 

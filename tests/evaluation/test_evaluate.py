@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from avtcli import load_model
-from avtcli.config.components import Plugin
+from avtcli.config.components import Augment, Plugin
 from avtcli.contracts import Backbone, Code, MemorySplit, Split, TransformFamily
 from avtcli.data.datasets import build_data, limited
 from avtcli.data.held_out import held_out_indices
@@ -233,6 +233,16 @@ def test_a_run_that_predicts_classes_has_an_accuracy_and_a_ridge(tmp_path: Path)
     assert result.baselines["rotation_oracle"]["mace_px"] == pytest.approx(0, abs=1e-9)
 
 
+def test_a_run_without_a_decoder_has_a_ridge_and_a_reason(tmp_path: Path) -> None:
+    run = run_tiny(tmp_path / "simclr", objective={"name": "simclr"})
+    result, notices = evaluate_noting(open_run(run), count=40)
+
+    assert "decoder not evaluated: the run's objective has none" in notices
+    assert result.mace_px is None
+    assert result.ridge["r2"] is not None
+    assert json.loads((run / "evaluate.json").read_text()) == asdict(result)
+
+
 def test_values_that_are_not_finite_become_none() -> None:
     assert [finite(value) for value in (float("inf"), float("nan"), torch.tensor(2.0))] == [None, None, 2.0]
 
@@ -428,9 +438,13 @@ def test_a_foreign_transformation_leaves_the_ridge_and_a_reason(run: Path, given
 
 def test_images_of_another_size_leave_the_ridge_and_a_reason(run: Path) -> None:
     target = open_run(run)
-    smaller = replace(target, prepared=replace(target.prepared, size=(24, 28)))
+    smaller = replace(target, prepared=replace(target.prepared, size=(24, 28), augment=Augment(crop=24)))
+    before = hashes(run)
+    _, notices = evaluate_noting(smaller, count=20)
 
-    assert "was trained on images of 32x32 px, these are 28x24 px" in built(smaller, count=20).no_decoder
+    assert "was trained on images of 32x32 px, these are 28x24 px" in notices
+    assert "not saved in" in notices
+    assert hashes(run) == before
 
 
 def test_an_exported_file_has_a_ridge_on_the_runs_transformation(exported: EvaluationTarget, result: EvaluateResult) -> None:

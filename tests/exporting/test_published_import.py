@@ -16,7 +16,7 @@ import typer
 from torch import Tensor
 from typer.testing import CliRunner
 
-from avtcli import load_model
+from avtcli import load_encoder, load_model
 from avtcli.cli.import_ import import_
 from avtcli.config.resolution import resolve
 from avtcli.errors import AvtError
@@ -55,7 +55,8 @@ def imported(content: Any, folder: Path, *, backbone: str | None = None, **how: 
 
 def assert_golden(run: str, backbone: str) -> None:
     golden = golden_of(backbone)
-    model = load_model(run)
+    model, encoder = load_model(run), load_encoder(run)
+    assert encoder.noise_scale == model.encoder.noise_scale
     with torch.no_grad():
         mean, log_var = model(*image_pair(golden["batch"], golden["size"]))
     assert log_var is not None

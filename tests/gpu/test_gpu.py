@@ -108,4 +108,5 @@ def test_the_monitor_evaluates_on_the_gpu(avt: Run) -> None:
 
     assert result.code == 0, result.stderr
     evaluations = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines() if '"eval"' in line]
+    assert len(evaluations) == 2
     assert all(0 <= e["eval"]["knn_top1"] <= 100 and e["eval"]["mace_px"] > 0 for e in evaluations)

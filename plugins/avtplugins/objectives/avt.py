@@ -4,6 +4,7 @@ Qi, Zhang, Chen and Tian, "AVT: Unsupervised Learning of Transformation Equivari
 Variational Transformations", ICCV 2019 (arXiv 1903.10863), equation 8: maximise E log q(t | z~, z) over encoder and decoder.
 """
 
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from avtcli.contracts import Loss, Objective, Prediction, Target, TransformFamily
@@ -41,9 +42,9 @@ def avt(
     *,
     vector_dim: int,
     family: TransformFamily,
-    noise_scale: float = 0.001,
-    log_var_divisor: float = 1000.0,
-    variance_floor: float = 1e-4,
+    noise_scale: NonNegativeFloat = 0.001,
+    log_var_divisor: PositiveFloat = 1000.0,
+    variance_floor: NonNegativeFloat = 1e-4,
 ) -> Objective:
     """AVT's objective with the release's constants; with them it stays close to a squared error.
 

@@ -5,6 +5,7 @@ Qi, Zhang, Chen and Tian, "AVT", ICCV 2019 (arXiv 1903.10863), equation 8, witho
 
 from math import log, pi
 
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from avtcli.contracts import Loss, Objective, Prediction, Target, TransformFamily
@@ -40,7 +41,7 @@ class Gaussian(Objective):
         return Loss(nats.sum(1), {"mse": squared_error.mean(1), "log_var": log_var.mean(1)})
 
 
-def gaussian(*, vector_dim: int, family: TransformFamily, noise_scale: float = 1.0) -> Objective:
+def gaussian(*, vector_dim: int, family: TransformFamily, noise_scale: NonNegativeFloat = 1.0) -> Objective:
     """The paper's bound: the exact Gaussian log-likelihood of the normalised target, in nats, with a free variance.
 
     Args:
