@@ -96,7 +96,7 @@ def _resumed(name: str, given: dict[str, Any]) -> tuple[Path, PretrainConfig]:
     fixed = [names.get(key, f"--{key}") for key, value in given.items() if value is not None and key not in may_change]
     if fixed:
         changing = ", ".join(names[key] for key in may_change)
-        hint = f"leave out {', '.join(fixed)} and its -o, or start a new run. Options that may change: {changing}."
+        hint = f"leave out {', '.join(fixed)}, or start a new run. Options that may change: {changing}."
         raise AvtError(f"--resume continues with the run's own settings: {hint}")
     stored = recipes.load(str(run / "config.toml"), kind="pretrain")
     return run, validate(PretrainConfig, merge(stored, given), where=f"{run}/config.toml")
