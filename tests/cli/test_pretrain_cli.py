@@ -56,6 +56,16 @@ def test_resume_continues_the_newest_or_the_named_run(avt, last: str) -> None:
     assert (result.code, result.json["steps"]) == (0, 3)
 
 
+def test_a_dry_run_of_a_resumed_run_needs_no_initial_weights(avt) -> None:
+    avt(f"pretrain {TINY} --max-steps 1 --out first")
+    avt("export first --out weights.safetensors")
+    avt(f"pretrain {TINY} --max-steps 1 --init-from weights.safetensors --out run")
+    Path("weights.safetensors").unlink()
+    result = avt("pretrain --resume run --max-steps 3 --dry-run --json")
+
+    assert (result.code, result.json["steps"]) == (0, 3), result.stderr
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -54,6 +54,16 @@ def test_a_tracker_that_fails_is_reported_once_and_the_others_go_on(install: Cal
     assert events == [Notice("the tracker 'recorder:broken' failed in log and is not used further: ConnectionError: no route")]
 
 
+def test_a_run_that_fails_before_its_start_calls_no_tracker(install: Callable[..., None]) -> None:
+    install({"avtcli.trackers": {"recorder": "recorder_b:recorder"}}, recorder_b=MODULE)
+    with pytest.raises(ZeroDivisionError), Tracking(["recorder:good"], on_event=lambda event: None):
+        raise ZeroDivisionError
+
+    import recorder_b
+
+    assert recorder_b.CALLS == []
+
+
 def test_an_unknown_tracker_is_refused_and_none_makes_no_folder(tmp_path: Path) -> None:
     with pytest.raises(AvtError, match="No tracker is called 'nowhere'"):
         Tracking(["nowhere"], on_event=lambda event: None)
