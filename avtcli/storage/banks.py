@@ -1,7 +1,8 @@
 """Banks of homographies: sampled once, written as safetensors, validated when read."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from avtcli.errors import AvtError
 from avtcli.events import OnEvent, Saved
 from avtcli.geometry.bank_family import BankFamily
 from avtcli.geometry.family_building import build_family
+from avtcli.geometry.geometric_family import WarpOptions
 from avtcli.geometry.homography import coefficients_from_matrix, is_proper, matrix_from_coefficients
 from avtcli.seeding import keyed_generator
 from avtcli.storage.files import METADATA_KEY, disk_errors_explained, from_metadata, refuse_existing, to_metadata, write_synced
@@ -92,11 +94,18 @@ def load_bank(path: Path, *, plugin: Plugin, size: Size) -> TransformFamily:
     """Read a file of `avt gen-homographies` as a family that samples from it, for a run's family and size of images.
 
     Raises:
-        AvtError: if the file is no bank, has another family or size, or contains invalid homographies.
+        AvtError: if the file is no bank, has another family, distribution or size, or contains invalid homographies.
     """
     tensors, about = _read(path)
     if about.get("family") != plugin.name:
         raise AvtError(f"{path} was made for the family '{about.get('family')}', this run uses '{plugin.name}'.")
+    made, own = (_sampling(options) for options in (about["options"], plugin.options))
+    if made != own:
+        keys = [key for key in {**made, **own} if made.get(key) != own.get(key)]
+        there, here = (", ".join(f"{key}={options.get(key)}" for key in keys) for options in (made, own))
+        raise AvtError(
+            f"{path} was made with {there}, this run uses {here}. Make one with the -o transform options of the run."
+        )
     if (about.get("size"), about.get("size")) != size:
         found = f"{about.get('size')}x{about.get('size')}"
         raise AvtError(
@@ -112,12 +121,18 @@ def load_bank(path: Path, *, plugin: Plugin, size: Size) -> TransformFamily:
     return Bank(coefficients, mean, std).family(plugin)
 
 
+def _sampling(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a family that decide what it samples: all but those of images and targets."""
+    shared = {field.name for field in fields(WarpOptions)}
+    return {key: value for key, value in options.items() if key not in shared}
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         blob = path.read_bytes()
         tensors, about = load(blob), from_metadata(blob)
-        if about is None:
-            raise ValueError(f"no metadata {METADATA_KEY}")
+        if about is None or not isinstance(about.get("options"), dict):
+            raise ValueError(f"no metadata {METADATA_KEY} with the options of a family")
         if missing := {"coeffs", "mean", "std"} - set(tensors):
             raise ValueError(f"no tensor {min(missing)}")
         found = {name: tensors[name] for name in ("coeffs", "mean", "std")}

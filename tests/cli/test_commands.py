@@ -130,11 +130,22 @@ def test_a_bank_of_another_size_or_family_is_refused_naming_both(avt) -> None:
     assert "made for the family 'projective', this run uses 'translation'" in avt(f"{line} --transform translation").stderr
 
 
+def test_a_bank_of_another_distribution_is_refused_and_of_another_target_taken(avt) -> None:
+    avt("gen-homographies bank.safetensors --size 32 --count 50")
+    line = "pretrain -o backbone.width=0.05 --limit-train 40 --max-steps 1 --homographies bank.safetensors"
+
+    assert avt(f"{line} -o transform.target=corners --out corners").code == 0
+    refused = avt(f"{line} -o transform.shift=0.05 --out run")
+    assert refused.code == 2
+    assert "was made with shift=0.125, this run uses shift=0.05" in refused.stderr
+
+
 def test_a_file_without_valid_homographies_is_refused(avt) -> None:
     line = "pretrain -o backbone.width=0.05 --homographies bank.safetensors --out run"
     Path("bank.safetensors").write_bytes(b"nothing")
     assert "bank.safetensors is no bank of homographies" in avt(line).stderr
-    about = json.dumps({"family": "projective", "size": 32})
+    options = {"shift": 0.125, "scale_low": 0.8, "scale_high": 1.2, "rotate": True}
+    about = json.dumps({"family": "projective", "options": options, "size": 32})
     broken = {"coeffs": torch.full((5, 8), torch.nan), "mean": torch.zeros(8).double(), "std": torch.ones(8).double()}
     save_file(broken, "bank.safetensors", {"avt": about})
     assert "has 5 rows that are not finite or fold the image" in avt(line).stderr
