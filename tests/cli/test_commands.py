@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from avtcli import load_encoder, load_model
+from avtcli.models.weights import open_weights
 from tests.support import write_cifar10
 
 
@@ -64,6 +65,13 @@ def test_exporting_twice_gives_the_same_bytes_and_overwrites_nothing(avt, tiny_r
     assert refused.code == 2
     assert "a.safetensors exists already and is not overwritten" in refused.stderr
     assert Path("a.safetensors").read_bytes() == first
+
+
+def test_an_exported_file_states_an_encoder_alone(avt, tiny_run: Path) -> None:
+    avt(f"export {tiny_run} --out a.safetensors")
+    spec = open_weights("a.safetensors").spec
+
+    assert (spec.objective, spec.transform, spec.backbone.name) == (None, None, "nin")
 
 
 def test_an_exported_file_is_probed_and_exported_again(avt, tiny_run: Path) -> None:

@@ -4,6 +4,7 @@ import torch
 from scipy.linalg import logm, polar  # type: ignore[import-untyped]
 from torch.distributions import Categorical, Independent, Normal
 
+from avtcli import registry
 from avtcli.contracts import Prediction, Target
 from avtcli.errors import AvtError
 from avtcli.geometry.sum_family import SumFamily
@@ -309,3 +310,10 @@ def test_simclr_is_nt_xent_over_all_views_of_the_batch(temperature):
     projected = [objective.projection(code).detach().numpy() for code in codes]
     loss = objective(codes, (target, target))
     assert loss.per_sample.tolist() == pytest.approx(nt_xent_by_hand(*projected, temperature), rel=1e-9)
+
+
+@pytest.mark.parametrize("option", ["log_var_divisor=0", "variance_floor=-1", "noise_scale=-1"])
+def test_avt_refuses_constants_without_a_likelihood(option: str) -> None:
+    key, _, value = option.partition("=")
+    with pytest.raises(AvtError, match=f"option '{key}' should be greater than"):
+        registry.resolve_options("objective", "avt", {key: value})
