@@ -91,7 +91,7 @@ def _resumed(name: str, given: dict[str, Any]) -> tuple[Path, PretrainConfig]:
     if not is_run(run):
         raise AvtError(f"There is no run to resume in {run}: it has no config.toml and checkpoints.")
     flags = flags_of(PretrainConfig)
-    names = {key: f"--{flag.name or key.replace('_', '-')}" for key, flag in flags.items()}
+    names = {key: flag.option(key) for key, flag in flags.items()}
     may_change = [key for key, flag in flags.items() if flag.on_resume]
     fixed = [names.get(key, f"--{key}") for key, value in given.items() if value is not None and key not in may_change]
     if fixed:

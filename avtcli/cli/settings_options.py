@@ -47,14 +47,15 @@ def _value_type(field: "FieldInfo") -> Any:
 
 
 def _parameter(name: str, field: "FieldInfo", flag: Flag) -> inspect.Parameter:
-    kind, spelled = _value_type(field), flag.name or name.replace("_", "-")
+    kind, declared = _value_type(field), flag.option(name)
     text = f"{field.description}{_default_text(field.default)}"
     more: dict[str, Any] = _bounds(field) if kind in (int, float) and not flag.auto else {}
     if flag.auto:
         more["parser"] = number_or_auto
     if kind is Plugin:
         more["autocompletion"] = complete_plugin(name)
-    declared = f"--{spelled}/--no-{spelled}" if kind is bool else f"--{spelled}"
+    if kind is bool:
+        declared = f"{declared}/--no-{declared.removeprefix('--')}"
     taken: Any = list[str] if flag.repeat else str if kind is Plugin or get_origin(kind) is tuple else kind
     annotation = Annotated[taken | None, option(text, flag.metavar, flag=declared, panel=flag.panel, **more)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

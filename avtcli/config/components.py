@@ -31,6 +31,10 @@ class Flag:
     repeat: bool = False
     on_resume: bool = False
 
+    def option(self, field: str) -> str:
+        """Return the option of a field, with its dashes."""
+        return f"--{self.name or field.replace('_', '-')}"
+
 
 def flags_of(model: type[BaseModel]) -> dict[str, Flag]:
     """Map each field that the command line sets to its flag."""

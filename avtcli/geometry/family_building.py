@@ -5,8 +5,8 @@ from typing import Any
 
 from avtcli import registry
 from avtcli.contracts import TransformFamily
-from avtcli.errors import AvtError, nearest
 from avtcli.geometry.sum_family import SumFamily
+from avtcli.plugin_options import split_sum
 
 
 def plugin_names(spec: str) -> list[str]:
@@ -20,15 +20,6 @@ def build_family(name: str, options: Mapping[str, Any]) -> TransformFamily:
     Raises:
         AvtError: for an unknown name or option.
     """
-    if "+" not in name:
-        family: TransformFamily = registry.build("transform", name, options)
-        return family
-    names = plugin_names(name)
-    for key, value in options.items():
-        if key not in names or not isinstance(value, dict):
-            expected = ", ".join(f"-o transform.{part}.KEY=VALUE" for part in names)
-            raise AvtError(
-                f"The sum '{name}' takes its parts' options, found 'transform.{key}'. {nearest(key, names)}Write {expected}."
-            )
-    parts = zip(names, name.split("+"), strict=True)
-    return SumFamily([(part, registry.build("transform", spec, options.get(part, {}))) for part, spec in parts])
+    built = [(part, registry.build("transform", part, own)) for part, own in split_sum("transform", name, options)]
+    family: TransformFamily = built[0][1]
+    return family if len(built) == 1 else SumFamily([(registry.split_name(part)[0], made) for part, made in built])

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-LEVELS = (0.5, 0.8, 0.95)
-"""Probabilities of the reported central intervals."""
-
 
 def gaussian_nll(mean: Tensor, log_var: Tensor, target: Tensor) -> Tensor:
     """The negative log-likelihood -log N(target; mean, exp(log_var)) of independent Gaussians, constant included.
@@ -19,7 +16,7 @@ def gaussian_nll(mean: Tensor, log_var: Tensor, target: Tensor) -> Tensor:
     return 0.5 * (squared + log_var + math.log(2 * math.pi)).sum(1)
 
 
-def coverage(mean: Tensor, log_var: Tensor, target: Tensor, levels: Sequence[float] = LEVELS) -> Tensor:
+def coverage(mean: Tensor, log_var: Tensor, target: Tensor, levels: Sequence[float]) -> Tensor:
     """The fraction of targets inside the central interval of each probability; a calibrated prediction gives the levels.
 
     The interval of probability p is mean +- sqrt(2) erfinv(p) exp(log_var / 2), its ends included. Mean, log_var and target

@@ -7,8 +7,10 @@ import torch
 from scipy.stats import norm
 from torch.distributions import Normal
 
-from avtcli.metrics.calibration import LEVELS, coverage, gaussian_nll
+from avtcli.metrics.calibration import coverage, gaussian_nll
 from avtcli.seeding import keyed_generator
+
+LEVELS = (0.5, 0.8, 0.95)
 
 
 def test_the_likelihood_is_that_of_torch_distributions() -> None:
@@ -29,7 +31,7 @@ def test_targets_sampled_from_the_prediction_have_nominal_coverage() -> None:
     n = 20_000
     generator = keyed_generator("test")
     mean, log_var, noise = torch.randn(3, n, 3, generator=generator)
-    shares = coverage(mean, log_var, mean + (log_var / 2).exp() * noise)
+    shares = coverage(mean, log_var, mean + (log_var / 2).exp() * noise, LEVELS)
     levels = torch.tensor(LEVELS, dtype=torch.float64)[:, None]
 
     assert shares.shape == (3, 3)
@@ -55,7 +57,7 @@ def test_columns_are_counted_separately() -> None:
 
 def test_an_overconfident_prediction_covers_too_little() -> None:
     mean, noise = torch.zeros(5000, 1), torch.randn(5000, 1, generator=keyed_generator("test"))
-    narrow, exact, wide = (coverage(mean, torch.full((5000, 1), log_var), noise) for log_var in (-2.0, 0.0, 2.0))
+    narrow, exact, wide = (coverage(mean, torch.full((5000, 1), log_var), noise, LEVELS) for log_var in (-2.0, 0.0, 2.0))
 
     assert (narrow < exact).all()
     assert (exact < wide).all()
