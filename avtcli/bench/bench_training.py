@@ -62,8 +62,8 @@ def our_step(setup: TrainingSetup, losses: list[Tensor]) -> Step:
     def step(pair: baseline.Pair) -> None:
         original, transformed, values = pair
         target, rows = Target(values, values, setup.family, setup.size), torch.arange(len(values))
-        loss, _ = trainer.step(next(steps), Batch((original, transformed), (target,), rows, len(values)))
-        losses.append(loss.per_sample.detach().mean())
+        result = trainer.step(next(steps), Batch((original, transformed), (target,), rows, len(values)))
+        losses.append(result.loss.per_sample.detach().mean())
         if len(losses) % LOG_EVERY == 0:
             torch.stack(losses[-LOG_EVERY:]).tolist()
 

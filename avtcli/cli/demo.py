@@ -21,14 +21,12 @@ def demo(
     from avtcli.exporting.export import export
     from avtcli.models.weights import open_weights
     from avtcli.probing.probe import probe
-    from avtcli.storage.run_folders import default_folder
     from avtcli.training.pretrain import pretrain
 
     config = resolve({}, recipe="fashion-mini-demo")
-    run = out or default_folder(config.dataset.name, config.backbone.name, config.objective.name)
     with reporting() as on_event:
-        pretrained = pretrain(config, run=run, resume=False, on_event=on_event)
-        weights = open_weights(run)
+        pretrained = pretrain(config, run=out, resume=False, on_event=on_event)
+        weights = open_weights(pretrained.run)
         probed = probe(weights, ProbeConfig(layers=("conv2",), pool=("max",), epochs=50), out=None, on_event=on_event)
         exported = export(weights, out=None, layer=None, on_event=on_event)
     if as_json:

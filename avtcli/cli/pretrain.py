@@ -12,7 +12,7 @@ from avtcli.cli.options import Json, component_options, option
 from avtcli.cli.settings_options import settings_options
 from avtcli.config.components import component_kinds, flags_of
 from avtcli.config.pretrain_config import PretrainConfig
-from avtcli.config.resolution import merge, options_from_texts, resolve, validate
+from avtcli.config.resolution import merge, options_from_texts, resolve
 from avtcli.errors import AvtError
 from avtcli.storage.run_folders import default_folder, is_run, newest_run
 
@@ -46,19 +46,24 @@ def pretrain(
     Example: `avt pretrain --dataset cifar10 --backbone nin`
     """
     given = merge({**settings, "lr": lr}, options_from_texts(overrides or [], kinds=KINDS))
-    if resume is not None:
-        if out is not None or recipe is not None:
-            raise AvtError("--resume continues in the run's own folder with its own settings: leave out --out and --recipe.")
-        run, config = _resumed(resume, given)
-    else:
+    run, config = out, None
+    if resume is None:
         config = resolve(given, recipe=recipe)
-        run = out or default_folder(config.dataset.name, config.backbone.name, config.objective.name)
+    elif out is not None or recipe is not None:
+        raise AvtError("--resume continues in the run's own folder with its own settings: leave out --out and --recipe.")
+    else:
+        run = _run_to_resume(resume, given)
     if processes > 1 and "RANK" not in os.environ:
         from avtcli.runtime.processes import launch
 
-        # the last of two equal options counts: all processes take the folder that was resolved here
-        raise typer.Exit(launch(processes, [*sys.argv[1:], "--out" if resume is None else "--resume", str(run)]))
+        # the last of two equal options counts: all processes take the run that was found here
+        raise typer.Exit(launch(processes, [*sys.argv[1:], *([] if resume is None else ["--resume", str(run)])]))
     with reporting() as on_event:
+        if config is None:
+            from avtcli.training.training_state import resumed_config
+
+            assert run is not None
+            config = resumed_config(run, given, on_event=on_event)
         if dry_run:
             from avtcli.training.training_setup import build_training_setup
 
@@ -69,10 +74,11 @@ def pretrain(
             result = train(config, run=run, resume=resume is not None, on_event=on_event)
     if int(os.environ.get("RANK", "0")) > 0:
         return
+    folder = run or default_folder(config.dataset.name, config.backbone.name, config.objective.name)
     if dry_run and as_json:
-        say_json({"run": str(run), "steps": steps, "recipe": config.recipe, "config": config.model_dump(mode="json")})
+        say_json({"run": str(folder), "steps": steps, "recipe": config.recipe, "config": config.model_dump(mode="json")})
     elif dry_run:
-        say(f"Configuration OK: {steps} steps into {run}")
+        say(f"Configuration OK: {steps} steps into {folder}")
     elif as_json:
         say_json(result)
     else:
@@ -84,12 +90,11 @@ def pretrain(
         say(f"next     avt probe {result.run}", f"         avt export {result.run}")
 
 
-def _resumed(name: str, given: dict[str, Any]) -> tuple[Path, PretrainConfig]:
-    from avtcli import recipes
-
+def _run_to_resume(name: str, given: dict[str, Any]) -> Path:
+    """Find the run, and refuse settings that may not change."""
     run = newest_run() if name == "last" else Path(name)
     if not is_run(run):
-        raise AvtError(f"There is no run to resume in {run}: it has no config.toml and checkpoints.")
+        raise AvtError(f"There is no run to resume in {run}: it has no folder `checkpoints`.")
     flags = flags_of(PretrainConfig)
     names = {key: flag.option(key) for key, flag in flags.items()}
     may_change = [key for key, flag in flags.items() if flag.on_resume]
@@ -98,5 +103,4 @@ def _resumed(name: str, given: dict[str, Any]) -> tuple[Path, PretrainConfig]:
         changing = ", ".join(names[key] for key in may_change)
         hint = f"leave out {', '.join(fixed)}, or start a new run. Options that may change: {changing}."
         raise AvtError(f"--resume continues with the run's own settings: {hint}")
-    stored = recipes.load(str(run / "config.toml"), kind="pretrain")
-    return run, validate(PretrainConfig, merge(stored, given), where=f"{run}/config.toml")
+    return run

@@ -8,7 +8,7 @@ import typer
 from avtcli import recipes
 from avtcli.cli.console import say, say_json, say_table
 from avtcli.cli.options import Json
-from avtcli.storage.files import disk_errors_explained, refuse_existing, write_synced
+from avtcli.storage.files import refuse_existing, write_file
 
 app = typer.Typer(help="List, show and copy recipes.", no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -37,7 +37,6 @@ def copy(name: Name, to: File = None) -> None:
     """Copy a recipe to a file, to be edited and run with `--recipe FILE.toml`."""
     to, text = to or Path(f"{Path(name).stem}.toml"), recipes.text(name)
     refuse_existing(to, flag="FILE.toml")
-    with disk_errors_explained(to):
-        write_synced(to, text.encode())
+    write_file(to, text.encode())
     command = recipes.parse(name, text).get("about", {}).get("kind", "pretrain")
     say(f"copied to {to}", f"run it: avt {command} --recipe {to}")

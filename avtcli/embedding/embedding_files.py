@@ -7,14 +7,12 @@
                metadata holds the JSON under the key `avt`, with the shape of each layer.
 """
 
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from avtcli.errors import AvtError, RunFailedError
-from avtcli.storage.files import METADATA_KEY, disk_errors_explained, fsync_folder, refuse_existing, to_metadata
+from avtcli.storage.files import METADATA_KEY, disk_errors_explained, new_path, refuse_existing, to_metadata
 
 SPLITS: Final = ("train", "test")  # what the values of the column `split` mean
 RESERVED: Final = {"labels", "label", "split", "names", "name", "name_ends", METADATA_KEY, "file", "allow_pickle"}
@@ -89,15 +87,14 @@ def check_room(out: Path, table: EmbeddingTable) -> None:
 
 
 def save_embeddings(out: Path, table: EmbeddingTable) -> int:
-    """Write a table into a temporary folder next to the file, read it back, move it to its name, and return its bytes.
+    """Write a table, read it back, publish it, and return its bytes.
 
     Raises:
         AvtError: if the file exists.
         RunFailedError: if the disk fails, or the file does not hold the table; no file is left then.
     """
-    kind, hidden = format_of(out), f".{out.name}."
-    with disk_errors_explained(out), TemporaryDirectory(".tmp", hidden, out.parent, ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / out.name
+    kind = format_of(out)
+    with new_path(out) as path:
         stored = kind.write(path, table)
         expected = {name: (values.shape, values[[0, -1]].tolist()) for name, values in stored.items()}
         found = kind.read_ends(path)
@@ -107,11 +104,6 @@ def save_embeddings(out: Path, table: EmbeddingTable) -> int:
                 f"{out} was read back, and {', '.join(different)} differ from what was computed. The file was removed: check "
                 "its disk, and write it again."
             )
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        refuse_existing(out)
-        path.rename(out)
-        fsync_folder(out.parent)
     return out.stat().st_size
 
 

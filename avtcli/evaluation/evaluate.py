@@ -14,7 +14,7 @@ from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import Weights, restore_model
 from avtcli.runtime.context import Context
 from avtcli.runtime.execution import prepare_for_inference
-from avtcli.storage.files import disk_errors_explained, refuse_existing, replace_file, to_json
+from avtcli.storage.files import refuse_existing, to_json, write_file
 
 PICTURE = "evaluate.png"
 
@@ -169,7 +169,5 @@ def _with_picture(calibration: dict[str, Any] | None, run: Path | None, context:
 
 
 def _save(path: Path, content: bytes, context: Context) -> None:
-    with disk_errors_explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, content)
+    write_file(path, content, replace=True)
     context.on_event(Saved(path))

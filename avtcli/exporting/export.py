@@ -1,15 +1,12 @@
 """Export of an encoder: written, loaded back in a fresh process, compared, and only then published."""
 
-import filecmp
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,7 +17,7 @@ from avtcli.errors import AvtError, RunFailedError
 from avtcli.events import OnEvent, Progress, Saved
 from avtcli.models.encoder import Encoder
 from avtcli.models.weights import Weights, restore_encoder
-from avtcli.storage.files import disk_errors_explained, fsync_folder, refuse_existing
+from avtcli.storage.files import new_path
 
 TOLERANCE = 1e-5
 
@@ -82,20 +79,13 @@ def export(
         "config": source.about.get("config"),
     }
     x = torch.randn(4, spec.channels, *spec.size, generator=torch.Generator().manual_seed(0))
-    written = out.with_name(f".{uuid4().hex[:8]}.tmp{suffix}")
-    try:
-        with disk_errors_explained(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            exporter.write(encoder, written, about)
+    with new_path(out) as written:
+        exporter.write(encoder, written, about)
         on_event(Progress("loading back", 0, 1, "files"))
         difference = compare_loaded(encoder, x, written, loading_lines(file_format, written))
         on_event(Progress("loading back", 1, 1, "files"))
         if not difference <= TOLERANCE:
             raise RunFailedError(f"The features of {out}, loaded back, differ by {difference:.1g}: it was deleted.")
-        with disk_errors_explained(out):
-            _publish(written, out)
-    finally:
-        shutil.rmtree(written, ignore_errors=True) if written.is_dir() else written.unlink(missing_ok=True)
     on_event(Saved(out))
     return ExportResult(str(out), file_format, difference, "; ".join(exporter.load_with(out)))
 
@@ -121,23 +111,3 @@ def compare_loaded(encoder: Encoder, x: torch.Tensor, path: Path, lines: Sequenc
         if ended.returncode != 0:
             raise RunFailedError(f"{path} was written and does not load back: {ended.stderr.strip().splitlines()[-1:]}.")
         return float((load_file(outputs)["y"] - encoder(x)).abs().max())
-
-
-def _publish(written: Path, out: Path) -> None:
-    """Wait until a file or folder is on disk and rename it; an equal one that exists already is kept."""
-    for path in [written, *written.rglob("*")]:
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    if not _equal(written, out):
-        refuse_existing(out)
-        os.rename(written, out)
-        fsync_folder(out.parent)
-
-
-def _equal(a: Path, b: Path) -> bool:
-    """Whether two files, or all files in two folders, have the same content."""
-    if a.is_file() or b.is_file():
-        return a.is_file() and b.is_file() and filecmp.cmp(a, b, shallow=False)
-    names, others = ({path.relative_to(top) for path in top.rglob("*")} for top in (a, b))
-    return names == others and all(_equal(a / name, b / name) for name in names if (a / name).is_file())

@@ -10,7 +10,7 @@ from typing import Final
 
 from avtcli import registry
 from avtcli.errors import AvtError
-from avtcli.storage.files import disk_errors_explained, refuse_existing, write_synced
+from avtcli.storage.files import new_path, refuse_existing
 
 TEMPLATES: Final = files("avtcli.plugin_kit") / "templates"
 
@@ -29,11 +29,11 @@ def new_plugin(folder: Path, *, kind: str) -> tuple[str, ...]:
     words["Class"] = "".join(word.capitalize() for word in module.split("_"))
     templates = {f"{module}.py": f"{kind}.py", f"test_{module}.py": "test.py"}
     templates |= {name: name for name in ("pyproject.toml", "README.md")}
-    with disk_errors_explained(folder):
-        folder.mkdir(parents=True)
+    with new_path(folder) as written:
+        written.mkdir()
         for file, template in templates.items():
             text = (TEMPLATES / f"{template}.tmpl").read_text(encoding="utf-8")
-            write_synced(folder / file, Template(text).substitute(words).encode())
+            (written / file).write_text(Template(text).substitute(words), encoding="utf-8")
     return tuple(templates)
 
 

@@ -28,7 +28,7 @@ from avtcli.probing.probe_protocol import describe_probe, describe_start
 from avtcli.probing.probe_setup import HeadResult, ProbeSetup, Subset, subset_rows
 from avtcli.runtime.context import Context
 from avtcli.runtime.execution import prepare_for_inference
-from avtcli.storage.files import disk_errors_explained, refuse_existing, to_json, write_synced
+from avtcli.storage.files import refuse_existing, to_json, write_file
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,7 @@ def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | 
     supervised = _probe_all(setups, random, "supervised", supervised_encoder) if config.supervised else []
     result = ProbeResult(str(source.path), protocol, results, baseline, supervised)
     for path in _destinations(source, config, layers, out):
-        with disk_errors_explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_synced(path, to_json(asdict(result)))
+        write_file(path, to_json(asdict(result)))
         on_event(Saved(path))
     return result
 

@@ -1,14 +1,24 @@
 """Several processes of one command on this machine, which share each batch."""
 
 import os
+import shlex
+import signal
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from avtcli.errors import RunFailedError
+from avtcli.runtime.signals import heeded_signals
+
 
 def launch(processes: int, args: list[str]) -> int:
-    """Run `avt ARGS` in several processes that share one process group; return the exit code, 128 + n after signal n."""
+    """Run `avt ARGS` in several processes that share one process group; return the exit code, 128 + n after signal n.
+
+    Raises:
+        RunFailedError: if one of them was killed, and the others were ended.
+    """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -22,14 +32,20 @@ def launch(processes: int, args: list[str]) -> int:
         rdzv_endpoint="127.0.0.1:0",
         run_id="avt",
         max_restarts=0,  # a restart would repeat a run that a signal stopped on purpose
-        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+        signals_to_handle=",".join(signal.Signals(number).name for number in heeded_signals()),
         shutdown_timeout=120,  # longer than any save
     )
     try:
         elastic_launch(config, sys.executable)("-m", "avtcli", *args)
     except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        return 128 - code if code < 0 else code
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            raise RunFailedError(
+                f"Process {rank} of {processes} was ended by {name}, and the others were stopped. What was saved is intact: "
+                "go on with `avt pretrain --resume RUN`. If it was killed for memory, use fewer --processes or --workers."
+            ) from None
+        return failure.exitcode
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
@@ -46,3 +62,9 @@ def gather_batch(rows: Tensor, count: int) -> Tensor:
     padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])]) if len(rows) < most else rows
     parts = all_gather(padded.contiguous())  # type: ignore[no-untyped-call]
     return torch.stack(list(parts), 1).flatten(0, 1)[:count]
+
+
+def resume_command(run: Path, *, processes: int) -> str:
+    """Return the complete command that continues a run, from any folder."""
+    several = f" --processes {processes}" if processes > 1 else ""
+    return f"avt pretrain --resume {shlex.quote(str(run.absolute()))}{several}"

@@ -1,10 +1,24 @@
 """Signals as requests to finish the step."""
 
+import contextlib
 import os
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Final
+
+NAMES: Final = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
+"""From a terminal, a container, or a cluster's scheduler before it ends a job."""
+ASKING: Final = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+_REPEAT_SECONDS = 1.0
+
+
+def heeded_signals() -> tuple[int, ...]:
+    """Return the signals that ask a command to stop: those that were not ignored when it started, as under nohup."""
+    return tuple(number for number in ASKING if signal.getsignal(number) is not signal.SIG_IGN)
 
 
 class Stop:
@@ -15,16 +29,23 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Turn SIGINT, SIGTERM and SIGUSR1 into a request to finish the step; a second one exits at once."""
-    stop = Stop()
+    """Turn the signals that ask to stop into a request to finish the step; a second one exits at once.
+
+    In one of several processes a second signal within a second is the same one: the launcher passes on what the whole group
+    already got.
+    """
+    stop, since, shared = Stop(), 0.0, "RANK" in os.environ
 
     def note(number: int, frame: FrameType | None) -> None:
-        if stop.number:
+        nonlocal since
+        if not stop.number:
+            stop.number, since = number, time.monotonic()
+            _tell("stopping after this step; again to leave at once")
+        elif not shared or time.monotonic() - since > _REPEAT_SECONDS:
             os._exit(128 + number)
-        stop.number = number
 
     try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+        before = {number: signal.signal(number, note) for number in heeded_signals()}
     except ValueError:  # Python delivers signals to the main thread only; elsewhere the caller handles them
         before = {}
     try:
@@ -32,3 +53,11 @@ def stop_signals() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _tell(text: str) -> None:
+    """Write a line to stderr at once: Python's own stream may be in use where the signal arrived."""
+    if os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+            os.write(2, f"{chr(10) * os.isatty(2)}{text}\n".encode())
+            sys.stderr.flush()

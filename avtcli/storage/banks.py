@@ -20,7 +20,7 @@ from avtcli.geometry.family_building import build_family
 from avtcli.geometry.geometric_family import WarpOptions
 from avtcli.geometry.homography import coefficients_from_matrix, is_proper, matrix_from_coefficients
 from avtcli.seeding import keyed_generator
-from avtcli.storage.files import METADATA_KEY, disk_errors_explained, from_metadata, refuse_existing, to_metadata, write_synced
+from avtcli.storage.files import METADATA_KEY, from_metadata, refuse_existing, to_metadata, write_file
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,7 @@ def generate_bank(out: Path, *, plugin: Plugin, size: int, count: int, seed: int
     bank = sample_bank(plugin, size=(size, size), count=count, seed=seed)
     about = {"family": plugin.name, "options": plugin.options, "size": size, "seed": seed, "count": count}
     metadata = to_metadata({**about, "version": __version__})
-    blob = save({"coeffs": bank.coeffs, "mean": bank.mean, "std": bank.std}, metadata=metadata)
-    with disk_errors_explained(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_synced(out, blob)
+    write_file(out, save({"coeffs": bank.coeffs, "mean": bank.mean, "std": bank.std}, metadata=metadata))
     on_event(Saved(out))
     return BankResult(str(out), count, size, bank.mean.tolist(), bank.std.tolist(), round(time.monotonic() - began, 2))
 

@@ -1,29 +1,28 @@
 """Checkpoints: safetensors and JSON, complete or absent, verified when read.
 
-    checkpoints/.tmp-STEP-RANDOM/    being written
-    checkpoints/step-0000001200/     complete: model.safetensors  state.safetensors  state.json  manifest.json
+    checkpoints/step-0000001200/            model.safetensors  state.safetensors  state.json  manifest.json
+    checkpoints/step-0000000600.damaged/    what did not agree with its manifest, set aside and never counted
 
-Order: write and fsync each file, the manifest with sizes and hashes last; fsync the folder; rename; fsync the parent; prune.
-So a kill at any time leaves complete checkpoints only.
+A checkpoint gets its name when it is on disk (see `files.new_path`), and only then are older ones deleted.
 """
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from uuid import uuid4
 
 import safetensors
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from avtcli.errors import AvtError
+from avtcli.errors import AvtError, RunFailedError
 from avtcli.events import Notice, OnEvent, ignore
-from avtcli.storage.files import disk_errors_explained, fsync_folder, to_json, write_synced
+from avtcli.storage.files import disk_errors_explained, new_path, temporary_folder, to_json
 
 FORMAT: Final = 1
 KEPT: Final = 2
@@ -42,7 +41,7 @@ class Checkpoint:
 
 def step_of(folder: Path) -> int | None:
     """Parse the step from a folder's name; none if it is not named like a checkpoint."""
-    match = re.fullmatch(r"step-(\d+)", folder.name)
+    match = re.fullmatch(r"step-([0-9]+)", folder.name)
     return int(match[1]) if match else None
 
 
@@ -52,63 +51,92 @@ def list_checkpoints(root: Path) -> list[Path]:
     return [folder for _, folder in sorted(found, reverse=True)]
 
 
+def went_further(root: Path) -> bool:
+    """Whether a run got beyond step 0, as the names of its checkpoints say, damaged ones included."""
+    return any(not re.match(r"step-0+(\.|$)", folder.name) for folder in root.glob("step-*"))
+
+
 def save_checkpoint(
     root: Path, step: int, *, model: dict[str, Tensor], state: dict[str, Tensor], about: dict[str, Any]
 ) -> Path:
-    """Write a checkpoint, unless there is one of this step, and delete all but the newest two.
+    """Write a checkpoint, unless there is a complete one of this step, and delete all but the newest two complete ones.
 
     Raises:
         RunFailedError: if writing fails; earlier checkpoints stay intact.
     """
     final = root / f"step-{step:010d}"
     if final.exists():
-        return final
-    partial = root / f".tmp-{step:010d}-{uuid4().hex[:8]}"
-    with disk_errors_explained(final):
-        try:
-            partial.mkdir()
-            write_synced(partial / "state.json", to_json({"format": FORMAT, "step": step, **about}))
-            for name, tensors in (("model.safetensors", model), ("state.safetensors", state)):
-                _write_tensors(partial / name, tensors, mode=(partial / "state.json").stat().st_mode)
-            write_synced(partial / "manifest.json", to_json({name: _stated(partial / name) for name in _FILES}))
-            fsync_folder(partial)
-            os.rename(partial, final)
-            fsync_folder(root)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    for old in list_checkpoints(root)[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)  # a folder that cannot be deleted must not stop the training
+        if is_complete(final):
+            return final
+        set_aside(final)
+    with new_path(final) as partial:
+        partial.mkdir()
+        (partial / "state.json").write_bytes(to_json({"format": FORMAT, "step": step, **about}))
+        for name, tensors in (("model.safetensors", model), ("state.safetensors", state)):
+            _write_tensors(partial / name, tensors, mode=(partial / "state.json").stat().st_mode)
+        (partial / "manifest.json").write_bytes(to_json({name: _measure(partial / name) for name in _FILES}))
+    _prune(root, saved=final)
     return final
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor], *, mode: int) -> None:
-    """Write without serialising in memory, which would double a large model's, and wait until it is on disk."""
+    """Write without serialising in memory, which would double a large model's."""
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     except safetensors.SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(str(error)) from error
     path.chmod(mode)  # safetensors leaves 0600 whatever the umask
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
-def _stated(path: Path) -> dict[str, Any]:
+def _prune(root: Path, *, saved: Path) -> None:
+    """Delete all but the checkpoint just saved and the newest complete other ones; what is damaged counts for none."""
+    kept = [saved]
+    for folder in list_checkpoints(root):
+        if folder == saved:
+            continue
+        if len(kept) < KEPT and is_complete(folder):
+            kept.append(folder)
+            continue
+        with contextlib.suppress(RunFailedError):  # a folder that cannot be moved must not stop the training
+            _delete(folder) if len(kept) == KEPT else set_aside(folder)
+
+
+def _delete(folder: Path) -> None:
+    """Take the name away first: a kill between leaves a temporary folder, and no checkpoint without its files."""
+    with disk_errors_explained(folder), temporary_folder(folder.parent) as leaving:
+        folder.rename(leaving / folder.name)
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint, so that it is never counted again; return its new path.
+
+    Raises:
+        RunFailedError: if the disk refuses.
+    """
+    names = (f"{folder.name}.damaged{number or ''}" for number in itertools.count())
+    away = next(folder.with_name(name) for name in names if not os.path.lexists(folder.with_name(name)))
+    with disk_errors_explained(folder):
+        folder.rename(away)
+    return away
+
+
+def _measure(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def clear_leftovers(root: Path) -> None:
-    """Delete temporary folders of killed writers; requires the run's lock."""
-    for folder in root.glob(".tmp-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+def is_complete(folder: Path) -> bool:
+    """Whether every file of a checkpoint is as its manifest states."""
+    try:
+        manifest = _read_manifest(folder)
+        return all(manifest.get(name) == _measure(folder / name) for name in _FILES)
+    except (AvtError, OSError):
+        return False
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint and verify every byte; an `AvtError` names the first file that is damaged or of another format."""
-    try:
-        manifest = dict(json.loads(_read(folder / "manifest.json")))
-    except (TypeError, ValueError) as error:
-        raise AvtError(f"{folder / 'manifest.json'} is no JSON object: {error}. The checkpoint is damaged.") from error
+    manifest = _read_manifest(folder)
     blobs = dict[str, bytes]()
     for name in _FILES:
         path, blob = folder / name, _read(folder / name)  # parsed from the bytes that were hashed
@@ -127,15 +155,33 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise AvtError(f"{folder} does not parse: {error}.") from error
 
 
-def load_newest(root: Path, *, on_event: OnEvent = ignore) -> Checkpoint:
-    """Read the newest complete checkpoint, else raise an `AvtError`; a notice reports each newer damaged one."""
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(_read(folder / "manifest.json")))
+    except (TypeError, ValueError) as error:
+        raise AvtError(f"{folder / 'manifest.json'} is no JSON object: {error}. The checkpoint is damaged.") from error
+
+
+def load_newest(root: Path, *, repair: bool = False, on_event: OnEvent = ignore) -> Checkpoint:
+    """Read the newest complete checkpoint; a notice reports each newer damaged one.
+
+    Args:
+        root: the folder of the checkpoints.
+        repair: whether damaged ones are set aside; requires the run's lock.
+        on_event: receives the notices.
+
+    Raises:
+        AvtError: if none is complete.
+        RunFailedError: if a damaged one cannot be set aside.
+    """
     problems = []
     for folder in list_checkpoints(root):
         try:
             return load_checkpoint(folder)
         except AvtError as error:
             problems.append(str(error))
-            on_event(Notice(f"skipping {folder.name}: {error}"))
+            done = f"set aside as {set_aside(folder).name}" if repair else "skipped"
+            on_event(Notice(f"{folder.name} is damaged and is {done}: {error}"))
     found = f"each of {len(problems)} is damaged, the newest: {problems[0]}" if problems else "there is none"
     raise AvtError(f"{root} has no complete checkpoint: {found}")
 

@@ -1,43 +1,127 @@
-"""Atomic writes: a kill or a full disk leaves no partial file."""
+"""The one writer of files: complete and on disk under their name, or absent; and errors of the disk in words.
+
+    .tmp-HOST-PROCESS-RANDOM/NAME    being written; of a killed writer, deleted by the next one in the folder
+    NAME                             complete
+
+Order: write; fsync each file, then the temporary folders; rename; fsync the parent. So a kill or a full disk at any time leaves
+no partial file under a name that a reader looks for.
+"""
 
 import contextlib
+import errno
+import filecmp
 import json
 import os
+import re
+import shutil
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from avtcli.errors import AvtError, RunFailedError
 
 METADATA_KEY = "avt"
+_STALE_SECONDS = 86_400  # a temporary folder of another host is a killed writer's after a day
+_EXISTS = (errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR)
 
 
-def fsync_folder(folder: Path) -> None:
-    """Sync a folder's entries to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+@contextlib.contextmanager
+def new_path(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary path for a file or folder that gets the name `path`, once complete and on disk, at the end.
+
+    The folder of `path` is made. A path that exists is kept if it is equal to what was written.
+
+    Args:
+        path: the final name.
+        replace: whether a file of this name is replaced; the old one stays until the new one is complete.
+
+    Raises:
+        AvtError: if another file or folder has the name.
+        RunFailedError: if the disk fails.
+    """
+    with disk_errors_explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(path.parent)
+        with temporary_folder(path.parent) as folder:
+            written = folder / path.name
+            yield written
+            _sync(folder)
+            if replace or not (os.path.lexists(path) and _equal(written, path)):
+                _rename(written, path, replace=replace)
+                _sync_one(path.parent)
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Make a folder that is deleted at the end, or by the next writer in `parent` if this process is killed."""
+    folder = parent / f".tmp-{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_file(path: Path, content: bytes, *, replace: bool = False) -> None:
+    """Write a file, see `new_path`. The mode follows the umask."""
+    with new_path(path, replace=replace) as written:
+        written.write_bytes(content)
+
+
+def clear_leftovers(folder: Path, *, exclusive: bool = False) -> None:
+    """Delete the temporary folders of killed writers; all of them where a lock excludes other writers."""
+    for found in folder.glob(".tmp-*"):
+        writer = re.fullmatch(r"\.tmp-(.+)-(\d+)-[0-9a-f]{8}", found.name)
+        if writer and (exclusive or _has_ended(found, host=writer[1], process=int(writer[2]))):
+            shutil.rmtree(found, ignore_errors=True)
+
+
+def _has_ended(folder: Path, *, host: str, process: int) -> bool:
+    with contextlib.suppress(OSError):
+        if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
+            return True
+        if host == socket.gethostname():
+            os.kill(process, 0)  # raises ProcessLookupError if there is no such process
+        return False
+    return True
+
+
+def _sync(folder: Path) -> None:
+    """Wait until a folder and all below it are on disk, contents before the folders that name them."""
+    for parent, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _sync_one(Path(parent, name))
+        _sync_one(Path(parent))
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file that does not exist and wait until it is on disk. The mode follows the umask."""
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file that may exist: the old one stays until the new one is complete."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _rename(written: Path, path: Path, *, replace: bool) -> None:
+    if not replace:
+        refuse_existing(path)
     try:
-        write_synced(partial, content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+        os.rename(written, path)
+    except OSError as error:
+        if error.errno in _EXISTS:  # made by another process meanwhile
+            refuse_existing(path)
+        raise
+
+
+def _equal(a: Path, b: Path) -> bool:
+    """Whether two files, or all files in two folders, have the same content."""
+    if a.is_file() or b.is_file():
+        return a.is_file() and b.is_file() and filecmp.cmp(a, b, shallow=False)
+    names, others = ({path.relative_to(top) for path in top.rglob("*")} for top in (a, b))
+    return names == others and all(_equal(a / name, b / name) for name in names if (a / name).is_file())
 
 
 def to_json(value: Any) -> bytes:
@@ -59,7 +143,7 @@ def from_metadata(blob: bytes) -> dict[str, Any] | None:
 
 def refuse_existing(path: Path, *, flag: str = "--out") -> None:
     """Raise an `AvtError` if a path exists, also as a dangling link."""
-    if path.exists() or path.is_symlink():
+    if os.path.lexists(path):
         raise AvtError(f"{path} exists already and is not overwritten. Choose another {flag}, or move it away.")
 
 

@@ -1,33 +1,63 @@
 """The log of a run: metrics.jsonl, complete lines only."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from avtcli.storage.files import disk_errors_explained, replace_file
+from avtcli.events import Notice, OnEvent, ignore
+from avtcli.storage.files import disk_errors_explained, write_file
 
 
 class MetricsLog:
-    """metrics.jsonl: one line a training step and one an evaluation."""
+    """metrics.jsonl: one line a training step and one an evaluation, JSON objects with an integer `step`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def append(self, lines: list[dict[str, Any]]) -> None:
-        """Append lines with one write."""
+        """Append lines, all or none of them.
+
+        Raises:
+            RunFailedError: if the disk fails.
+        """
+        content = _encode(lines)
         with disk_errors_explained(self.path), self.path.open("ab", buffering=0) as file:
-            file.write(_encode(lines))
+            before = file.seek(0, os.SEEK_END)
+            try:
+                left = memoryview(content)
+                while left:
+                    left = left[file.write(left) :]  # a disk that fills up takes a part first
+            except OSError:
+                file.truncate(before)
+                raise
 
-    def read(self) -> list[dict[str, Any]]:
-        """All complete lines; none if there is no file."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+    def read(self, *, on_event: OnEvent = ignore) -> list[dict[str, Any]]:
+        """Return all lines; what a damaged disk or another program put between them is passed over with one notice."""
+        lines, bad = [], list[int]()
+        content = self.path.read_bytes() if self.path.exists() else b""
+        for number, text in enumerate(content.split(b"\n"), start=1):
+            line = _decode(text)
+            if line is not None:
+                lines.append(line)
+            elif text:
+                bad.append(number)
+        if bad:
+            on_event(Notice(f"{self.path}: {len(bad)} lines are damaged and left out, the first is line {bad[0]}"))
+        return lines
 
-    def cut_after(self, step: int) -> None:
-        """Remove lines beyond a step, and an incomplete last line."""
-        replace_file(self.path, _encode([line for line in self.read() if line["step"] <= step]))
+    def cut_after(self, step: int, *, on_event: OnEvent = ignore) -> None:
+        """Remove lines beyond a step, and what is no entry of the log."""
+        kept = [line for line in self.read(on_event=on_event) if line["step"] <= step]
+        write_file(self.path, _encode(kept), replace=True)
+
+
+def _decode(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) and type(line.get("step")) is int else None
 
 
 def _encode(lines: list[dict[str, Any]]) -> bytes:

@@ -1,6 +1,8 @@
-"""Run folders: created once, locked while in use, never overwritten."""
+"""Run folders: complete when they appear, locked while in use, never overwritten."""
 
 import json
+import os
+import socket
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from avtcli.errors import AvtError
-from avtcli.storage.files import disk_errors_explained, refuse_existing, replace_file, to_json
+from avtcli.storage.files import disk_errors_explained, new_path, to_json, write_file
 
 RUNS = Path("runs")
 
@@ -22,41 +24,42 @@ def default_folder(dataset: str, *others: str) -> Path:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder has a run's config.toml and checkpoints."""
-    return (path / "config.toml").is_file() and (path / "checkpoints").is_dir()
+    """Whether a folder has checkpoints, or had none yet when its run was killed."""
+    return (path / "checkpoints").is_dir()
 
 
 def newest_run(root: Path = RUNS) -> Path:
-    """Return the run under `root` that was started last, else raise an `AvtError`."""
-    found = [path for path in root.iterdir() if is_run(path)] if root.is_dir() else []
+    """Return the run under `root` that was started or resumed last, of those with a checkpoint, else raise an `AvtError`."""
+    found = [path for path in root.iterdir() if any(path.glob("checkpoints/step-*/manifest.json"))] if root.is_dir() else []
     if not found:
         raise AvtError(f"There is no run under {root}. Name a run folder, or make one with `avt pretrain`.")
-    return max(found, key=lambda path: ((path / "config.toml").stat().st_mtime_ns, path.name))
+    return max(found, key=lambda path: (_started(path), path.name))
+
+
+def _started(run: Path) -> int:
+    config = run / "config.toml"
+    return config.stat().st_mtime_ns if config.exists() else 0
 
 
 def create_run(path: Path, config_toml: str, env: dict[str, Any]) -> None:
-    """Create a run folder with settings and environment; an `AvtError` refuses a path that exists."""
-    refuse_existing(path)
-    with disk_errors_explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            path.mkdir()
-        except FileExistsError:  # created by another process meanwhile
-            refuse_existing(path)
-        (path / "checkpoints").mkdir()
-        replace_file(path / "env.json", to_json(env))
-        replace_file(path / "config.toml", config_toml.encode())
+    """Create a run folder with settings and environment, all at once; an `AvtError` refuses a path that exists."""
+    with new_path(path) as folder:
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "env.json").write_bytes(to_json(env))
+        (folder / "config.toml").write_bytes(config_toml.encode())
 
 
 def lock_run(path: Path) -> FileLock:
     """Acquire the run's lock, else raise an `AvtError`; the kernel releases it when the process ends."""
     lock = FileLock(path / "lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        env = read_env(path)
-        holder = f"process {env.get('pid', '?')} on {env.get('host', '?')}"
-        raise AvtError(f"{path} is in use by {holder}. Wait for it, or choose another --out.") from None
+    with disk_errors_explained(path / "lock"):
+        try:
+            lock.acquire()
+        except Timeout:
+            env = read_env(path)
+            holder = f"process {env.get('pid', '?')} on {env.get('host', '?')}"
+            raise AvtError(f"{path} is in use by {holder}. Wait for it, or choose another --out.") from None
+    write_env(path, {**read_env(path), "pid": os.getpid(), "host": socket.gethostname()})
     return lock
 
 
@@ -64,6 +67,11 @@ def read_env(path: Path) -> dict[str, Any]:
     """Read the run's env.json; empty if it is missing or damaged."""
     try:
         content = json.loads((path / "env.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def write_env(path: Path, env: dict[str, Any]) -> None:
+    """Write the run's env.json."""
+    write_file(path / "env.json", to_json(env), replace=True)

@@ -1,7 +1,7 @@
 """Evaluations while a run is trained: the same figures on the same images, one log line each."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from math import isfinite
 
 import torch
@@ -12,7 +12,8 @@ from avtcli.contracts import Split
 from avtcli.data.datasets import limited
 from avtcli.data.held_out import MACE_COUNT, held_out_split
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images, evaluation_batches
-from avtcli.events import Notice, OnEvent
+from avtcli.errors import AvtError
+from avtcli.events import Event, Notice, OnEvent, Progress, ignore
 from avtcli.features.pooling import pool_features
 from avtcli.features.transformed_pairs import held_out_mace
 from avtcli.metrics.accuracy import topk_percent
@@ -20,6 +21,7 @@ from avtcli.metrics.feature_statistics import column_std, effective_rank
 from avtcli.metrics.knn import nearest, vote
 from avtcli.metrics.reference_predictors import mean_matrix
 from avtcli.metrics.transformation_error import corner_error
+from avtcli.runtime.signals import Stop
 from avtcli.seeding import keyed_generator
 from avtcli.storage.metrics_log import MetricsLog
 from avtcli.training.collapse import Point, format_figure, new_signs
@@ -54,6 +56,25 @@ class RunQuality:
     code_std: float | None
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """Why a run must stop after an evaluation, in every process alike; nothing set: it goes on.
+
+    Attributes:
+        collapse: the collapse for which the run must stop.
+        failure: what made the evaluation fail.
+        signal: number of the signal that interrupted the evaluation, of which nothing is kept.
+    """
+
+    collapse: str = ""
+    failure: str = ""
+    signal: int = 0
+
+
+class _Interrupted(Exception):
+    """A signal arrived during an evaluation."""
+
+
 class Monitor:
     """Evaluates a run when it is due, logs the figures, and reports a collapse, each kind once.
 
@@ -61,26 +82,23 @@ class Monitor:
     training changes. Trackers receive the figures as `eval/NAME`.
     """
 
-    def __init__(self, setup: TrainingSetup, metrics: MetricsLog, tracking: Tracking, *, on_event: OnEvent) -> None:
-        self.setup, self.metrics, self.tracking, self.on_event = setup, metrics, tracking, on_event
-        self.points: list[Point] = [line for line in metrics.read() if "eval" in line]
+    def __init__(self, setup: TrainingSetup, metrics: MetricsLog, tracking: Tracking, *, stop: Stop, on_event: OnEvent) -> None:
+        self.setup, self.metrics, self.tracking, self.stop, self.on_event = setup, metrics, tracking, stop, on_event
+        self.points: list[Point] = [line for line in metrics.read() if _is_point(line)]
 
     def is_due(self, step: int) -> bool:
         """Whether to evaluate after a step: the first, every `eval_every` epochs, and the last epoch."""
         config, (epoch, rest) = self.setup.config, divmod(step, self.setup.steps_per_epoch)
-        if not config.eval_every:
+        if not config.eval_every or not step:
             return False
         return step == 1 or (not rest and (epoch % config.eval_every == 0 or epoch == config.total_epochs))
 
-    def maybe_evaluate(self, step: int) -> str:
-        """Evaluate if it is due, in the main process while the others wait.
-
-        Returns:
-            In every process, the collapse for which the run must stop; empty where there is none.
-        """
+    def maybe_evaluate(self, step: int) -> Outcome:
+        """Evaluate if it is due, in the main process while the others wait, and return the outcome in every process."""
         if not self.is_due(step):
-            return ""
-        shared = [self._evaluate(step) if self.setup.accelerator.is_main_process else ""]
+            return Outcome()
+        known = bool(self.points) and self.points[-1]["step"] == step  # evaluated before the run was resumed
+        shared = [self._evaluate(step) if self.setup.accelerator.is_main_process and not known else Outcome()]
         broadcast_object_list(shared)
         return shared[0]
 
@@ -90,23 +108,39 @@ class Monitor:
             mace_px: float | None = self.points[-1]["eval"]["mace_px"]
             return mace_px
         self.setup.net.eval()
-        return _decoder_mace(self.setup)
+        return _decoder_mace(self.setup, on_event=self.on_event)
 
-    def _evaluate(self, step: int) -> str:
+    def _watch(self, event: Event) -> None:
+        if self.stop.number:
+            raise _Interrupted
+        self.on_event(event)
+
+    def _evaluate(self, step: int) -> Outcome:
         setup, training = self.setup, self.setup.net.training
         setup.net.eval()
-        figures = asdict(measure_quality(setup))
-        setup.net.train(training)
+        try:
+            figures = asdict(measure_quality(setup, on_event=self._watch))
+        except _Interrupted:
+            return Outcome(signal=self.stop.number)
+        except AvtError as error:
+            return Outcome(failure=str(error))
+        finally:
+            setup.net.train(training)
         self.points.append({"step": step, "epoch": step // setup.steps_per_epoch, "eval": figures})
         self.metrics.append(self.points[-1:])
         self.tracking.log(step, {f"eval/{name}": value for name, value in figures.items() if value is not None})
         self.on_event(Notice(_summary(self.points)))
         signs = new_signs(self.points, config=setup.config, steps_per_epoch=setup.steps_per_epoch)
         if setup.config.stop_on_collapse:
-            return " ".join(signs)
+            return Outcome(collapse=" ".join(signs))
         for sign in signs:
             self.on_event(Notice(sign))
-        return ""
+        return Outcome()
+
+
+def _is_point(line: Point) -> bool:
+    figures, known = line.get("eval"), {field.name for field in fields(RunQuality)}
+    return isinstance(figures, dict) and known <= set(figures) and type(line.get("epoch")) is int
 
 
 def _summary(points: Sequence[Point]) -> str:
@@ -123,20 +157,20 @@ def _summary(points: Sequence[Point]) -> str:
     return f"epoch {points[-1]['epoch']}: " + "  ".join(words)
 
 
-def measure_quality(setup: TrainingSetup) -> RunQuality:
+def measure_quality(setup: TrainingSetup, *, on_event: OnEvent = ignore) -> RunQuality:
     """Evaluate a network in eval mode; the images depend on the data alone, the transformations on the seed too."""
     train, test = setup.data.train, setup.data.test
-    bank, vectors, labels = _codes(setup, train, BANK_COUNT)
+    bank, vectors, labels = _codes(setup, train, BANK_COUNT, on_event=on_event)
     finite, knn_top1 = bool(vectors.isfinite().all()), None
     if finite and labels is not None and test is not None and len(test) and test.labels is not None:
-        queries, _, answers = _codes(setup, test, QUERY_COUNT)
+        queries, _, answers = _codes(setup, test, QUERY_COUNT, on_event=on_event)
         if answers is not None and queries.isfinite().all():
             similarities, rows = nearest(bank, queries, min(NEIGHBOURS, len(bank)))
             classes = int(max(labels.max(), answers.max())) + 1
             knn_top1 = topk_percent(vote(similarities, labels[rows], classes, temperature=TEMPERATURE), answers, 1)
     unit = vectors.square().mean().sqrt().clamp(min=torch.finfo(vectors.dtype).tiny)  # a code of zeros has deviation 0
     return RunQuality(
-        mace_px=_decoder_mace(setup),
+        mace_px=_decoder_mace(setup, on_event=on_event),
         constant_mace_px=_constant_mace(setup),
         knn_top1=knn_top1,
         rankme=effective_rank(vectors) if finite else None,
@@ -146,7 +180,7 @@ def measure_quality(setup: TrainingSetup) -> RunQuality:
 
 
 @torch.no_grad()
-def _codes(setup: TrainingSetup, split: Split, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
+def _codes(setup: TrainingSetup, split: Split, count: int, *, on_event: OnEvent) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the mean codes of a seeded draw of images: pooled to 4x4, (n, d), and to vectors, (n, C); and labels, (n,)."""
     indices = limited(split, min(count, len(split)))
     device, shorter = setup.accelerator.device, setup.config.augment.resize
@@ -156,10 +190,11 @@ def _codes(setup: TrainingSetup, split: Split, count: int) -> tuple[Tensor, Tens
         code = setup.net.encoder(setup.net.normalise(batch)).float().cpu().double()  # the square of a large code is finite
         maps.append(pool_features(code, "avg", SIDE).flatten(1))
         vectors.append(pool_features(code, "avg", 1).flatten(1))
+        on_event(Progress("evaluating", sum(map(len, vectors)), len(images), "images"))
     return torch.cat(maps), torch.cat(vectors), None if split.labels is None else split.labels[indices]
 
 
-def _decoder_mace(setup: TrainingSetup) -> float | None:
+def _decoder_mace(setup: TrainingSetup, *, on_event: OnEvent) -> float | None:
     if setup.net.objective.prediction != "target":
         return None
     shorter, seed = setup.config.augment.resize, setup.config.seed

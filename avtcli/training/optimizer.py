@@ -18,7 +18,12 @@ def build_optimizer(config: PretrainConfig, net: SiameseModel) -> torch.optim.Op
     own = [] if layer is None else list(layer.parameters())
     ids = {id(p) for p in own}
     groups = [{"params": [p for p in net.parameters() if id(p) not in ids]}, *([{"params": own}] if own else [])]
-    return make_optimizer(groups, config.optimizer)
+    optimizer = make_optimizer(groups, config.optimizer)
+    if config.optimizer.name == "sgd" and config.optimizer.momentum:
+        # from zeros, as the first step would make it: a first step that is skipped would leave memory that nobody filled
+        for parameter in filter(lambda p: p.requires_grad, net.parameters()):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def make_optimizer(groups: list[dict[str, Any]], settings: Optimizer) -> torch.optim.Optimizer:
@@ -66,10 +71,7 @@ def set_rates(optimizer: torch.optim.Optimizer, config: PretrainConfig, step: in
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Return the state as tensors by `INDEX.NAME`, and the parameter groups as plain JSON.
-
-    SGD's momentum buffer is none until the first step: it is left out and restored as none.
-    """
+    """Return the state as tensors by `INDEX.NAME`, and the parameter groups as plain JSON."""
     state = optimizer.state_dict()
     slots = ((index, name, value) for index, slot in state["state"].items() for name, value in slot.items())
     tensors = {f"{index}.{name}": value for index, name, value in slots if isinstance(value, Tensor)}

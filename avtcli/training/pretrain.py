@@ -1,5 +1,6 @@
 """Pretraining: THE loop, top to bottom."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,17 +9,20 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.toml_text import to_toml
-from avtcli.errors import InterruptedRunError, RunFailedError
+from avtcli.data.training_loader import Batch
+from avtcli.errors import AvtError, InterruptedRunError, RunFailedError
 from avtcli.events import OnEvent, Progress, Saved
+from avtcli.runtime.processes import resume_command
 from avtcli.runtime.signals import Stop, stop_signals
-from avtcli.storage.checkpoints import clear_leftovers
-from avtcli.storage.files import refuse_existing, replace_file, to_json
+from avtcli.storage.checkpoints import list_checkpoints
+from avtcli.storage.files import clear_leftovers, refuse_existing, to_json, write_file
 from avtcli.storage.metrics_log import MetricsLog
-from avtcli.storage.run_folders import create_run, lock_run
-from avtcli.training.monitor import Monitor
+from avtcli.storage.run_folders import create_run, default_folder, lock_run
+from avtcli.training.monitor import Monitor, Outcome
 from avtcli.training.optimizer import build_optimizer
 from avtcli.training.run_log import LossLog, Tracking
 from avtcli.training.step import Trainer
@@ -26,6 +30,8 @@ from avtcli.training.training_setup import TrainingSetup, build_training_setup
 from avtcli.training.training_state import restore_state, save_state
 
 LOG_EVERY = 20  # steps between readings of the losses from the device
+SKIPPED_IN_A_ROW = 3  # steps that were not finite, after which a run ends
+FIRST_SAVE_MINUTES = 1.0  # after the start
 
 
 @dataclass(frozen=True)
@@ -39,42 +45,56 @@ class PretrainResult:
     loss: float | None
     mace_px: float | None
     recipe: str
+    skipped_steps: int
 
 
-def pretrain(config: PretrainConfig, *, run: Path, resume: bool, on_event: OnEvent) -> PretrainResult:
+def pretrain(config: PretrainConfig, *, run: Path | None, resume: bool, on_event: OnEvent) -> PretrainResult:
     """Pretrain into a run folder.
 
     Args:
-        config: the settings; for a resumed run its own.
-        run: the folder, new, or for a resumed run the one to go on in.
-        resume: whether to go on from the newest checkpoint.
+        config: the settings; for a resumed run its own, see `training_state.resumed_config`.
+        run: the folder, new, or for a resumed run the one to go on in; none for a new one of the default name.
+        resume: whether to go on from the newest checkpoint, or from the start where none was saved yet.
         on_event: receives what happens, in the main process only.
 
     Raises:
         AvtError: before anything is written, if something is not right.
-        RunFailedError: if the loss is not finite, or the disk fails; the last checkpoint is kept.
+        RunFailedError: if steps are not finite, a reader or the disk fails; what was learned until then is saved.
         InterruptedRunError: after a signal, with the state saved.
     """
-    if not resume:
+    if run is not None and not resume:
         refuse_existing(run)
+    continues = resume and run is not None and bool(list_checkpoints(run / "checkpoints"))
     with stop_signals() as stop:
-        setup = build_training_setup(config, resume=resume, on_event=on_event)
+        setup = build_training_setup(config, resume=continues, on_event=on_event)
         tracking = Tracking(setup.config.trackers if setup.accelerator.is_main_process else (), on_event=on_event)
-        with _run_folder(setup, run, resume=resume), tracking:
-            return _train(setup, run, tracking, resume=resume, stop=stop, on_event=on_event)
+        with _run_folder(setup, run, resume=resume) as folder, tracking:
+            return _train(setup, folder, tracking, resume=continues, stop=stop, on_event=on_event)
 
 
 @contextmanager
-def _run_folder(setup: TrainingSetup, run: Path, *, resume: bool) -> Iterator[None]:
-    """Make the folder, or open the one that is there, and hold its lock; the main process alone."""
+def _run_folder(setup: TrainingSetup, run: Path | None, *, resume: bool) -> Iterator[Path]:
+    """Make the folder, or open the one that is there, and hold its lock, in the main process; yield it in all."""
     with ExitStack() as stack:
+        shared, config = [run], setup.config
         if setup.accelerator.is_main_process:
+            run = run or default_folder(config.dataset.name, config.backbone.name, config.objective.name)
             if not resume:
-                create_run(run, to_toml(setup.config), setup.environment)
+                create_run(run, to_toml(config), setup.environment)
+                stack.callback(_remove_failed_start, run)
             stack.callback(lock_run(run).release)
-            clear_leftovers(run / "checkpoints")
-        setup.accelerator.wait_for_everyone()
-        yield
+            clear_leftovers(run, exclusive=True)
+            clear_leftovers(run / "checkpoints", exclusive=True)
+            shared = [run]
+        broadcast_object_list(shared)
+        assert shared[0] is not None
+        yield shared[0]
+
+
+def _remove_failed_start(run: Path) -> None:
+    """Delete a run folder that never got a checkpoint, so that the same command can be given again."""
+    if not list_checkpoints(run / "checkpoints"):
+        shutil.rmtree(run, ignore_errors=True)
 
 
 def _train(
@@ -97,66 +117,98 @@ def _train(
             on_event(Saved(save_state(setup, run, step, trainer.optimizer, seconds=seconds)))
         accelerator.wait_for_everyone()
 
-    monitor = Monitor(setup, metrics, tracking, on_event=on_event)
-    if start == 0 and not resume:
-        save(0)  # a disk that cannot hold a checkpoint fails here, not after an hour
+    monitor = Monitor(setup, metrics, tracking, stop=stop, on_event=on_event)
     tracking.start(run, config.model_dump(mode="json", exclude_none=True), start)
-    losses, saved_at = LossLog(setup, metrics, tracking, run=run, start=start), time.monotonic()
+    losses = LossLog(setup, metrics, tracking, start=start, on_event=on_event)
+    save_at = time.monotonic() + 60 * min(FIRST_SAVE_MINUTES, config.save_every)
+    batches = loader.read(start, total)
     if main:
         on_event(Progress("pretraining", start, total, "steps"))
-    batches = loader.read(start, total)
 
-    for step in range(start, total):
-        # the batch: this process's samples, every view on the device
-        with losses.waiting():
-            batch = next(batches)
+    for step in range(start, total + 1):
+        # the next batch: this process's samples, every view on the device
+        batch, failure = None, ""
+        if step < total and not (stop.number and _agrees(accelerator, step)):
+            with losses.waiting():
+                batch, failure = _next(batches)
+
+        # what is due after `step` steps, in every process alike
+        overdue = main and time.monotonic() > save_at
+        signalled, due, failure = _agree(accelerator, step, stop.number * (step < total), overdue, failure)
+        outcome = Outcome(failure=failure, signal=signalled)
+        if step % LOG_EVERY == 0 or step % setup.steps_per_epoch == 0 or step == total or due or signalled or failure:
+            losses.flush()
+        if step == total or due or (step == 0 and not failure):  # at 0: a disk that is too small fails here, not after an hour
+            save(step)
+            save_at = time.monotonic() + 60 * config.save_every
+        if not signalled and not failure:
+            outcome = monitor.maybe_evaluate(step)
+        if outcome != Outcome() or losses.skipped_in_a_row >= SKIPPED_IN_A_ROW:
+            if step:
+                save(step)
+            raise _ending(setup, run, step, outcome)
+        if batch is None:
+            break
 
         # one step
-        loss, rates = trainer.step(step, batch)
-
-        # what is worth keeping
-        epoch, index = divmod(step, setup.steps_per_epoch)
-        losses.add({"step": step + 1, "epoch": epoch, "lr": rates[0]}, loss, count=batch.count)
-        due = main and time.monotonic() - saved_at > 60 * config.save_every
-        signalled, due = _agree(accelerator, stop.number, due, step=step + 1)
-        ended = index + 1 == setup.steps_per_epoch
-        if ended or signalled or due or (step + 1 - start) % LOG_EVERY == 0 or step + 1 == total:
-            progress = losses.flush()
-            if main:
-                on_event(progress)
-        collapsed = monitor.maybe_evaluate(step + 1)
-        if signalled or due or collapsed or step + 1 == total:
-            save(step + 1)
-            saved_at = time.monotonic()
-        if collapsed:
-            raise RunFailedError(
-                f"{collapsed} Stopped after step {step + 1}; the state is saved in {run}. Go on all the same with:\n"
-                f"  avt pretrain --resume {run}"
-            )
-        if signalled and step + 1 < total:
-            raise InterruptedRunError(
-                f"Stopped by signal {signalled} after step {step + 1}; the state is saved. Go on with:\n"
-                f"  avt pretrain --resume {run}",
-                signalled,
-            )
+        result = trainer.step(step, batch)
+        losses.add({"step": step + 1, "epoch": step // setup.steps_per_epoch, "lr": result.rates[0]}, result, count=batch.count)
     return _finish(setup, run, metrics, monitor, seconds=seconds_before + time.monotonic() - began)
 
 
-def _agree(accelerator: Accelerator, signalled: int, due: bool, *, step: int) -> tuple[int, bool]:
-    """Share the wish to stop or save, so that all processes do so after the same step."""
+def _next(batches: Iterator[Batch]) -> tuple[Batch | None, str]:
+    """Return the next batch, or why there is none."""
+    try:
+        return next(batches), ""
+    except AvtError as error:
+        return None, str(error)
+
+
+def _agrees(accelerator: Accelerator, step: int) -> bool:
+    """Whether the processes share their wishes at a step: to read a GPU's flags is to wait for its work."""
+    return accelerator.num_processes == 1 or accelerator.device.type == "cpu" or step % LOG_EVERY == 0
+
+
+def _agree(accelerator: Accelerator, step: int, signalled: int, due: bool, failure: str) -> tuple[int, bool, str]:
+    """Share the wish to stop or save and what failed, so that all processes do the same after the same step."""
     if accelerator.num_processes == 1:
-        return signalled, due
-    if accelerator.device.type != "cpu" and step % LOG_EVERY:  # to read a GPU's flags is to wait for its work
-        return 0, False
-    flags = torch.tensor([signalled, int(due)], device=accelerator.device)
+        return signalled, due, failure
+    if not _agrees(accelerator, step):
+        if failure:  # this process has no batch to go on with until the others ask
+            raise RunFailedError(failure)
+        return 0, False, ""
+    rank = accelerator.process_index
+    flags = torch.tensor([signalled, int(due), rank + 1 if failure else 0], device=accelerator.device)
     torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-    return int(flags[0]), bool(flags[1])
+    signalled, due, failed = flags.tolist()
+    shared = [failure]
+    if failed:
+        broadcast_object_list(shared, from_process=failed - 1)
+    return signalled, bool(due), shared[0]
+
+
+def _ending(setup: TrainingSetup, run: Path, step: int, outcome: Outcome) -> AvtError:
+    """Return the error that ends a run early, with the command that goes on."""
+    go_on = f"Go on with:\n  {resume_command(run, processes=setup.accelerator.num_processes)}"
+    saved = f"The state after step {step} is saved in {run}."
+    if outcome.signal:
+        text = f"Stopped by signal {outcome.signal} after step {step}; the state is saved. {go_on}"
+        return InterruptedRunError(text, outcome.signal)
+    if outcome.failure:
+        return RunFailedError(f"{outcome.failure}\n{saved} {go_on}" if step else outcome.failure)
+    if outcome.collapse:
+        return RunFailedError(f"{outcome.collapse} Stopped. {saved} {go_on}")
+    checkpoint, rate = list_checkpoints(run / "checkpoints")[0], setup.config.schedule.peak / 3
+    return RunFailedError(
+        f"{SKIPPED_IN_A_ROW} steps in a row had a loss or gradient that is not finite; none of them changed anything. The last "
+        f"good checkpoint is {checkpoint}. Try a new run with a lower learning rate: `--lr {rate:.1g}`."
+    )
 
 
 def _finish(setup: TrainingSetup, run: Path, metrics: MetricsLog, monitor: Monitor, *, seconds: float) -> PretrainResult:
     steps, main = setup.total_steps, setup.accelerator.is_main_process
     lines = [line for line in metrics.read() if "loss" in line]
-    losses = [line["loss"] for line in lines if line["epoch"] == lines[-1]["epoch"]]
+    losses = [line["loss"] for line in lines if line["epoch"] == lines[-1]["epoch"] and line["loss"] is not None]
     result = PretrainResult(
         run=str(run),
         steps=steps,
@@ -165,8 +217,9 @@ def _finish(setup: TrainingSetup, run: Path, metrics: MetricsLog, monitor: Monit
         loss=sum(losses) / len(losses) if losses else None,
         mace_px=monitor.final_mace(steps) if main else None,
         recipe=setup.config.recipe,
+        skipped_steps=sum("skipped" in line for line in lines),
     )
     if main:
-        replace_file(run / "result.json", to_json(asdict(result)))
+        write_file(run / "result.json", to_json(asdict(result)), replace=True)
     setup.accelerator.wait_for_everyone()
     return result

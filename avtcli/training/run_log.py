@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from avtcli import registry
-from avtcli.contracts import Loss, Tracker
-from avtcli.errors import RunFailedError
+from avtcli.contracts import Tracker
 from avtcli.events import Notice, OnEvent, Progress
 from avtcli.storage.metrics_log import MetricsLog
+from avtcli.training.collapse import format_figure
+from avtcli.training.step import StepResult
 from avtcli.training.training_setup import TrainingSetup
 
 
@@ -60,11 +62,16 @@ class Tracking:
 
 
 class LossLog:
-    """Collects the losses of steps; in the main process, logs one line per step and passes it to the trackers."""
+    """Collects the losses of steps; in the main process, logs one line per step and passes it to the trackers.
 
-    def __init__(self, setup: TrainingSetup, metrics: MetricsLog, tracking: Tracking, *, run: Path, start: int) -> None:
-        self.setup, self.metrics, self.tracking, self.run, self.start = setup, metrics, tracking, run, start
+    `skipped_in_a_row` is the longest series of skipped steps among those read from the device so far.
+    """
+
+    def __init__(self, setup: TrainingSetup, metrics: MetricsLog, tracking: Tracking, *, start: int, on_event: OnEvent) -> None:
+        self.setup, self.metrics, self.tracking, self.start, self.on_event = setup, metrics, tracking, start, on_event
         self.began, self.waited = time.monotonic(), 0.0
+        self.skipped_in_a_row = 0
+        self._series = 0
         self._pending: list[tuple[dict[str, Any], Tensor]] = []
         self._names: list[str] = []
 
@@ -75,34 +82,36 @@ class LossLog:
         yield
         self.waited += time.monotonic() - asked
 
-    def add(self, line: dict[str, Any], loss: Loss, *, count: int) -> None:
+    def add(self, line: dict[str, Any], result: StepResult, *, count: int) -> None:
         """Keep the losses of this process's samples on the device; `line` holds other figures, `count` is of all processes."""
-        parts = {"loss": loss.per_sample, **loss.parts}
+        parts = {"loss": result.loss.per_sample, **result.loss.parts}
         self._names = list(parts)
-        self._pending.append((line, torch.stack([part.detach().float().sum() for part in parts.values()]) / count))
+        sums = [part.detach().float().sum() / count for part in parts.values()]
+        self._pending.append((line, torch.stack([*sums, result.skipped.float()])))
 
-    def flush(self) -> Progress:
-        """Read the losses from the device, all at once, and write them.
-
-        Raises:
-            RunFailedError: if a loss is not finite.
-        """
-        setup, config = self.setup, self.setup.config
-        values = setup.accelerator.reduce(torch.stack([row for _, row in self._pending]), "sum").tolist()
-        losses = [dict(zip(self._names, row, strict=True)) for row in values]
-        lines = [{**line, **loss} for (line, _), loss in zip(self._pending, losses, strict=True)]
+    def flush(self) -> None:
+        """Read the losses from the device, all at once, and write and report them; what is not finite is null."""
+        if not self._pending:
+            return
+        values = self.setup.accelerator.reduce(torch.stack([row for _, row in self._pending]), "sum").tolist()
+        lines = [{**line, **self._figures(line["step"], row)} for (line, _), row in zip(self._pending, values, strict=True)]
         self._pending.clear()
-        bad = next((line for line in lines if line["loss"] - line["loss"] != 0), None)
-        if bad is not None:
-            raise RunFailedError(
-                f"The loss was {bad['loss']} at step {bad['step']}. The last checkpoint in {self.run}/checkpoints is "
-                f"from before; try a new run with a lower learning rate: `--lr {config.schedule.peak / 3:.1g}`."
-            )
-        if setup.accelerator.is_main_process:
-            self.metrics.append(lines)
-            for line in lines:
-                self.tracking.log(line["step"], {name: value for name, value in line.items() if name != "step"})
+        if not self.setup.accelerator.is_main_process:
+            return
+        self.metrics.append(lines)
+        for line in lines:
+            self.tracking.log(line["step"], {k: value for k, value in line.items() if k != "step" and value is not None})
         done, seconds = lines[-1]["step"], time.monotonic() - self.began
-        rate = (done - self.start) / seconds * config.batch_size
-        detail = f"loss {lines[-1]['loss']:.4f}  {rate:.0f} pairs/s  data wait {self.waited / seconds:.0%}"
-        return Progress("pretraining", done, setup.total_steps, "steps", detail)
+        rate = (done - self.start) / seconds * self.setup.config.batch_size
+        detail = f"loss {format_figure(lines[-1]['loss'], '.4f')}  {rate:.0f} pairs/s  data wait {self.waited / seconds:.0%}"
+        self.on_event(Progress("pretraining", done, self.setup.total_steps, "steps", detail))
+
+    def _figures(self, step: int, row: list[float]) -> dict[str, Any]:
+        losses = {name: value if isfinite(value) else None for name, value in zip(self._names, row, strict=False)}
+        if not row[-1]:
+            self._series = 0
+            return losses
+        self._series += 1
+        self.skipped_in_a_row = max(self.skipped_in_a_row, self._series)
+        self.on_event(Notice(f"step {step} was skipped and changed nothing: its loss or gradient was not finite"))
+        return {**losses, "skipped": True}

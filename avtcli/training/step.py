@@ -1,6 +1,8 @@
 """One training step, as the loop takes it and the benchmark measures it."""
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +68,27 @@ class LossModule(nn.Module):
         return Target(values, parameters, target.family, target.size)
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """What a step tells: its losses, and whether it was skipped.
+
+    Attributes:
+        loss: of each sample of this process, before the step.
+        rates: learning rates of the network and of the decoder's log-variance layer.
+        skipped: on the device, whether loss or gradient was not finite, in any process.
+    """
+
+    loss: Loss
+    rates: tuple[float, float]
+    skipped: Tensor
+
+
 class Trainer:
-    """Trains the network of a run one batch at a time; its `optimizer` is the given one, with the loss scaling of fp16."""
+    """Trains the network of a run one batch at a time; its `optimizer` is the given one, with the loss scaling of fp16.
+
+    A step whose loss or gradient is not finite changes nothing: weights, optimiser and buffers stay as they were, in every
+    process alike. That is decided on the device, which the host need not wait for.
+    """
 
     def __init__(self, setup: TrainingSetup, optimizer: torch.optim.Optimizer) -> None:
         accelerator, compiled = setup.accelerator, bool(setup.config.compile)
@@ -75,18 +96,44 @@ class Trainer:
         rank, world = accelerator.process_index, accelerator.num_processes
         self._module = accelerator.prepare(LossModule(setup.net, compiled=compiled, rank=rank, world=world)).train()
         self.optimizer = optimizer if accelerator.scaler is None else accelerator.prepare(optimizer)
+        self._buffers = list(setup.net.buffers())
+        self._before = [buffer.clone() for buffer in self._buffers]
 
-    def step(self, step: int, batch: Batch) -> tuple[Loss, tuple[float, float]]:
-        """Take a step; learning rates, noise and dropout follow from its number, counted from 0.
-
-        Returns:
-            The loss of each sample of this process before the step, and the learning rates of the step.
-        """
+    def step(self, step: int, batch: Batch) -> StepResult:
+        """Take a step; learning rates, noise and dropout follow from its number, counted from 0."""
         setup, accelerator, count = self._setup, self._setup.accelerator, batch.count
         rates = set_rates(self.optimizer, setup.config, step, setup.steps_per_epoch)
         seed_model(seed_of(setup.config.seed, step, "model", accelerator.process_index), accelerator.device)
+        for before, buffer in zip(self._before, self._buffers, strict=True):
+            before.copy_(buffer)
         loss: Loss = self._module(batch, self._noise(step, count), full=count == setup.config.batch_size)
         accelerator.backward(loss.per_sample.sum() * (accelerator.num_processes / count))
-        self.optimizer.step()
+        skipped = self._is_not_finite(loss)
+        self._update(skipped)
+        for before, buffer in zip(self._before, self._buffers, strict=True):
+            buffer.copy_(torch.where(skipped, before, buffer))
         self.optimizer.zero_grad()
-        return loss, rates
+        return StepResult(loss, rates, skipped)
+
+    @torch.no_grad()
+    def _is_not_finite(self, loss: Loss) -> Tensor:
+        """Whether the loss of any process or the gradient, which all processes share, is not finite; a truth value."""
+        finite = loss.per_sample.isfinite().all()
+        if self._setup.accelerator.scaler is None:  # with it, a gradient that overflows asks for another scale
+            gradients = [p.grad for p in self._setup.net.parameters() if p.grad is not None]
+            finite = finite & torch.nn.utils.get_total_norm(gradients, math.inf).isfinite()
+        if self._setup.accelerator.num_processes > 1:
+            everywhere = finite.int()
+            torch.distributed.all_reduce(everywhere, op=torch.distributed.ReduceOp.MIN)
+            finite = everywhere.bool()
+        return ~finite
+
+    def _update(self, skipped: Tensor) -> None:
+        """Change the weights, unless the step is skipped."""
+        if self._setup.accelerator.scaler is not None:  # it looks for gradients that are not finite itself
+            self.optimizer.step()
+        elif self._setup.config.optimizer.fused:
+            setattr(self.optimizer, "found_inf", skipped.float())  # noqa: B010 - how GradScaler tells fused optimisers
+            self.optimizer.step()
+        elif not skipped:
+            self.optimizer.step()

@@ -1,17 +1,25 @@
 """Saving the state of a run, and restoring it exactly."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 
+from avtcli import recipes
+from avtcli.config.components import flags_of
+from avtcli.config.pretrain_config import PretrainConfig
+from avtcli.config.resolution import merge, validate
+from avtcli.config.toml_text import to_toml
 from avtcli.errors import AvtError, RunFailedError
 from avtcli.events import Notice, OnEvent
 from avtcli.models.model_building import load_weights
 from avtcli.runtime.environment import environment_changes
-from avtcli.storage.checkpoints import load_newest, save_checkpoint
-from avtcli.storage.files import replace_file, to_json
+from avtcli.storage.checkpoints import list_checkpoints, load_checkpoint, load_newest, save_checkpoint
+from avtcli.storage.files import write_file
 from avtcli.storage.metrics_log import MetricsLog
-from avtcli.storage.run_folders import read_env
+from avtcli.storage.run_folders import read_env, write_env
 from avtcli.training.optimizer import load_optimizer, optimizer_tensors
 from avtcli.training.training_setup import TrainingSetup
 
@@ -38,19 +46,78 @@ def save_state(setup: TrainingSetup, run: Path, step: int, optimizer: torch.opti
     return save_checkpoint(run / "checkpoints", step, model=model, state=tensors, about=about)
 
 
+def resumed_config(run: Path, given: Mapping[str, Any], *, on_event: OnEvent) -> PretrainConfig:
+    """Return the settings that a run goes on with: its own, but for those that may change.
+
+    The newest complete checkpoint states them. What may change comes from the run's config.toml, then from `given`, and each
+    change is reported; a config.toml that is damaged is left out with a notice.
+
+    Raises:
+        AvtError: if neither states settings, or another setting was edited in config.toml.
+    """
+    where, stored, written = run / "config.toml", None, None
+    if list_checkpoints(run / "checkpoints"):
+        settings = load_newest(run / "checkpoints").about["config"]
+        stored = validate(PretrainConfig, settings, where=str(run))
+    try:
+        written = validate(PretrainConfig, recipes.load(str(where), kind="pretrain"), where=str(where))
+    except AvtError as error:
+        if stored is None:
+            raise
+        on_event(Notice(f"{where} is not used, the settings come from the checkpoint: {error}"))
+    base = stored or written
+    assert base is not None
+    changing = {name for name, flag in flags_of(PretrainConfig).items() if flag.on_resume}
+    if stored is not None and written is not None:
+        edited = _differences(stored.model_dump(exclude=changing), written.model_dump(exclude=changing))
+        if edited:
+            raise AvtError(
+                f"{where} was edited: {'; '.join(edited)}. A run goes on with the settings that it was started with: undo "
+                f"that, or start a new run with `--recipe {where}`."
+            )
+    followed = written or base
+    over = {**followed.model_dump(include=changing), **given}
+    config = validate(PretrainConfig, merge(base.model_dump(), over), where="--resume")
+    for change in _differences(base.model_dump(), config.model_dump()):
+        on_event(Notice(f"setting changed: {change}"))
+    return config
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """List the settings that differ, `KEY is A, was B`, those of tables by their dotted names."""
+    out = []
+    for key in {**before, **after}:
+        a, b = before.get(key), after.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            out += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            out.append(f"{prefix}{key} is {b}, was {a}")
+    return out
+
+
 def restore_state(
     setup: TrainingSetup, run: Path, optimizer: torch.optim.Optimizer, metrics: MetricsLog, *, on_event: OnEvent
 ) -> tuple[int, float]:
     """Load the newest complete checkpoint into network and optimiser; return its step and the seconds spent before it.
 
+    Damaged checkpoints are set aside. All processes take the one that the main process found.
+
     Raises:
-        AvtError: if none is complete, it has no optimiser state, or the data set is another one.
+        AvtError: if none is complete, it has no optimiser state, it is beyond the steps asked for, or the data set is another.
     """
-    checkpoint, scaler = load_newest(run / "checkpoints", on_event=on_event), setup.accelerator.scaler
-    about = checkpoint.about
+    root, scaler, main = run / "checkpoints", setup.accelerator.scaler, setup.accelerator.is_main_process
+    shared = [load_newest(root, repair=True, on_event=on_event) if main else None]
+    name = [shared[0].folder.name if shared[0] else ""]
+    broadcast_object_list(name)
+    checkpoint = shared[0] or load_checkpoint(root / name[0])
+    about, step = checkpoint.about, int(checkpoint.about["step"])
     if "imported" in about:
         raise AvtError(
             f"{run} was made by `avt import`: it holds weights alone and no optimiser to go on with. Start a new run instead."
+        )
+    if step > setup.total_steps:
+        raise AvtError(
+            f"{run} has reached step {step}, beyond the {setup.total_steps} steps asked for: give more --epochs or --max-steps."
         )
     before = about["environment"]
     if before["data_fingerprint"] != setup.data.fingerprint:
@@ -62,13 +129,13 @@ def restore_state(
     load_optimizer(optimizer, checkpoint.state, about["param_groups"])
     if about["scaler"] is not None and scaler is not None:
         scaler.load_state_dict(about["scaler"])
-    step = int(about["step"])
-    if setup.accelerator.is_main_process:
+    if main:
         for change in environment_changes(before, setup.environment):
             on_event(Notice(f"{change}: the numbers that follow may differ in their last bits"))
-        metrics.cut_after(step)
+        metrics.cut_after(step, on_event=on_event)
         env = read_env(run)
-        env["resumed"] = [*env.get("resumed", []), {"step": step, **setup.environment}]
-        replace_file(run / "env.json", to_json(env))
-        on_event(Notice(f"resuming {run} after step {step}"))
+        write_env(run, {**env, "resumed": [*env.get("resumed", []), {"step": step, **setup.environment}]})
+        write_file(run / "config.toml", to_toml(setup.config).encode(), replace=True)
+        more = f"; {run} is complete: for more give --epochs or --max-steps" if step == setup.total_steps else ""
+        on_event(Notice(f"resuming {run} after step {step} of {setup.total_steps}{more}"))
     return step, float(about["seconds"])

@@ -18,7 +18,7 @@ def test_json_is_one_document_with_the_documented_fields(avt) -> None:
     result = avt(f"pretrain {TINY} --max-steps 2 --out run --json")
 
     assert result.code == 0
-    assert set(result.json) == {"run", "steps", "epochs", "seconds", "loss", "mace_px", "recipe"}
+    assert set(result.json) == {"run", "steps", "epochs", "seconds", "loss", "mace_px", "recipe", "skipped_steps"}
     assert (result.json["run"], result.json["steps"], result.json["recipe"]) == ("run", 2, "default")
     assert 10 < result.json["mace_px"] < 60
 
@@ -151,7 +151,7 @@ def weights(run: str, step: int) -> str:
     return hashlib.sha256(b"".join((folder / f"{n}.safetensors").read_bytes() for n in ("model", "state"))).hexdigest()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signalled_run_saves_and_resumes_to_the_same_weights(avt, number: signal.Signals) -> None:
     process = start("--epochs", "16")
     wait_for("run/metrics.jsonl")
@@ -160,7 +160,8 @@ def test_a_signalled_run_saves_and_resumes_to_the_same_weights(avt, number: sign
 
     assert process.returncode == 128 + number
     assert out == ""
-    assert err.endswith("the state is saved. Go on with:\n  avt pretrain --resume run\n")
+    assert "stopping after this step; again to leave at once" in err
+    assert err.endswith(f"the state is saved. Go on with:\n  avt pretrain --resume {Path('run').absolute()}\n")
     assert "Traceback" not in err
     avt("pretrain --resume run")
     avt(f"pretrain {TINY} --epochs 16 --out whole")

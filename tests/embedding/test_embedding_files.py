@@ -20,6 +20,7 @@ import safetensors.numpy
 from avtcli.embedding import embedding_files
 from avtcli.embedding.embedding_files import FORMATS, EmbeddingTable, check_room, save_embeddings
 from avtcli.errors import AvtError, RunFailedError
+from avtcli.storage.files import clear_leftovers
 
 every_format = pytest.mark.parametrize("suffix", list(FORMATS))
 
@@ -182,5 +183,6 @@ def test_a_kill_leaves_no_file_of_that_name(suffix: str) -> None:
 
     assert ended.returncode == -signal.SIGKILL
     (left,) = Path().iterdir()
-    assert left.name.startswith(f".e{suffix}.")
-    assert left.name.endswith(".tmp")
+    assert left.name.startswith(".tmp-")
+    clear_leftovers(Path())
+    assert not list(Path().iterdir())

@@ -3,7 +3,10 @@
 import os
 import random
 import shutil
+import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,8 @@ import torch
 
 from avtcli.errors import AvtError, RunFailedError
 from avtcli.events import Notice
-from avtcli.storage.checkpoints import clear_leftovers, list_checkpoints, load_checkpoint, load_newest, save_checkpoint
+from avtcli.storage.checkpoints import is_complete, list_checkpoints, load_checkpoint, load_newest, save_checkpoint
+from avtcli.storage.files import clear_leftovers
 
 FILES = ("model.safetensors", "state.safetensors", "state.json", "manifest.json")
 
@@ -64,7 +68,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path
 
     assert load_newest(tmp_path, on_event=events.append).about["step"] == 1
     assert isinstance(events[0], Notice)
-    assert events[0].text.startswith("skipping step-0000000002: ")
+    assert events[0].text.startswith("step-0000000002 is damaged and is skipped: ")
 
 
 def test_any_flipped_bit_is_detected(tmp_path: Path) -> None:
@@ -126,12 +130,53 @@ def test_a_failing_disk_is_reported_and_keeps_earlier_checkpoints(
     load_checkpoint(tmp_path / "step-0000000001")
 
 
-def test_leftovers_of_a_killed_writer_are_cleared(tmp_path: Path) -> None:
-    write(tmp_path, 1)
-    (tmp_path / ".tmp-0000000002-abc").mkdir()
-    clear_leftovers(tmp_path)
+def damage(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
 
-    assert [path.name for path in tmp_path.iterdir()] == ["step-0000000001"]
+
+def test_a_damaged_checkpoint_of_the_step_that_is_saved_is_set_aside_and_saved_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        damage(write(tmp_path, 2))
+    write(tmp_path, 2, 3.5)
+
+    assert torch.equal(load_checkpoint(tmp_path / "step-0000000002").model["weight"], torch.full((3, 4), 3.5))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step-0000000002", "step-0000000002.damaged", "step-0000000002.damaged1"]
+
+
+def test_pruning_keeps_two_complete_ones_whatever_is_damaged(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    for step in (8, 9):
+        shutil.copytree(tmp_path / "step-0000000003", tmp_path / f"step-000000000{step}")
+        damage(tmp_path / f"step-000000000{step}")
+    write(tmp_path, 5)
+
+    assert [path.name for path in list_checkpoints(tmp_path) if is_complete(path)] == ["step-0000000005", "step-0000000003"]
+    write(tmp_path, 6)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000000006", "step-0000000005"]
+
+
+def test_leftovers_are_cleared_of_writers_that_ended_and_of_no_other(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host, parent = socket.gethostname(), os.getppid()
+    names = [
+        f".tmp-{host}-{ended.pid}-0123abcd",
+        f".tmp-{host}-{parent}-0123abcd",
+        f".tmp-other-{ended.pid}-0123abcd",
+        ".tmp-mine",
+    ]
+    for name in names:
+        (tmp_path / name).mkdir()
+    write(tmp_path, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], "step-0000000001"])
+
+    os.utime(tmp_path / names[2], (0, 0))
+    clear_leftovers(tmp_path)
+    assert not (tmp_path / names[2]).exists()
+    clear_leftovers(tmp_path, exclusive=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-mine", "step-0000000001"]
 
 
 def test_files_are_synced_before_rename_and_pruning_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,8 +197,7 @@ def test_files_are_synced_before_rename_and_pruning_comes_last(tmp_path: Path, m
     write(tmp_path, 3)
 
     assert {entry for entry in log[:4]} == {("fsync", file) for file in FILES}
-    assert log[3] == ("fsync", "manifest.json")
-    assert [entry[0] for entry in log[4:]] == ["fsync", "rename", "fsync", "rmtree", "rmtree"]
-    assert log[4][1].startswith(".tmp-0000000003")
-    assert log[6][1] == tmp_path.name
-    assert log[8][1] == "step-0000000001"
+    assert log[4] == ("fsync", "step-0000000003")
+    assert [entry[0] for entry in log[5:]] == ["fsync", "rename", "fsync", "rmtree", "rename", "rmtree"]
+    assert [entry[1] for entry in log[6:8]] == ["step-0000000003", tmp_path.name]
+    assert log[9][1] == "step-0000000001"

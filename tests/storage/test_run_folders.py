@@ -1,6 +1,10 @@
 """Run folders: created once, locked while in use, with complete lines of metrics."""
 
+import json
 import os
+import resource
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from avtcli.errors import AvtError, RunFailedError
+from avtcli.events import Event, Notice
 from avtcli.runtime.environment import environment_changes
 from avtcli.storage.metrics_log import MetricsLog
 from avtcli.storage.run_folders import create_run, default_folder, is_run, lock_run, newest_run
@@ -35,8 +40,36 @@ def test_a_parent_that_is_a_file_is_explained(tmp_path: Path) -> None:
         create_run(tmp_path / "file" / "run", "", {})
 
 
-def test_the_lock_is_exclusive_and_released_when_its_process_dies(tmp_path: Path) -> None:
-    create_run(tmp_path / "run", "", {"pid": 4711, "host": "here"})
+def test_a_run_folder_appears_complete_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", fail)
+        with pytest.raises(RunFailedError, match="run could not be written: No space left on device"):
+            create_run(tmp_path / "run", "seed = 0\n", {})
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_that_create_one_folder_at_once_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = os.rename
+
+    def late(written: Path, path: Path) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        create_run(path, "seed = 1\n", {})  # the other one, between the check and the rename
+        rename(written, path)
+
+    monkeypatch.setattr(os, "rename", late)
+    with pytest.raises(AvtError, match="run exists already and is not overwritten"):
+        create_run(tmp_path / "run", "seed = 0\n", {})
+
+    assert (tmp_path / "run" / "config.toml").read_text() == "seed = 1\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_lock_names_its_holder_and_is_released_when_that_dies(tmp_path: Path) -> None:
+    create_run(tmp_path / "run", "", {"pid": 4711, "host": "elsewhere"})
     code = (
         "import sys; from pathlib import Path; from avtcli.storage.run_folders import lock_run; "
         "lock = lock_run(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
@@ -46,7 +79,7 @@ def test_the_lock_is_exclusive_and_released_when_its_process_dies(tmp_path: Path
     assert holder.stdout
     with holder:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(AvtError, match=r"run is in use by process 4711 on here\. Wait for it"):
+        with pytest.raises(AvtError, match=rf"run is in use by process {holder.pid} on {socket.gethostname()}\. Wait for it"):
             lock_run(tmp_path / "run")
         holder.kill()
         holder.wait()
@@ -57,6 +90,9 @@ def test_the_newest_run_is_the_one_started_last(tmp_path: Path) -> None:
     for i, name in enumerate(("z", "a", "m")):
         create_run(tmp_path / name, "", {})
         os.utime(tmp_path / name / "config.toml", ns=(i, i))
+        (tmp_path / name / "checkpoints" / "step-0").mkdir()
+        (tmp_path / name / "checkpoints" / "step-0" / "manifest.json").touch()
+    create_run(tmp_path / "failed", "", {})  # later, and without a checkpoint
     (tmp_path / "no-run").mkdir()
 
     assert newest_run(tmp_path).name == "m"
@@ -82,6 +118,41 @@ def test_metrics_are_cut_after_a_step_and_at_an_incomplete_line(tmp_path: Path) 
     assert [line["step"] for line in log.read()] == [1, 2, 3]
     log.cut_after(2)
     assert log.path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+JUNK = (
+    b'\0\0\0\0\n[1, 2]\n{"loss": 1}\n{"step": "2"}\n{"step": true}\n\xff\xfe\n{"step": 3}{"step": 4}\n' + b"[" * 10**5 + b"\n"
+)
+
+
+def test_damaged_lines_of_the_metrics_are_passed_over_with_one_notice(tmp_path: Path) -> None:
+    log, events = MetricsLog(tmp_path / "metrics.jsonl"), list[Event]()
+    log.path.write_bytes(b'{"step": 1}\n' + JUNK + b'{"step": 5}\n')
+    log.cut_after(5, on_event=events.append)
+
+    assert log.path.read_bytes() == b'{"step": 1}\n{"step": 5}\n'
+    (notice,) = events
+    assert isinstance(notice, Notice)
+    assert notice.text.endswith("metrics.jsonl: 8 lines are damaged and left out, the first is line 2")
+
+
+def test_metrics_are_appended_whole_or_not_at_all(tmp_path: Path) -> None:
+    """A limit of the file size makes the kernel take a part of what is written, as a disk does that fills up."""
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append([{"step": 1, "loss": 0.5}])
+    before, soft = log.path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, soft[1]))
+        with pytest.raises(RunFailedError, match=r"metrics\.jsonl could not be written: File too large"):
+            log.append([{"step": 2, "loss": 0.25}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+    assert log.path.read_bytes() == before
+    log.append([{"step": 2, "loss": 0.25}])
+    assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 2]
 
 
 def test_changes_of_the_environment_are_listed() -> None:

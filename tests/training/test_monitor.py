@@ -16,11 +16,12 @@ from torch import nn
 from avtcli.contracts import MemorySplit
 from avtcli.data.datasets import limited
 from avtcli.events import Event, Notice, Saved, ignore
+from avtcli.runtime.signals import Stop
 from avtcli.storage.checkpoints import load_newest
 from avtcli.storage.metrics_log import MetricsLog
 from avtcli.training import collapse, monitor
 from avtcli.training.collapse import Point, new_signs
-from avtcli.training.monitor import Monitor, measure_quality
+from avtcli.training.monitor import Monitor, Outcome, measure_quality
 from avtcli.training.run_log import Tracking
 from avtcli.training.training_setup import TrainingSetup, build_training_setup
 from tests.support import run_tiny, tiny_config, write_cifar10
@@ -83,7 +84,9 @@ def test_an_evaluation_leaves_the_network_as_it_was(setup: TrainingSetup, tmp_pa
     config = setup.config.model_copy(update={"eval_every": 1})
     metrics, tracking = MetricsLog(tmp_path / "log"), Tracking([], on_event=ignore)
 
-    assert Monitor(replace(setup, config=config), metrics, tracking, on_event=ignore).maybe_evaluate(1) == ""
+    assert (
+        Monitor(replace(setup, config=config), metrics, tracking, stop=Stop(), on_event=ignore).maybe_evaluate(1) == Outcome()
+    )
     assert len(metrics.read()) == 1
     assert all(part.training for part in setup.net.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in setup.net.state_dict().items())
@@ -209,13 +212,13 @@ def test_what_has_no_corners_to_decode_has_no_corner_error(tmp_path: Path, over:
     assert json.loads((run / "result.json").read_text())["mace_px"] is None
 
 
-def test_each_evaluation_is_one_line_before_its_checkpoint(tmp_path: Path) -> None:
+def test_each_evaluation_is_one_line_after_its_checkpoint(tmp_path: Path) -> None:
     events = list[Event]()
     run_tiny(tmp_path / "run", eval_every=3, on_event=events.append)
 
     number = r"\d+\.\d"
     events = [e for e in events if isinstance(e, Saved) or (isinstance(e, Notice) and e.text.startswith("epoch "))]
-    assert [type(event) for event in events] == [Saved, Notice, Notice, Saved]
+    assert [type(event) for event in events] == [Saved, Notice, Saved, Notice]
     first, last = notices(events)
     expected = rf"epoch 0: MACE {number} px \(constant {number}\)  k-NN {number} %  RankMe {number}/10  code std 0\.\d\d\d"
     assert re.fullmatch(expected, first)
@@ -335,7 +338,7 @@ def test_a_run_that_stops_at_a_collapse_saves_and_may_be_resumed(avt) -> None:
     assert (result.code, result.stdout) == (1, "")
     assert result.stderr.count("all images have nearly one code, code std 0 (at first 0.0") == 1
     assert result.stderr.endswith(
-        "Stopped after step 12; the state is saved in run. Go on all the same with:\n  avt pretrain --resume run\n"
+        f"Stopped. The state after step 12 is saved in run. Go on with:\n  avt pretrain --resume {Path('run').absolute()}\n"
     )
     assert load_newest(Path("run/checkpoints")).about["step"] == 12
     assert not Path("run/result.json").exists()

@@ -4,19 +4,31 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from avtcli import registry
+from avtcli.config.toml_text import to_toml
+from avtcli.contracts import Loss
 from avtcli.data.epoch_table import sample_epoch_table
+from avtcli.data.resident_images import ResidentImages
 from avtcli.errors import AvtError, InterruptedRunError, RunFailedError
 from avtcli.events import Event, Notice, Progress, Saved
 from avtcli.storage.checkpoints import load_newest
+from avtcli.storage.run_folders import create_run
 from avtcli.training import monitor
-from avtcli.training.training_setup import build_training_setup
+from avtcli.training.optimizer import build_optimizer, optimizer_tensors
+from avtcli.training.pretrain import pretrain
+from avtcli.training.step import Trainer
+from avtcli.training.training_setup import TrainingSetup, build_training_setup
 from tests.support import run_tiny, tiny_config
 
 OPTIMIZERS = [
@@ -131,7 +143,7 @@ def test_a_damaged_newest_checkpoint_falls_back_and_the_run_ends_the_same(tmp_pa
     newest.write_bytes(newest.read_bytes()[:-9])
     run_tiny(run, resume=True, on_event=events.append)
 
-    assert any(isinstance(e, Notice) and e.text.startswith("skipping step-0000000006") for e in events)
+    assert any(isinstance(e, Notice) and e.text.startswith("step-0000000006 is damaged and is set aside as") for e in events)
     assert state_hash(run, 9) == state_hash(whole, 9)
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == list(range(1, 10))
 
@@ -176,14 +188,145 @@ def test_minutes_between_checkpoints_are_obeyed(tmp_path: Path) -> None:
     assert [e.path.name[-1] for e in events if isinstance(e, Saved)] == ["0", "1", "2", "3"]
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_checkpoint(tmp_path: Path) -> None:
+def test_three_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path: Path) -> None:
+    run, events = tmp_path / "run", list[Event]()
     pieces = [{"start": 0, "rate": 0.01}, {"start": 1, "rate": 1e30}]
     over = {"optimizer": {"name": "sgd"}, "schedule": {"epochs": 3, "pieces": pieces}}
-    with pytest.raises(RunFailedError, match=r"The loss was (nan|inf) at step [5-9]\. .*lower learning rate"):
-        run_tiny(tmp_path / "run", **over)
+    with pytest.raises(RunFailedError, match=r"3 steps in a row .* last good checkpoint is .*step-0000000007.*--lr 3e\+29"):
+        run_tiny(run, **over, on_event=events.append)
 
-    kept = load_newest(tmp_path / "run" / "checkpoints")
+    kept = load_newest(run / "checkpoints")
     assert all(tensor.isfinite().all() for tensor in kept.model.values())
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 8))
+    skipped = [line["step"] for line in lines if "skipped" in line]
+    assert skipped == [5, 6, 7]
+    assert all((line["loss"] is None) <= ("skipped" in line) for line in lines)
+    notices = [e.text for e in events if isinstance(e, Notice) and "was skipped and changed nothing" in e.text]
+    assert [int(text.split()[1]) for text in notices] == skipped
+
+
+@pytest.mark.parametrize("poison", ["input", "gradient", "one loss of many"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [{"name": "sgd"}, {"name": "adamw"}, {"name": "sgd", "fused": False}, {"name": "adamw", "fused": False}],
+    ids=str,
+)
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_step_that_is_not_finite_changes_nothing(poison: str, optimizer: dict[str, object], before: int) -> None:
+    setup = build_training_setup(tiny_config(optimizer=optimizer), on_event=lambda event: None)
+    trainer = Trainer(setup, build_optimizer(setup.config, setup.net))
+    batches = list(setup.build_loader(setup.open_images()).read(0, 5))
+    for step in range(before):
+        assert not trainer.step(step, batches[step]).skipped
+    kept = snapshot(setup, trainer)
+    batch, hooks = batches[before], []
+    if poison == "input":
+        batch = replace(batch, views=(batch.views[0], batch.views[1].clone().index_fill_(0, torch.tensor([3]), float("nan"))))
+    elif poison == "gradient":
+        weight = next(p for p in setup.net.encoder.parameters() if p.requires_grad)
+        hooks.append(weight.register_hook(lambda g: g.flatten().index_fill(0, torch.tensor([1]), float("inf")).view_as(g)))
+    else:
+        one = torch.zeros(len(batch.indices)).index_fill_(0, torch.tensor([2]), float("inf"))
+        hooks.append(setup.net.objective.register_forward_hook(lambda m, i, loss: Loss(loss.per_sample + one, loss.parts)))
+
+    result = trainer.step(before, batch)
+    for hook in hooks:
+        hook.remove()
+
+    assert result.skipped
+    assert {name: value.tobytes() for name, value in snapshot(setup, trainer).items()} == {
+        name: value.tobytes() for name, value in kept.items()
+    }
+    assert not trainer.step(before + 1, batches[before + 1]).skipped
+    assert snapshot(setup, trainer).keys() >= kept.keys()
+    assert all(np.isfinite(value).all() for value in snapshot(setup, trainer).values())
+
+
+def snapshot(setup: TrainingSetup, trainer: Trainer) -> dict[str, Any]:
+    """Every number that a step may change, but for a count of steps or a state that begins with the first one."""
+    state, _ = optimizer_tensors(trainer.optimizer)
+    state = {name: tensor for name, tensor in state.items() if tensor.any()}
+    return {name: tensor.detach().clone().numpy() for name, tensor in {**setup.net.state_dict(), **state}.items()}
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again_by_resume(tmp_path: Path) -> None:
+    whole, run = run_tiny(tmp_path / "whole"), tmp_path / "run"
+    create_run(run, to_toml(tiny_config()), {})
+    run_tiny(run, resume=True)
+
+    assert state_hash(run, 9) == state_hash(whole, 9)
+
+
+def test_a_failed_start_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **named: object) -> None:
+        raise RunFailedError("the disk is full")
+
+    monkeypatch.setattr("avtcli.training.pretrain.save_state", full)
+    with pytest.raises(RunFailedError, match="the disk is full"):
+        run_tiny(tmp_path / "run")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_of_the_default_name_get_two_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("avtcli.storage.run_folders.datetime", SimpleNamespace(now=lambda: datetime(2026, 1, 2)))
+    folders = [pretrain(tiny_config(max_steps=1), run=None, resume=False, on_event=lambda event: None).run for _ in range(2)]
+
+    assert [Path(folder).name for folder in folders] == [f"20260102-000000-fashion-mini-nin-avt{n}" for n in ("", "-2")]
+
+
+def test_a_signal_during_an_evaluation_ends_it_and_resumption_makes_it_up(tmp_path: Path) -> None:
+    whole, run = run_tiny(tmp_path / "whole", eval_every=1), tmp_path / "run"
+
+    def interrupt(event: Event) -> None:
+        if (
+            isinstance(event, Progress)
+            and event.task == "evaluating"
+            and (run / "metrics.jsonl").read_text().count('"loss"') == 6
+        ):
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+    with pytest.raises(InterruptedRunError, match="after step 6; the state is saved"):
+        run_tiny(run, eval_every=1, on_event=interrupt)
+    assert load_newest(run / "checkpoints").about["step"] == 6
+    assert (run / "metrics.jsonl").read_text().count('"eval"') == 2
+    run_tiny(run, eval_every=1, resume=True)
+
+    assert (run / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+    assert state_hash(run, 9) == state_hash(whole, 9)
+
+
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run_tiny(tmp_path / "run", on_event=after(5, lambda: os.kill(os.getpid(), signal.SIGHUP)))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+    assert load_newest(tmp_path / "run" / "checkpoints").about["step"] == 9
+
+
+def test_what_a_failing_reader_leaves_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, run, read = run_tiny(tmp_path / "whole"), tmp_path / "run", ResidentImages.read_batches
+
+    def failing(self: ResidentImages, batches: Any, crop: Any, uniforms: Any = None) -> Iterator[Any]:
+        for i, batch in enumerate(read(self, batches, crop, uniforms)):
+            if i == 2 and not broken:
+                broken.append(True)
+                raise RunFailedError("a reader process ended")
+            yield batch
+
+    broken: list[bool] = []
+    monkeypatch.setattr(ResidentImages, "read_batches", failing)
+    with pytest.raises(
+        RunFailedError, match=r"a reader process ended\nThe state after step 2 is saved .*\n  avt pretrain --resume"
+    ):
+        run_tiny(run)
+    assert load_newest(run / "checkpoints").about["step"] == 2
+    run_tiny(run, resume=True)
+
+    assert state_hash(run, 9) == state_hash(whole, 9)
 
 
 def test_one_step_is_the_step_of_plain_torch(tmp_path: Path) -> None:
