@@ -57,7 +57,7 @@ def pretrain(
         from avtcli.runtime.processes import launch
 
         # the last of two equal options counts: all processes take the run that was found here
-        raise typer.Exit(launch(processes, [*sys.argv[1:], *([] if resume is None else ["--resume", str(run)])]))
+        raise typer.Exit(launch(processes, [*sys.argv[1:], *([] if resume is None else ["--resume", str(run)])], run=run))
     with reporting() as on_event:
         if config is None:
             from avtcli.training.training_state import resumed_config

@@ -1,9 +1,12 @@
 """Several processes of one command on this machine, which share each batch."""
 
+import contextlib
+import logging
 import os
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,8 +16,10 @@ from avtcli.errors import RunFailedError
 from avtcli.runtime.signals import heeded_signals
 
 
-def launch(processes: int, args: list[str]) -> int:
+def launch(processes: int, args: list[str], *, run: Path | None) -> int:
     """Run `avt ARGS` in several processes that share one process group; return the exit code, 128 + n after signal n.
+
+    The run folder, where known, is for the message of a failure.
 
     Raises:
         RunFailedError: if one of them was killed, and the others were ended.
@@ -23,6 +28,7 @@ def launch(processes: int, args: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what happened is reported here, in words
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,
@@ -40,10 +46,10 @@ def launch(processes: int, args: list[str]) -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
+            name, go_on = signal.Signals(-failure.exitcode).name, resume_command(run or Path("RUN"), processes=processes)
             raise RunFailedError(
-                f"Process {rank} of {processes} was ended by {name}, and the others were stopped. What was saved is intact: "
-                "go on with `avt pretrain --resume RUN`. If it was killed for memory, use fewer --processes or --workers."
+                f"Process {rank} of {processes} was ended by {name}, and the others were stopped. If the system killed it for "
+                f"memory, use fewer --processes or --workers. What was saved is intact. Go on with:\n  {go_on}"
             ) from None
         return failure.exitcode
     except SignalException as error:
@@ -68,3 +74,15 @@ def resume_command(run: Path, *, processes: int) -> str:
     """Return the complete command that continues a run, from any folder."""
     several = f" --processes {processes}" if processes > 1 else ""
     return f"avt pretrain --resume {shlex.quote(str(run.absolute()))}{several}"
+
+
+@contextlib.contextmanager
+def lost_processes_explained() -> Iterator[None]:
+    """Turn the failure of an exchange between processes into a `RunFailedError`: another one ended, or cannot be reached."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause = str(error).partition("\n")[0]
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in cause.lower() and "NCCL" not in cause:
+            raise
+        raise RunFailedError(f"Another process of the run ended, or cannot be reached ({cause[:200]}).") from error

@@ -16,7 +16,7 @@ from avtcli.config.toml_text import to_toml
 from avtcli.data.training_loader import Batch
 from avtcli.errors import AvtError, InterruptedRunError, RunFailedError
 from avtcli.events import OnEvent, Progress, Saved
-from avtcli.runtime.processes import resume_command
+from avtcli.runtime.processes import lost_processes_explained, resume_command
 from avtcli.runtime.signals import Stop, stop_signals
 from avtcli.storage.checkpoints import list_checkpoints
 from avtcli.storage.files import clear_leftovers, refuse_existing, to_json, write_file
@@ -68,7 +68,7 @@ def pretrain(config: PretrainConfig, *, run: Path | None, resume: bool, on_event
     with stop_signals() as stop:
         setup = build_training_setup(config, resume=continues, on_event=on_event)
         tracking = Tracking(setup.config.trackers if setup.accelerator.is_main_process else (), on_event=on_event)
-        with _run_folder(setup, run, resume=resume) as folder, tracking:
+        with lost_processes_explained(), _run_folder(setup, run, resume=resume) as folder, tracking:
             return _train(setup, folder, tracking, resume=continues, stop=stop, on_event=on_event)
 
 
