@@ -111,6 +111,8 @@ def _train(
     loader = setup.build_loader(setup.open_images())
 
     def save(step: int) -> None:
+        if resume and step == start:
+            return
         accelerator.wait_for_everyone()
         if main:
             seconds = seconds_before + time.monotonic() - began

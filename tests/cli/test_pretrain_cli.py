@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -131,6 +133,65 @@ def test_a_run_with_only_truncated_checkpoints_is_refused(avt) -> None:
     assert result.code == 2
     assert "has no complete checkpoint: each of 2 is damaged, the newest: " in result.stderr
     assert "it was cut short" in result.stderr
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_saved_again(avt) -> None:
+    avt(f"pretrain {TINY} --max-steps 4 --out run")
+    before, path = weights("run", 4), Path("run/checkpoints/step-0000000004/model.safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    result = avt("pretrain --resume run")
+
+    assert result.code == 0
+    assert "step-0000000004 is damaged and is set aside as step-0000000004.damaged" in result.stderr
+    assert weights("run", 4) == before
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ("batch_size = 8", "batch_size is 8, was 16. A run goes on with the settings that it was started with"),
+        ("seed = 1", "config.toml was edited: seed is 1, was 0"),
+    ],
+)
+def test_an_edited_setting_that_changes_the_results_is_refused(avt, edit: str, message: str) -> None:
+    avt(f"pretrain {TINY} --max-steps 1 --out run")
+    config, key = Path("run/config.toml"), edit.split()[0]
+    edited = re.sub(rf"(?m)^{key} = .*$", edit, config.read_text())
+    config.write_text(edited)
+    result = avt("pretrain --resume run --max-steps 2")
+
+    assert (result.code, config.read_text()) == (2, edited)
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"\0" * 99), Path.unlink], ids=["zeros", "deleted"])
+def test_a_complete_checkpoint_is_enough_to_go_on(avt, damage: Callable[[Path], object]) -> None:
+    avt(f"pretrain {TINY} --max-steps 4 --out run")
+    damage(Path("run/config.toml"))
+    Path("run/metrics.jsonl").write_bytes(b"\0\0[1]\n{}")
+    Path("run/env.json").write_text("[" * 10**5)
+    result = avt("pretrain --resume run --max-steps 9")
+    avt(f"pretrain {TINY} --max-steps 9 --out whole")
+
+    assert result.code == 0, result.stderr
+    assert "the settings come from the checkpoint" in result.stderr
+    assert weights("run", 9) == weights("whole", 9)
+    assert Path("run/config.toml").read_text() == Path("whole/config.toml").read_text()
+
+
+def test_settings_that_change_on_resumption_are_announced_and_kept(avt) -> None:
+    avt(f"pretrain {TINY} --max-steps 1 --out run")
+    result = avt("pretrain --resume run --max-steps 3 --save-every 5")
+
+    for text in ("setting changed: max_steps is 3, was 1", "setting changed: save_every is 5.0, was 10.0"):
+        assert text in result.stderr
+    assert "save_every = 5.0" in Path("run/config.toml").read_text()
+    less = avt("pretrain --resume run --max-steps 2")
+    assert less.code == 2
+    assert "run has reached step 3, beyond the 2 steps asked for" in less.stderr
+    assert json.loads(Path("run/result.json").read_text())["steps"] == 3
+    done = avt("pretrain --resume run")
+    assert "run is complete: for more give --epochs or --max-steps" in done.stderr
 
 
 def start(*args: str) -> "subprocess.Popen[str]":
