@@ -19,6 +19,7 @@ from avtcli.events import Progress, Saved, Started
 from avtcli.features.cache_storage import allocate, choose_storage
 from avtcli.features.evaluation_target import EvaluationTarget, read_images
 from avtcli.features.feature_reader import tap_shapes
+from avtcli.features.finite_check import FiniteCheck
 from avtcli.features.pooling import pool_features
 from avtcli.models.encoder import Encoder
 from avtcli.models.weights import restore_encoder
@@ -104,7 +105,7 @@ def embed(target: EvaluationTarget, request: EmbeddingRequest, *, out: Path | No
 
     Raises:
         AvtError: for what does not exist, images of a size that does not fit, an existing file, or too little disk space.
-        RunFailedError: if the file, read back, is not what was computed.
+        RunFailedError: if features are not finite, or the file, read back, is not what was computed.
     """
     source = target.source
     if out is None:
@@ -204,14 +205,18 @@ def _reduce(tap: Tensor, request: EmbeddingRequest) -> Tensor:
 
 @torch.no_grad()
 def compute_features(setup: EmbeddingSetup, out: Mapping[str, Tensor]) -> None:
-    """Fill `out`, (count, *shape) float32 by layer, with the features of all images, batch by batch."""
+    """Fill `out`, (count, *shape) float32 by layer, with the features of all images, batch by batch; see `FiniteCheck`."""
+    check = FiniteCheck()
     done, context, size = 0, setup.context, setup.target.prepared.size
     for part in setup.parts:
         images = read_images(part.split, part.indices, setup.target.prepared, context=context)
         batches = list(torch.split(torch.arange(len(images)), EVAL_BATCH_SIZE))
         for batch in evaluation_batches(images, batches, size):
             taps = setup.encoder.features(setup.encoder.normalise(batch), list(setup.shapes))
-            for layer, tap in taps.items():
-                out[layer][done : done + len(batch)] = _reduce(tap, setup.request)
+            features = {layer: _reduce(tap, setup.request) for layer, tap in taps.items()}
+            check.count(features)
+            for layer, own in features.items():
+                out[layer][done : done + len(batch)] = own
             done += len(batch)
             context.on_event(Progress("embedding", done, setup.count, "images"))
+    check.finish()

@@ -24,7 +24,7 @@ from avtcli.models.weights import Weights, open_weights, restore_encoder
 from avtcli.probing.encoder_probing import frozen_heads, supervised_encoder, tuned_heads
 from avtcli.probing.head import Head, TrainedHead, check_head
 from avtcli.probing.heads import resolve_head
-from avtcli.probing.probe_protocol import describe_probe, describe_start
+from avtcli.probing.probe_protocol import describe_probe, describe_start, describe_used
 from avtcli.probing.probe_setup import HeadResult, ProbeSetup, Subset, subset_rows
 from avtcli.runtime.context import Context
 from avtcli.runtime.execution import prepare_for_inference
@@ -75,6 +75,7 @@ def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | 
     results = _probe_all(setups, given, "trained")
     baseline = _probe_all(setups, random, "random") if compared else []
     supervised = _probe_all(setups, random, "supervised", supervised_encoder) if config.supervised else []
+    protocol["used"] = describe_used(results) or None
     result = ProbeResult(str(source.path), protocol, results, baseline, supervised)
     for path in _destinations(source, config, layers, out):
         with disk_errors_explained(path):
@@ -143,7 +144,13 @@ def _build_setup(
         batch = max(config.batch_size + 1, EVAL_BATCH_SIZE)
         images = read_images(split, rows, prepared, context=context, batch=batch)
         assert split.labels is not None
-        return LabelledImages(images, split.labels[rows].to(context.device), part, prepared.size)
+        labels = split.labels[rows]
+        if unlabelled := int((labels < 0).sum()):
+            raise AvtError(
+                f"{unlabelled} of the {len(labels)} {part} images of '{prepared.dataset.name}' have no label (-1), and a probe "
+                "needs one for each image. Give a data set of the labelled images alone."
+            )
+        return LabelledImages(images, labels.to(context.device), part, prepared.size)
 
     images = read("train", data.train, limited(data.train, config.limit_train)), read("test", test, torch.arange(len(test)))
     classes = max(len(data.classes or ()), *(1 + int(part.labels.max()) for part in images))

@@ -130,7 +130,8 @@ def measure_quality(setup: TrainingSetup) -> RunQuality:
     finite, knn_top1 = bool(vectors.isfinite().all()), None
     if finite and labels is not None and test is not None and len(test) and test.labels is not None:
         queries, _, answers = _codes(setup, test, QUERY_COUNT)
-        if answers is not None and queries.isfinite().all():
+        labelled = answers is not None and min(int(labels.min()), int(answers.min())) >= 0  # -1: an image without a label
+        if answers is not None and labelled and queries.isfinite().all():
             similarities, rows = nearest(bank, queries, min(NEIGHBOURS, len(bank)))
             classes = int(max(labels.max(), answers.max())) + 1
             knn_top1 = topk_percent(vote(similarities, labels[rows], classes, temperature=TEMPERATURE), answers, 1)
