@@ -86,10 +86,11 @@ class EmbeddingSetup:
 
 @dataclass(frozen=True)
 class EmbedResult:
-    """What `avt embed` reports; the shapes of the layers are (count, ...)."""
+    """What `avt embed` reports; the shapes of the layers are (count, ...), and the step is that of the weights, where known."""
 
     file: str
     format: str
+    step: int | None
     count: int
     layers: dict[str, tuple[int, ...]]
     labels: bool
@@ -127,14 +128,15 @@ def embed(target: EvaluationTarget, request: EmbeddingRequest, *, out: Path | No
     context.on_event(Saved(out))
     first, shape = next(iter(setup.shapes.items()))
     lines = load_with.format(path=str(out), layer=first, sides=", ".join(map(str, shape)))
-    return EmbedResult(str(out), out.suffix[1:], setup.count, layers, "labels" in columns, size, lines)
+    labelled = "labels" in columns
+    return EmbedResult(str(out), out.suffix[1:], source.step, setup.count, layers, labelled, size, lines)
 
 
 def _about(setup: EmbeddingSetup) -> dict[str, Any]:
     from avtcli import __version__
 
     source, prepared, request = setup.target.source, setup.target.prepared, setup.request
-    made = {"path": str(source.path), "step": source.about.get("step"), "made": source.about.get("weights")}
+    made = {"path": str(source.path), "step": source.step, "made": source.about.get("weights")}
     return {
         "version": __version__,
         "weights": {**made, "backbone": source.spec.backbone.model_dump(mode="json")},
@@ -157,7 +159,7 @@ def _about(setup: EmbeddingSetup) -> dict[str, Any]:
 def _facts(setup: EmbeddingSetup, out: Path) -> tuple[tuple[str, str], ...]:
     prepared, request, side = setup.target.prepared, setup.request, setup.request.pool_size
     return (
-        ("weights", str(setup.target.source.path)),
+        ("weights", str(setup.target.source)),
         ("images", f"{setup.count} of {prepared.dataset.name}, {request.split}, {prepared.size[0]}x{prepared.size[1]} px"),
         ("layers", ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in setup.shapes.items())),
         ("pooling", "none" if request.pool == "none" else f"{request.pool} to {side}x{side}"),

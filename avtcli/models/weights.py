@@ -42,6 +42,16 @@ class Weights:
         settings = self.about.get("config")
         return None if settings is None else validate(PretrainConfig, settings, where=str(self.path))
 
+    @property
+    def step(self) -> int | None:
+        """The training step that the weights were saved after; none for a backbone by name."""
+        step = self.about.get("step")
+        return step if isinstance(step, int) else None
+
+    def __str__(self) -> str:
+        """Where the weights are from: the path, or the backbone's name, and the step."""
+        return str(self.path) if self.step is None else f"{self.path}, step {self.step}"
+
 
 def open_weights(run: str | Path | None, *, on_event: OnEvent = ignore) -> Weights:
     """Open a run folder, a checkpoint or an exported file; none takes the newest run under ./runs and reports it.

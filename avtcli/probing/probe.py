@@ -33,9 +33,13 @@ from avtcli.storage.files import disk_errors_explained, refuse_existing, to_json
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What `avt probe` reports: the heads on the backbone, and under the same protocol on a random and a supervised one."""
+    """What `avt probe` reports: the heads on the backbone, and under the same protocol on a random and a supervised one.
+
+    `step` is that of the weights; none for a backbone by name.
+    """
 
     run: str
+    step: int | None
     protocol: dict[str, Any]
     results: list[HeadResult]
     baseline: list[HeadResult]
@@ -71,12 +75,12 @@ def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | 
         compared = False
         on_event(Notice("these weights are random themselves: no other baseline is probed"))
     protocol = describe_probe(setups, source, compared=compared)
-    on_event(Started(describe_start(protocol, device=context.device.type)))
+    on_event(Started(describe_start(protocol, source, device=context.device.type)))
     results = _probe_all(setups, given, "trained")
     baseline = _probe_all(setups, random, "random") if compared else []
     supervised = _probe_all(setups, random, "supervised", supervised_encoder) if config.supervised else []
     protocol["used"] = describe_used(results) or None
-    result = ProbeResult(str(source.path), protocol, results, baseline, supervised)
+    result = ProbeResult(str(source.path), source.step, protocol, results, baseline, supervised)
     for path in _destinations(source, config, layers, out):
         with disk_errors_explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,6 @@ def describe_probe(setups: Sequence[ProbeSetup], source: Weights, *, compared: b
         "baseline": {"backbone": "random weights", "seed": config.seed} if compared else None,
         "supervised": _training(config.to_finetune()) if config.supervised else None,
         "weights": source.about.get("weights"),
-        "pretraining_steps": source.about.get("step"),
     }
 
 
@@ -77,10 +76,11 @@ def _chosen(config: ProbeConfig, candidates: Mapping[str, Sequence[float]], *, s
     return {**several, "held_out": config.held_out, "steps": steps} if several else None
 
 
-def describe_start(protocol: Mapping[str, Any], *, device: str) -> tuple[tuple[str, str], ...]:
+def describe_start(protocol: Mapping[str, Any], source: Weights, *, device: str) -> tuple[tuple[str, str], ...]:
     """The lines to print before the first step."""
     data = [f"{d['dataset']}: {d['train_images']} + {d['test_images']} images" for d in protocol["data"]]
     return (
+        ("weights", str(source)),
         ("recipe", protocol["recipe"] or "none: default protocol"),
         ("data", "; ".join(data)),
         ("layers", ", ".join(protocol["layers"])),

@@ -12,7 +12,7 @@ from avtcli.contracts import Split
 from avtcli.data.datasets import limited
 from avtcli.data.held_out import MACE_COUNT, held_out_split
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images, evaluation_batches
-from avtcli.events import Notice, OnEvent
+from avtcli.events import Notice, OnEvent, ignore
 from avtcli.features.pooling import pool_features
 from avtcli.features.transformed_pairs import held_out_mace
 from avtcli.metrics.accuracy import topk_percent
@@ -20,6 +20,7 @@ from avtcli.metrics.feature_statistics import column_std, effective_rank
 from avtcli.metrics.knn import nearest, vote
 from avtcli.metrics.reference_predictors import mean_matrix
 from avtcli.metrics.transformation_error import corner_error
+from avtcli.runtime.context import Context
 from avtcli.seeding import keyed_generator
 from avtcli.storage.metrics_log import MetricsLog
 from avtcli.training.collapse import Point, format_figure, new_signs
@@ -90,7 +91,7 @@ class Monitor:
             mace_px: float | None = self.points[-1]["eval"]["mace_px"]
             return mace_px
         self.setup.net.eval()
-        return _decoder_mace(self.setup)
+        return _decoder_mace(self.setup, on_event=self.on_event)
 
     def _evaluate(self, step: int) -> str:
         setup, training = self.setup, self.setup.net.training
@@ -137,7 +138,7 @@ def measure_quality(setup: TrainingSetup) -> RunQuality:
             knn_top1 = topk_percent(vote(similarities, labels[rows], classes, temperature=TEMPERATURE), answers, 1)
     unit = vectors.square().mean().sqrt().clamp(min=torch.finfo(vectors.dtype).tiny)  # a code of zeros has deviation 0
     return RunQuality(
-        mace_px=_decoder_mace(setup),
+        mace_px=_decoder_mace(setup, on_event=ignore),
         constant_mace_px=_constant_mace(setup),
         knn_top1=knn_top1,
         rankme=effective_rank(vectors) if finite else None,
@@ -160,11 +161,12 @@ def _codes(setup: TrainingSetup, split: Split, count: int) -> tuple[Tensor, Tens
     return torch.cat(maps), torch.cat(vectors), None if split.labels is None else split.labels[indices]
 
 
-def _decoder_mace(setup: TrainingSetup) -> float | None:
+def _decoder_mace(setup: TrainingSetup, *, on_event: OnEvent) -> float | None:
     if setup.net.objective.prediction != "target":
         return None
-    shorter, seed = setup.config.augment.resize, setup.config.seed
-    mace_px = held_out_mace(setup.net, setup.family, setup.data, setup.size, shorter=shorter, workers=setup.workers, seed=seed)
+    context = Context(setup.accelerator.device, setup.workers, setup.config.seed, on_event)
+    shorter = setup.config.augment.resize
+    mace_px = held_out_mace(setup.net, setup.family, setup.data, setup.size, shorter=shorter, context=context)
     return mace_px if mace_px is not None and isfinite(mace_px) else None
 
 

@@ -22,7 +22,12 @@ def knn(
         temperature: a neighbour's vote is exp(cosine / temperature); 0 gives each neighbour one vote.
     """
     fit = partial(_fit, sizes=k, temperature=temperature or None)
-    return ClosedFormHead("k nearest neighbours by cosine similarity, exact, weighted votes", "max", fit, lambda *images: {"k": _sizes(k, *images)})
+    return ClosedFormHead(
+        "k nearest neighbours by cosine similarity, exact, weighted votes",
+        "max",
+        fit,
+        lambda *images: {"k": _sizes(k, *images)},
+    )
 
 
 def _sizes(k: Sequence[int], to_fit: int, images: int) -> list[int]:
