@@ -17,7 +17,7 @@ from avtcli.events import Notice, OnEvent, ignore
 from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_encoder, build_model, load_weights
 from avtcli.models.siamese import SiameseModel
-from avtcli.storage.checkpoints import load_checkpoint, load_newest, step_of
+from avtcli.storage.checkpoints import load_checkpoint, load_newest, separate_tensors, step_of
 from avtcli.storage.files import from_metadata, to_metadata, write_synced
 from avtcli.storage.run_folders import is_run, newest_run
 
@@ -131,5 +131,4 @@ def load_encoder(run: str | Path) -> Encoder:
 
 def save_encoder(encoder: Encoder, path: Path, about: Mapping[str, Any]) -> None:
     """Write an encoder's weights to a new file that `open_weights` reads; `about["model"]` is its specification."""
-    tensors = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
-    write_synced(path, save(tensors, metadata=to_metadata(about)))
+    write_synced(path, save(separate_tensors(encoder.state_dict()), metadata=to_metadata(about)))

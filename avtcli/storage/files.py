@@ -22,11 +22,15 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a file that does not exist and wait until it is on disk. The mode follows the umask."""
+    """Write a file that does not exist and wait until it is on disk. The mode follows the umask; a failure leaves no file."""
     with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            path.unlink()
+            raise
 
 
 def replace_file(path: Path, content: bytes) -> None:
