@@ -13,7 +13,6 @@ import typer
 from typer.core import TyperGroup
 
 from avtcli import __version__
-from avtcli.cli.console import saved_paths
 from avtcli.errors import AvtError, InterruptedRunError, SignalReceived
 from avtcli.runtime.launcher import Launch, is_first_to_report, is_launched, read_launch
 
@@ -90,6 +89,8 @@ class AvtGroup(TyperGroup):
             with raising_signals():
                 return super().invoke(ctx)
         except SignalReceived as stop:
+            from avtcli.cli.console import saved_paths
+
             if launch.world == 1:  # else the launcher says why it ends its processes
                 written = f"{saved_paths[-1]} was saved before" if saved_paths else "nothing was written"
                 typer.echo(f"Stopped by {stop}; {written}.", err=True)
