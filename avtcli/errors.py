@@ -4,6 +4,7 @@ An `AvtError` is printed as one message without traceback; any other exception i
 """
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -25,6 +26,14 @@ class InterruptedRunError(AvtError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+class SignalReceived(KeyboardInterrupt):
+    """A signal ends the command, wherever it is; no `except Exception` stops it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 class ShapeError(AvtError):

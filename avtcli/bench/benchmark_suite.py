@@ -35,7 +35,8 @@ def bench(config: BenchConfig, *, only: Sequence[str] = (), rounds: int, on_even
         AvtError: for an unknown benchmark, or a precision that the device does not support.
     """
     names, device = check_names(only), config.device
-    accelerator = build_accelerator(device.type, choose_precision(config.precision, device.type))
+    precision = choose_precision(config.precision, device.type)
+    accelerator = build_accelerator(device.type, precision, on_event=on_event)
     used = describe_device(accelerator)
     environment = describe_environment(device=used, processes=1, plugins=[], data_fingerprint="embedded")
     comparisons = []

@@ -2,14 +2,20 @@
 
 import importlib
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from avtcli import __version__
-from avtcli.errors import AvtError, InterruptedRunError
+from avtcli.errors import AvtError, InterruptedRunError, SignalReceived
+from avtcli.runtime.launcher import Launch, is_first_to_report, is_launched, read_launch
+from avtcli.runtime.signals import heeded_signals
 
 COMMANDS = {
     "pretrain": ("pretrain", "pretrain", "Pretrain a backbone without labels."),
@@ -38,6 +44,31 @@ def load_command(name: str) -> Any:
     return typer.main.get_command(alone)
 
 
+@contextmanager
+def raising_signals() -> Iterator[None]:
+    """Raise `SignalReceived` at a signal, so that temporary files are cleaned up; a second one exits at once.
+
+    Signals that were ignored at the start, as under nohup, stay so. Pretraining handles signals itself while it runs.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            os._exit(128 + number)
+        raise SignalReceived(number)
+
+    try:
+        before = {number: signal.signal(number, stop) for number in heeded_signals()}
+    except ValueError:  # Python delivers signals to the main thread only; elsewhere the caller handles them
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class AvtGroup(TyperGroup):
     """Loads the command that runs, and prints an `AvtError` as one message; a bug keeps its traceback."""
 
@@ -47,15 +78,22 @@ class AvtGroup(TyperGroup):
         return name, load_command(name) if name else None, rest
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command, and exit with the code of an `AvtError`."""
+        """Run the command, and exit with the code of an `AvtError` or, after signal n, 128 + n."""
+        launch = Launch()
         try:
-            return super().invoke(ctx)
+            launch = read_launch()
+            with raising_signals():
+                return super().invoke(ctx)
+        except SignalReceived as stop:
+            from avtcli.cli.console import saved_paths
+
+            if launch.world == 1:  # else the launcher says why it ends its processes
+                written = f"{saved_paths[-1]} was saved before" if saved_paths else "nothing was written"
+                typer.echo(f"Stopped by {stop}; {written}.", err=True)
+            raise typer.Exit(128 + stop.number) from None
         except AvtError as error:
-            stopped, rank = isinstance(error, InterruptedRunError), os.environ.get("RANK", "0")
-            if rank == "0":
-                typer.echo(str(error) if stopped else f"error: {error}", err=True)
-            elif not stopped:  # all processes stop together, and the first reports it
-                typer.echo(f"error in process {rank}: {error}", err=True)
+            if is_first_to_report(str(error)):
+                typer.echo(str(error) if isinstance(error, InterruptedRunError) else f"error: {error}", err=True)
             raise typer.Exit(error.exit_code) from None
 
 
@@ -93,7 +131,7 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        if "RANK" not in os.environ:
+        if not is_launched():
             raise
         code = int(end.code or 0)
     sys.stdout.flush()  # outside of the handler, so that the files of the command are closed

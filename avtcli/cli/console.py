@@ -8,12 +8,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from avtcli import events
+from avtcli.runtime.launcher import read_launch
 
 PLAIN_SECONDS = 10.0
 """Seconds between progress lines where there is no terminal."""
+
+saved_paths: list[Path] = []
+"""What the running command has saved so far, in order."""
 
 
 @contextlib.contextmanager
@@ -31,14 +36,21 @@ def results_alone_on_stdout() -> Iterator[None]:
 @contextlib.contextmanager
 def reporting() -> Iterator[events.OnEvent]:
     """Render events on stderr, as a live bar on a terminal and as plain lines elsewhere; keep stdout for the result."""
-    with results_alone_on_stdout():
-        if int(os.environ.get("RANK", "0")) > 0:  # only the first of several processes reports
-            yield events.ignore
-        elif sys.stderr.isatty():
-            with _live() as on_event:
-                yield on_event
-        else:
-            yield _plain()
+    saved_paths.clear()
+    with results_alone_on_stdout(), _renderer() as render:
+
+        def on_event(event: events.Event) -> None:
+            if isinstance(event, events.Saved):
+                saved_paths.append(event.path)
+            render(event)
+
+        yield on_event
+
+
+def _renderer() -> contextlib.AbstractContextManager[events.OnEvent]:
+    if read_launch().rank > 0:  # only the first of several processes reports
+        return contextlib.nullcontext(events.ignore)
+    return _live() if sys.stderr.isatty() else contextlib.nullcontext(_plain())
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ def evaluate(
     if as_json:
         say_json(result)
         return
-    say(f"run  {result.run}", "")
+    say(f"run  {result.run}" if result.step is None else f"run  {result.run}, step {result.step}", "")
     say_table(["", "MACE px", "MSE", "R2"], _fits(result))
     say("")
     say_table(*_parameters(result))

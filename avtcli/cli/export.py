@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from avtcli.cli.console import reporting, say, say_json
+from avtcli.cli.console import reporting, say, say_facts, say_json
 from avtcli.cli.options import Json, Run, option
 
 
@@ -27,5 +27,6 @@ def export(
     if as_json:
         say_json(result)
         return
-    say(f"file          {result.file}", f"max_abs_diff  {result.max_abs_diff:g}  (loaded back in a fresh process)")
+    difference = f"{result.max_abs_diff:g}  (loaded back in a fresh process)"
+    say_facts({"file": result.file, "step": result.step, "max_abs_diff": difference})
     say("load it with", *(f"  {line}" for line in result.load_with.split("; ")))

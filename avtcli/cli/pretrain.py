@@ -1,6 +1,5 @@
 """`avt pretrain`."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from avtcli.config.components import component_kinds, flags_of
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import merge, options_from_texts, resolve
 from avtcli.errors import AvtError
+from avtcli.runtime.launcher import must_launch, read_launch
 from avtcli.storage.run_folders import default_folder, is_run, newest_run
 
 KINDS = component_kinds(PretrainConfig)
@@ -53,7 +53,7 @@ def pretrain(
         raise AvtError("--resume continues in the run's own folder with its own settings: leave out --out and --recipe.")
     else:
         run = _run_to_resume(resume, given)
-    if processes > 1 and "RANK" not in os.environ:
+    if must_launch(processes):
         from avtcli.runtime.processes import launch
 
         # the last of two equal options counts: all processes take the run that was found here
@@ -72,7 +72,7 @@ def pretrain(
             from avtcli.training.pretrain import pretrain as train
 
             result = train(config, run=run, resume=resume is not None, on_event=on_event)
-    if int(os.environ.get("RANK", "0")) > 0:
+    if read_launch().rank > 0:
         return
     folder = run or default_folder(config.dataset.name, config.backbone.name, config.objective.name)
     if dry_run and as_json:

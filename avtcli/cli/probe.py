@@ -58,7 +58,7 @@ def probe(
     if as_json:
         say_json(result)
         return
-    say(f"run  {result.run}", "")
+    say(f"run  {result.run}" if result.step is None else f"run  {result.run}, step {result.step}", "")
     say_table(*_table(result))
     say("")
     say_facts(result.protocol)

@@ -101,6 +101,12 @@ class Optimizer(Frozen):
     fused: bool | None = None
     """Use the fused implementation. Default: chosen by device class."""
 
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> "Optimizer":
+        if self.name == "sgd" and self.nesterov and not self.momentum:
+            raise ValueError("Nesterov momentum needs a momentum above 0: give `-o optimizer.nesterov=false` for SGD without")
+        return self
+
 
 class Piece(Frozen):
     """One linear piece of a learning-rate schedule."""
@@ -128,11 +134,25 @@ class Schedule(Frozen):
     """Piecewise linear rates of the decoder's log-variance layer. Default: those of the other layers."""
 
     @model_validator(mode="after")
-    def _pieces_in_order(self) -> "Schedule":
+    def _pieces_are_a_schedule(self) -> "Schedule":
         for name in ("pieces", "log_var_pieces"):
-            starts = [piece.start for piece in getattr(self, name)]
+            pieces: tuple[Piece, ...] = getattr(self, name)
+            starts = [piece.start for piece in pieces]
             if starts and (starts[0] != 0 or starts != sorted(set(starts))):
                 raise ValueError(f"schedule.{name} must start at epoch 0 and be in ascending order, found starts {starts}")
+            if starts and starts[-1] >= self.epochs:
+                hint = "another length of the run, --epochs, stretches or shrinks the schedule"
+                raise ValueError(
+                    f"schedule.{name} must start before the end, epoch {self.epochs}, found starts {starts}; {hint}"
+                )
+            ends = [
+                (p.rate + p.slope * (end - p.start), end) for p, end in zip(pieces, [*starts[1:], self.epochs], strict=False)
+            ]
+            below = [f"{rate:g} at epoch {end:g}" for rate, end in ends if rate < -1e-9 * max(p.rate for p in pieces)]
+            if below:
+                raise ValueError(f"schedule.{name} must not fall below 0, found the rate {below[0]}")
+        if self.pieces and not self.peak and all(piece.slope <= 0 for piece in self.pieces):
+            raise ValueError("schedule.pieces must have a rate above 0: at 0 nothing is trained")
         return self
 
     @property

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from avtcli.contracts import Split
 from avtcli.data.images import CropSpec, Images, crop_image, resize
 from avtcli.errors import AvtError, RunFailedError
+from avtcli.runtime.launcher import read_launch
 
 PREFETCH: Final = 2  # batches that each worker prepares ahead
 MAX_WORKERS: Final = 8
@@ -180,7 +181,7 @@ def choose_workers(asked: int | None, split: Split, *, batch_bytes: int) -> int:
     """
     if split.images is not None or asked == 0:
         return 0
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    ranks = read_launch().local_world
     free = shutil.disk_usage(SHM).free // ranks if os.path.isdir(SHM) else None
     if asked is None:
         fitting = MAX_WORKERS if free is None else int(0.8 * free // batch_bytes - 1) // PREFETCH

@@ -19,6 +19,7 @@ from avtcli.events import Progress, Saved, Started
 from avtcli.features.cache_storage import allocate, choose_storage
 from avtcli.features.evaluation_target import EvaluationTarget, read_images
 from avtcli.features.feature_reader import tap_shapes
+from avtcli.features.finite_check import FiniteCheck
 from avtcli.features.pooling import pool_features
 from avtcli.models.encoder import Encoder
 from avtcli.models.weights import restore_encoder
@@ -85,10 +86,11 @@ class EmbeddingSetup:
 
 @dataclass(frozen=True)
 class EmbedResult:
-    """What `avt embed` reports; the shapes of the layers are (count, ...)."""
+    """What `avt embed` reports; the shapes of the layers are (count, ...), and the step is that of the weights, where known."""
 
     file: str
     format: str
+    step: int | None
     count: int
     layers: dict[str, tuple[int, ...]]
     labels: bool
@@ -104,7 +106,7 @@ def embed(target: EvaluationTarget, request: EmbeddingRequest, *, out: Path | No
 
     Raises:
         AvtError: for what does not exist, images of a size that does not fit, an existing file, or too little disk space.
-        RunFailedError: if the file, read back, is not what was computed.
+        RunFailedError: if features are not finite, or the file, read back, is not what was computed.
     """
     source = target.source
     if out is None:
@@ -126,14 +128,15 @@ def embed(target: EvaluationTarget, request: EmbeddingRequest, *, out: Path | No
     context.on_event(Saved(out))
     first, shape = next(iter(setup.shapes.items()))
     lines = load_with.format(path=str(out), layer=first, sides=", ".join(map(str, shape)))
-    return EmbedResult(str(out), out.suffix[1:], setup.count, layers, "labels" in columns, size, lines)
+    labelled = "labels" in columns
+    return EmbedResult(str(out), out.suffix[1:], source.step, setup.count, layers, labelled, size, lines)
 
 
 def _about(setup: EmbeddingSetup) -> dict[str, Any]:
     from avtcli import __version__
 
     source, prepared, request = setup.target.source, setup.target.prepared, setup.request
-    made = {"path": str(source.path), "step": source.about.get("step"), "made": source.about.get("weights")}
+    made = {"path": str(source.path), "step": source.step, "made": source.about.get("weights")}
     return {
         "version": __version__,
         "weights": {**made, "backbone": source.spec.backbone.model_dump(mode="json")},
@@ -156,7 +159,7 @@ def _about(setup: EmbeddingSetup) -> dict[str, Any]:
 def _facts(setup: EmbeddingSetup, out: Path) -> tuple[tuple[str, str], ...]:
     prepared, request, side = setup.target.prepared, setup.request, setup.request.pool_size
     return (
-        ("weights", str(setup.target.source.path)),
+        ("weights", str(setup.target.source)),
         ("images", f"{setup.count} of {prepared.dataset.name}, {request.split}, {prepared.size[0]}x{prepared.size[1]} px"),
         ("layers", ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in setup.shapes.items())),
         ("pooling", "none" if request.pool == "none" else f"{request.pool} to {side}x{side}"),
@@ -204,14 +207,18 @@ def _reduce(tap: Tensor, request: EmbeddingRequest) -> Tensor:
 
 @torch.no_grad()
 def compute_features(setup: EmbeddingSetup, out: Mapping[str, Tensor]) -> None:
-    """Fill `out`, (count, *shape) float32 by layer, with the features of all images, batch by batch."""
+    """Fill `out`, (count, *shape) float32 by layer, with the features of all images, batch by batch; see `FiniteCheck`."""
+    check = FiniteCheck()
     done, context, size = 0, setup.context, setup.target.prepared.size
     for part in setup.parts:
         images = read_images(part.split, part.indices, setup.target.prepared, context=context)
         batches = list(torch.split(torch.arange(len(images)), EVAL_BATCH_SIZE))
         for batch in evaluation_batches(images, batches, size):
             taps = setup.encoder.features(setup.encoder.normalise(batch), list(setup.shapes))
-            for layer, tap in taps.items():
-                out[layer][done : done + len(batch)] = _reduce(tap, setup.request)
+            features = {layer: _reduce(tap, setup.request) for layer, tap in taps.items()}
+            check.count(features)
+            for layer, own in features.items():
+                out[layer][done : done + len(batch)] = own
             done += len(batch)
             context.on_event(Progress("embedding", done, setup.count, "images"))
+    check.finish()

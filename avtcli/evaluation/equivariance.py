@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from avtcli.events import OnEvent
+from avtcli.features.finite_check import FiniteCheck
 from avtcli.features.transformed_pairs import TransformedPairs, corner_errors, predict
 from avtcli.metrics.accuracy import topk_percent
 from avtcli.metrics.calibration import coverage, gaussian_nll
@@ -56,8 +57,14 @@ def measure_decoder(
     """Measure a decoder in eval mode on held-out pairs; of one that predicts class logits only the accuracy.
 
     Retrieval takes the versions, `BANK` pairs of each image, grouped by image.
+
+    Raises:
+        NotFiniteError: if its output is not finite.
     """
     mean, log_var = predict(net, pairs, on_event=on_event)
+    check = FiniteCheck()
+    check.count({"decoder": mean} if log_var is None else {"decoder": mean, "decoder.log_var": log_var})
+    check.finish()
     if predicts_classes:
         return DecoderFigures(accuracy=topk_percent(mean, pairs.family.classes(pairs.parameters), 1))
     decoded, _ = predict(net, versions, task="retrieval", on_event=on_event)

@@ -25,6 +25,7 @@ class EvaluateResult:
 
     Attributes:
         run: path of the weights, or name of the backbone.
+        step: training step of the weights; none for a backbone by name.
         dataset: name of the data set.
         transform: name of the family.
         count: held-out images, one pair each.
@@ -39,6 +40,7 @@ class EvaluateResult:
     """
 
     run: str
+    step: int | None
     dataset: str
     transform: str
     count: int
@@ -72,6 +74,7 @@ def evaluate(target: EvaluationTarget, request: EvaluationRequest, *, out: Path 
     ridge = _ridge_figures(target.source, setup, context)
     result = EvaluateResult(
         run=str(target.source.path),
+        step=target.source.step,
         dataset=target.prepared.dataset.name,
         transform=setup.transform.name,
         count=len(setup.images.held_out),
@@ -106,7 +109,9 @@ def _report_start(target: EvaluationTarget, setup: EvaluationSetup, context: Con
     images, dataset = setup.images, target.prepared.dataset.name
     count = f"{len(images.held_out)} of the {len(images.split)} {images.name} images of {dataset}"
     where = (("device", context.device.type), ("layer", setup.layer))
-    context.on_event(Started((("images", count), ("transform", describe_plugin(setup.transform)), *where)))
+    context.on_event(
+        Started((("weights", str(target.source)), ("images", count), ("transform", describe_plugin(setup.transform)), *where))
+    )
     if images.name == "train":
         context.on_event(Notice(f"{dataset} has no test split: pretraining may have used the held-out images"))
 
@@ -128,7 +133,6 @@ def _protocol(target: EvaluationTarget, setup: EvaluationSetup, context: Context
         "ridge": {"pool_size": POOL_SIZE, "penalties": list(PENALTIES), "held_out": HELD_OUT},
         "seed": context.seed,
         "device": context.device.type,
-        "pretraining_steps": source.about.get("step"),
         "weights": source.about.get("weights"),
     }
 

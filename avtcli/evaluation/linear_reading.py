@@ -10,6 +10,7 @@ from torch import Tensor
 from avtcli.evaluation.equivariance import Fit, fit_of
 from avtcli.events import OnEvent
 from avtcli.features.cache_storage import allocate, choose_storage
+from avtcli.features.finite_check import FiniteCheck
 from avtcli.features.pooling import pool_features
 from avtcli.features.transformed_pairs import TransformedPairs, read_pairs
 from avtcli.metrics.ridge import choose_ridge
@@ -53,15 +54,17 @@ def measure_ridge(
 def pair_features(encoder: Encoder, layer: str, pairs: TransformedPairs, *, task: str, on_event: OnEvent) -> Tensor:
     """Concatenate the features of both views, (n, 2 d) float32; maps are average-pooled to at most 4 x 4 and flattened.
 
-    They are in host memory, or memory-mapped where they exceed its share.
+    They are in host memory, or memory-mapped where they exceed its share; see `FiniteCheck` for those that are not finite.
     """
-    out, first = torch.empty(0), 0
+    out, first, check = torch.empty(0), 0, FiniteCheck()
     for views in read_pairs(pairs, task=task, on_event=on_event):
         taps = (encoder.features(encoder.normalise(view), [layer])[layer] for view in views)
         block = torch.cat([pool_features(tap, "avg", POOL_SIZE).flatten(1) for tap in taps], 1).float().cpu()
+        check.count({layer: block})
         if not first:
             shape = len(pairs.rows), block.shape[1]
             out = allocate(shape, choose_storage(4 * prod(shape), advice="Give a smaller --count or another --layer"))
         out[first : first + len(block)] = block
         first += len(block)
+    check.finish()
     return out

@@ -32,10 +32,14 @@ save_file({"y": y.contiguous()}, sys.argv[2])
 
 @dataclass(frozen=True)
 class ExportResult:
-    """Result of `avt export`; `load_with` is the Python that loads the file, its lines joined by semicolons."""
+    """Result of `avt export`.
+
+    `step` is that of the weights; `load_with` is the Python that loads the file, its lines joined by semicolons.
+    """
 
     file: str
     format: str
+    step: int | None
     max_abs_diff: float
     load_with: str
 
@@ -75,7 +79,7 @@ def export(
     about = {
         "version": __version__,
         "model": spec.model_dump(mode="json", exclude_none=True),
-        "step": source.about.get("step"),
+        "step": source.step,
         "config": source.about.get("config"),
     }
     x = torch.randn(4, spec.channels, *spec.size, generator=torch.Generator().manual_seed(0))
@@ -87,7 +91,7 @@ def export(
         if not difference <= TOLERANCE:
             raise RunFailedError(f"The features of {out}, loaded back, differ by {difference:.1g}: it was deleted.")
     on_event(Saved(out))
-    return ExportResult(str(out), file_format, difference, "; ".join(exporter.load_with(out)))
+    return ExportResult(str(out), file_format, source.step, difference, "; ".join(exporter.load_with(out)))
 
 
 def loading_lines(file_format: str, path: Path) -> tuple[str, ...]:

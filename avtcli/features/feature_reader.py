@@ -13,6 +13,7 @@ from avtcli.data.epoch_table import sample_uniforms
 from avtcli.data.images import CropSpec, Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE
 from avtcli.errors import AvtError
+from avtcli.features.finite_check import FiniteCheck
 from avtcli.features.pooling import pool_features
 from avtcli.models.encoder import Encoder
 from avtcli.seeding import keyed_generator
@@ -99,7 +100,13 @@ class ForwardedImages(FeatureReader):
         self.shapes = {f: tuple(_pooled(torch.empty(1, *taps[f.layer]), f).shape[1:]) for f in wanted}
 
     def read_batches(self, batches: Sequence[Tensor], *, epoch_key: tuple[int, int] | None) -> Iterator[list[Tensor]]:
-        """Forward images; see `FeatureReader`."""
+        """Forward images; see `FeatureReader`.
+
+        Raises:
+            NotFiniteError: after the last batch, if features are not finite. Those of a network in training are not looked at:
+                each of its steps would wait for the device.
+        """
+        check = FiniteCheck()
         key: tuple[int | str, ...] = (*(epoch_key or (self.seed,)), "samples", self.data.part)
         crop, uniforms = CropSpec(self.data.size), None
         if epoch_key is not None and self.augment is not None:
@@ -109,8 +116,11 @@ class ForwardedImages(FeatureReader):
             with torch.set_grad_enabled(self.encoder.training):
                 taps = self._taps(self.encoder.normalise(batch), (*key, index))
                 features = {feature: _pooled(taps[feature.layer], feature).float() for feature in self.wanted}
+                if not self.encoder.training:
+                    check.count({feature.layer: own for feature, own in features.items()})
                 stacks = [torch.stack([features[name].movedim(1, -1) for name in names], 1) for names in self.stacks]
             yield [stack.movedim(-1, 2) for stack in stacks]  # channels last in memory
+        check.finish()
 
     def _taps(self, x: Tensor, key: tuple[int | str, ...]) -> dict[str, Tensor]:
         """The taps of a batch; with samples, the code is their mean and the taps after it see the first sample."""

@@ -10,10 +10,11 @@ from avtcli.contracts import ImageData, Size, TransformFamily
 from avtcli.data.held_out import MACE_COUNT, held_out_indices, held_out_split
 from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images, evaluation_batches
-from avtcli.events import OnEvent, Progress, ignore
+from avtcli.events import OnEvent, Progress
 from avtcli.geometry.cropping import to_float
 from avtcli.metrics.transformation_error import corner_error
 from avtcli.models.siamese import SiameseModel
+from avtcli.runtime.context import Context
 from avtcli.runtime.devices import to_device
 from avtcli.seeding import keyed_generator
 
@@ -57,7 +58,7 @@ def read_pairs(pairs: TransformedPairs, *, task: str, on_event: OnEvent) -> Iter
 
 @torch.no_grad()
 def predict(
-    net: SiameseModel, pairs: TransformedPairs, *, task: str = "held-out pairs", on_event: OnEvent = ignore
+    net: SiameseModel, pairs: TransformedPairs, *, task: str = "held-out pairs", on_event: OnEvent
 ) -> tuple[Tensor, Tensor | None]:
     """Decode pairs with a model in eval mode on the images' device.
 
@@ -84,18 +85,18 @@ def corner_errors(pairs: TransformedPairs, predicted: Tensor) -> Tensor:
 
 
 def held_out_mace(
-    net: SiameseModel, family: TransformFamily, data: ImageData, size: Size, *, shorter: int | None, workers: int, seed: int
+    net: SiameseModel, family: TransformFamily, data: ImageData, size: Size, *, shorter: int | None, context: Context
 ) -> float | None:
     """Measure the mean average corner error, in pixels, on 1 000 held-out images; none for photometric families.
 
     The images are of the test split, or of the training split if there is none, resized to the shorter side and cropped to
-    `size`. The network, in eval mode, predicts the target, not a class.
+    `size`. The network, in eval mode on the context's device, predicts the target, not a class.
     """
     if family.kind == "photometric":
         return None
     _, split = held_out_split(data)
-    device = next(net.parameters()).device
-    images = build_images(split, held_out_indices(data, MACE_COUNT), device=device, shorter=shorter, workers=workers)
-    pairs = sample_pairs(images, family, size, key=(seed, "held out"))
-    mean, _ = predict(net, pairs)
+    indices, workers = held_out_indices(data, MACE_COUNT), context.workers or 0
+    images = build_images(split, indices, device=context.device, shorter=shorter, workers=workers)
+    pairs = sample_pairs(images, family, size, key=(context.seed, "held out"))
+    mean, _ = predict(net, pairs, on_event=context.on_event)
     return float(corner_errors(pairs, mean).mean())

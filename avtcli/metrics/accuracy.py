@@ -14,10 +14,10 @@ def topk_hits(logits: Tensor, labels: Tensor, k: int) -> int:
     """Count the samples whose label is among the k largest logits; equal logits rank in the order of the classes.
 
     Args:
-        logits: (n, classes); a class at -inf is never a hit.
+        logits: (n, classes); a class at -inf or NaN is never a hit.
         labels: (n,) int64.
         k: at most the number of classes.
     """
     ranked = logits.sort(dim=1, descending=True, stable=True)
-    hits = (ranked.indices == labels[:, None]) & (ranked.values != -math.inf)
+    hits = (ranked.indices == labels[:, None]) & (ranked.values > -math.inf)
     return int(hits[:, :k].any(1).sum())

@@ -17,7 +17,7 @@ from avtcli.events import Notice, OnEvent, ignore
 from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_encoder, build_model, load_weights
 from avtcli.models.siamese import SiameseModel
-from avtcli.storage.checkpoints import load_checkpoint, load_newest, step_of
+from avtcli.storage.checkpoints import load_checkpoint, load_newest, separate_tensors, step_of
 from avtcli.storage.files import from_metadata, to_metadata
 from avtcli.storage.run_folders import is_run, newest_run
 
@@ -41,6 +41,16 @@ class Weights:
         """The settings of the pretraining run, where known."""
         settings = self.about.get("config")
         return None if settings is None else validate(PretrainConfig, settings, where=str(self.path))
+
+    @property
+    def step(self) -> int | None:
+        """The training step that the weights were saved after; none for a backbone by name."""
+        step = self.about.get("step")
+        return step if isinstance(step, int) else None
+
+    def __str__(self) -> str:
+        """Where the weights are from: the path, or the backbone's name, and the step."""
+        return str(self.path) if self.step is None else f"{self.path}, step {self.step}"
 
 
 def open_weights(run: str | Path | None, *, on_event: OnEvent = ignore) -> Weights:
@@ -121,5 +131,4 @@ def load_encoder(run: str | Path) -> Encoder:
 
 def save_encoder(encoder: Encoder, path: Path, about: Mapping[str, Any]) -> None:
     """Write an encoder's weights to a file that `open_weights` reads; `about["model"]` is its specification."""
-    tensors = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
-    path.write_bytes(save(tensors, metadata=to_metadata(about)))
+    path.write_bytes(save(separate_tensors(encoder.state_dict()), metadata=to_metadata(about)))

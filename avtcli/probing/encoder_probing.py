@@ -10,6 +10,7 @@ from torch import Tensor
 from avtcli.features.cache_storage import choose_storage, fits_memory
 from avtcli.features.feature_cache import CachedFeatures, Stacks, cache_bytes, extract
 from avtcli.features.feature_reader import Feature, FeatureReader, ForwardedImages
+from avtcli.features.finite_check import NotFiniteError
 from avtcli.models.encoder import Encoder
 from avtcli.probing.head import ClosedFormHead, HeadData, HeadFigures, TrainedHead
 from avtcli.probing.head_training import Curve, HeadTraining, RowSubset, choose_and_train, train_heads
@@ -130,7 +131,12 @@ def _tune_best(
             train, test = (setup.reader(tuned, data, [feature]) for data in (setup.train, setup.test))
             target = RowSubset(test, torch.arange(len(test.labels))) if held_out is None else RowSubset(train, held_out)
             own = training if held_out is None else replace(training, task=f"{training.task} {spec.peak:g}")
-            curves += train_heads(RowSubset(train, rows), target, [spec], own, tuned=tuned)
+            try:
+                curves += train_heads(RowSubset(train, rows), target, [spec], own, tuned=tuned)
+            except NotFiniteError:
+                if held_out is None:
+                    raise
+                curves.append([(0.0, 0.0)])  # a rate at which the training diverges is not chosen
             tuned.log_var = copy.deepcopy(encoder.log_var)
         return curves
 

@@ -65,13 +65,14 @@ class TrainedHead:
 class ClosedFormHead:
     """A head that is computed from cached features.
 
-    `fit` chooses among `candidates`, the values by name, on held-out images, fits on all rows and measures on test.
+    `fit` chooses among candidates on held-out images, fits on all rows and measures on test. `candidates` gives their values by
+    name, for numbers of training images: those to fit on while choosing, and all.
     """
 
     description: str
     pool: Pool
     fit: Callable[[HeadData], HeadFigures]
-    candidates: Mapping[str, tuple[float, ...]]
+    candidates: Callable[[int, int], Mapping[str, Sequence[float]]]
 
 
 Head = TrainedHead | ClosedFormHead

@@ -24,7 +24,7 @@ from avtcli.models.weights import Weights, open_weights, restore_encoder
 from avtcli.probing.encoder_probing import frozen_heads, supervised_encoder, tuned_heads
 from avtcli.probing.head import Head, TrainedHead, check_head
 from avtcli.probing.heads import resolve_head
-from avtcli.probing.probe_protocol import describe_probe, describe_start
+from avtcli.probing.probe_protocol import describe_probe, describe_start, describe_used
 from avtcli.probing.probe_setup import HeadResult, ProbeSetup, Subset, subset_rows
 from avtcli.runtime.context import Context
 from avtcli.runtime.execution import prepare_for_inference
@@ -33,9 +33,13 @@ from avtcli.storage.files import refuse_existing, to_json, write_file
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What `avt probe` reports: the heads on the backbone, and under the same protocol on a random and a supervised one."""
+    """What `avt probe` reports: the heads on the backbone, and under the same protocol on a random and a supervised one.
+
+    `step` is that of the weights; none for a backbone by name.
+    """
 
     run: str
+    step: int | None
     protocol: dict[str, Any]
     results: list[HeadResult]
     baseline: list[HeadResult]
@@ -71,11 +75,12 @@ def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | 
         compared = False
         on_event(Notice("these weights are random themselves: no other baseline is probed"))
     protocol = describe_probe(setups, source, compared=compared)
-    on_event(Started(describe_start(protocol, device=context.device.type)))
+    on_event(Started(describe_start(protocol, source, device=context.device.type)))
     results = _probe_all(setups, given, "trained")
     baseline = _probe_all(setups, random, "random") if compared else []
     supervised = _probe_all(setups, random, "supervised", supervised_encoder) if config.supervised else []
-    result = ProbeResult(str(source.path), protocol, results, baseline, supervised)
+    protocol["used"] = describe_used(results) or None
+    result = ProbeResult(str(source.path), source.step, protocol, results, baseline, supervised)
     for path in _destinations(source, config, layers, out):
         write_file(path, to_json(asdict(result)))
         on_event(Saved(path))
@@ -141,7 +146,13 @@ def _build_setup(
         batch = max(config.batch_size + 1, EVAL_BATCH_SIZE)
         images = read_images(split, rows, prepared, context=context, batch=batch)
         assert split.labels is not None
-        return LabelledImages(images, split.labels[rows].to(context.device), part, prepared.size)
+        labels = split.labels[rows]
+        if unlabelled := int((labels < 0).sum()):
+            raise AvtError(
+                f"{unlabelled} of the {len(labels)} {part} images of '{prepared.dataset.name}' have no label (-1), and a probe "
+                "needs one for each image. Give a data set of the labelled images alone."
+            )
+        return LabelledImages(images, labels.to(context.device), part, prepared.size)
 
     images = read("train", data.train, limited(data.train, config.limit_train)), read("test", test, torch.arange(len(test)))
     classes = max(len(data.classes or ()), *(1 + int(part.labels.max()) for part in images))

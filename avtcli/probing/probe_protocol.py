@@ -7,7 +7,7 @@ from avtcli.config.probe_config import LR_SEARCH_STEPS, ProbeConfig
 from avtcli.models.weights import Weights
 from avtcli.probing.head import ClosedFormHead
 from avtcli.probing.heads import resolve_options
-from avtcli.probing.probe_setup import ProbeSetup
+from avtcli.probing.probe_setup import HeadResult, ProbeSetup, split_held_out
 
 SHARED = {"recipe", "finetune", "pool", "copies", "fraction", "limit_train", "seed", "seeds"}
 """Settings that the protocol reports as they are."""
@@ -17,8 +17,9 @@ def describe_probe(setups: Sequence[ProbeSetup], source: Weights, *, compared: b
     """Describe what the figures depend on; there is a setup for each data set."""
     config, head, augment = setups[0].config, setups[0].head, setups[0].prepared.augment.model_dump()
     layers = list(dict.fromkeys(feature.layer for feature in setups[0].wanted))
-    closed = isinstance(head, ClosedFormHead)
+    closed, candidates = isinstance(head, ClosedFormHead), _candidates(setups[0])
     options = {key: list(v) if isinstance(v, tuple) else v for key, v in resolve_options(config.head).items()}
+    options |= {key: list(values) for key, values in candidates.items() if key in options}  # as the images allow
     return {
         **config.model_dump(mode="json", include=SHARED),
         "data": [
@@ -41,13 +42,18 @@ def describe_probe(setups: Sequence[ProbeSetup], source: Weights, *, compared: b
         "std": list(source.spec.std),
         "head": {"name": config.head.name, "description": head.description, **options},
         **({} if closed else _training(config)),
-        "chosen": _chosen(config, head.candidates if isinstance(head, ClosedFormHead) else None),
+        "chosen": _chosen(config, candidates, steps=None if closed or config.finetune else LR_SEARCH_STEPS),
         "reported": "test split" if closed else "test split, last epoch",
         "baseline": {"backbone": "random weights", "seed": config.seed} if compared else None,
         "supervised": _training(config.to_finetune()) if config.supervised else None,
         "weights": source.about.get("weights"),
-        "pretraining_steps": source.about.get("step"),
     }
+
+
+def describe_used(results: Sequence[HeadResult]) -> dict[str, list[float]]:
+    """The values that the reported heads were fitted with, by name, each once."""
+    names = dict.fromkeys(name for result in results for name in result.chosen)
+    return {name: sorted({result.chosen[name] for result in results if name in result.chosen}) for name in names}
 
 
 def _training(config: ProbeConfig) -> dict[str, Any]:
@@ -56,19 +62,25 @@ def _training(config: ProbeConfig) -> dict[str, Any]:
     return {**settings, "rates": rates, "epochs": config.total_epochs}
 
 
-def _chosen(config: ProbeConfig, candidates: Mapping[str, Sequence[float]] | None) -> dict[str, Any] | None:
-    steps = None
-    if candidates is None:
-        candidates = {"rate": config.learning_rates} if config.searches_lr else {}
-        steps = None if config.finetune else LR_SEARCH_STEPS
+def _candidates(setup: ProbeSetup) -> Mapping[str, Sequence[float]]:
+    """The values that a head is chosen among, by name, on its largest subset of the images."""
+    if not isinstance(setup.head, ClosedFormHead):
+        return {"rate": setup.config.learning_rates} if setup.config.searches_lr else {}
+    subset = max(setup.subsets, key=lambda subset: len(subset.rows))
+    to_fit, _ = split_held_out(subset.rows, setup.train.labels, setup.config.held_out, seed=subset.seed)
+    return setup.head.candidates(len(to_fit), len(subset.rows))
+
+
+def _chosen(config: ProbeConfig, candidates: Mapping[str, Sequence[float]], *, steps: int | None) -> dict[str, Any] | None:
     several = {name: list(values) for name, values in candidates.items() if len(values) > 1}
     return {**several, "held_out": config.held_out, "steps": steps} if several else None
 
 
-def describe_start(protocol: Mapping[str, Any], *, device: str) -> tuple[tuple[str, str], ...]:
+def describe_start(protocol: Mapping[str, Any], source: Weights, *, device: str) -> tuple[tuple[str, str], ...]:
     """The lines to print before the first step."""
     data = [f"{d['dataset']}: {d['train_images']} + {d['test_images']} images" for d in protocol["data"]]
     return (
+        ("weights", str(source)),
         ("recipe", protocol["recipe"] or "none: default protocol"),
         ("data", "; ".join(data)),
         ("layers", ", ".join(protocol["layers"])),

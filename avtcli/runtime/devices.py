@@ -3,7 +3,10 @@
 import ctypes
 import os
 import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import Final
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -11,6 +14,14 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from avtcli.errors import AvtError
+from avtcli.events import Notice, OnEvent
+from avtcli.runtime.launcher import VARIABLES, read_launch
+
+ACCELERATE_VARIABLES: Final = (
+    *("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "FORK_LAUNCHED"),
+    *("PMI_", "MPI_LOCAL", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_"),
+)
+"""How the names of the variables begin from which Accelerate takes settings that no option of avt gives."""
 
 
 def choose_device(name: str) -> str:
@@ -45,17 +56,33 @@ def choose_precision(name: str, device: str) -> str:
     return name
 
 
-def build_accelerator(device: str, precision: str) -> Accelerator:
-    """Build the accelerator of this process, one of WORLD_SIZE, which must all be connected."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+def build_accelerator(device: str, precision: str, *, on_event: OnEvent) -> Accelerator:
+    """Build the accelerator of this process, one of WORLD_SIZE, which must all be connected.
+
+    Variables that set up Accelerate are ignored, with a notice: the settings alone decide.
+    """
+    world = read_launch().world
     if world == 1:
         AcceleratorState._reset_state(True)  # global state: discard that of an earlier run in this process
     handlers, mixed = [InitProcessGroupKwargs(timeout=timedelta(minutes=5))], "no" if precision == "fp32" else precision
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=handlers)
+    ignored = sorted(name for name in os.environ if name.startswith(ACCELERATE_VARIABLES))
+    if ignored:
+        on_event(Notice(f"ignored, as options alone decide: the environment variables {', '.join(ignored)}"))
+    with _without_variables([*ignored, *(VARIABLES if world == 1 else ())]):
+        accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=handlers)
     found = accelerator.num_processes
     if found != world:
         raise AvtError(f"{world} processes were started and {found} connected: give --device to all of them.")
     return accelerator
+
+
+@contextmanager
+def _without_variables(names: Sequence[str]) -> Iterator[None]:
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def describe_device(accelerator: Accelerator) -> str:

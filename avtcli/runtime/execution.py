@@ -63,10 +63,9 @@ def to_channels_last(net: nn.Module) -> None:
     On a CPU only the first convolution, 1x1 and depthwise ones are converted. Their weights set the format of the maps; oneDNN
     reorders the others anyway, and their gradients would be converted at each step.
     """
-    net.to(memory_format=torch.channels_last)
-    for p in [p for p in net.parameters() if p.ndim == 4][1:]:
-        if p.device.type == "cpu" and p.shape[1] > 1 and p.shape[2:].numel() > 1:
-            p.data = p.data.contiguous()
+    for index, p in enumerate(p for p in net.parameters() if p.ndim == 4):
+        if p.device.type != "cpu" or not index or p.shape[1] == 1 or p.shape[2:].numel() == 1:
+            p.data = p.data.to(memory_format=torch.channels_last)
 
 
 def _has_compiler() -> bool:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
+from avtcli.runtime.launcher import is_launched, read_launch
+
 NAMES: Final = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 """From a terminal, a container, or a cluster's scheduler before it ends a job."""
 ASKING: Final = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
@@ -34,7 +36,7 @@ def stop_signals() -> Iterator[Stop]:
     In one of several processes a second signal within a second is the same one: the launcher passes on what the whole group
     already got.
     """
-    stop, since, shared = Stop(), 0.0, "RANK" in os.environ
+    stop, since, shared = Stop(), 0.0, is_launched()
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal since
@@ -57,7 +59,7 @@ def stop_signals() -> Iterator[Stop]:
 
 def _tell(text: str) -> None:
     """Write a line to stderr at once: Python's own stream may be in use where the signal arrived."""
-    if os.environ.get("RANK", "0") == "0":
+    if read_launch().rank == 0:
         with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
             os.write(2, f"{chr(10) * os.isatty(2)}{text}\n".encode())
             sys.stderr.flush()

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -82,10 +83,24 @@ def save_checkpoint(
 def _write_tensors(path: Path, tensors: dict[str, Tensor], *, mode: int) -> None:
     """Write without serialising in memory, which would double a large model's."""
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        save_file(separate_tensors(tensors), path)
     except safetensors.SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(str(error)) from error
     path.chmod(mode)  # safetensors leaves 0600 whatever the umask
+
+
+def separate_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as safetensors stores them: contiguous, on the CPU, none in the memory of another.
+
+    Tied weights, one tensor under two names, are stored twice; loaded into a model that ties them, they are tied again.
+    """
+    out, taken = dict[str, Tensor](), set[int]()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        own = own.clone() if own.untyped_storage().data_ptr() in taken else own
+        taken.add(own.untyped_storage().data_ptr())
+        out[name] = own
+    return out
 
 
 def _prune(root: Path, *, saved: Path) -> None:

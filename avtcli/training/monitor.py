@@ -21,6 +21,7 @@ from avtcli.metrics.feature_statistics import column_std, effective_rank
 from avtcli.metrics.knn import nearest, vote
 from avtcli.metrics.reference_predictors import mean_matrix
 from avtcli.metrics.transformation_error import corner_error
+from avtcli.runtime.context import Context
 from avtcli.runtime.signals import Stop
 from avtcli.seeding import keyed_generator
 from avtcli.storage.metrics_log import MetricsLog
@@ -164,7 +165,8 @@ def measure_quality(setup: TrainingSetup, *, on_event: OnEvent = ignore) -> RunQ
     finite, knn_top1 = bool(vectors.isfinite().all()), None
     if finite and labels is not None and test is not None and len(test) and test.labels is not None:
         queries, _, answers = _codes(setup, test, QUERY_COUNT, on_event=on_event)
-        if answers is not None and queries.isfinite().all():
+        labelled = answers is not None and min(int(labels.min()), int(answers.min())) >= 0  # -1: an image without a label
+        if answers is not None and labelled and queries.isfinite().all():
             similarities, rows = nearest(bank, queries, min(NEIGHBOURS, len(bank)))
             classes = int(max(labels.max(), answers.max())) + 1
             knn_top1 = topk_percent(vote(similarities, labels[rows], classes, temperature=TEMPERATURE), answers, 1)
@@ -197,8 +199,9 @@ def _codes(setup: TrainingSetup, split: Split, count: int, *, on_event: OnEvent)
 def _decoder_mace(setup: TrainingSetup, *, on_event: OnEvent) -> float | None:
     if setup.net.objective.prediction != "target":
         return None
-    shorter, seed = setup.config.augment.resize, setup.config.seed
-    mace_px = held_out_mace(setup.net, setup.family, setup.data, setup.size, shorter=shorter, workers=setup.workers, seed=seed)
+    context = Context(setup.accelerator.device, setup.workers, setup.config.seed, on_event)
+    shorter = setup.config.augment.resize
+    mace_px = held_out_mace(setup.net, setup.family, setup.data, setup.size, shorter=shorter, context=context)
     return mace_px if mace_px is not None and isfinite(mace_px) else None
 
 

@@ -73,7 +73,7 @@ def build_training_setup(config: PretrainConfig, *, resume: bool = False, on_eve
     """
     device = choose_device(config.device)
     config = config.model_copy(update={"precision": choose_precision(config.precision, device)})
-    accelerator = build_accelerator(device, config.precision)
+    accelerator = build_accelerator(device, config.precision, on_event=on_event)
     data = build_data(config.dataset, config.data_dir)
     indices = limited(data.train, config.limit_train)
     processes, least = accelerator.num_processes, min(config.batch_size, len(indices))

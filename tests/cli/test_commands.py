@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def test_the_three_lines_of_the_readme_work_in_a_row(avt_process) -> None:
 
 @pytest.mark.parametrize(("line", "code"), [("recipes list", 0), ("recipes show nowhere", 2), ("--nothing", 2)])
 def test_one_of_several_processes_has_the_output_of_one_alone(avt_process, line: str, code: int) -> None:
-    alone, among = avt_process(line), avt_process(line, RANK="0")
+    alone, among = avt_process(line), avt_process(line, RANK="0", WORLD_SIZE="1")
 
     assert among.code == code
     assert vars(among) == vars(alone)
@@ -46,13 +47,28 @@ def test_an_exported_file_gives_the_runs_own_features(avt, tiny_run: Path) -> No
     result = avt("export run --json")
     x = torch.randn(2, 1, 32, 32)
 
-    assert set(result.json) == {"file", "format", "max_abs_diff", "load_with"}
+    assert set(result.json) == {"file", "format", "step", "max_abs_diff", "load_with"}
+    assert result.json["step"] == 9
     assert (result.json["file"], result.json["max_abs_diff"]) == ("run/encoder.safetensors", 0.0)
     assert torch.equal(load_encoder("run/encoder.safetensors")(x), load_encoder("run")(x))
     assert torch.equal(load_encoder("run")(x), load_model("run").encoder(x))
     scope: dict[str, object] = {}
     exec(result.json["load_with"], scope)
     assert torch.equal(scope["encoder"](x), load_encoder("run")(x))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["probe {} --limit-train 40 --head knn --no-baseline", "evaluate {} --count 20", "embed {} --split test --out x.npz"],
+)
+def test_commands_say_which_step_their_weights_are_of(avt, tiny_run: Path, line: str) -> None:
+    first, last = f"{tiny_run}/checkpoints/step-0000000000", f"{tiny_run}/checkpoints/step-0000000009"
+    for weights, step in ((first, 0), (last, 9)):
+        result = avt(line.format(weights) + " --json")
+
+        assert result.json["step"] == step
+        assert re.search(rf"^weights +{re.escape(weights)}, step {step}$", result.stderr, re.MULTILINE)
+        Path("x.npz").unlink(missing_ok=True)
 
 
 def test_exporting_twice_gives_the_same_bytes_and_overwrites_nothing(avt, tiny_run: Path) -> None:

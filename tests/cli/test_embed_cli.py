@@ -26,7 +26,7 @@ def test_the_json_states_what_was_written_and_how_to_load_it(avt, tiny_run: Path
     exec(found["load_with"], scope)
 
     assert result.code == 0
-    assert set(found) == {"file", "format", "count", "layers", "labels", "bytes", "load_with"}
+    assert set(found) == {"file", "format", "step", "count", "layers", "labels", "bytes", "load_with"}
     assert (found["file"], found["format"], found["count"], found["labels"]) == ("e.safetensors", "safetensors", 1030, True)
     assert (found["layers"], found["bytes"]) == ({"conv2": [1030, 10]}, Path("e.safetensors").stat().st_size)
     assert (scope["features"].shape, scope["names"][-1]) == ((1030, 10), "test/999")

@@ -13,7 +13,7 @@ from avtcli.storage.files import to_metadata
 
 FIELDS = {
     *("run", "dataset", "transform", "count", "mace_px", "mse_normalised", "r2", "r2_per_parameter", "nll", "calibration"),
-    *("retrieval", "accuracy", "baselines", "ridge", "protocol"),
+    *("step", "retrieval", "accuracy", "baselines", "ridge", "protocol"),
 }
 
 
@@ -42,7 +42,7 @@ def test_the_tables_compare_decoder_and_ridge_with_baselines(avt, run: Path) -> 
     result = avt("evaluate run --count 20 --layer conv3")
     figures, lines = json.loads((run / "evaluate.json").read_text()), result.stdout.splitlines()
 
-    assert lines[:2] == ["run  run", ""]
+    assert lines[:2] == ["run  run, step 9", ""]
     assert lines[2].split() == ["MACE", "px", "MSE", "R2"]
     assert [re.split("  +", line)[0] for line in lines[3:9]] == [
         *("decoder", "ridge on conv3", "ridge, random weights", "90-degree rotation oracle", "constant", "identity")
@@ -71,6 +71,7 @@ def test_exported_files_and_backbones_by_name_have_a_ridge_only(avt, run: Path) 
     assert "decoder not evaluated: a.safetensors holds an encoder only" in by_file.stderr
     assert "decoder R2" not in by_file.stdout
     assert "retrieval  " not in by_file.stdout.split("images  ")[0]
+    assert by_name.json["step"] is None
     assert by_name.json["transform"] == "rotation"
     assert (by_name.json["mace_px"], by_name.json["ridge"]["layer"]) == (None, "conv2")
     assert by_name.json["protocol"]["weights"] == "random"

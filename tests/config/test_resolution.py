@@ -129,6 +129,36 @@ def test_pieces_out_of_order_are_refused() -> None:
         validate(PretrainConfig, {"schedule": {"pieces": pieces}}, where="here")
 
 
+@pytest.mark.parametrize(
+    ("texts", "why"),
+    [
+        (["optimizer.name=sgd", "optimizer.momentum=0"], r"optimizer: Nesterov .* give `-o optimizer\.nesterov=false`"),
+        (["schedule.pieces=[{start=0, rate=0}]"], "schedule.pieces must have a rate above 0"),
+        (
+            ["schedule.pieces=[{start=0, rate=1}, {start=30, rate=0.1}]"],
+            r"must start before the end, epoch 30, found .* --epochs",
+        ),
+        (["schedule.pieces=[{start=0, rate=1, slope=-0.1}]"], "must not fall below 0, found the rate -2 at epoch 30"),
+        (["schedule.log_var_pieces=[{start=0, rate=1, slope=-1}, {start=9, rate=1}]"], "the rate -8 at epoch 9"),
+    ],
+)
+def test_what_would_fail_or_train_nothing_is_a_settings_error(texts: list[str], why: str) -> None:
+    with pytest.raises(AvtError, match=why):
+        resolve(options_from_texts(texts, kinds=("optimizer", "schedule")), recipe="default")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["optimizer.momentum=0"],  # adamw has none
+        ["optimizer.name=sgd", "optimizer.momentum=0", "optimizer.nesterov=false"],
+        ["schedule.pieces=[{start=0, rate=0, slope=0.1}, {start=10, rate=1, slope=-0.05}]"],  # down to 0
+    ],
+)
+def test_settings_that_can_be_trained_with_are_taken(texts: list[str]) -> None:
+    resolve(options_from_texts(texts, kinds=("optimizer", "schedule")), recipe="default")
+
+
 def test_options_go_to_their_sections_and_deeper() -> None:
     texts = ["backbone.width=0.25", "transform.mean=[1, 2]", "transform.projective.shift=0.1", "augment.flip=no"]
 

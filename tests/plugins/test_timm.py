@@ -139,23 +139,51 @@ def test_a_copy_gives_the_same_output_and_shares_no_weights(trained: Trained) ->
     assert torch.equal(before, after)
 
 
-REFUSED = {
-    "hrnet_w18_small": r"'stage2' gives a list, which is no map|'stem' is called 0 times",
-    "coat_tiny": r"'serial_blocks1' is called 0 times",
-    "tnt_s_patch16_224": r"'blocks\.0' gives a tuple, which is no map",
-    "pit_ti_224": r"'transformers\.0' gives a tuple, which is no map",
-    "hiera_tiny_224": r"'blocks\.0' gives \(1, 64, 96\), which is no map",
-    "inception_v3": r"does not take images of 1x32x32: RuntimeError: Calculated padded input.*Try larger ones with",
-}
-
-
 @pytest.mark.parametrize(
-    "name", ["hrnet_w18_small", "inception_v3", *(pytest.param(n, marks=pytest.mark.slow) for n in REFUSED)]
+    ("name", "side"),
+    [
+        ("hrnet_w18_small", 32),
+        *(
+            pytest.param(name, side, marks=pytest.mark.slow)
+            for name, side in [
+                ("coat_tiny", 32),
+                ("efficientvim_m1", 64),
+                ("mvitv2_tiny", 32),
+                ("tnt_s_legacy_patch16_224", 32),
+                ("pit_ti_224", 64),
+                ("twins_svt_small", 32),
+            ]
+        ),
+    ],
 )
-def test_a_model_that_cannot_work_says_why_in_one_line(name: str) -> None:
-    with pytest.raises(AvtError, match=REFUSED[name]) as caught:
-        build(name)
-    assert "\n" not in str(caught.value)
+def test_without_a_map_to_stand_at_the_code_is_the_pooled_feature(name: str, side: int) -> None:
+    backbone = build(name, side=side)
+    encoder = Encoder(backbone, noise_scale=0.1, pixel_mean=[0.5], pixel_std=[0.25])
+    x = torch.randn(3, 1, side, side, generator=torch.Generator().manual_seed(1))
+    encoder.train().encode(x)[0].square().sum().backward()
+    without = [name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
+    with torch.no_grad():
+        vector, _ = encoder.eval().encode(x)
+        noisy, _ = encoder.encode(x, torch.ones(3, backbone.vector_dim, 1, 1))
+        code = encoder.features(x, ["pre_logits"])["pre_logits"]
+        log_var = encoder.features(x, ["pre_logits.log_var"])["pre_logits.log_var"]
+
+        assert without == []
+        assert torch.equal(vector, backbone.model(x))
+        assert torch.equal(code, vector[:, :, None, None])
+        torch.testing.assert_close(noisy, vector + 0.1 * (0.5 * log_var).exp().flatten(1))
+
+
+def test_a_model_that_does_not_take_the_images_says_why_in_one_line() -> None:
+    with pytest.raises(
+        AvtError, match=r"does not take images of 1x32x32: RuntimeError: Calculated padded input.*Try larger"
+    ) as e:
+        build("inception_v3")
+    assert "\n" not in str(e.value)
+
+
+def test_one_block_under_a_class_token_leaves_the_pooled_feature_to_the_code() -> None:
+    assert build("test_vit", args={"depth": 1, "global_pool": "token"}).code_tap == "pre_logits"
 
 
 def test_the_default_code_is_the_deepest_inner_map_of_4x4_cells() -> None:
@@ -177,6 +205,7 @@ def test_without_4x4_cells_the_code_is_the_deepest_of_the_largest_maps() -> None
 
 
 def test_the_default_code_is_at_a_map_that_the_vector_depends_on() -> None:
+    assert default_code_tap(places(8, reaches=(False,))) is None
     assert default_code_tap(places(8, 8, 8, reaches=(True, False, True))).name == "p0"
     assert default_code_tap(places(8, 8, reaches=(False, True))).name == "p1"
 
@@ -188,7 +217,9 @@ def test_the_code_is_placed_by_name_and_refused_at_no_map_with_the_taps() -> Non
 
 
 def test_a_code_that_a_class_token_passes_by_is_refused() -> None:
-    with pytest.raises(AvtError, match=r"cannot stand at 'blocks\.5': the pooled feature does not depend on it.*blocks\.4\.$"):
+    with pytest.raises(
+        AvtError, match=r"cannot stand at 'blocks\.5': the pooled feature does not depend on it.*blocks\.4, pre_logits\.$"
+    ):
         build("test_vit", code_at="blocks.5", args={"global_pool": "token"})
 
 

@@ -1,5 +1,6 @@
 """Probes other than trained heads on frozen features: neighbours, ridge, fine-tuning, several data sets, no run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from avtcli.config.components import Plugin
 from avtcli.config.resolution import resolve_probe
+from avtcli.contracts import MemorySplit
 from avtcli.data.datasets import build_data, limited
 from avtcli.errors import AvtError
 from avtcli.events import Event, Notice
+from avtcli.features import evaluation_target
 from avtcli.features.feature_cache import extract
 from avtcli.features.pooling import pool_features
 from avtcli.models.weights import Weights, restore_encoder
@@ -106,6 +109,37 @@ def test_more_neighbours_than_images_are_all_of_them(source: Weights) -> None:
 
     assert head.chosen == {"k": 10}  # of one image a class none can be held out
     assert head.val_top1 is None
+
+
+@pytest.mark.parametrize(("k", "tried", "used"), [((500,), [200], 200), ((5, 190, 500), [5, 180], None)])
+def test_the_protocol_states_the_neighbours_that_there_are(
+    source: Weights, k: tuple[int, ...], tried: list[int], used: int | None
+) -> None:
+    """Of 200 images, 20 are held out where there is a choice."""
+    result = run_probe(source, **MINI, head={"name": "knn", "k": k})
+
+    assert result.protocol["head"]["k"] == tried
+    assert result.protocol["chosen"] == (None if used else {"k": tried, "held_out": 0.1, "steps": None})
+    assert result.protocol["used"] == {"k": [used or result.results[0].chosen["k"]]}
+
+
+def test_with_one_neighbour_no_other_class_is_a_hit(source: Weights) -> None:
+    (head,) = run_probe(source, **MINI, head={"name": "knn", "k": (1,)}).results
+
+    assert head.top5 == head.top1
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("head", ["linear", "knn", "ridge"])
+def test_images_without_a_label_are_refused(source: Weights, monkeypatch: pytest.MonkeyPatch, part: str, head: str) -> None:
+    data = build_data(Plugin(name="fashion-mini"), None)
+    split = getattr(data, part)
+    labels = split.labels.clone()
+    labels[:7] = -1
+    partly = replace(data, **{part: MemorySplit(split.images, labels, prefix=part)})
+    monkeypatch.setattr(evaluation_target, "build_data", lambda *args: partly)
+    with pytest.raises(AvtError, match=rf"7 of the \d+ {part} images of 'fashion-mini' have no label \(-1\)"):
+        run_probe(source, layers=("conv2",), baseline=False, head=head)
 
 
 @pytest.mark.parametrize(("head", "chosen"), [("knn", {"k": 10}), ("ridge", {"penalty": 0.01}), ("linear", {"rate": 0.01})])

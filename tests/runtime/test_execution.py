@@ -12,7 +12,7 @@ from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.errors import AvtError
 from avtcli.events import ignore
 from avtcli.runtime import execution as module
-from avtcli.runtime.execution import resolve_execution
+from avtcli.runtime.execution import resolve_execution, to_channels_last
 from avtcli.storage.checkpoints import load_newest
 from avtcli.training.optimizer import build_optimizer, load_optimizer, optimizer_tensors
 from avtcli.training.training_setup import build_training_setup
@@ -91,6 +91,15 @@ def test_maps_are_channels_last_and_large_weights_contiguous_on_a_cpu(
     large = [p for p in nets[0].parameters() if p.ndim == 4 and p.shape[1] > 4 and p.shape[2] > 1]
     assert bool(large) == (backbone != "timm:mobilenetv3_small_050")
     assert all(p.is_contiguous() for p in large)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_weights_of_other_than_four_dimensions_keep_their_layout(device: str) -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv3d(4, 4, 3)).to(device)
+    to_channels_last(net)
+
+    assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert net[1].weight.is_contiguous()
 
 
 def test_bf16_changes_the_losses_within_its_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

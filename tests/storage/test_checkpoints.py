@@ -27,6 +27,19 @@ def write(root: Path, step: int, value: float = 1.0) -> Path:
     return save_checkpoint(root, step, model=tensors, state={"0.momentum": torch.ones(2)}, about={"note": "é"})
 
 
+def test_tied_weights_are_stored_under_each_name(tmp_path: Path) -> None:
+    tied = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 3), "b": torch.nn.Linear(3, 3)})
+    tied["b"].weight = tied["a"].weight
+    loaded = load_checkpoint(save_checkpoint(tmp_path, 1, model=tied.state_dict(), state={}, about={})).model
+    before = tied["a"].weight.detach().clone()
+    torch.nn.init.zeros_(tied["a"].weight)
+    tied.load_state_dict(loaded)
+
+    assert torch.equal(loaded["b.weight"], before)
+    assert torch.equal(tied["a"].weight, before)
+    assert tied["b"].weight is tied["a"].weight
+
+
 def test_a_saved_checkpoint_loads_with_equal_content(tmp_path: Path) -> None:
     loaded = load_checkpoint(write(tmp_path, 7, 2.5))
 

@@ -180,6 +180,18 @@ def test_a_code_that_is_not_finite_leaves_figures_out_and_fails_nothing(setup: T
     json.dumps(asdict(found), allow_nan=False)
 
 
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_an_image_without_a_label_leaves_the_neighbours_out(setup: TrainingSetup, part: str) -> None:
+    split = getattr(setup.data, part)
+    labels = split.labels.clone()
+    labels[limited(split, 60)[0]] = -1
+    partly = MemorySplit(split.images, labels, prefix=part)
+    found = measure_quality(replace(setup, data=replace(setup.data, **{part: partly})))
+
+    assert found.knn_top1 is None
+    assert found.rankme is not None
+
+
 @pytest.mark.parametrize("part", ["labels of train", "labels of test", "the test split"])
 def test_without_labels_or_test_split_the_other_figures_remain(setup: TrainingSetup, part: str) -> None:
     def unlabelled(split: MemorySplit) -> MemorySplit:

@@ -127,6 +127,13 @@ def test_a_finished_run_resumed_reports_the_same_without_evaluating(tmp_path: Pa
     assert {**result, "seconds": 0} == {**before, "seconds": 0}
 
 
+def test_the_measurement_after_the_last_step_reports_its_progress(tmp_path: Path) -> None:
+    events: list[Event] = []
+    run_tiny(tmp_path / "run", eval_every=0, on_event=events.append)
+
+    assert [e.done for e in events if isinstance(e, Progress) and e.task == "held-out pairs"] == [250, 500, 750, 1000]
+
+
 def test_more_steps_go_on_where_the_limit_was(tmp_path: Path) -> None:
     whole = run_tiny(tmp_path / "whole")
     run = run_tiny(tmp_path / "run", max_steps=5)

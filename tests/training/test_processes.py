@@ -18,6 +18,19 @@ LINE = (
 )
 
 
+def test_an_error_of_all_processes_is_reported_once(avt_process: Callable[..., Result]) -> None:
+    result = avt_process("pretrain --limit-train 40 --batch-size 2 --processes 2 --device cpu --out run")
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error")]
+
+    assert result.code == 2
+    assert errors == [
+        "error: 2 processes need batches of 4 images or more, two each; this run has 2. Give fewer --processes, a larger "
+        "--batch-size or more images."
+    ]
+    assert "Traceback" not in result.stderr
+    assert not Path("run").exists()
+
+
 def test_simclr_has_the_whole_batch_as_negatives_in_two_processes(avt_process: Callable[..., Result]) -> None:
     one = avt_process(f"{LINE} --out one --json")
     two = avt_process(f"{LINE} --out two --processes 2 --json")

@@ -22,12 +22,22 @@ def knn(
         temperature: a neighbour's vote is exp(cosine / temperature); 0 gives each neighbour one vote.
     """
     fit = partial(_fit, sizes=k, temperature=temperature or None)
-    return ClosedFormHead("k nearest neighbours by cosine similarity, exact, weighted votes", "max", fit, {"k": k})
+    return ClosedFormHead(
+        "k nearest neighbours by cosine similarity, exact, weighted votes",
+        "max",
+        fit,
+        lambda *images: {"k": _sizes(k, *images)},
+    )
+
+
+def _sizes(k: Sequence[int], to_fit: int, images: int) -> list[int]:
+    """The numbers of neighbours, ascending, each at most that of the images; see `ClosedFormHead.candidates`."""
+    return sorted({min(size, to_fit if len(k) > 1 else images) for size in k})
 
 
 def _fit(data: HeadData, *, sizes: Sequence[int], temperature: float | None) -> HeadFigures:
+    sizes = _sizes(sizes, len(data.fit_rows), len(data.rows))
     choose = len(sizes) > 1 and len(data.held_out) > 0
-    sizes = sorted({min(k, len(data.fit_rows if choose else data.rows)) for k in sizes})
     best, val_top1 = sizes[len(sizes) // 2], None
     if choose:
         queries = data.train[data.held_out.to(data.train.device)]

@@ -25,7 +25,7 @@ def ridge(
         penalties: on the squared weights, for each image, to choose from.
     """
     description = "ridge regression on one-hot labels in closed form, features standardised"
-    return ClosedFormHead(description, "max", partial(_fit, penalties=penalties), {"penalty": penalties})
+    return ClosedFormHead(description, "max", partial(_fit, penalties=penalties), lambda *images: {"penalty": penalties})
 
 
 def _fit(data: HeadData, *, penalties: Sequence[float]) -> HeadFigures:

@@ -67,7 +67,7 @@ def trace_model(model: nn.Module, name: str, *, in_channels: int, image_size: Si
     """Trace a model in eval mode with one random image; its state and the global random state do not change.
 
     Raises:
-        AvtError: if the model does not take such images, gives no vector, or has no location that can be read as a map.
+        AvtError: if the model does not take such images, or gives no vector.
     """
     x = torch.randn(1, in_channels, *image_size, generator=keyed_generator("timm", "trace"))
     features = list(getattr(model, "feature_info", None) or ())
@@ -80,24 +80,24 @@ def trace_model(model: nn.Module, name: str, *, in_channels: int, image_size: Si
             raise AvtError(f"timm's '{name}' does not take images of {found}: {one_line(error)}. {hint}.") from error
     if not isinstance(vector, Tensor) or vector.ndim != 2:
         raise AvtError(f"timm's '{name}' gives {_described(vector)} for one image, expected one vector. Choose another model.")
-    locations, refused = _locate_all(model, features, outputs, image_size)
-    if not locations:
-        why = "; ".join(refused[:3]) or "it names no features"
-        raise AvtError(f"timm's '{name}' has no location where the code could stand: {why}. Choose another model.")
-    trace = _follow_gradients(model, vector, locations, outputs)
+    once = [feature for feature in features if len(outputs[feature["module"]]) == 1]
+    located = (_locate(model, feature, outputs[feature["module"]][0], image_size) for feature in once)
+    trace = _follow_gradients(model, vector, [location for location in located if location is not None], outputs)
     model.train(training)  # also drops the copies of weights that some models (LeViT) make in eval mode
     return trace
 
 
-def default_code_tap(locations: Sequence[TapLocation]) -> TapLocation:
+def default_code_tap(locations: Sequence[TapLocation]) -> TapLocation | None:
     """Return the deepest location of at least 4x4 cells that has layers after it, else the one of the most cells.
 
-    The layers after the code process it for the decoder, as blocks 3 and 4 of NIN do.
+    The layers after the code process it for the decoder, as blocks 3 and 4 of NIN do. None if the pooled feature depends on no
+    location.
     """
     able = [location for location in locations if location.reaches]
     inner = [location for location in able if location is not locations[-1]] or able
     roomy = [location for location in inner if min(location.cells) >= LEAST_SIDE]
-    return roomy[-1] if roomy else max(reversed(inner), key=lambda location: location.cells[0] * location.cells[1])
+    largest = max(reversed(inner), key=lambda location: location.cells[0] * location.cells[1], default=None)
+    return roomy[-1] if roomy else largest
 
 
 def one_line(error: BaseException) -> str:
@@ -116,22 +116,6 @@ def _recorded_outputs(model: nn.Module, features: Sequence[Mapping[str, Any]]) -
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _locate_all(
-    model: nn.Module, features: Sequence[Mapping[str, Any]], outputs: Mapping[str, list[Any]], image_size: Size
-) -> tuple[list[TapLocation], list[str]]:
-    """The features that are maps, and a line for each that is none."""
-    locations, refused = [], []
-    for feature in features:
-        name, calls = feature["module"], outputs[feature["module"]]
-        if len(calls) != 1:
-            refused.append(f"'{name}' is called {len(calls)} times")
-        elif location := _locate(model, feature, calls[0], image_size):
-            locations.append(location)
-        else:
-            refused.append(f"'{name}' gives {_described(calls[0])}, which is no map")
-    return locations, refused
 
 
 def _described(output: Any) -> str:
@@ -162,10 +146,11 @@ def _follow_gradients(
     """Find the locations and parameters that the vector depends on."""
     dim = vector.shape[1]
     loss = (vector * torch.linspace(-1, 1, dim)).sum()  # a plain sum after a LayerNorm would be constant
-    parameters = dict(model.named_parameters())
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     maps = [outputs[location.name][0] for location in locations]
     gradients = torch.autograd.grad(loss, [*maps, *parameters.values()], allow_unused=True)
     reach = [g is not None and bool(location.to_map(g).any()) for location, g in zip(locations, gradients, strict=False)]
-    unused = (name for name, gradient in zip(parameters, gradients[len(locations) :], strict=True) if gradient is None)
+    used = {name for name, gradient in zip(parameters, gradients[len(locations) :], strict=True) if gradient is not None}
+    unused = {name for name, _ in model.named_parameters()} - used
     located = tuple(replace(location, reaches=reaches) for location, reaches in zip(locations, reach, strict=True))
     return ModelTrace(located, dim, frozenset(unused))

@@ -1,4 +1,4 @@
-"""timm models that name their features, CNN or transformer."""
+"""timm models, CNN or transformer."""
 
 import contextlib
 import tomllib
@@ -42,9 +42,10 @@ class _Call:
 class TimmBackbone(Backbone):
     """A timm model without classifier, with the code at one location of its trace; later layers read what `code` returns.
 
-    A forward hook on the module at the code tap inserts the code, so that weights keep timm's names, under `model.`. Class
-    token and registers bypass the code. Parameters that the vector does not depend on are frozen: several processes wait for
-    the gradient of every other one.
+    Where the code stands at no location it is the pooled feature, as a map of one cell. Else a forward hook on the module at
+    the code tap inserts the code, so that weights keep timm's names, under `model.`. Class token and registers bypass the
+    code. Parameters that the vector does not depend on are frozen: several processes wait for the gradient of every other
+    one.
     """
 
     def __init__(self, model: nn.Module, trace: ModelTrace, code_tap: str) -> None:
@@ -78,6 +79,8 @@ class TimmBackbone(Backbone):
             vector = self.model(x)
         finally:
             self._call = None
+        if self.code_tap == VECTOR_TAP:
+            vector = code(vector[:, :, None, None]).flatten(1)
         taps = {**call.taps, VECTOR_TAP: vector}
         return vector, {name: taps[name] for name in want}
 
@@ -96,13 +99,14 @@ def timm_backbone(
     pretrained: bool = False,
     args: TimmArguments | None = None,
 ) -> Backbone:
-    """Any model of timm that names its features, as in `timm:resnet18`; taps are timm's feature names and pre_logits.
+    """Any model of timm, as in `timm:resnet18`; taps are those of timm's feature names that are maps, and pre_logits.
 
     Args:
         name: timm's name of the model, with or without a tag.
         in_channels: given by the data.
         image_size: given by the data and the crop.
-        code_at: the tap whose map is the code; left out, the deepest of at least 4x4 cells with layers after it.
+        code_at: the tap that is the code; left out, the deepest map of at least 4x4 cells with layers after it, or if the
+            pooled feature depends on no map, that feature as a map of one cell.
         pretrained: start from timm's published weights, which are downloaded.
         args: timm's own arguments of the model, as in `-o backbone.args.patch_size=4`.
     """
@@ -111,9 +115,10 @@ def timm_backbone(
         raise AvtError(f"timm {timm.__version__} has no model '{name}'. {nearest(name, known)}It has {len(known)} others.")
     model = _create(name, args or {}, {"in_chans": in_channels, "img_size": image_size}, pretrained=pretrained)
     trace = trace_model(model, name, in_channels=in_channels, image_size=image_size)
-    able = [location.name for location in trace.locations if location.reaches]
+    able = [*(location.name for location in trace.locations if location.reaches), VECTOR_TAP]
     if code_at is None:
-        code_at = default_code_tap(trace.locations).name
+        found = default_code_tap(trace.locations)
+        code_at = VECTOR_TAP if found is None else found.name
     if code_at not in able:
         is_map = any(location.name == code_at for location in trace.locations)
         why = "the pooled feature does not depend on it" if is_map else "no map of that name"
