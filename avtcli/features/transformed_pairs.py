@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from avtcli.contracts import ImageData, Size, TransformFamily
-from avtcli.data.held_out import MACE_COUNT, held_out_indices, held_out_split
+from avtcli.contracts import Size, TransformFamily
 from avtcli.data.images import Images
-from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images, evaluation_batches
+from avtcli.data.resident_images import EVAL_BATCH_SIZE, evaluation_batches
 from avtcli.events import OnEvent, Progress, ignore
 from avtcli.geometry.cropping import to_float
 from avtcli.metrics.transformation_error import corner_error
@@ -83,19 +82,13 @@ def corner_errors(pairs: TransformedPairs, predicted: Tensor) -> Tensor:
     return corner_error(family.in_from_out(pairs.parameters, size), decoded, size)
 
 
-def held_out_mace(
-    net: SiameseModel, family: TransformFamily, data: ImageData, size: Size, *, shorter: int | None, workers: int, seed: int
-) -> float | None:
-    """Measure the mean average corner error, in pixels, on 1 000 held-out images; none for photometric families.
+def held_out_mace(net: SiameseModel, family: TransformFamily, images: Images, size: Size, *, seed: int) -> float | None:
+    """Measure the mean average corner error, in pixels, on held-out images; none for photometric families.
 
-    The images are of the test split, or of the training split if there is none, resized to the shorter side and cropped to
-    `size`. The network, in eval mode, predicts the target, not a class.
+    The images are cropped to `size`. The network, in eval mode, predicts the target, not a class.
     """
     if family.kind == "photometric":
         return None
-    _, split = held_out_split(data)
-    device = next(net.parameters()).device
-    images = build_images(split, held_out_indices(data, MACE_COUNT), device=device, shorter=shorter, workers=workers)
     pairs = sample_pairs(images, family, size, key=(seed, "held out"))
     mean, _ = predict(net, pairs)
     return float(corner_errors(pairs, mean).mean())

@@ -8,10 +8,9 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from avtcli.contracts import Split
-from avtcli.data.datasets import limited
-from avtcli.data.held_out import MACE_COUNT, held_out_split
-from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images, evaluation_batches
+from avtcli.data.datasets import limited, splits_of
+from avtcli.data.held_out import MACE_COUNT, held_out_indices, held_out_split
+from avtcli.data.resident_images import EVAL_BATCH_SIZE, evaluation_batches
 from avtcli.events import Notice, OnEvent
 from avtcli.features.pooling import pool_features
 from avtcli.features.transformed_pairs import held_out_mace
@@ -125,11 +124,11 @@ def _summary(points: Sequence[Point]) -> str:
 
 def measure_quality(setup: TrainingSetup) -> RunQuality:
     """Evaluate a network in eval mode; the images depend on the data alone, the transformations on the seed too."""
-    train, test = setup.data.train, setup.data.test
-    bank, vectors, labels = _codes(setup, train, BANK_COUNT)
+    test = setup.data.test
+    bank, vectors, labels = _codes(setup, "train", BANK_COUNT)
     finite, knn_top1 = bool(vectors.isfinite().all()), None
     if finite and labels is not None and test is not None and len(test) and test.labels is not None:
-        queries, _, answers = _codes(setup, test, QUERY_COUNT)
+        queries, _, answers = _codes(setup, "test", QUERY_COUNT)
         if answers is not None and queries.isfinite().all():
             similarities, rows = nearest(bank, queries, min(NEIGHBOURS, len(bank)))
             classes = int(max(labels.max(), answers.max())) + 1
@@ -146,24 +145,30 @@ def measure_quality(setup: TrainingSetup) -> RunQuality:
 
 
 @torch.no_grad()
-def _codes(setup: TrainingSetup, split: Split, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the mean codes of a seeded draw of images: pooled to 4x4, (n, d), and to vectors, (n, C); and labels, (n,)."""
+def _codes(setup: TrainingSetup, part: str, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the mean codes of a seeded draw of images: pooled to 4x4, (n, d), and to vectors, (n, C); and labels, (n,).
+
+    Images that cannot be used are left out.
+    """
+    split = splits_of(setup.data)[part]
     indices = limited(split, min(count, len(split)))
-    device, shorter = setup.accelerator.device, setup.config.augment.resize
-    images = build_images(split, indices, device=device, shorter=shorter, workers=setup.workers)
+    images = setup.open_for_evaluation(part, indices)
     maps, vectors = [], []
     for batch in evaluation_batches(images, torch.split(torch.arange(len(images)), EVAL_BATCH_SIZE), setup.size):
         code = setup.net.encoder(setup.net.normalise(batch)).float().cpu().double()  # the square of a large code is finite
         maps.append(pool_features(code, "avg", SIDE).flatten(1))
         vectors.append(pool_features(code, "avg", 1).flatten(1))
-    return torch.cat(maps), torch.cat(vectors), None if split.labels is None else split.labels[indices]
+    usable = setup.bad_images[part].usable(indices)
+    labels = None if split.labels is None else split.labels[indices][usable]
+    return torch.cat(maps)[usable], torch.cat(vectors)[usable], labels
 
 
 def _decoder_mace(setup: TrainingSetup) -> float | None:
     if setup.net.objective.prediction != "target":
         return None
-    shorter, seed = setup.config.augment.resize, setup.config.seed
-    mace_px = held_out_mace(setup.net, setup.family, setup.data, setup.size, shorter=shorter, workers=setup.workers, seed=seed)
+    part, _ = held_out_split(setup.data)
+    images = setup.open_for_evaluation(part, held_out_indices(setup.data, MACE_COUNT))
+    mace_px = held_out_mace(setup.net, setup.family, images, setup.size, seed=setup.config.seed)
     return mace_px if mace_px is not None and isfinite(mace_px) else None
 
 
