@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -45,9 +45,9 @@ def listings_of(data: ImageData) -> dict[str, bytes]:
     return {part: listing for part, listing in listings.items() if listing is not None}
 
 
-def listed(listing: bytes) -> list[tuple[bytes, bytes]]:
-    """Return name and facts of each image of a `Split.listing`."""
-    return re.findall(rb"([^\0]*)\0([^\n]*)\n", listing)
+def records_of(listing: bytes) -> Iterator[bytes]:
+    """Yield the record of each image of a `Split.listing`: name, NUL, facts."""
+    return (found[0] for found in re.finditer(rb"[^\0]*\0[^\n]*\n", listing))
 
 
 def check_data(data: ImageData, *, run: Path | None, fingerprint: str | None, who: str, advice: str) -> ImageData:
@@ -89,8 +89,10 @@ def check_data(data: ImageData, *, run: Path | None, fingerprint: str | None, wh
 
 def _differences(before: bytes, now: bytes, *, excused: Collection[bytes]) -> list[str]:
     """Describe how a list of images changed, apart from excused names."""
-    old, new = set(listed(before)), set(listed(now))
-    gone, come = {name for name, _ in old - new}, {name for name, _ in new - old}
+    old, new = set(records_of(before)), set()
+    for record in records_of(now):  # not a second set of a million
+        old.remove(record) if record in old else new.add(record)
+    gone, come = ({record.partition(b"\0")[0] for record in records} for records in (old, new))
     kinds = {"missing": gone - come - set(excused), "added": come - gone, "changed": (gone & come) - set(excused)}
     return [f"{len(names)} {kind}, first {os.fsdecode(min(names))!r}" for kind, names in kinds.items() if names]
 

@@ -10,7 +10,7 @@ import torch
 from avtcli import registry
 from avtcli.config.resolution import data_folder
 from avtcli.contracts import ImageData, Split
-from avtcli.data.datasets import listed
+from avtcli.data.datasets import records_of
 from avtcli.plugin_kit.checking import Trial, checks_of, described, expect, expect_tensor
 from avtcli.seeding import subset
 
@@ -101,7 +101,7 @@ def a_listing_gives_the_same_images(subject: DatasetSubject) -> str:
         again, files = split.with_listing(listing), files + len(split)
         problem = f"{part} has {len(split)} images, and {len(again)} with its own listing"
         expect(len(again) == len(split) and again.listing() == listing, problem)
-        names = [os.fsdecode(name) for name, _ in listed(listing)]
+        names = [os.fsdecode(record.partition(b"\0")[0]) for record in records_of(listing)]
         expect(len(names) == len(split), f"{part} has {len(split)} images and lists {len(names)}")
         for i in _some(split):
             problem = f"image {i} of {part} is {split.name(i)}, listed as {names[i]}, and then {again.name(i)}"

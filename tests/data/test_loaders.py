@@ -240,7 +240,7 @@ def test_workers_outlive_the_signals_that_ask_the_run_to_stop():
     batches = single_batches(images)
     first = next(batches)
     (worker,) = images._processes
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         os.kill(worker.pid or 0, number)
     rest = list(batches)
     assert worker.is_alive()
@@ -281,6 +281,16 @@ def test_a_worker_that_is_killed_is_reported_when_its_batch_is_asked_for():
     assert signal.getsignal(signal.SIGCHLD) == before
     with pytest.raises(RunFailedError, match=r"A reader process ended .* use fewer `--workers`"):
         list(batches)
+
+
+@pytest.mark.usefixtures("_no_handler")
+def test_a_worker_that_is_killed_between_two_epochs_is_reported_too():
+    images = streamed(Streamed(VARIED), workers=2)
+    list(single_batches(images))
+    images._processes[-1].kill()
+    images._processes[-1].join()
+    with pytest.raises(RunFailedError, match=r"A reader process ended .* use fewer `--workers`"):
+        list(single_batches(images))
 
 
 # errors

@@ -26,6 +26,7 @@ from avtcli.errors import AvtError
 from avtcli.storage.run_data import BadImage, append_bad_images, read_bad_images, write_listings
 from avtplugins.datasets._image_files import MAX_BYTES
 from avtplugins.datasets.folder import folder
+from tests.support import run_tiny
 
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "PPM": "ppm"}
 GREY16 = np.arange(65536).reshape(256, 256).astype(np.uint16)
@@ -193,6 +194,7 @@ from avtcli.data.images import CropSpec
 from avtcli.data.streaming import StreamedImages
 from avtcli.errors import AvtError
 from avtplugins.datasets.folder import folder
+from tests.support import run_tiny
 data = folder(Path(sys.argv[1]))
 images = StreamedImages(data.train, torch.arange(len(data.train)), device=torch.device("cpu"), shorter=256)
 def read(row):
@@ -312,6 +314,38 @@ def test_padding_does_not_make_an_image_large_enough(tmp_path: Path) -> None:
 
     assert [image.name for image in bad.take_new()] == ["a.png"]
     assert "a.png is 31x31 px before the crop, smaller than its 32x32 px" in bad.reasons[0]
+
+
+def pretrained(out: Path, photos: Path, **over: Any) -> bytes:
+    """Pretrain for nine steps, with an evaluation each epoch, and return the weights."""
+    settings = {"max_bad_fraction": 0.1, "augment": {"crop": 32}, "limit_train": None, "eval_every": 1, **over}
+    run_tiny(out, dataset={"name": f"folder:{photos}"}, **settings)
+    return (out / "checkpoints" / "step-0000000009" / "model.safetensors").read_bytes()
+
+
+def test_a_run_goes_on_over_bad_images_with_equal_weights_however_it_is_read(tmp_path: Path) -> None:
+    mixed(tmp_path, count=40, bad=(3, 4, 39))
+    photos, runs = tmp_path / "photos", [tmp_path / name for name in ("one", "two", "resumed")]
+    weights = pretrained(runs[0], photos, workers=0)
+    assert pretrained(runs[1], photos, workers=2) == weights
+    run_tiny(
+        runs[2],
+        dataset={"name": f"folder:{photos}"},
+        max_bad_fraction=0.1,
+        augment={"crop": 32},
+        limit_train=None,
+        eval_every=1,
+        workers=0,
+        max_steps=4,
+    )
+    assert pretrained(runs[2], photos, workers=0, resume=True) == weights
+    logs = [(run / "metrics.jsonl").read_text() for run in runs]
+    assert logs[0] == logs[1] == logs[2]
+
+    with pytest.raises(AvtError, match=r"03\.png does not decode"):
+        pretrained(tmp_path / "raised", photos, workers=0, on_bad_image="raise")
+    with pytest.raises(AvtError, match=r"2 of the 40 train images cannot be used, and at most 1 may be skipped"):
+        pretrained(tmp_path / "over", photos, workers=0, max_bad_fraction=0.01)
 
 
 # what a run keeps
