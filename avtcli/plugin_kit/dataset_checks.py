@@ -99,8 +99,8 @@ def a_listing_gives_the_same_images(subject: DatasetSubject) -> str:
         if listing is None:
             continue
         again, files = split.with_listing(listing), files + len(split)
-        problem = f"{part} has {len(split)} images, and {len(again)} with its own listing"
-        expect(len(again) == len(split) and again.listing() == listing, problem)
+        expect(len(again) == len(split), f"{part} has {len(split)} images, and {len(again)} with its own listing")
+        expect(again.listing() == listing, f"{part} with its own listing gives another one")
         names = [os.fsdecode(record.partition(b"\0")[0]) for record in records_of(listing)]
         expect(len(names) == len(split), f"{part} has {len(split)} images and lists {len(names)}")
         for i in _some(split):
