@@ -1,4 +1,4 @@
-"""How many processes read images: as many as CPUs and shared memory have room for."""
+"""The number of processes that read images, limited by CPUs and shared memory."""
 
 import os
 import shutil
@@ -15,10 +15,10 @@ SHM_SHARE: Final = 0.8  # of what is free there
 
 
 def choose_workers(asked: int | None, split: Split, *, batch_bytes: int, reserved: int = 0) -> int:
-    """Choose the number of reader processes: as many as have room for their batches in /dev/shm; 0 reads in the main process.
+    """Choose the number of reader processes whose batches fit in /dev/shm; 0 reads in the main process.
 
     Args:
-        asked: at most so many, or none for auto: one less than this process's share of the CPUs, at most 8.
+        asked: the most to take, or none for auto: one less than this process's share of the CPUs, at most 8.
         split: the images; those in memory need no reader.
         batch_bytes: size of one uint8 batch of this process.
         reserved: bytes of /dev/shm that other readers of this process need.

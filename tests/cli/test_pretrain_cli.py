@@ -77,7 +77,7 @@ def test_a_dry_run_of_a_resumed_run_needs_no_initial_weights(avt) -> None:
         ("-o backbone.width=-1", "needs a width above 0, found -1.0"),
         ("-o schedule.rat=1", "schedule.rat: there is no such setting. Did you mean 'rate'?"),
         ("-o width=1", "-o takes KIND.KEY=VALUE"),
-        ("--dataset cifar10:nowhere", "The data set 'cifar10' is not in nowhere. Expected there: a folder cifar-10-batches-py"),
+        ("--dataset cifar10:nowhere", "/nowhere. Expected there: a folder cifar-10-batches-py"),
         ("--resume nowhere", "There is no run to resume in nowhere"),
         ("--resume last", "There is no run under runs"),
         ("--resume", "Option '--resume' requires an argument"),
