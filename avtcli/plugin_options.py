@@ -5,6 +5,7 @@ import inspect
 import re
 import tomllib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from avtcli.errors import AvtError, nearest
@@ -58,7 +59,8 @@ def bind_options(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Check a plugin's variant and options against its signature, and complete them with its defaults.
 
-    Kind, name and `who`, which states the distribution too, are for messages. Texts are converted to the annotated types.
+    Kind, name and `who`, which states the distribution too, are for messages. Texts are converted to the annotated types; what
+    is annotated as `Path` becomes absolute.
 
     Returns:
         Positional arguments (the variant, or nothing), and every option by name in its annotated type.
@@ -79,7 +81,7 @@ def bind_options(
 
     @functools.wraps(function)  # pydantic reads the annotations of `function`
     def collect(*positional: Any, **options: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return positional, options
+        return tuple(map(_absolute, positional)), {key: _absolute(value) for key, value in options.items()}
 
     kept = [p for key, p in parameters.items() if key in known or p.kind is not p.KEYWORD_ONLY]
     collect.__signature__ = inspect.Signature(kept)  # type: ignore[attr-defined]
@@ -105,6 +107,23 @@ def _problems(kind: str, name: str, error: Any) -> str:
             message = re.sub(r"^Input should be", "should be", detail["msg"])
             problems.append(f"option '{where}' {message}, found {detail['input']!r}")
     return "; ".join(problems)
+
+
+def absolute_path(path: str | Path) -> Path:
+    """Make a path absolute, with `~` as the home folder; links stay unless the path goes up from one.
+
+    Raises:
+        AvtError: if `~NAME` names no user.
+    """
+    try:
+        path = Path(path).expanduser()
+    except RuntimeError as error:
+        raise AvtError(f"The path {path} starts with the home folder of an unknown user. Write it in full.") from error
+    return path.resolve() if ".." in path.parts else path.absolute()
+
+
+def _absolute(value: Any) -> Any:
+    return absolute_path(value) if isinstance(value, Path) else value
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -86,8 +86,8 @@ def info(kind: str, name: str) -> PluginInfo:
 
 def split_name(spec: str) -> tuple[str, str | None]:
     """Split `NAME[:VARIANT]` at the first colon."""
-    name, colon, variant = spec.partition(":")
-    return name, variant if colon else None
+    name, _, variant = spec.partition(":")
+    return name, variant or None
 
 
 def full_name(kind: str, spec: str) -> str:
@@ -148,18 +148,25 @@ def _bind(kind: str, spec: str, values: Mapping[str, Any]) -> tuple[PluginInfo, 
     return plugin, *bind_options(load(plugin), variant, values, kind=kind, name=name, who=str(plugin))
 
 
-def resolve_options(kind: str, spec: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every option of a plugin, defaults included, in its annotated type, as values that JSON and TOML hold.
+def resolve(kind: str, spec: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return a plugin's full spec and every option, defaults included, in its annotated type, as JSON and TOML hold them.
 
-    Options whose value is None are left out. Resolved options resolve to themselves. For a sum `a+b` of transforms the
-    options are tables by the parts' names.
+    Options whose value is None are left out; a variant that is a path is absolute. What is resolved resolves to itself. For a
+    sum `a+b` of transforms the options are tables by the parts' names.
 
     Raises:
         AvtError: for an unknown name, a broken plugin, or an unknown or ill-typed option.
     """
     if kind == "transform" and "+" in spec:
-        return {split_name(part)[0]: resolve_options(kind, part, own) for part, own in split_sum(kind, spec, values)}
-    return plain(_bind(kind, spec, values)[-1])
+        return spec, {split_name(part)[0]: resolve(kind, part, own)[1] for part, own in split_sum(kind, spec, values)}
+    spec = full_name(kind, spec)
+    plugin, positional, options = _bind(kind, spec, values)
+    return spec if split_name(spec)[1] is None else f"{plugin.name}:{positional[0]}", plain(options)
+
+
+def takes(kind: str, spec: str, parameter: str) -> bool:
+    """Whether a plugin takes a parameter that its caller fills in, see `GIVEN`."""
+    return parameter in inspect.signature(load(info(kind, split_name(full_name(kind, spec))[0]))).parameters
 
 
 def build(kind: str, spec: str, values: Mapping[str, Any], **given: Any) -> Any:

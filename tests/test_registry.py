@@ -1,6 +1,7 @@
 """The plugin registry: plugins are found and built by name, and broken ones are named."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -56,11 +57,11 @@ def test_resolved_options_are_complete_typed_and_resolve_to_themselves(install) 
     signature = "*, value: float = 1, pair: tuple[float, ...] = (1, 2), folder: 'Path' = 'x', left: int | None = None"
     install("stranger_k", source(signature, head="from pathlib import Path"))
 
-    resolved = registry.resolve_options("objective", "fixed", {"value": "0.25"})
+    name, resolved = registry.resolve("objective", "fixed", {"value": "0.25"})
 
-    assert resolved == {"value": 0.25, "pair": [1.0, 2.0], "folder": "x"}
+    assert (name, resolved) == ("fixed", {"value": 0.25, "pair": [1.0, 2.0], "folder": str(Path.cwd() / "x")})
     assert [type(value) for value in (resolved["value"], *resolved["pair"])] == [float] * 3
-    assert registry.resolve_options("objective", "fixed", resolved) == resolved
+    assert registry.resolve("objective", name, resolved) == (name, resolved)
 
 
 def test_an_unknown_name_gives_the_nearest_and_the_list() -> None:

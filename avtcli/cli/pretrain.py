@@ -82,11 +82,14 @@ def pretrain(
     elif as_json:
         say_json(result)
     else:
+        skipped = [(result.skipped_steps, "steps that were not finite"), (result.skipped_images, "images, see bad_images.csv")]
         say(f"run      {result.run}", f"steps    {result.steps} ({result.epochs:g} epochs, {result.seconds:.0f} s)")
         if result.loss is not None:
             say(f"loss     {result.loss:.4f}")
         if result.mace_px is not None:
             say(f"mace_px  {result.mace_px:.2f}  (mean corner error on held-out images)")
+        if any(count for count, _ in skipped):
+            say("skipped  " + ", ".join(f"{count} {what}" for count, what in skipped if count))
         say(f"next     avt probe {result.run}", f"         avt export {result.run}")
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from avtcli.config.components import Augment, Flag, Frozen, Optimizer, Plugin, Schedule
+from avtcli.plugin_options import absolute_path
 
 
 class PretrainConfig(Frozen):
@@ -14,7 +15,7 @@ class PretrainConfig(Frozen):
     """Recipe that the settings started from."""
     seed: Annotated[int, Flag("Optimisation", metavar="N")] = 0
     """Seed of every random draw."""
-    epochs: Annotated[int | None, Flag("Optimisation", metavar="N")] = Field(default=None, gt=0)
+    epochs: Annotated[int | None, Flag("Optimisation", metavar="N", on_resume=True)] = Field(default=None, gt=0)
     """Passes over the images; the schedule is stretched or shrunk. Default: the schedule's own length."""
     max_steps: Annotated[int | None, Flag("Optimisation", metavar="N", on_resume=True)] = Field(default=None, gt=0)
     """Stop after N steps; the schedule stays as it is."""
@@ -24,6 +25,10 @@ class PretrainConfig(Frozen):
     """Train on a random subset of N images, the same in every command and for every seed."""
     data_dir: Annotated[str | None, Flag("Data", metavar="DIR", on_resume=True)] = None
     """Folder of the data sets. Default: $AVT_DATA, else ./data."""
+    on_bad_image: Annotated[Literal["skip", "raise"], Flag("Data", on_resume=True)] = "skip"
+    """Replace images that cannot be read, do not decode or are smaller than the crop by others, or stop at the first."""
+    max_bad_fraction: Annotated[float, Flag("Data", metavar="X", on_resume=True)] = Field(default=0.01, ge=0, le=1)
+    """Stop when more than this fraction of the images is skipped; one image may be, unless it is 0."""
     workers: Annotated[int | None, Flag("Hardware", metavar="N|auto", auto=True, on_resume=True)] = Field(default=None, ge=0)
     """Processes that decode images which do not fit in memory. Default: one fewer than the CPUs, at most 8."""
     init_from: Annotated[str | None, Flag("Model", metavar="RUN|FILE")] = None
@@ -48,7 +53,7 @@ class PretrainConfig(Frozen):
     """Stop, with the state saved, when an evaluation detects a collapse."""
     trackers: Annotated[tuple[str, ...], Flag("Output", name="tracker", metavar="NAME", repeat=True, on_resume=True)] = ()
     """Experiment trackers that receive the metrics; see `avt plugins list`."""
-    dataset: Annotated[Plugin, Flag("Data", metavar="NAME[:PATH]")] = Plugin(name="fashion-mini")
+    dataset: Annotated[Plugin, Flag("Data", metavar="NAME[:PATH]", on_resume=True)] = Plugin(name="fashion-mini")
     """Training images; see `avt plugins list`."""
     backbone: Annotated[Plugin, Flag("Model", metavar="NAME[:VARIANT]")] = Plugin(name="nin")
     """Network to pretrain."""
@@ -62,6 +67,11 @@ class PretrainConfig(Frozen):
     """Optimiser."""
     schedule: Schedule = Schedule()
     """Learning-rate schedule."""
+
+    @field_validator("data_dir", "init_from", "homographies")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return None if value is None else str(absolute_path(value))
 
     @field_validator("stop_on_collapse")
     @classmethod

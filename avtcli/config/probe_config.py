@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from avtcli.config.components import Augment, Flag, Frozen, Optimizer, Plugin, Schedule
+from avtcli.plugin_options import absolute_path
 
 Pool = Literal["max", "avg", "none"]
 HEAD_RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
@@ -81,6 +82,11 @@ class ProbeConfig(Frozen):
     def _by_name(cls, value: object, info: ValidationInfo) -> object:
         wrapped = {"name": value} if info.field_name == "head" else (value,)
         return wrapped if isinstance(value, str) else value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return None if value is None else str(absolute_path(value))
 
     @model_validator(mode="after")
     def _settings_agree(self) -> "ProbeConfig":

@@ -1,6 +1,8 @@
 """Resolve settings from recipe and command line: plain tables are merged, then checked once; None means not given."""
 
+import os
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -10,7 +12,7 @@ from avtcli.config.components import Plugin, plugin_fields
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.errors import AvtError, nearest
-from avtcli.plugin_options import parse_value
+from avtcli.plugin_options import absolute_path, parse_value
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -45,6 +47,9 @@ def resolve(over: Mapping[str, Any], *, recipe: str | None) -> PretrainConfig:
     settings = merge(merge({"recipe": name, **named}, recipes.load(name, kind="pretrain")), over)
     config = validate(PretrainConfig, settings, where=f"recipe {name}")
     update: dict[str, Any] = {kind: resolve_plugin(kind, getattr(config, kind)) for kind in kinds}
+    dataset = update["dataset"].name
+    if registry.takes("dataset", dataset, "data_dir") and registry.split_name(dataset)[1] is None:
+        update["data_dir"] = str(data_folder(config.data_dir))
     if peak is not None:
         update["schedule"] = config.schedule.with_peak(peak)
     return config.model_copy(update=update)
@@ -52,8 +57,26 @@ def resolve(over: Mapping[str, Any], *, recipe: str | None) -> PretrainConfig:
 
 def resolve_plugin(kind: str, plugin: Plugin) -> Plugin:
     """Return a plugin with its full name and all its options, defaults included and typed: two spellings become equal."""
-    name = registry.full_name(kind, plugin.name)
-    return Plugin.model_validate({"name": name, **registry.resolve_options(kind, name, plugin.options)})
+    name, options = registry.resolve(kind, plugin.name, plugin.options)
+    return Plugin.model_validate({"name": name, **options})
+
+
+def data_folder(data_dir: str | None) -> Path:
+    """Return --data-dir, else $AVT_DATA, else ./data, absolute."""
+    return absolute_path(data_dir or os.environ.get("AVT_DATA") or "data")
+
+
+def moved_data(stored: Plugin, given: Plugin) -> Plugin:
+    """Return the data set of a resumed run with the place that was given, as in `folder:DIR`, and the run's options.
+
+    Raises:
+        AvtError: if options or another data set were given.
+    """
+    (own, _), (name, _) = registry.split_name(stored.name), registry.split_name(given.name)
+    if name != own or given.options:
+        found = f"'{given.name}'" + (f" with {', '.join(given.options)}" if given.options else "")
+        raise AvtError(f"--resume takes --dataset for the same images in another place, as `{own}:DIR`; found {found}.")
+    return resolve_plugin("dataset", Plugin(name=given.name, **stored.options))
 
 
 def resolve_probe(over: Mapping[str, Any], *, recipe: str | None) -> ProbeConfig:

@@ -1,12 +1,13 @@
 """The contracts of the plugins: what a backbone, a family, a data set, an objective, an exporter or a tracker must offer."""
 
 from avtcli.contracts.backbones import Backbone, Code, PublishedCheckpoint
-from avtcli.contracts.image_data import ImageData, MemorySplit, Split
+from avtcli.contracts.image_data import MAX_PIXELS, ImageData, MemorySplit, Split
 from avtcli.contracts.objectives import Loss, Objective, Prediction, Role, Target
 from avtcli.contracts.outputs import Exporter, Tracker
 from avtcli.contracts.transform_families import Size, TransformFamily
 
 __all__ = [
+    "MAX_PIXELS",
     "Backbone",
     "Code",
     "Exporter",

@@ -2,10 +2,14 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Final
 
 from torch import Tensor
 
 from avtcli.contracts.transform_families import Size
+
+MAX_PIXELS: Final = 50_000_000
+"""The most pixels of an image, stored or resized; a larger one is refused before memory is allocated for it."""
 
 
 class Split(ABC):
@@ -21,11 +25,27 @@ class Split(ABC):
 
     @abstractmethod
     def read(self, i: int) -> Tensor:
-        """Image i, uint8 (C, H, W)."""
+        """Image i, uint8 (C, H, W).
+
+        Raises:
+            AvtError: naming the image, if it cannot be read or does not decode. Pretraining replaces it by another one.
+        """
 
     @abstractmethod
     def name(self, i: int) -> str:
         """What image i is called, for messages and embeddings."""
+
+    def listing(self) -> bytes | None:
+        r"""What the split states of its images, in order: `NAME\0FACTS\n` each; none where it is no list of files.
+
+        NAME is `os.fsencode(name(i))`; FACTS, without a line break, is what the fingerprint depends on, such as size and label.
+        A run keeps the listing, so that a file that cannot be used may change or vanish while the run goes on.
+        """
+        return None
+
+    def with_listing(self, listing: bytes) -> "Split":
+        """Return the split as it was when it gave this listing: the same images by the same numbers, present or not."""
+        raise NotImplementedError
 
 
 class MemorySplit(Split):

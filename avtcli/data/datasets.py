@@ -1,21 +1,25 @@
-"""Data sets by name, and which of their images are used at which size."""
+"""Data sets by name, whether they are those of a run, and which of their images are used at which size."""
 
 import os
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from torch import Tensor
 
 from avtcli import registry
 from avtcli.config.components import Augment, Plugin
+from avtcli.config.resolution import data_folder
 from avtcli.contracts import ImageData, Size, Split
 from avtcli.data.images import resized_size
 from avtcli.errors import AvtError
 from avtcli.seeding import subset
+from avtcli.storage.run_data import read_bad_images, read_listing
 
-
-def data_folder(data_dir: str | None) -> Path:
-    """Return --data-dir, else $AVT_DATA, else ./data."""
-    return Path(data_dir or os.environ.get("AVT_DATA") or "data")
+UNKNOWN: Final = "unknown"
+"""The fingerprint of the data of an imported network."""
 
 
 def build_data(plugin: Plugin, data_dir: str | None) -> ImageData:
@@ -28,6 +32,69 @@ def build_data(plugin: Plugin, data_dir: str | None) -> ImageData:
     if not len(data.train):
         raise AvtError(f"The data set '{plugin.name}' has no training images.")
     return data
+
+
+def splits_of(data: ImageData) -> dict[str, Split]:
+    """Return the splits by name: train, and test if there is one."""
+    return {"train": data.train} | ({} if data.test is None else {"test": data.test})
+
+
+def listings_of(data: ImageData) -> dict[str, bytes]:
+    """Return the list of each split's images, for a run to keep; without splits that are no lists of files."""
+    listings = {part: split.listing() for part, split in splits_of(data).items()}
+    return {part: listing for part, listing in listings.items() if listing is not None}
+
+
+def records_of(listing: bytes) -> Iterator[bytes]:
+    """Yield the record of each image of a `Split.listing`: name, NUL, facts."""
+    return (found[0] for found in re.finditer(rb"[^\0]*\0[^\n]*\n", listing))
+
+
+def check_data(data: ImageData, *, run: Path | None, fingerprint: str | None, who: str, advice: str) -> ImageData:
+    """Return a data set as it was when a run began, identified by the fingerprint that the run stored, if any.
+
+    Files that the run could not use (its bad_images.csv) may have changed or vanished: the images are those that the run
+    listed, so that each keeps its number.
+
+    Args:
+        data: the data set as it is now.
+        run: the run folder; none if only the fingerprint is known.
+        fingerprint: of the run's data; none or `UNKNOWN` checks nothing.
+        who: what was trained on the data, for the message.
+        advice: what to do, for the message.
+
+    Raises:
+        AvtError: if other files are missing, were added or changed.
+    """
+    if fingerprint is None or fingerprint in (UNKNOWN, data.fingerprint):
+        return data
+    problem = f"its fingerprint was {fingerprint}, found {data.fingerprint}"
+    if run is not None:
+        bad, splits, problems = read_bad_images(run), splits_of(data), []
+        for part in ("train", "test"):
+            split, before = splits.get(part), read_listing(run, part)
+            if split is None and before is None:
+                continue
+            now = None if split is None else split.listing()
+            if split is None or before is None or now is None:
+                break
+            problems += _differences(before, now, excused={os.fsencode(image.name) for image in bad if image.split == part})
+            splits[part] = split.with_listing(before)
+        else:
+            if not problems and bad:
+                return replace(data, train=splits["train"], test=splits.get("test"), fingerprint=fingerprint)
+            problem = "; ".join(problems) or problem
+    raise AvtError(f"The images are not those that {who} was trained on: {problem}. {advice}")
+
+
+def _differences(before: bytes, now: bytes, *, excused: Collection[bytes]) -> list[str]:
+    """Describe how a list of images changed, apart from excused names."""
+    old, new = set(records_of(before)), set()
+    for record in records_of(now):  # not a second set of a million
+        old.remove(record) if record in old else new.add(record)
+    gone, come = ({record.partition(b"\0")[0] for record in records} for records in (old, new))
+    kinds = {"missing": gone - come - set(excused), "added": come - gone, "changed": (gone & come) - set(excused)}
+    return [f"{len(names)} {kind}, first {os.fsdecode(min(names))!r}" for kind, names in kinds.items() if names]
 
 
 def limited(split: Split, limit: int | None) -> Tensor:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from avtcli.contracts import Size
+from avtcli.contracts import MAX_PIXELS, Size
 from avtcli.errors import AvtError
 from avtcli.geometry.cropping import centre_crop
 
@@ -53,12 +53,21 @@ def resized_size(size: Size, shorter: int | None) -> Size:
     return (shorter, longer) if size[0] <= size[1] else (longer, shorter)
 
 
-def resize(image: Tensor, shorter: int | None) -> Tensor:
-    """Resize one uint8 image (C, H, W) by its shorter side, with Pillow's bilinear filter, channel by channel or as RGB."""
+def resize(image: Tensor, shorter: int | None, *, name: str) -> Tensor:
+    """Resize one uint8 image (C, H, W) by its shorter side, with Pillow's bilinear filter, channel by channel or as RGB.
+
+    Raises:
+        AvtError: naming the image, if it would have more than `MAX_PIXELS` pixels.
+    """
     size = (image.shape[-2], image.shape[-1])
     height, width = resized_size(size, shorter)
     if size == (height, width):
         return image
+    if height * width > MAX_PIXELS:
+        raise AvtError(
+            f"{name} is {size[0]}x{size[1]} px and would be {height}x{width} px after `augment.resize={shorter}`, more than "
+            f"{MAX_PIXELS // 1_000_000} million pixels. Crop it to a less extreme shape, or remove it."
+        )
     bands = [image.permute(1, 2, 0)] if len(image) == 3 else list(image)
     out = [np.array(Image.fromarray(b.numpy()).resize((width, height), Image.Resampling.BILINEAR)) for b in bands]
     return torch.from_numpy(out[0]).permute(2, 0, 1) if len(image) == 3 else torch.from_numpy(np.stack(out))
@@ -68,17 +77,17 @@ def crop_image(image: Tensor, crop: CropSpec, uniforms: list[float] | None, *, n
     """Crop one image, (C, H, W) -> (C, *crop.size), as `geometry.cropping` crops each image of a batch.
 
     Raises:
-        AvtError: naming the image, if it is smaller than the crop.
+        AvtError: naming the image, if it is smaller than the crop: padding does not count, as evaluation has none.
     """
-    image = functional.pad(image, [crop.padding] * 4) if crop.padding and uniforms is not None else image
-    room = [image.shape[-2] - crop.size[0], image.shape[-1] - crop.size[1]]
-    if min(room) < 0:
+    if image.shape[-2] < crop.size[0] or image.shape[-1] < crop.size[1]:
         raise AvtError(
             f"{name} is {image.shape[-2]}x{image.shape[-1]} px before the crop, smaller than its {crop.size[0]}x"
             f"{crop.size[1]} px: give `-o augment.resize={max(crop.size)}` or more, or a smaller `-o augment.crop`."
         )
     if uniforms is None:
         return centre_crop(image, crop=crop.size)
+    image = functional.pad(image, [crop.padding] * 4) if crop.padding else image
+    room = (image.shape[-2] - crop.size[0], image.shape[-1] - crop.size[1])
     top, left = (int(u * (r + 1)) for u, r in zip(uniforms[:2], room, strict=True))
     image = image[:, top : top + crop.size[0], left : left + crop.size[1]]
     return image.flip(-1) if crop.flip and uniforms[2] < 0.5 else image

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from avtcli.contracts import Size, Split
+from avtcli.data.bad_images import BadImages
 from avtcli.data.images import CropSpec, Images, resized_size
 from avtcli.data.streaming import StreamedImages
 from avtcli.geometry.cropping import centre_crop, crop_and_flip
@@ -54,7 +55,15 @@ def _resize_all(images: Tensor, shorter: int | None) -> Tensor:
     return out
 
 
-def build_images(split: Split, indices: Tensor, *, device: torch.device, shorter: int | None, workers: int) -> Images:
+def build_images(
+    split: Split,
+    indices: Tensor,
+    *,
+    device: torch.device,
+    shorter: int | None,
+    workers: int,
+    bad: BadImages | None = None,
+) -> Images:
     """Open images for reading in batches: on the device where they fit in memory, else streamed.
 
     Args:
@@ -63,10 +72,11 @@ def build_images(split: Split, indices: Tensor, *, device: torch.device, shorter
         device: where the batches go.
         shorter: `augment.resize`, the shorter side after resizing, or none.
         workers: processes that read streamed images; 0 reads in the main process (see `streaming.choose_workers`).
+        bad: replaces streamed images that cannot be used, and notes them; without it the first one is an error.
     """
     if split.images is not None:
         return ResidentImages(split, indices, device=device, shorter=shorter)
-    return StreamedImages(split, indices, device=device, shorter=shorter, workers=workers)
+    return StreamedImages(split, indices, device=device, shorter=shorter, workers=workers, bad=bad)
 
 
 def evaluation_batches(images: Images, batches: Sequence[Tensor], size: Size) -> Iterator[Tensor]:

@@ -5,58 +5,78 @@ the worker with the batch specification, so the number of workers changes nothin
 """
 
 import multiprocessing
-import os
-import shutil
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
-from typing import Any, Final
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from avtcli.contracts import Split
+from avtcli.data.bad_images import BadImages
 from avtcli.data.images import CropSpec, Images, crop_image, resize
 from avtcli.errors import AvtError, RunFailedError
-from avtcli.runtime.launcher import read_launch
-
-PREFETCH: Final = 2  # batches that each worker prepares ahead
-MAX_WORKERS: Final = 8
-SHM: Final = "/dev/shm"  # the shared memory that batches cross, on Linux
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # handled by the main process alone
+from avtcli.runtime.reader_workers import PREFETCH
+from avtcli.runtime.signals import ASKING
 
 
 @dataclass(frozen=True)
 class BatchSpec:
     """One batch for a worker, in plain lists: a tensor would need a file descriptor to cross."""
 
-    indices: list[int]
+    rows: list[int]
     uniforms: list[list[float]] | None
     crop: CropSpec
+    skipped: Collection[int]  # indices of images that are known to be bad
+    allowed: int  # bad images that may be replaced
 
 
-class BatchDataset(Dataset[Tensor | str]):
+class ReadBatch(NamedTuple):
+    """What a worker made of a batch: images, uint8 (B, C, *size), none if too many are bad; and why others were not taken."""
+
+    images: Tensor | None
+    bad: dict[int, str]  # reasons by the image's index
+
+
+class BatchDataset(Dataset[ReadBatch]):
     """Reads one batch, in a worker or in the main process."""
 
-    def __init__(self, split: Split, shorter: int | None) -> None:
-        self.split, self.shorter = split, shorter
+    def __init__(self, split: Split, indices: Tensor, shorter: int | None) -> None:
+        self.split, self.indices, self.shorter = split, indices, shorter
 
-    def __getitem__(self, spec: BatchSpec) -> Tensor | str:
-        """Return the batch, uint8 (B, C, *size), or an error message: an exception would cross with the worker's traceback."""
-        images = []
-        try:
-            for i, index in enumerate(spec.indices):
-                image = resize(self.split.read(index), self.shorter)
-                uniforms = None if spec.uniforms is None else spec.uniforms[i]
-                images.append(crop_image(image, spec.crop, uniforms, name=self.split.name(index)))
-        except AvtError as error:
-            return str(error)
-        return torch.stack(images)
+    def __getitem__(self, spec: BatchSpec) -> ReadBatch:
+        """Read a batch; a bad image is replaced by that of the next row, cyclically."""
+        images, bad = list[Tensor](), dict[int, str]()
+        for i, row in enumerate(spec.rows):
+            uniforms = None if spec.uniforms is None else spec.uniforms[i]
+            for index in self._from(row):
+                if index in spec.skipped or index in bad:
+                    continue
+                try:
+                    images.append(self._read(index, spec.crop, uniforms))
+                    break
+                except AvtError as error:  # as text: an exception would cross with the worker's traceback
+                    bad[index] = str(error)
+                    if len(bad) > spec.allowed:
+                        return ReadBatch(None, bad)
+            else:
+                return ReadBatch(None, bad)
+        return ReadBatch(torch.stack(images), bad)
+
+    def _from(self, row: int) -> Iterator[int]:
+        return (int(self.indices[(row + step) % len(self.indices)]) for step in range(len(self.indices)))
+
+    def _read(self, index: int, crop: CropSpec, uniforms: list[float] | None) -> Tensor:
+        image, name = self.split.read(index), self.split.name(index)
+        if image.dtype != torch.uint8 or image.ndim != 3:
+            raise AvtError(f"{name} was read as {image.dtype} {tuple(image.shape)}, expected uint8 (C, H, W).")
+        return crop_image(resize(image, self.shorter, name=name), crop, uniforms, name=name)
 
 
 class BatchSampler:
@@ -76,11 +96,18 @@ class StreamedImages(Images):
     """
 
     def __init__(
-        self, split: Split, indices: Tensor, *, device: torch.device, shorter: int | None = None, workers: int = 0
+        self,
+        split: Split,
+        indices: Tensor,
+        *,
+        device: torch.device,
+        shorter: int | None = None,
+        workers: int = 0,
+        bad: BadImages | None = None,
     ) -> None:
-        self.indices, self.device, self.passes, self._sampler = indices, device, 0, BatchSampler()
+        self.indices, self.device, self.bad, self.passes, self._sampler = indices, device, bad, 0, BatchSampler()
         loader: DataLoader[Any] = DataLoader(
-            BatchDataset(split, shorter),
+            BatchDataset(split, indices, shorter),
             batch_size=None,  # an item is a batch
             sampler=self._sampler,
             num_workers=workers,
@@ -103,31 +130,43 @@ class StreamedImages(Images):
         One pass at a time: a new pass ends the one before.
 
         Raises:
-            AvtError: naming the image, if one does not decode or is smaller than the crop.
+            AvtError: naming the image, if one cannot be read, does not decode, is too large or smaller than the crop, and may
+                not be replaced.
             RunFailedError: if a worker process ended.
         """
         self.passes += 1
-        mine, indices = self.passes, self.indices
+        mine, bad = self.passes, self.bad
+        skipped = frozenset(bad.reasons) if bad is not None else frozenset()
+        allowed = bad.allowed if bad is not None and bad.skip else 0
 
         def specs() -> Iterator[BatchSpec]:  # without self, which must be collected with its owner
             for rows in batches:
-                yield BatchSpec(indices[rows].tolist(), None if uniforms is None else uniforms[rows].tolist(), crop)
+                yield BatchSpec(rows.tolist(), None if uniforms is None else uniforms[rows].tolist(), crop, skipped, allowed)
 
         self._sampler.specs = specs
-        with _start_workers(self._processes):
+        with _start_workers(self._processes), _ended_workers_explained():
             results = iter(self._loader[0])
         for _ in batches:
             if self.passes != mine:
                 raise RuntimeError("another pass over these images began before this one ended")
-            batch = _next(results)
-            if isinstance(batch, str):
-                raise AvtError(batch)
-            yield batch.to(self.device, non_blocking=self.device.type == "cuda")
+            with _ended_workers_explained():
+                batch: ReadBatch = next(results)
+            if batch.bad:
+                self._note(batch.bad)
+            if batch.images is None:
+                raise AvtError(f"None of the {len(self)} images can be used.")
+            yield batch.images.to(self.device, non_blocking=self.device.type == "cuda")
+
+    def _note(self, found: dict[int, str]) -> None:
+        if self.bad is None or not self.bad.skip:
+            raise AvtError(next(iter(found.values())))
+        self.bad.add(found)
 
 
-def _next(results: Iterator[Tensor | str]) -> Tensor | str:
+@contextmanager
+def _ended_workers_explained() -> Iterator[None]:
     try:
-        return next(results)
+        yield
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):  # a bug in a worker keeps its traceback
             raise
@@ -138,7 +177,7 @@ def _next(results: Iterator[Tensor | str]) -> Tensor | str:
 
 def _ignore_signals(worker: int) -> None:
     # the main process needs the workers to finish its step
-    for number in SIGNALS:
+    for number in ASKING:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -150,7 +189,7 @@ def _start_workers(processes: list[BaseProcess]) -> Iterator[None]:
     restored; a worker's end is noticed when the next batch is requested.
     """
     before, handler = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited by the workers
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # inherited by the workers
     try:
         yield
     finally:
@@ -165,33 +204,3 @@ def _end(loader: list[DataLoader[Any]], processes: list[BaseProcess]) -> None:
     loader.clear()
     for process in processes:
         process.kill()
-
-
-def choose_workers(asked: int | None, split: Split, *, batch_bytes: int) -> int:
-    """Choose the number of reader processes.
-
-    Args:
-        asked: a number, or none for auto: one less than this process's share of the CPUs, at most 8, limited by the room in
-            /dev/shm. 0 reads in the main process.
-        split: the images; those in memory need no reader.
-        batch_bytes: size of one uint8 batch of this process.
-
-    Raises:
-        AvtError: if the prefetched batches do not fit in /dev/shm.
-    """
-    if split.images is not None or asked == 0:
-        return 0
-    ranks = read_launch().local_world
-    free = shutil.disk_usage(SHM).free // ranks if os.path.isdir(SHM) else None
-    if asked is None:
-        fitting = MAX_WORKERS if free is None else int(0.8 * free // batch_bytes - 1) // PREFETCH
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(0, min(MAX_WORKERS, cpus // ranks - 1, fitting))
-    needed = (PREFETCH * asked + 1) * batch_bytes
-    if free is not None and needed > free:
-        raise AvtError(
-            f"--workers {asked} needs {needed / 1e6:.0f} MB in {SHM} for prefetched batches, {free / 1e6:.0f} MB are free. "
-            "Use fewer workers, `--workers auto` or a smaller --batch-size, or give the container more, as in "
-            "`docker run --shm-size=8g`."
-        )
-    return asked

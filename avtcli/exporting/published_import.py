@@ -21,6 +21,7 @@ from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import resolve
 from avtcli.config.toml_text import to_toml
 from avtcli.contracts import PublishedCheckpoint
+from avtcli.data.datasets import UNKNOWN
 from avtcli.errors import AvtError, nearest
 from avtcli.events import OnEvent, Saved
 from avtcli.models.model_building import build_model
@@ -29,7 +30,6 @@ from avtcli.storage.checkpoints import save_checkpoint
 from avtcli.storage.files import refuse_existing
 from avtcli.storage.run_folders import create_run, default_folder
 
-UNKNOWN: Final = "unknown"  # the fingerprint of the data that an imported network was trained on
 HEADS: Final = {"fc": "objective.decoder.mean_head", "fc2": "objective.decoder.log_var_head"}
 """The modules of the published decoder, and ours."""
 

@@ -11,16 +11,16 @@ from avtcli.config.model_spec import ModelSpec
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import resolve_plugin
 from avtcli.contracts import ImageData, Size, Split
-from avtcli.data.datasets import build_data, image_size
+from avtcli.data.datasets import build_data, check_data, image_size
 from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
-from avtcli.data.streaming import choose_workers
 from avtcli.errors import AvtError
 from avtcli.events import Notice
 from avtcli.models.initial_weights import PRETRAINED, stored_backbone
 from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import Weights, open_weights
 from avtcli.runtime.context import Context
+from avtcli.runtime.reader_workers import choose_workers
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def load_target(
     if run is not None:
         raise AvtError(f"Both a run, {run}, and --backbone {backbone.name} were given: give one of them.")
     dataset = dataset or Plugin(name=PretrainConfig.model_fields["dataset"].default.name)
-    prepared = _open(dataset, data_dir, augment or Augment())
+    prepared = _open(resolve_plugin("dataset", dataset), data_dir, augment or Augment())
     return EvaluationTarget(_build_weights(backbone, prepared, context), prepared)
 
 
@@ -77,14 +77,18 @@ def prepare_images(
     dataset: Plugin | None, *, source: Weights, data_dir: str | None = None, augment: Augment | None = None
 ) -> PreparedImages:
     """Open images for a network; see `load_target`."""
-    config = source.config
+    config, given = source.config, dataset
     dataset = dataset or (config.dataset if config else None)
     if dataset is None:
         raise AvtError(f"{source.path} does not state its training data: give --dataset.")
-    if config is not None and dataset.name == config.dataset.name and not dataset.options:
+    options, dataset = dataset.options, resolve_plugin("dataset", dataset)
+    if config is not None and dataset.name == config.dataset.name and not options:
         dataset = config.dataset  # with the run's options
     data_dir = data_dir or (config.data_dir if config else None)
     prepared = _open(dataset, data_dir, augment or (config.augment if config else Augment()))
+    if given is None:
+        stored, advice = source.about.get("environment", {}).get("data_fingerprint"), "Give --dataset to use other images."
+        check_data(prepared.data, run=source.run, fingerprint=stored, who=str(source.path), advice=advice)
     if prepared.data.channels != source.spec.channels:
         raise AvtError(
             f"The backbone of {source.path} takes images of {source.spec.channels} channel(s), those of '{dataset.name}' have "

@@ -6,15 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from avtcli.contracts import ImageData, Size, TransformFamily
-from avtcli.data.held_out import MACE_COUNT, held_out_indices, held_out_split
+from avtcli.contracts import Size, TransformFamily
 from avtcli.data.images import Images
-from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images, evaluation_batches
+from avtcli.data.resident_images import EVAL_BATCH_SIZE, evaluation_batches
 from avtcli.events import OnEvent, Progress
 from avtcli.geometry.cropping import to_float
 from avtcli.metrics.transformation_error import corner_error
 from avtcli.models.siamese import SiameseModel
-from avtcli.runtime.context import Context
 from avtcli.runtime.devices import to_device
 from avtcli.seeding import keyed_generator
 
@@ -85,18 +83,14 @@ def corner_errors(pairs: TransformedPairs, predicted: Tensor) -> Tensor:
 
 
 def held_out_mace(
-    net: SiameseModel, family: TransformFamily, data: ImageData, size: Size, *, shorter: int | None, context: Context
+    net: SiameseModel, family: TransformFamily, images: Images, size: Size, *, seed: int, on_event: OnEvent
 ) -> float | None:
-    """Measure the mean average corner error, in pixels, on 1 000 held-out images; none for photometric families.
+    """Measure the mean average corner error, in pixels, on held-out images; none for photometric families.
 
-    The images are of the test split, or of the training split if there is none, resized to the shorter side and cropped to
-    `size`. The network, in eval mode on the context's device, predicts the target, not a class.
+    The images are cropped to `size`. The network, in eval mode, predicts the target, not a class.
     """
     if family.kind == "photometric":
         return None
-    _, split = held_out_split(data)
-    indices, workers = held_out_indices(data, MACE_COUNT), context.workers or 0
-    images = build_images(split, indices, device=context.device, shorter=shorter, workers=workers)
-    pairs = sample_pairs(images, family, size, key=(context.seed, "held out"))
-    mean, _ = predict(net, pairs, on_event=context.on_event)
+    pairs = sample_pairs(images, family, size, key=(seed, "held out"))
+    mean, _ = predict(net, pairs, on_event=on_event)
     return float(corner_errors(pairs, mean).mean())

@@ -1,5 +1,6 @@
 """Conformance checks of data sets: images, labels, names, and equality when opened again."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -7,8 +8,9 @@ from typing import Final
 import torch
 
 from avtcli import registry
+from avtcli.config.resolution import data_folder
 from avtcli.contracts import ImageData, Split
-from avtcli.data.datasets import data_folder
+from avtcli.data.datasets import records_of
 from avtcli.plugin_kit.checking import Trial, checks_of, described, expect, expect_tensor
 from avtcli.seeding import subset
 
@@ -87,6 +89,24 @@ def image_names_are_unique(subject: DatasetSubject) -> str:
         names = {split.name(i) for i in indices}
         expect(all(names) and len(names) == len(indices), f"{len(indices)} images of {part} have {len(names)} names")
     return subject.data.train.name(0)
+
+
+def a_listing_gives_the_same_images(subject: DatasetSubject) -> str:
+    """A split that lists its files is opened again from the list, which a run keeps."""
+    files = 0
+    for part, split in _splits(subject.data).items():
+        listing = split.listing()
+        if listing is None:
+            continue
+        again, files = split.with_listing(listing), files + len(split)
+        expect(len(again) == len(split), f"{part} has {len(split)} images, and {len(again)} with its own listing")
+        expect(again.listing() == listing, f"{part} with its own listing gives another one")
+        names = [os.fsdecode(record.partition(b"\0")[0]) for record in records_of(listing)]
+        expect(len(names) == len(split), f"{part} has {len(split)} images and lists {len(names)}")
+        for i in _some(split):
+            problem = f"image {i} of {part} is {split.name(i)}, listed as {names[i]}, and then {again.name(i)}"
+            expect(split.name(i) == names[i] == again.name(i), problem)
+    return f"{files} files"
 
 
 def mean_and_deviation_are_stated_for_each_channel(subject: DatasetSubject) -> None:

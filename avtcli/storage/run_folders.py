@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from avtcli.errors import AvtError
 from avtcli.storage.files import disk_errors_explained, new_path, to_json, write_file
+from avtcli.storage.run_data import write_listings
 
 RUNS = Path("runs")
 
@@ -41,12 +43,18 @@ def _started(run: Path) -> int:
     return config.stat().st_mtime_ns if config.exists() else 0
 
 
-def create_run(path: Path, config_toml: str, env: dict[str, Any]) -> None:
-    """Create a run folder with settings and environment, all at once; an `AvtError` refuses a path that exists."""
+def create_run(path: Path, config_toml: str, env: dict[str, Any], *, listings: Mapping[str, bytes] | None = None) -> None:
+    """Create a run folder with settings, environment and the lists of its images, all at once.
+
+    Raises:
+        AvtError: if the path exists.
+        RunFailedError: if the disk fails.
+    """
     with new_path(path) as folder:
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "env.json").write_bytes(to_json(env))
         (folder / "config.toml").write_bytes(config_toml.encode())
+        write_listings(folder, listings or {})
 
 
 def lock_run(path: Path) -> FileLock:

@@ -8,10 +8,9 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from avtcli.contracts import Split
-from avtcli.data.datasets import limited
-from avtcli.data.held_out import MACE_COUNT, held_out_split
-from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images, evaluation_batches
+from avtcli.data.datasets import limited, splits_of
+from avtcli.data.held_out import MACE_COUNT, held_out_indices, held_out_split
+from avtcli.data.resident_images import EVAL_BATCH_SIZE, evaluation_batches
 from avtcli.errors import AvtError
 from avtcli.events import Event, Notice, OnEvent, Progress, ignore
 from avtcli.features.pooling import pool_features
@@ -21,7 +20,6 @@ from avtcli.metrics.feature_statistics import column_std, effective_rank
 from avtcli.metrics.knn import nearest, vote
 from avtcli.metrics.reference_predictors import mean_matrix
 from avtcli.metrics.transformation_error import corner_error
-from avtcli.runtime.context import Context
 from avtcli.runtime.signals import Stop
 from avtcli.seeding import keyed_generator
 from avtcli.storage.metrics_log import MetricsLog
@@ -160,11 +158,11 @@ def _summary(points: Sequence[Point]) -> str:
 
 def measure_quality(setup: TrainingSetup, *, on_event: OnEvent = ignore) -> RunQuality:
     """Evaluate a network in eval mode; the images depend on the data alone, the transformations on the seed too."""
-    train, test = setup.data.train, setup.data.test
-    bank, vectors, labels = _codes(setup, train, BANK_COUNT, on_event=on_event)
+    test = setup.data.test
+    bank, vectors, labels = _codes(setup, "train", BANK_COUNT, on_event=on_event)
     finite, knn_top1 = bool(vectors.isfinite().all()), None
     if finite and labels is not None and test is not None and len(test) and test.labels is not None:
-        queries, _, answers = _codes(setup, test, QUERY_COUNT, on_event=on_event)
+        queries, _, answers = _codes(setup, "test", QUERY_COUNT, on_event=on_event)
         labelled = answers is not None and min(int(labels.min()), int(answers.min())) >= 0  # -1: an image without a label
         if answers is not None and labelled and queries.isfinite().all():
             similarities, rows = nearest(bank, queries, min(NEIGHBOURS, len(bank)))
@@ -182,26 +180,32 @@ def measure_quality(setup: TrainingSetup, *, on_event: OnEvent = ignore) -> RunQ
 
 
 @torch.no_grad()
-def _codes(setup: TrainingSetup, split: Split, count: int, *, on_event: OnEvent) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the mean codes of a seeded draw of images: pooled to 4x4, (n, d), and to vectors, (n, C); and labels, (n,)."""
+def _codes(setup: TrainingSetup, part: str, count: int, *, on_event: OnEvent) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the mean codes of a seeded draw of images: pooled to 4x4, (n, d), and to vectors, (n, C); and labels, (n,).
+
+    Images that cannot be used are left out.
+    """
+    split = splits_of(setup.data)[part]
     indices = limited(split, min(count, len(split)))
-    device, shorter = setup.accelerator.device, setup.config.augment.resize
-    images = build_images(split, indices, device=device, shorter=shorter, workers=setup.workers)
+    images = setup.open_for_evaluation(part, indices)
     maps, vectors = [], []
     for batch in evaluation_batches(images, torch.split(torch.arange(len(images)), EVAL_BATCH_SIZE), setup.size):
         code = setup.net.encoder(setup.net.normalise(batch)).float().cpu().double()  # the square of a large code is finite
         maps.append(pool_features(code, "avg", SIDE).flatten(1))
         vectors.append(pool_features(code, "avg", 1).flatten(1))
         on_event(Progress("evaluating", sum(map(len, vectors)), len(images), "images"))
-    return torch.cat(maps), torch.cat(vectors), None if split.labels is None else split.labels[indices]
+    usable = setup.bad_images[part].usable(indices)
+    labels = None if split.labels is None else split.labels[indices][usable]
+    return torch.cat(maps)[usable], torch.cat(vectors)[usable], labels
 
 
 def _decoder_mace(setup: TrainingSetup, *, on_event: OnEvent) -> float | None:
     if setup.net.objective.prediction != "target":
         return None
-    context = Context(setup.accelerator.device, setup.workers, setup.config.seed, on_event)
-    shorter = setup.config.augment.resize
-    mace_px = held_out_mace(setup.net, setup.family, setup.data, setup.size, shorter=shorter, context=context)
+    part, _ = held_out_split(setup.data)
+    images = setup.open_for_evaluation(part, held_out_indices(setup.data, MACE_COUNT))
+    seed = setup.config.seed
+    mace_px = held_out_mace(setup.net, setup.family, images, setup.size, seed=seed, on_event=on_event)
     return mace_px if mace_px is not None and isfinite(mace_px) else None
 
 

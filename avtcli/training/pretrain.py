@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.toml_text import to_toml
+from avtcli.data.datasets import listings_of
 from avtcli.data.training_loader import Batch
 from avtcli.errors import AvtError, InterruptedRunError, RunFailedError
 from avtcli.events import OnEvent, Progress, Saved
@@ -21,10 +22,11 @@ from avtcli.runtime.signals import Stop, stop_signals
 from avtcli.storage.checkpoints import list_checkpoints
 from avtcli.storage.files import clear_leftovers, refuse_existing, to_json, write_file
 from avtcli.storage.metrics_log import MetricsLog
+from avtcli.storage.run_data import read_bad_images
 from avtcli.storage.run_folders import create_run, default_folder, lock_run
 from avtcli.training.monitor import Monitor, Outcome
 from avtcli.training.optimizer import build_optimizer
-from avtcli.training.run_log import LossLog, Tracking
+from avtcli.training.run_log import LossLog, Tracking, record_bad_images
 from avtcli.training.step import Trainer
 from avtcli.training.training_setup import TrainingSetup, build_training_setup
 from avtcli.training.training_state import restore_state, save_state
@@ -46,6 +48,7 @@ class PretrainResult:
     mace_px: float | None
     recipe: str
     skipped_steps: int
+    skipped_images: int
 
 
 def pretrain(config: PretrainConfig, *, run: Path | None, resume: bool, on_event: OnEvent) -> PretrainResult:
@@ -66,7 +69,7 @@ def pretrain(config: PretrainConfig, *, run: Path | None, resume: bool, on_event
         refuse_existing(run)
     continues = resume and run is not None and bool(list_checkpoints(run / "checkpoints"))
     with stop_signals() as stop:
-        setup = build_training_setup(config, resume=continues, on_event=on_event)
+        setup = build_training_setup(config, resume=continues, run=run if resume else None, on_event=on_event)
         tracking = Tracking(setup.config.trackers if setup.accelerator.is_main_process else (), on_event=on_event)
         with lost_processes_explained(), _run_folder(setup, run, resume=resume) as folder, tracking:
             return _train(setup, folder, tracking, resume=continues, stop=stop, on_event=on_event)
@@ -80,7 +83,7 @@ def _run_folder(setup: TrainingSetup, run: Path | None, *, resume: bool) -> Iter
         if setup.accelerator.is_main_process:
             run = run or default_folder(config.dataset.name, config.backbone.name, config.objective.name)
             if not resume:
-                create_run(run, to_toml(config), setup.environment)
+                create_run(run, to_toml(config), setup.environment, listings=listings_of(setup.data))
                 stack.callback(_remove_failed_start, run)
             stack.callback(lock_run(run).release)
             clear_leftovers(run, exclusive=True)
@@ -140,6 +143,7 @@ def _train(
         outcome = Outcome(failure=failure, signal=signalled)
         if step % LOG_EVERY == 0 or step % setup.steps_per_epoch == 0 or step == total or due or signalled or failure:
             losses.flush()
+            record_bad_images(setup, run, on_event=on_event)
         if step == total or due or (step == 0 and not failure):  # at 0: a disk that is too small fails here, not after an hour
             save(step)
             save_at = time.monotonic() + 60 * config.save_every
@@ -220,6 +224,7 @@ def _finish(setup: TrainingSetup, run: Path, metrics: MetricsLog, monitor: Monit
         mace_px=monitor.final_mace(steps) if main else None,
         recipe=setup.config.recipe,
         skipped_steps=sum("skipped" in line for line in lines),
+        skipped_images=len(read_bad_images(run)) if main else 0,
     )
     if main:
         write_file(run / "result.json", to_json(asdict(result)), replace=True)

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from avtcli import registry
 from avtcli.contracts import Tracker
 from avtcli.events import Notice, OnEvent, Progress
 from avtcli.storage.metrics_log import MetricsLog
+from avtcli.storage.run_data import append_bad_images
 from avtcli.training.collapse import format_figure
 from avtcli.training.step import StepResult
 from avtcli.training.training_setup import TrainingSetup
@@ -115,3 +117,13 @@ class LossLog:
         self.skipped_in_a_row = max(self.skipped_in_a_row, self._series)
         self.on_event(Notice(f"step {step} was skipped and changed nothing: its loss or gradient was not finite"))
         return {**losses, "skipped": True}
+
+
+def record_bad_images(setup: TrainingSetup, run: Path, *, on_event: OnEvent) -> None:
+    """Add the images that any process could not use since the last call to the run's bad_images.csv, and report them."""
+    if setup.data.train.images is not None:
+        return
+    found = gather_object(setup.take_bad_images()) if setup.accelerator.num_processes > 1 else setup.take_bad_images()
+    if found and setup.accelerator.is_main_process:
+        for bad in append_bad_images(run, found):
+            on_event(Notice(f"skipped: {bad.reason}"))

@@ -1,5 +1,6 @@
 """Everything a pretraining run is made of, built and checked before anything is written."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from avtcli.config.components import plugin_fields
 from avtcli.config.model_spec import ModelSpec
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.contracts import ImageData, Size, TransformFamily
-from avtcli.data.datasets import build_data, image_size, limited
+from avtcli.data.bad_images import BadImages
+from avtcli.data.datasets import build_data, check_data, image_size, limited, splits_of
 from avtcli.data.epoch_table import batch_bounds
+from avtcli.data.held_out import MACE_COUNT
 from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
-from avtcli.data.streaming import choose_workers
 from avtcli.data.training_loader import TrainingLoader, ViewSpec
 from avtcli.errors import AvtError
 from avtcli.events import OnEvent, Started
@@ -26,7 +28,10 @@ from avtcli.models.siamese import SiameseModel
 from avtcli.runtime.devices import build_accelerator, choose_device, choose_precision, describe_device
 from avtcli.runtime.environment import describe_environment
 from avtcli.runtime.execution import resolve_execution, to_channels_last
+from avtcli.runtime.reader_workers import choose_workers, prefetched_bytes, require_workers
 from avtcli.storage.banks import load_bank, sample_bank
+from avtcli.storage.run_data import BadImage, read_bad_images
+from avtcli.storage.run_folders import read_env
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,9 @@ class TrainingSetup:
     net: SiameseModel
     indices: Tensor  # of the training images, (n,) int64
     steps_per_epoch: int
-    workers: int  # processes that read images
+    workers: int  # processes that read training images
+    eval_workers: int  # and those that read images for evaluation meanwhile
+    bad_images: Mapping[str, BadImages]  # that cannot be used, by split
     environment: dict[str, Any]  # what the numbers may depend on besides the settings
 
     @property
@@ -53,8 +60,19 @@ class TrainingSetup:
 
     def open_images(self) -> Images:
         """Open the training images, resized."""
-        shorter, device = self.config.augment.resize, self.accelerator.device
-        return build_images(self.data.train, self.indices, device=device, shorter=shorter, workers=self.workers)
+        return self._open("train", self.indices, self.workers)
+
+    def open_for_evaluation(self, part: str, indices: Tensor) -> Images:
+        """Open images of a split, resized, by indices (n,) int64."""
+        return self._open(part, indices, self.eval_workers)
+
+    def _open(self, part: str, indices: Tensor, workers: int) -> Images:
+        split, shorter, device = splits_of(self.data)[part], self.config.augment.resize, self.accelerator.device
+        return build_images(split, indices, device=device, shorter=shorter, workers=workers, bad=self.bad_images.get(part))
+
+    def take_bad_images(self) -> list[BadImage]:
+        """Return the images that this process could not use and that were not returned before."""
+        return [bad for part in self.bad_images.values() for bad in part.take_new()]
 
     def build_loader(self, images: Images) -> TrainingLoader:
         """Build the source of this process's batches."""
@@ -63,10 +81,13 @@ class TrainingSetup:
         return TrainingLoader(images, spec, self.net.normalise, batch_size=config.batch_size, rank=rank, world=world)
 
 
-def build_training_setup(config: PretrainConfig, *, resume: bool = False, on_event: OnEvent) -> TrainingSetup:
+def build_training_setup(
+    config: PretrainConfig, *, resume: bool = False, run: Path | None = None, on_event: OnEvent
+) -> TrainingSetup:
     """Build all that a run needs, and report what it resolved to; nothing is written.
 
-    A resumed run takes its weights from a checkpoint later, so that none are needed here.
+    A resumed run takes its weights from a checkpoint later, so that none are needed here. With its folder, `run`, its images
+    are those that it listed, without the ones that it could not use.
 
     Raises:
         AvtError: for the first thing that is not right.
@@ -74,7 +95,7 @@ def build_training_setup(config: PretrainConfig, *, resume: bool = False, on_eve
     device = choose_device(config.device)
     config = config.model_copy(update={"precision": choose_precision(config.precision, device)})
     accelerator = build_accelerator(device, config.precision, on_event=on_event)
-    data = build_data(config.dataset, config.data_dir)
+    data = _open_data(config, run)
     indices = limited(data.train, config.limit_train)
     processes, least = accelerator.num_processes, min(config.batch_size, len(indices))
     if processes > 1 and least < 2 * processes:
@@ -103,13 +124,49 @@ def build_training_setup(config: PretrainConfig, *, resume: bool = False, on_eve
     environment = describe_environment(
         device=describe_device(accelerator), processes=processes, plugins=plugins, data_fingerprint=data.fingerprint
     )
-    largest_batch = max(config.batch_size // processes + 1, EVAL_BATCH_SIZE)  # of one process, in training or evaluation
-    batch_bytes = largest_batch * data.channels * size[0] * size[1]
-    workers = choose_workers(config.workers, data.train, batch_bytes=batch_bytes)
-    spec = spec.model_copy(update={"noise_scale": net.encoder.noise_scale})
-    setup = TrainingSetup(config, accelerator, data, family, size, spec, net, indices, steps_per_epoch, workers, environment)
+    setup = TrainingSetup(
+        config,
+        accelerator,
+        data,
+        family,
+        size,
+        spec.model_copy(update={"noise_scale": net.encoder.noise_scale}),
+        net,
+        indices,
+        steps_per_epoch,
+        *_choose_workers(config, data, size, processes),
+        _bad_images(config, data, used=len(indices), run=run),
+        environment,
+    )
     on_event(Started(_facts(setup)))
     return setup
+
+
+def _open_data(config: PretrainConfig, run: Path | None) -> ImageData:
+    data = build_data(config.dataset, config.data_dir)
+    if run is None:
+        return data
+    fingerprint, advice = read_env(run).get("data_fingerprint"), "Point --dataset or --data-dir to the same images."
+    return check_data(data, run=run, fingerprint=fingerprint, who=str(run), advice=advice)
+
+
+def _choose_workers(config: PretrainConfig, data: ImageData, size: Size, processes: int) -> tuple[int, int]:
+    """The readers of training batches, which must have room, and those of evaluation batches, which take what is left."""
+    image_bytes = data.channels * size[0] * size[1]
+    batch_bytes = (config.batch_size // processes + 2) * image_bytes  # of one process; a rest may join the last batch
+    workers = require_workers(config.workers, data.train, batch_bytes=batch_bytes)
+    reserved = prefetched_bytes(workers, batch_bytes=batch_bytes)
+    eval_bytes = EVAL_BATCH_SIZE * image_bytes
+    return workers, choose_workers(config.workers, data.train, batch_bytes=eval_bytes, reserved=reserved)
+
+
+def _bad_images(config: PretrainConfig, data: ImageData, *, used: int, run: Path | None) -> dict[str, BadImages]:
+    """The images of each split that the run, which trains on `used` images, cannot use; those of a resumed run are known."""
+    known = () if run is None else read_bad_images(run)
+    counts = {"train": used} | ({} if data.test is None else {"test": min(MACE_COUNT, len(data.test))})
+    fraction, skip = config.max_bad_fraction, config.on_bad_image == "skip"
+    splits = splits_of(data).items()
+    return {n: BadImages(s, n, used=counts[n], max_fraction=fraction, skip=skip, known=known) for n, s in splits}
 
 
 def build_transform(config: PretrainConfig, size: Size) -> TransformFamily:

@@ -8,9 +8,9 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from avtcli import recipes
-from avtcli.config.components import flags_of
+from avtcli.config.components import Plugin, flags_of
 from avtcli.config.pretrain_config import PretrainConfig
-from avtcli.config.resolution import merge, validate
+from avtcli.config.resolution import merge, moved_data, validate
 from avtcli.config.toml_text import to_toml
 from avtcli.errors import AvtError, RunFailedError
 from avtcli.events import Notice, OnEvent
@@ -77,6 +77,8 @@ def resumed_config(run: Path, given: Mapping[str, Any], *, on_event: OnEvent) ->
             )
     followed = written or base
     over = {**followed.model_dump(include=changing), **given}
+    if given.get("dataset") is not None:
+        over["dataset"] = moved_data(base.dataset, Plugin.model_validate(given["dataset"])).model_dump()
     config = validate(PretrainConfig, merge(base.model_dump(), over), where="--resume")
     for change in _differences(base.model_dump(), config.model_dump()):
         on_event(Notice(f"setting changed: {change}"))

@@ -98,7 +98,7 @@ def test_an_exported_file_is_embedded_where_out_says(avt, tiny_run: Path) -> Non
             "These settings (-o augment.KEY) are not right:\n  crop: Input should be greater than 0, found '0'",
         ),
         ("--backbone nin", "Both a run,"),
-        ("--dataset folder:nowhere", "The folder nowhere does not exist"),
+        ("--dataset folder:nowhere", "/nowhere does not exist"),
     ],
 )
 def test_what_cannot_be_embedded_is_refused(avt, tiny_run: Path, options: str, message: str) -> None:

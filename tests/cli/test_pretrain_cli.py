@@ -20,7 +20,17 @@ def test_json_is_one_document_with_the_documented_fields(avt) -> None:
     result = avt(f"pretrain {TINY} --max-steps 2 --out run --json")
 
     assert result.code == 0
-    assert set(result.json) == {"run", "steps", "epochs", "seconds", "loss", "mace_px", "recipe", "skipped_steps"}
+    assert set(result.json) == {
+        "run",
+        "steps",
+        "epochs",
+        "seconds",
+        "loss",
+        "mace_px",
+        "recipe",
+        "skipped_steps",
+        "skipped_images",
+    }
     assert (result.json["run"], result.json["steps"], result.json["recipe"]) == ("run", 2, "default")
     assert 10 < result.json["mace_px"] < 60
 
@@ -79,7 +89,7 @@ def test_a_dry_run_of_a_resumed_run_needs_no_initial_weights(avt) -> None:
         ("-o backbone.width=-1", "needs a width above 0, found -1.0"),
         ("-o schedule.rat=1", "schedule.rat: there is no such setting. Did you mean 'rate'?"),
         ("-o width=1", "-o takes KIND.KEY=VALUE"),
-        ("--dataset cifar10:nowhere", "The data set 'cifar10' is not in nowhere. Expected there: a folder cifar-10-batches-py"),
+        ("--dataset cifar10:nowhere", "/nowhere. Expected there: a folder cifar-10-batches-py"),
         ("--resume nowhere", "There is no run to resume in nowhere"),
         ("--resume last", "There is no run under runs"),
         ("--resume", "Option '--resume' requires an argument"),
@@ -113,9 +123,7 @@ def test_an_existing_run_folder_is_not_touched(avt) -> None:
     assert [p.name for p in Path("run").iterdir()] == ["precious"]
 
 
-@pytest.mark.parametrize(
-    "flag", ["--lr 0.1", "--batch-size 8", "--seed 3", "--backbone nin", "-o augment.flip=no", "--epochs 9"]
-)
+@pytest.mark.parametrize("flag", ["--lr 0.1", "--batch-size 8", "--seed 3", "--backbone nin", "-o augment.flip=no"])
 def test_resume_refuses_settings_that_change_the_results(avt, flag: str) -> None:
     avt(f"pretrain {TINY} --max-steps 1 --out run")
     result = avt(f"pretrain --resume run {flag}")

@@ -1,5 +1,6 @@
 import gc
 import os
+import re
 import shutil
 import signal
 import time
@@ -14,13 +15,15 @@ from torchvision import transforms
 from torchvision.transforms import functional as reference
 
 from avtcli.config.components import Augment, Plugin
+from avtcli.config.resolution import data_folder
 from avtcli.contracts import ImageData, MemorySplit, Split
-from avtcli.data.datasets import build_data, data_folder, image_size, limited
+from avtcli.data.datasets import build_data, image_size, limited
 from avtcli.data.epoch_table import batch_bounds
 from avtcli.data.images import CropSpec, resize, resized_size
 from avtcli.data.resident_images import ResidentImages, build_images, evaluation_batches
-from avtcli.data.streaming import StreamedImages, choose_workers
+from avtcli.data.streaming import StreamedImages
 from avtcli.errors import AvtError, RunFailedError
+from avtcli.runtime.reader_workers import choose_workers, require_workers
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -101,15 +104,15 @@ def test_resize_equals_torchvisions_on_pictures(size: tuple[int, int]):
     image = photo(1, size)
     for shorter in (20, 32, 64):
         expected = pixels(transforms.Resize(shorter)(picture(image)))
-        assert torch.equal(resize(image, shorter), expected)
+        assert torch.equal(resize(image, shorter, name="x"), expected)
         assert resized_size(size, shorter) == tuple(expected.shape[1:])
 
 
 def test_resize_is_done_channel_by_channel_and_only_where_it_changes_the_size():
     image = photo(2, (40, 56))
-    assert torch.equal(resize(image[1:2], 24), resize(image, 24)[1:2])
-    assert torch.equal(resize(image, None), image)
-    assert torch.equal(resize(image, 40), image)
+    assert torch.equal(resize(image[1:2], 24, name="x"), resize(image, 24, name="x")[1:2])
+    assert torch.equal(resize(image, None, name="x"), image)
+    assert torch.equal(resize(image, 40, name="x"), image)
 
 
 def test_resident_images_are_resized_once_within_one_level_of_pillow():
@@ -163,7 +166,7 @@ def test_training_batches_equal_torchvisions_pad_crop_and_flip(padding: int, fli
         assert torch.equal(image, pixels(expected))
 
 
-@pytest.mark.parametrize("augment", [Augment(crop=32), Augment(crop=32, padding=4), Augment(crop=48, padding=4, flip=False)])
+@pytest.mark.parametrize("augment", [Augment(crop=32), Augment(crop=32, padding=4), Augment(crop=40, padding=4, flip=False)])
 def test_streamed_and_resident_images_give_the_same_training_batches(augment: Augment):
     images = torch.stack([photo(i, (40, 56)) for i in range(8)])
     size, uniforms = (augment.crop or 0, augment.crop or 0), uniforms_for(8)
@@ -237,7 +240,7 @@ def test_workers_outlive_the_signals_that_ask_the_run_to_stop():
     batches = single_batches(images)
     first = next(batches)
     (worker,) = images._processes
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         os.kill(worker.pid or 0, number)
     rest = list(batches)
     assert worker.is_alive()
@@ -280,6 +283,16 @@ def test_a_worker_that_is_killed_is_reported_when_its_batch_is_asked_for():
         list(batches)
 
 
+@pytest.mark.usefixtures("_no_handler")
+def test_a_worker_that_is_killed_between_two_epochs_is_reported_too():
+    images = streamed(Streamed(VARIED), workers=2)
+    list(single_batches(images))
+    images._processes[-1].kill()
+    images._processes[-1].join()
+    with pytest.raises(RunFailedError, match=r"A reader process ended .* use fewer `--workers`"):
+        list(single_batches(images))
+
+
 # errors
 
 
@@ -315,7 +328,9 @@ def shared_memory(monkeypatch: pytest.MonkeyPatch, *, free: int, cpus: int, rank
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(os.path, "isdir", lambda path: True)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cpus), raising=False)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    launch = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "x", "MASTER_PORT": 1}
+    for name, value in launch.items():
+        monkeypatch.setenv(name, str(value))
 
 
 @pytest.mark.parametrize(
@@ -332,12 +347,28 @@ def test_auto_takes_the_cpus_but_one_and_what_shared_memory_holds(
     assert choose_workers(None, Streamed(VARIED), batch_bytes=10**6) == expected
 
 
-def test_a_requested_number_of_workers_is_kept_if_their_batches_fit(monkeypatch: pytest.MonkeyPatch):
-    shared_memory(monkeypatch, free=64 * 10**6, cpus=2)
-    assert choose_workers(0, Streamed(VARIED), batch_bytes=10**9) == 0
-    assert choose_workers(12, Streamed(VARIED), batch_bytes=10**6) == 12
-    with pytest.raises(AvtError, match=r"--workers 12 needs 250 MB in /dev/shm .* 64 MB are free\. Use fewer"):
-        choose_workers(12, Streamed(VARIED), batch_bytes=10**7)
+def test_evaluation_takes_the_workers_that_fit_beside_those_of_training(monkeypatch: pytest.MonkeyPatch):
+    shared_memory(monkeypatch, free=100 * 10**6, cpus=2)
+    split = Streamed(VARIED)
+    assert choose_workers(0, split, batch_bytes=10**9) == 0
+    assert choose_workers(12, split, batch_bytes=10**6) == 12
+    assert choose_workers(12, split, batch_bytes=10**7) == 3  # 7 batches are 70 of 80 MB
+    assert choose_workers(12, split, batch_bytes=10**7, reserved=50 * 10**6) == 1
+    assert choose_workers(12, split, batch_bytes=10**8) == 0
+
+
+def test_workers_of_training_without_room_are_refused_with_advice_that_helps(monkeypatch: pytest.MonkeyPatch):
+    shared_memory(monkeypatch, free=100 * 10**6, cpus=2)
+    split, image = Streamed(VARIED), 10**5
+    assert require_workers(12, split, batch_bytes=10 * image) == 12
+    with pytest.raises(AvtError, match=r"--workers 12 needs 250 MB in /dev/shm .* 80 MB may be used\.") as refused:
+        require_workers(12, split, batch_bytes=100 * image)
+    advice = re.search(r"Give `--workers (\d+)` or `--workers auto`, a --batch-size (\d+) times smaller", str(refused.value))
+    assert advice
+    workers, times = map(int, advice.groups())
+    assert require_workers(workers, split, batch_bytes=100 * image) == workers == 3
+    assert require_workers(None, split, batch_bytes=100 * image) == 1
+    assert require_workers(12, split, batch_bytes=100 // times * image) == 12
 
 
 # which images, in which batches, of which size
@@ -405,7 +436,7 @@ def test_the_data_folder_is_the_option_then_the_environment_then_data(monkeypatc
     assert data_folder("/here") == Path("/here")
     assert data_folder(None) == Path("/somewhere")
     monkeypatch.delenv("AVT_DATA")
-    assert data_folder(None) == Path("data")
+    assert data_folder(None) == Path.cwd() / "data"
 
 
 def test_a_data_set_without_training_images_is_refused(monkeypatch: pytest.MonkeyPatch):

@@ -304,8 +304,17 @@ def noise(i: int) -> Tensor:
     return torch.randint(0, 256, (1, 8, 10), dtype=torch.uint8)
 
 
+def listed_split(listing: bytes, *, again: MemorySplit | None = None) -> MemorySplit:
+    part = split(listing=lambda: listing)
+    part.with_listing = lambda listing: again or part  # type: ignore[method-assign]
+    return part
+
+
+LISTING = b"".join(b"train/%d\0facts\n" % i for i in range(6))
+
+
 def test_a_data_set_that_meets_every_requirement_passes() -> None:
-    for data in (images(), images(train=split(labels=None), classes=None), images(test=split())):
+    for data in (images(), images(train=split(labels=None), classes=None), images(test=listed_split(LISTING))):
         assert problems(list(run_checks(dataset.CHECKS, DatasetSubject(data, lambda data=data: data)))) == {}
 
 
@@ -325,6 +334,13 @@ def test_a_data_set_that_meets_every_requirement_passes() -> None:
         ({"mean": (125.0,)}, r"mean is \(125\.0,\), expected values in"),
         ({"std": (0.0,)}, r"std is \(0\.0,\), expected values above 0"),
         ({"fingerprint": ""}, "the fingerprints are '' and ''"),
+        ({"train": listed_split(LISTING[:-14])}, "train has 6 images and lists 5"),
+        ({"train": listed_split(LISTING, again=listed_split(b""))}, "train with its own listing gives another one"),
+        (
+            {"train": listed_split(LISTING, again=split(images=torch.zeros(5, 1, 8, 10)))},
+            "6 images, and 5 with its own listing",
+        ),
+        ({"train": listed_split(LISTING.replace(b"/5", b"/6"))}, "image 5 of train is train/5, listed as train/6, and then"),
     ],
 )
 def test_a_data_set_that_fails_a_requirement_is_caught(over, problem: str) -> None:

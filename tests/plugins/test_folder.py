@@ -35,12 +35,12 @@ def photos(tmp_path: Path) -> Path:
 def test_every_image_at_any_depth_is_there_sorted_by_its_name(photos: Path) -> None:
     expected = sorted(str(path.relative_to(photos)) for path in photos.rglob("*.*"))
 
-    assert names(folder(str(photos))) == expected
+    assert names(folder(photos)) == expected
     assert expected == ["a-0.bmp", "a.png", "a/0.ppm", "a/c/1.JPEG", "b.jpg", "b/2.jpg", "z.webp"]
 
 
 def test_images_are_rgb_without_labels_classes_or_a_test_part(photos: Path) -> None:
-    data = folder(str(photos))
+    data = folder(photos)
 
     assert (data.train.labels, data.train.images, data.test, data.classes, data.size) == (None, None, None, None, None)
     for i, name in enumerate(names(data)):
@@ -50,13 +50,13 @@ def test_images_are_rgb_without_labels_classes_or_a_test_part(photos: Path) -> N
 
 
 def test_hidden_files_hidden_folders_and_other_files_are_left_out(photos: Path) -> None:
-    before = names(folder(str(photos)))
+    before = names(folder(photos))
     save(photos / ".cache" / "x.jpg")
     save(photos / "b" / ".x.jpg")
     (photos / "notes.txt").write_text("no image")
     (photos / "album.jpg").mkdir()
 
-    assert names(folder(str(photos))) == before
+    assert names(folder(photos)) == before
 
 
 def test_links_are_followed_unless_they_loop_or_lead_nowhere(photos: Path, tmp_path: Path) -> None:
@@ -67,28 +67,28 @@ def test_links_are_followed_unless_they_loop_or_lead_nowhere(photos: Path, tmp_p
     (photos / "gone.jpg").symlink_to(tmp_path / "nothing")
     (photos / "self.jpg").symlink_to(photos / "self.jpg")
 
-    assert names(folder(str(photos))) == [
+    assert names(folder(photos)) == [
         *("a-0.bmp", "a.png", "a/0.ppm", "a/c/1.JPEG", "b.jpg", "b/2.jpg", "file.jpg", "linked/far.jpg", "z.webp")
     ]
 
 
 def test_the_fingerprint_follows_names_and_sizes_and_not_the_place(photos: Path) -> None:
-    before = folder(str(photos)).fingerprint
+    before = folder(photos).fingerprint
     transformed = photos.rename(photos.parent / "transformed")
-    same = folder(str(transformed)).fingerprint
+    same = folder(transformed).fingerprint
     (transformed / "b.jpg").rename(transformed / "c.jpg")
-    renamed = folder(str(transformed)).fingerprint
+    renamed = folder(transformed).fingerprint
     (transformed / "c.jpg").write_bytes((transformed / "c.jpg").read_bytes() + b"\0")
 
     assert same == before
-    assert len({before, renamed, folder(str(transformed)).fingerprint}) == 3
+    assert len({before, renamed, folder(transformed).fingerprint}) == 3
 
 
 def test_the_normalisation_is_imagenets_and_options_change_it(photos: Path) -> None:
     data = registry.build("dataset", f"folder:{photos}", {"std": [0.5, 0.5, 0.25]})
 
     assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.5, 0.5, 0.25))
-    assert folder(str(photos)).std == (0.229, 0.224, 0.225)
+    assert folder(photos).std == (0.229, 0.224, 0.225)
 
 
 def test_what_is_no_folder_of_images_is_refused_with_what_was_expected(photos: Path) -> None:
@@ -96,11 +96,11 @@ def test_what_is_no_folder_of_images_is_refused_with_what_was_expected(photos: P
     (photos / "empty" / "x.tiff").write_bytes(b"II")
 
     with pytest.raises(AvtError, match=r"The folder nowhere does not exist. Expected a folder with images at any depth, .jpeg"):
-        folder("nowhere")
+        folder(Path("nowhere"))
     with pytest.raises(AvtError, match=r"a.png is a file. Expected a folder .* give `--dataset folder:DIR`"):
-        folder(str(photos / "a.png"))
+        folder(photos / "a.png")
     with pytest.raises(AvtError, match=r"empty has no images. Expected images at any depth, .jpeg, .jpg, .png, .webp, .bmp"):
-        folder(str(photos / "empty"))
+        folder(photos / "empty")
 
 
 def test_a_folder_below_that_cannot_be_read_is_named(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def test_a_folder_below_that_cannot_be_read_is_named(photos: Path, monkeypatch: 
 
     monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(AvtError, match=r"The folder .*/photos/b cannot be read: Permission denied. Check its permissions"):
-        folder(str(photos))
+        folder(photos)
 
 
 def test_a_path_is_needed() -> None:

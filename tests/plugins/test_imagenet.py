@@ -1,6 +1,7 @@
 import os
 import struct
 import zlib
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def opened(root: Path) -> ImageData:
-    return imagenet(str(root), data_dir=Path("nowhere"))
+    return imagenet(root, data_dir=Path("nowhere"))
 
 
 def test_images_labels_and_order_are_those_of_torchvisions_image_folder(root: Path):
@@ -90,7 +91,7 @@ def test_the_fingerprint_follows_names_and_sizes_and_not_the_place(root: Path):
 def test_each_allowed_format_decodes_to_its_pixels(suffix: str, tmp_path: Path):
     options: dict[str, Any] = {"lossless": True} if suffix == ".webp" else {}
     save(tmp_path / f"x{suffix}", 5, **options)
-    image = decode_image((tmp_path / f"x{suffix}").read_bytes(), name="x")
+    image = decode_image(BytesIO((tmp_path / f"x{suffix}").read_bytes()), name="x")
     assert image[:, 0, 0].tolist() == [250, 10, 10]
     assert image[:, 29, 39].tolist() == [185, 199, 65]
     assert image.shape == (3, 30, 40)
@@ -102,14 +103,14 @@ def test_files_of_other_modes_become_rgb(mode: str, suffix: str, tmp_path: Path)
     with Image.open(tmp_path / f"x{suffix}") as image:
         assert image.mode == mode
         expected = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    assert torch.equal(decode_image((tmp_path / f"x{suffix}").read_bytes(), name="x"), expected)
+    assert torch.equal(decode_image(BytesIO((tmp_path / f"x{suffix}").read_bytes()), name="x"), expected)
 
 
 def test_an_orientation_in_exif_is_not_applied(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     save(tmp_path / "x.jpg", 1, exif=exif)
-    assert decode_image((tmp_path / "x.jpg").read_bytes(), name="x").shape == (3, 30, 40)
+    assert decode_image(BytesIO((tmp_path / "x.jpg").read_bytes()), name="x").shape == (3, 30, 40)
 
 
 def damaged_split(root: Path, content: bytes) -> ImageData:

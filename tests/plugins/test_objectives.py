@@ -316,4 +316,4 @@ def test_simclr_is_nt_xent_over_all_views_of_the_batch(temperature):
 def test_avt_refuses_constants_without_a_likelihood(option: str) -> None:
     key, _, value = option.partition("=")
     with pytest.raises(AvtError, match=f"option '{key}' should be greater than"):
-        registry.resolve_options("objective", "avt", {key: value})
+        registry.resolve("objective", "avt", {key: value})

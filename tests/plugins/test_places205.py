@@ -36,7 +36,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def opened(root: Path) -> ImageData:
-    return places205(str(root), data_dir=Path("nowhere"))
+    return places205(root, data_dir=Path("nowhere"))
 
 
 def test_images_and_labels_are_those_of_the_lists_in_their_order(root: Path):

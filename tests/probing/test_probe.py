@@ -492,9 +492,9 @@ def data_of(*, channels: int = 1, labelled: bool = True, tested: bool = True) ->
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (data_of(tested=False), "The data set 'made-up' has no test images to report on"),
-        (data_of(labelled=False), "The data set 'made-up' has no labels, and a probe learns from labels"),
-        (data_of(channels=3), r"takes images of 1 channel\(s\), those of 'made-up' have 3"),
+        (data_of(tested=False), "The data set 'fashion-mini' has no test images to report on"),
+        (data_of(labelled=False), "The data set 'fashion-mini' has no labels, and a probe learns from labels"),
+        (data_of(channels=3), r"takes images of 1 channel\(s\), those of 'fashion-mini' have 3"),
     ],
 )
 def test_data_that_cannot_be_probed_on_are_refused(
@@ -502,7 +502,7 @@ def test_data_that_cannot_be_probed_on_are_refused(
 ) -> None:
     monkeypatch.setattr(evaluation_target, "build_data", lambda plugin, data_dir: data)
     with pytest.raises(AvtError, match=message):
-        run_probe(source, dataset=Plugin(name="made-up").model_dump())
+        run_probe(source, dataset=Plugin(name="fashion-mini").model_dump())
 
 
 def test_rates_for_a_log_variance_layer_are_refused() -> None:

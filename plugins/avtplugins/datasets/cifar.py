@@ -65,8 +65,8 @@ def read_batch(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return images, labels
 
 
-def _find(path: str | None, data_dir: Path) -> Path:
-    root = Path(path).expanduser() if path else data_dir
+def _find(path: Path | None, data_dir: Path) -> Path:
+    root = path or data_dir
     for folder in (root / FOLDER, root):
         if any((folder / file).exists() for file in (*TRAIN, "test_batch")):
             return folder
@@ -84,7 +84,7 @@ def _find(path: str | None, data_dir: Path) -> Path:
     return root / FOLDER
 
 
-def cifar10(path: str | None = None, /, *, data_dir: Path, mean: RGB = MEAN, std: RGB = STD) -> ImageData:
+def cifar10(path: Path | None = None, /, *, data_dir: Path, mean: RGB = MEAN, std: RGB = STD) -> ImageData:
     """CIFAR-10: 50 000 + 10 000 images of 32 px in ten classes; downloaded by torchvision where it is missing.
 
     Args:

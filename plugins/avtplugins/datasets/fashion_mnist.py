@@ -63,7 +63,7 @@ def fashion_mini() -> ImageData:
     return _read(Path(__file__).parent / "fashion_mini")
 
 
-def fashion_mnist(path: str | None = None, /, *, data_dir: Path) -> ImageData:
+def fashion_mnist(path: Path | None = None, /, *, data_dir: Path) -> ImageData:
     """Fashion-MNIST: 60 000 + 10 000 grey images of 28 px, padded to 32, in ten classes; downloaded where it is missing.
 
     Args:
@@ -71,7 +71,7 @@ def fashion_mnist(path: str | None = None, /, *, data_dir: Path) -> ImageData:
         data_dir: the folder that is searched, and downloaded to, without a path.
     """
     downloaded = data_dir / "FashionMNIST" / "raw"
-    candidates = [Path(path).expanduser()] if path else [downloaded, data_dir / "fashion-mnist", data_dir, DEBIAN]
+    candidates = [path] if path else [downloaded, data_dir / "fashion-mnist", data_dir, DEBIAN]
     for folder in candidates:
         if any((folder / file).is_file() for file in FILES):
             require_files("fashion-mnist", folder, FILES)

@@ -8,7 +8,7 @@ from typing import Final
 from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
 from avtplugins.datasets._files import RGB
-from avtplugins.datasets._image_files import MEAN, STD, SUFFIXES, FileSplit, ListedFile, file_data, list_folder
+from avtplugins.datasets._image_files import MEAN, STD, SUFFIXES, FileSplit, ListedFile, file_data, list_folder, write_listing
 
 EXPECTED: Final = f"images at any depth, {', '.join(suffix.decode() for suffix in SUFFIXES)}, hidden ones left out"
 
@@ -30,7 +30,7 @@ def _walk(folder: bytes, below: bytes, walked: set[tuple[int, int]]) -> Iterator
             yield below + name, size, -1
 
 
-def folder(path: str, /, *, mean: RGB = MEAN, std: RGB = STD) -> ImageData:
+def folder(path: Path, /, *, mean: RGB = MEAN, std: RGB = STD) -> ImageData:
     """Any images: every image file in a folder and the folders below, sorted by name, without labels and without a test part.
 
     Args:
@@ -38,11 +38,10 @@ def folder(path: str, /, *, mean: RGB = MEAN, std: RGB = STD) -> ImageData:
         mean: per channel, for normalisation (ImageNet's).
         std: per channel, for normalisation (ImageNet's).
     """
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        found = "is a file" if root.exists() else "does not exist"
-        raise AvtError(f"The folder {root} {found}. Expected a folder with {EXPECTED}: give `--dataset folder:DIR`.")
-    images = FileSplit(root, _walk(os.fsencode(root), b"", set()), labelled=False)
+    if not path.is_dir():
+        found = "is a file" if path.exists() else "does not exist"
+        raise AvtError(f"The folder {path} {found}. Expected a folder with {EXPECTED}: give `--dataset folder:DIR`.")
+    images = FileSplit(path, write_listing(_walk(os.fsencode(path), b"", set())), labelled=False)
     if not len(images):
-        raise AvtError(f"The folder {root} has no images. Expected {EXPECTED}: give another `--dataset folder:DIR`.")
+        raise AvtError(f"The folder {path} has no images. Expected {EXPECTED}: give another `--dataset folder:DIR`.")
     return file_data(images, None, classes=None, mean=mean, std=std)

@@ -8,7 +8,7 @@ from typing import Final
 from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
 from avtplugins.datasets._files import RGB
-from avtplugins.datasets._image_files import MEAN, STD, FileSplit, ListedFile, file_data, find_root, list_folder
+from avtplugins.datasets._image_files import MEAN, STD, FileSplit, ListedFile, file_data, find_root, list_folder, write_listing
 
 LAYOUT: Final = (
     "train/CLASS/*.JPEG and val/CLASS/*.JPEG, one folder per class (ImageNet needs an account, avt does not download it)"
@@ -42,7 +42,7 @@ def _files(folder: Path, classes: list[str]) -> Iterator[ListedFile]:
         raise AvtError(f"{len(empty)} class folders in {folder} hold no images, the first is {empty[0]}. Fill or remove them.")
 
 
-def imagenet(path: str | None = None, /, *, data_dir: Path, mean: RGB = MEAN, std: RGB = STD) -> ImageData:
+def imagenet(path: Path | None = None, /, *, data_dir: Path, mean: RGB = MEAN, std: RGB = STD) -> ImageData:
     """ImageNet: about 1.28 million + 50 000 images in 1 000 classes, or any images laid out so; labels are the sorted folders.
 
     Args:
@@ -54,5 +54,5 @@ def imagenet(path: str | None = None, /, *, data_dir: Path, mean: RGB = MEAN, st
     root = find_root("imagenet", path, data_dir, needs=("train", "val"), layout=LAYOUT)
     classes = _classes(root / "train")
     _check_same(classes, _classes(root / "val"), root)
-    train, val = (FileSplit(folder, _files(folder, classes)) for folder in (root / "train", root / "val"))
+    train, val = (FileSplit(folder, write_listing(_files(folder, classes))) for folder in (root / "train", root / "val"))
     return file_data(train, val, classes=tuple(classes), mean=mean, std=std)

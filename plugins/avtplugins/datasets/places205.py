@@ -9,7 +9,7 @@ from typing import Final
 from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
 from avtplugins.datasets._files import RGB
-from avtplugins.datasets._image_files import MEAN, STD, FileSplit, ListedFile, file_data, find_root
+from avtplugins.datasets._image_files import MEAN, STD, FileSplit, ListedFile, file_data, find_root, write_listing
 
 IMAGES: Final = "data/vision/torralba/deeplearning/images256"
 LISTS: Final = tuple(f"trainvalsplit_places205/{part}_places205.csv" for part in ("train", "val"))
@@ -76,7 +76,7 @@ def _class_names(split: FileSplit) -> tuple[str, ...]:
     return tuple(names.get(label) or str(label) for label in range(N_CLASSES))
 
 
-def places205(path: str | None = None, /, *, data_dir: Path, mean: RGB = MEAN, std: RGB = STD) -> ImageData:
+def places205(path: Path | None = None, /, *, data_dir: Path, mean: RGB = MEAN, std: RGB = STD) -> ImageData:
     """Places205: about 2.45 million + 20 500 images of 256 px in 205 classes, from its two published lists.
 
     Args:
@@ -86,5 +86,6 @@ def places205(path: str | None = None, /, *, data_dir: Path, mean: RGB = MEAN, s
         std: per channel, for normalisation (ImageNet's).
     """
     root = find_root("places205", path, data_dir, needs=(IMAGES, *LISTS), layout=LAYOUT)
-    train, val = (FileSplit(root / IMAGES, _files(root / list_, root / IMAGES)) for list_ in LISTS)
+    images = root / IMAGES
+    train, val = (FileSplit(images, write_listing(_files(root / list_, images))) for list_ in LISTS)
     return file_data(train, val, classes=_class_names(train), mean=mean, std=std)

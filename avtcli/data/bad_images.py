@@ -1,0 +1,74 @@
+"""Images that cannot be used in training: skipped and replaced, counted, bounded, and reported once.
+
+An image that cannot be read, does not decode, is too large, or is smaller than the crop is replaced by the next one of the
+run that can be used, with the sample's own crop and transformation. So the batches depend on the images alone, whatever the
+number of workers and processes, and a resumed run sees the same ones.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from avtcli.contracts import Split
+from avtcli.errors import AvtError
+from avtcli.storage.run_data import BadImage
+
+SHOWN: Final = 3  # reasons in a message
+
+
+class BadImages:
+    """The images of one split that a run cannot use.
+
+    Args:
+        split: the images.
+        part: name of the split, train or test.
+        used: the number of its images that the run reads.
+        max_fraction: the share of these that may be bad; above 0, one image may be in any case.
+        skip: whether bad images are skipped; otherwise the first new one is an error.
+        known: those found before, of any split; they are not tried again.
+
+    Raises:
+        AvtError: if more are known than may be.
+    """
+
+    def __init__(
+        self, split: Split, part: str, *, used: int, max_fraction: float, skip: bool = True, known: Iterable[BadImage] = ()
+    ) -> None:
+        self.split, self.part, self.used, self.max_fraction, self.skip = split, part, used, max_fraction, skip
+        self.allowed = max(1, int(max_fraction * used)) if max_fraction else 0
+        reasons = {bad.name: bad.reason for bad in known if bad.split == part}
+        names = ((i, split.name(i)) for i in range(len(split))) if reasons else ()
+        self.reasons = {i: reasons[name] for i, name in names if name in reasons}
+        self._new: list[int] = []
+        self._check()
+
+    def add(self, found: Mapping[int, str]) -> None:
+        """Note images by index with the reason.
+
+        Raises:
+            AvtError: if there are more of them now than may be.
+        """
+        new = {index: reason for index, reason in found.items() if index not in self.reasons}
+        self.reasons |= new
+        self._new += new
+        self._check()
+
+    def usable(self, indices: Tensor) -> Tensor:
+        """Return which images can be used, (n,) bool, by their indices, (n,) int64."""
+        return torch.tensor([index not in self.reasons for index in indices.tolist()], dtype=torch.bool)
+
+    def take_new(self) -> list[BadImage]:
+        """Return the images that were noted since the last call."""
+        new, self._new = self._new, []
+        return [BadImage(self.part, self.split.name(index), self.reasons[index]) for index in new]
+
+    def _check(self) -> None:
+        if len(self.reasons) > self.allowed:
+            first = "\n  ".join(list(self.reasons.values())[:SHOWN])
+            raise AvtError(
+                f"{len(self.reasons)} of the {self.used} {self.part} images cannot be used, and at most {self.allowed} may be "
+                f"skipped (--max-bad-fraction {self.max_fraction:g}). The first:\n  {first}\nRepair them, give a larger "
+                "--max-bad-fraction to go on without them, or --on-bad-image raise to stop at the first one."
+            )
