@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -23,10 +24,13 @@ from avtcli.data.datasets import check_data, listings_of
 from avtcli.data.images import CropSpec
 from avtcli.data.streaming import StreamedImages
 from avtcli.errors import AvtError
+from avtcli.events import ignore
 from avtcli.storage.run_data import BadImage, append_bad_images, read_bad_images, write_listings
+from avtcli.training.monitor import measure_quality
+from avtcli.training.training_setup import build_training_setup
 from avtplugins.datasets._image_files import MAX_BYTES
 from avtplugins.datasets.folder import folder
-from tests.support import run_tiny
+from tests.support import run_tiny, tiny_config
 
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "PPM": "ppm"}
 GREY16 = np.arange(65536).reshape(256, 256).astype(np.uint16)
@@ -194,7 +198,7 @@ from avtcli.data.images import CropSpec
 from avtcli.data.streaming import StreamedImages
 from avtcli.errors import AvtError
 from avtplugins.datasets.folder import folder
-from tests.support import run_tiny
+from tests.support import run_tiny, tiny_config
 data = folder(Path(sys.argv[1]))
 images = StreamedImages(data.train, torch.arange(len(data.train)), device=torch.device("cpu"), shorter=256)
 def read(row):
@@ -318,7 +322,7 @@ def test_padding_does_not_make_an_image_large_enough(tmp_path: Path) -> None:
 
 def pretrained(out: Path, photos: Path, **over: Any) -> bytes:
     """Pretrain for nine steps, with an evaluation each epoch, and return the weights."""
-    settings = {"max_bad_fraction": 0.1, "augment": {"crop": 32}, "limit_train": None, "eval_every": 1, **over}
+    settings = {"max_bad_fraction": 0.1, "augment": {"crop": 32}, "limit_train": None, "eval_every": 3, **over}
     run_tiny(out, dataset={"name": f"folder:{photos}"}, **settings)
     return (out / "checkpoints" / "step-0000000009" / "model.safetensors").read_bytes()
 
@@ -334,7 +338,7 @@ def test_a_run_goes_on_over_bad_images_with_equal_weights_however_it_is_read(tmp
         max_bad_fraction=0.1,
         augment={"crop": 32},
         limit_train=None,
-        eval_every=1,
+        eval_every=3,
         workers=0,
         max_steps=4,
     )
@@ -346,6 +350,37 @@ def test_a_run_goes_on_over_bad_images_with_equal_weights_however_it_is_read(tmp
         pretrained(tmp_path / "raised", photos, workers=0, on_bad_image="raise")
     with pytest.raises(AvtError, match=r"2 of the 40 train images cannot be used, and at most 1 may be skipped"):
         pretrained(tmp_path / "over", photos, workers=0, max_bad_fraction=0.01)
+
+
+def test_bad_images_of_an_evaluation_are_left_out_with_their_labels(tmp_path: Path) -> None:
+    """A bad image of the first class would be replaced by a white one of the second."""
+    for part, name, grey in ((part, name, grey) for part in ("train", "val") for name, grey in (("a", 0), ("b", 255))):
+        content = encoded("PNG", Image.new("RGB", (40, 40), (grey, grey, grey)))
+        bad = part == "val" and name == "a"
+        (tmp_path / part / name).mkdir(parents=True)
+        written_files = {f"{i}.png": b"" if bad and i > 2 else content for i in range(6)}
+        for file, found in written_files.items():
+            (tmp_path / part / name / file).write_bytes(found)
+    config = tiny_config(
+        dataset={"name": f"imagenet:{tmp_path}"}, augment={"crop": 32}, limit_train=None, max_bad_fraction=0.3, device="cpu"
+    )
+    setup = build_training_setup(config, on_event=ignore)
+    setup.net.eval()
+
+    assert measure_quality(setup).knn_top1 == 100
+    found = [(bad.split, bad.name) for bad in setup.take_bad_images()]
+    assert sorted(found) == [("test", f"a/{i}.png") for i in range(3, 6)]
+
+
+def test_evaluation_does_not_need_the_shared_memory_that_training_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2 * 10**6}))
+    over = {"dataset": {"name": f"folder:{tmp_path / 'photos'}"}, "augment": {"crop": 32}, "limit_train": None}
+    setup = build_training_setup(tiny_config(workers=2, **over), on_event=ignore)
+
+    assert (setup.workers, setup.eval_workers) == (2, 0)
+    with pytest.raises(AvtError, match=r"--workers 2 needs .* Give `--workers 0`"):
+        build_training_setup(tiny_config(workers=2, **{**over, "batch_size": 200}), on_event=ignore)
 
 
 # what a run keeps
