@@ -1,14 +1,19 @@
 """The `avt` command: its commands by name, each imported when it runs, and errors as messages with exit codes."""
 
+import contextlib
+import errno
 import importlib
+import io
 import os
 import sys
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from avtcli import __version__
+from avtcli.cli.console import printable
 from avtcli.errors import AvtError, InterruptedRunError
 
 COMMANDS = {
@@ -46,17 +51,48 @@ class AvtGroup(TyperGroup):
         name, _, rest = super().resolve_command(ctx, args)
         return name, load_command(name) if name else None, rest
 
+    def make_context(self, *args: Any, **named: Any) -> Any:
+        """Parse the command line; what it refuses is quoted escaped."""
+        with _escaped_usage_errors():
+            return super().make_context(*args, **named)
+
     def invoke(self, ctx: Any) -> Any:
-        """Run the command, and exit with the code of an `AvtError`."""
+        """Run the command, and exit with the code of an `AvtError`, or with 1 for what the operating system refuses."""
         try:
-            return super().invoke(ctx)
-        except AvtError as error:
-            stopped, rank = isinstance(error, InterruptedRunError), os.environ.get("RANK", "0")
-            if rank == "0":
-                typer.echo(str(error) if stopped else f"error: {error}", err=True)
-            elif not stopped:  # all processes stop together, and the first reports it
-                typer.echo(f"error in process {rank}: {error}", err=True)
+            with _escaped_usage_errors():
+                return super().invoke(ctx)
+        except InterruptedRunError as error:
+            if not _rank():
+                typer.echo(printable(str(error)), err=True)
             raise typer.Exit(error.exit_code) from None
+        except AvtError as error:
+            _print_error(str(error))
+            raise typer.Exit(error.exit_code) from None
+        except OSError as error:
+            if error.errno in (None, errno.EPIPE):  # a reader that left is no error
+                raise
+            names = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+            _print_error(f"{names or 'The operating system'}: {error.strerror}. Check the path, its permissions and the disk.")
+            raise typer.Exit(1) from None
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))  # of several processes
+
+
+def _print_error(text: str) -> None:
+    process = f" in process {_rank()}" if _rank() else ""
+    typer.echo(printable(f"error{process}: {text}"), err=True)
+
+
+@contextlib.contextmanager
+def _escaped_usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(message := getattr(error, "message", None), str):
+            error.message = printable(message)  # type: ignore[attr-defined]
+        raise
 
 
 app = typer.Typer(
@@ -90,6 +126,9 @@ for _name, (_, _, _help) in COMMANDS.items():
 
 def main() -> None:
     """Run `avt`; one of several processes skips the interpreter's shutdown, in which process-group threads can abort."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # letters that the terminal's encoding lacks
     try:
         app()
     except SystemExit as end:

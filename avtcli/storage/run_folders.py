@@ -1,6 +1,6 @@
 """Run folders: created once, locked while in use, never overwritten."""
 
-import json
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from avtcli.errors import AvtError
+from avtcli.input_files import TEXT_BYTES, parse_json_object, read_bytes
 from avtcli.storage.files import disk_errors_explained, refuse_existing, replace_file, to_json
 
 RUNS = Path("runs")
@@ -23,7 +24,7 @@ def default_folder(dataset: str, *others: str) -> Path:
 
 def is_run(path: Path) -> bool:
     """Whether a folder has a run's config.toml and checkpoints."""
-    return (path / "config.toml").is_file() and (path / "checkpoints").is_dir()
+    return os.path.isfile(path / "config.toml") and os.path.isdir(path / "checkpoints")  # false for a name that no file has
 
 
 def newest_run(root: Path = RUNS) -> Path:
@@ -63,7 +64,6 @@ def lock_run(path: Path) -> FileLock:
 def read_env(path: Path) -> dict[str, Any]:
     """Read the run's env.json; empty if it is missing or damaged."""
     try:
-        content = json.loads((path / "env.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return parse_json_object(read_bytes(path / "env.json", limit=TEXT_BYTES), path / "env.json")
+    except AvtError:
         return {}
-    return content if isinstance(content, dict) else {}
