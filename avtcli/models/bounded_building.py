@@ -14,7 +14,7 @@ MAX_PIXELS: Final = 2048 * 2048
 """Of an image that a network is built for."""
 ROOM_BYTES: Final = 64 * 2**20
 """For buffers that are not stored with the weights, and whatever building allocates in between."""
-ROOM_TENSORS: Final = 20_000
+ROOM_TENSORS: Final = 1000
 LARGEST: Final = 64 * MAX_PIXELS * 4  # bytes of a first map of 64 channels at the largest image
 
 

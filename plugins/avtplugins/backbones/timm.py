@@ -120,6 +120,8 @@ def timm_backbone(
     model = _create(name, args or {}, {"in_chans": in_channels, "img_size": image_size}, pretrained=pretrained)
     trace = trace_model(model, name, in_channels=in_channels, image_size=image_size)
     able = [location.name for location in trace.locations if location.reaches]
+    if not able:
+        raise AvtError(f"timm's '{name}' has no location where the code could stand: its vector depends on no map.")
     if code_at is None:
         code_at = default_code_tap(trace.locations).name
     if code_at not in able:
