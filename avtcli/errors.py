@@ -42,5 +42,11 @@ class ShapeError(AvtError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return "Did you mean 'x'? " for the known name closest to `name`, or an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(name[:100], list(known), n=1)
     return f"Did you mean '{near[0]}'? " if near else ""
+
+
+def shown(value: object) -> str:
+    """Return a value as Python writes it, shortened to what a message can hold."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -3,12 +3,12 @@
 import functools
 import inspect
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from avtcli.errors import AvtError, nearest
+from avtcli.errors import AvtError, nearest, shown
+from avtcli.input_files import parse_toml
 
 GIVEN: Final[Mapping[str, tuple[str, ...]]] = {
     "backbone": ("in_channels", "image_size"),
@@ -35,10 +35,7 @@ def parse_value(text: str) -> Any:
     """Read an option's text: a list or table as TOML, anything else as text, which the plugin's annotation types later."""
     if text[:1] not in ("[", "{"):
         return text
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError as error:
-        raise AvtError(f"{text!r} starts like a list or table and is no TOML: {error}.") from None
+    return parse_toml(f"value = {text}", f"{shown(text)}, which starts like a list or table,")["value"]
 
 
 def split_sum(kind: str, spec: str, values: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -105,7 +102,7 @@ def _problems(kind: str, name: str, error: Any) -> str:
             problems.append(f"option '{where}' is needed: give `-o {kind}.{where}=VALUE`")
         else:
             message = re.sub(r"^Input should be", "should be", detail["msg"])
-            problems.append(f"option '{where}' {message}, found {detail['input']!r}")
+            problems.append(f"option '{where}' {message}, found {shown(detail['input'])}")
     return "; ".join(problems)
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "numpy", "safetensors"}
 
 LAYERS = (
-    {"errors", "seeding", "contracts", "events", "plugin_options", "registry"},
+    {"errors", "seeding", "contracts", "events", "input_files", "plugin_options", "registry"},
     {"recipes"},
     {"config"},
     {"geometry"},

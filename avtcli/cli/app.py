@@ -1,11 +1,13 @@
 """The `avt` command: its commands by name, each imported when it runs, and errors as messages with exit codes."""
 
+import contextlib
+import errno
 import importlib
+import io
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated, Any
 
@@ -13,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from avtcli import __version__
+from avtcli.cli.console import printable, saved_paths
 from avtcli.errors import AvtError, InterruptedRunError, SignalReceived
 from avtcli.runtime.launcher import Launch, is_first_to_report, is_launched, read_launch
 from avtcli.runtime.signals import heeded_signals
@@ -44,7 +47,7 @@ def load_command(name: str) -> Any:
     return typer.main.get_command(alone)
 
 
-@contextmanager
+@contextlib.contextmanager
 def raising_signals() -> Iterator[None]:
     """Raise `SignalReceived` at a signal, so that temporary files are cleaned up; a second one exits at once.
 
@@ -77,24 +80,50 @@ class AvtGroup(TyperGroup):
         name, _, rest = super().resolve_command(ctx, args)
         return name, load_command(name) if name else None, rest
 
+    def make_context(self, *args: Any, **named: Any) -> Any:
+        """Parse the command line; what it refuses is quoted escaped."""
+        with _escaped_usage_errors():
+            return super().make_context(*args, **named)
+
     def invoke(self, ctx: Any) -> Any:
-        """Run the command, and exit with the code of an `AvtError` or, after signal n, 128 + n."""
+        """Run the command; exit with the code of an `AvtError`, 1 for what the system refuses, or 128 + n after signal n."""
         launch = Launch()
         try:
             launch = read_launch()
-            with raising_signals():
+            with raising_signals(), _escaped_usage_errors():
                 return super().invoke(ctx)
         except SignalReceived as stop:
-            from avtcli.cli.console import saved_paths
-
             if launch.world == 1:  # else the launcher says why it ends its processes
                 written = f"{saved_paths[-1]} was saved before" if saved_paths else "nothing was written"
-                typer.echo(f"Stopped by {stop}; {written}.", err=True)
+                _print(f"Stopped by {stop}; {written}.")
             raise typer.Exit(128 + stop.number) from None
         except AvtError as error:
-            if is_first_to_report(str(error)):
-                typer.echo(str(error) if isinstance(error, InterruptedRunError) else f"error: {error}", err=True)
+            _print(str(error) if isinstance(error, InterruptedRunError) else f"error: {error}")
             raise typer.Exit(error.exit_code) from None
+        except OSError as error:
+            if error.errno in (None, errno.EPIPE):  # a reader that left is no error
+                raise
+            names = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+            where = names or "The operating system"
+            _print(f"error: {where}: {error.strerror}. Check the path, its permissions and the disk.")
+            raise typer.Exit(1) from None
+
+
+def _print(message: str) -> None:
+    """Print a message on stderr, once for all processes that fail alike."""
+    if is_first_to_report(message):
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            typer.echo(printable(message), err=True)
+
+
+@contextlib.contextmanager
+def _escaped_usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(message := getattr(error, "message", None), str):
+            error.message = printable(message)  # type: ignore[attr-defined]
+        raise
 
 
 app = typer.Typer(
@@ -128,6 +157,9 @@ for _name, (_, _, _help) in COMMANDS.items():
 
 def main() -> None:
     """Run `avt`; one of several processes skips the interpreter's shutdown, in which process-group threads can abort."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # letters that the terminal's encoding lacks
     try:
         app()
     except SystemExit as end:

@@ -21,6 +21,13 @@ saved_paths: list[Path] = []
 """What the running command has saved so far, in order."""
 
 
+def printable(text: str) -> str:
+    """Escape what a terminal would obey or could not encode: control characters, and names of files that are not UTF-8."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 @contextlib.contextmanager
 def results_alone_on_stdout() -> Iterator[None]:
     """Redirect stdout to stderr, for C code and child processes too."""
@@ -42,7 +49,8 @@ def reporting() -> Iterator[events.OnEvent]:
         def on_event(event: events.Event) -> None:
             if isinstance(event, events.Saved):
                 saved_paths.append(event.path)
-            render(event)
+            with contextlib.suppress(OSError):  # the terminal may be gone, and the work goes on
+                render(event)
 
         yield on_event
 
@@ -61,18 +69,23 @@ def _live() -> Iterator[events.OnEvent]:
     console = Console(stderr=True, markup=False, highlight=False, no_color="NO_COLOR" in os.environ or None)
     task, detail = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[detail]"))
     columns = (task, BarColumn(bar_width=24), MofNCompleteColumn(), detail, TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=console) as progress:
-        tasks: dict[str, Any] = {}
+    progress, tasks = Progress(*columns, console=console), dict[str, Any]()
 
-        def on_event(event: events.Event) -> None:
-            if isinstance(event, events.Progress):
-                if event.task not in tasks:
-                    tasks[event.task] = progress.add_task(event.task, total=event.total, detail="")
-                progress.update(tasks[event.task], completed=event.done, total=event.total, detail=event.detail)
-            else:
-                progress.console.print("\n".join(_lines(event)), soft_wrap=True)
+    def on_event(event: events.Event) -> None:
+        if isinstance(event, events.Progress):
+            if event.task not in tasks:
+                tasks[event.task] = progress.add_task(printable(event.task), total=event.total, detail="")
+            detail = printable(event.detail)
+            progress.update(tasks[event.task], completed=event.done, total=event.total, detail=detail)
+        else:
+            progress.console.print(printable("\n".join(_lines(event))), soft_wrap=True)
 
+    progress.start()
+    try:
         yield on_event
+    finally:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            progress.stop()
 
 
 def _plain() -> events.OnEvent:
@@ -81,7 +94,7 @@ def _plain() -> events.OnEvent:
 
     def on_event(event: events.Event) -> None:
         if not isinstance(event, events.Progress):
-            print(*_lines(event), sep="\n", file=sys.stderr, flush=True)
+            print(printable("\n".join(_lines(event))), file=sys.stderr, flush=True)
             return
         now = time.monotonic()
         since, first = began.setdefault(event.task, (now, event.done))
@@ -91,7 +104,8 @@ def _plain() -> events.OnEvent:
         left = timedelta(seconds=round((event.total - event.done) * (now - since) / max(1, event.done - first)))
         eta = f"  {left} left" if event.done < event.total else ""
         detail = f"  {event.detail}" if event.detail else ""
-        print(f"{event.task}: {event.done}/{event.total} {event.unit}{detail}{eta}", file=sys.stderr, flush=True)
+        line = f"{event.task}: {event.done}/{event.total} {event.unit}{detail}{eta}"
+        print(printable(line), file=sys.stderr, flush=True)
 
     return on_event
 
@@ -110,7 +124,7 @@ def _aligned(facts: Sequence[tuple[str, str]]) -> list[str]:
 def say(*lines: str) -> None:
     """Print lines of a result on stdout."""
     for line in lines:
-        print(line)
+        print(printable(line))
 
 
 def say_json(value: Any) -> None:
@@ -133,7 +147,8 @@ def _text(value: object) -> str:
 
 def say_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on stdout: the first column to the left, figures to the right."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    for row in (header, *rows):
+    texts = [[printable(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    for row in texts:
         cells = [f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
         print("  ".join(cells).rstrip())

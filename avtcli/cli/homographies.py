@@ -28,11 +28,12 @@ def gen_homographies(
     Example: `avt gen-homographies bank.safetensors --size 224`
     """
     from avtcli.config.components import Plugin
-    from avtcli.config.resolution import options_from_texts, resolve_plugin
+    from avtcli.config.resolution import options_from_texts, resolve_plugin, validate
     from avtcli.storage.banks import generate_bank
 
     given = options_from_texts(overrides or [], kinds=("transform",))
-    plugin = resolve_plugin("transform", Plugin.model_validate({"name": transform, **given.get("transform", {})}))
+    asked = validate(Plugin, {"name": transform, **given.get("transform", {})}, where="--transform")
+    plugin = resolve_plugin("transform", asked)
     out = out or Path(f"homographies-{plugin.name}-{size}.safetensors")
     with reporting() as on_event:
         result = generate_bank(out, plugin=plugin, size=size, count=count, seed=seed, on_event=on_event)

@@ -80,5 +80,7 @@ def read_components(texts: list[str] | None, *, tables: tuple[str, ...] = (), **
     for key in {"padding", "flip"} & set(augment or {}):
         raise AvtError(f"`-o augment.{key}` has no effect here: images are not padded or flipped. Use resize and crop only.")
     parts = {kind: {**({"name": name} if name else {}), **given.get(kind, {})} for kind, name in named.items()}
-    plugins = {k: part if k in tables else Plugin.model_validate(part) if part else None for k, part in parts.items()}
+    plugins = {
+        k: part if k in tables else validate(Plugin, part, where=f"--{k}") if part else None for k, part in parts.items()
+    }
     return {**plugins, "augment": None if augment is None else validate(Augment, augment, where="-o augment.KEY")}

@@ -36,7 +36,7 @@ def show(name: Name) -> None:
 def copy(name: Name, to: File = None) -> None:
     """Copy a recipe to a file, to be edited and run with `--recipe FILE.toml`."""
     to, text = to or Path(f"{Path(name).stem}.toml"), recipes.text(name)
+    command = recipes.parse(name, text).get("about", {}).get("kind", "pretrain")
     refuse_existing(to, flag="FILE.toml")
     write_file(to, text.encode())
-    command = recipes.parse(name, text).get("about", {}).get("kind", "pretrain")
     say(f"copied to {to}", f"run it: avt {command} --recipe {to}")

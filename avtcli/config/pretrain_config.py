@@ -35,7 +35,7 @@ class PretrainConfig(Frozen):
     """Initial weights: a run, a checkpoint or a safetensors file; tensors of matching name and shape are loaded."""
     homographies: Annotated[str | None, Flag("Data", metavar="FILE")] = None
     """Sample transformations from this bank; see `avt gen-homographies`."""
-    bank_count: int | None = Field(default=None, ge=2)
+    bank_count: int | None = Field(default=None, ge=2, le=5_000_000)
     """Size of a bank that is sampled at the start and drawn from, where no file is given."""
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Flag("Hardware", on_resume=True)] = "auto"
     """Compute device; auto takes CUDA, then MPS, then the CPU."""

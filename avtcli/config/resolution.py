@@ -11,7 +11,8 @@ from avtcli import recipes, registry
 from avtcli.config.components import Plugin, plugin_fields
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.probe_config import ProbeConfig
-from avtcli.errors import AvtError, nearest
+from avtcli.errors import AvtError, nearest, shown
+from avtcli.input_files import DEPTH, LONGEST, check_values
 from avtcli.plugin_options import absolute_path, parse_value
 
 T = TypeVar("T", bound=BaseModel)
@@ -25,7 +26,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             found = out.get(key)
             below = {"name": found} if isinstance(found, str) else {} if found is None else found
             if not isinstance(below, Mapping):
-                raise AvtError(f"{key} needs a table of settings, found {found!r}.")
+                raise AvtError(f"{key} needs a table of settings, found {shown(found)}.")
             replaced = "name" in value and value["name"] != below.get("name")
             out[key] = merge({} if replaced else below, value)
         elif value is not None:
@@ -93,6 +94,7 @@ def resolve_probe(over: Mapping[str, Any], *, recipe: str | None) -> ProbeConfig
 
 def validate(model: type[T], settings: Mapping[str, Any], *, where: str) -> T:
     """Check settings; an `AvtError` names every bad one at once, what was found and what was expected."""
+    check_values(settings, where, longest=LONGEST)
     try:
         return model.model_validate(settings)
     except ValidationError as error:
@@ -110,7 +112,9 @@ def _problem(model: type[BaseModel], detail: Any) -> str:
         return f"{where}: {detail['ctx']['error']}" if where else str(detail["ctx"]["error"])
     if detail["type"] == "missing" and path[1:] == ["name"]:
         return f"{path[0]}: found options ({', '.join(detail['input'])}) and no name: give --{path[0]} too"
-    return f"{where}: {detail['msg']}, found {detail['input']!r}"
+    if detail["type"] == "model_type":
+        return f'{where}: found {shown(detail["input"])}, expected a table, as in [{where}] with name = "NAME" below it'
+    return f"{where}: {detail['msg']}, found {shown(detail['input'])}"
 
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
@@ -128,15 +132,17 @@ def options_from_texts(texts: list[str], *, kinds: Collection[str]) -> dict[str,
         key, equals, value = text.partition("=")
         kind, *path = key.strip().split(".")
         if not equals or not path or not all(path):
-            raise AvtError(f"-o takes KIND.KEY=VALUE, as in `-o backbone.width=0.25`, found {text!r}.")
+            raise AvtError(f"-o takes KIND.KEY=VALUE, as in `-o backbone.width=0.25`, found {shown(text)}.")
+        if len(path) > DEPTH:
+            raise AvtError(f"-o takes at most {DEPTH} tables in each other, found {shown(text)}.")
         if kind not in kinds:
             raise AvtError(f"-o takes no kind '{kind}' here. {nearest(kind, kinds)}Kinds: {', '.join(kinds)}.")
         place = out
         for part in (kind, *path[:-1]):
             place = place.setdefault(part, {})
             if not isinstance(place, dict):
-                raise AvtError(f"-o gives '{part}' both a value and options, as in {text!r}. Leave one of them out.")
+                raise AvtError(f"-o gives '{part}' both a value and options, as in {shown(text)}. Leave one of them out.")
         if isinstance(place.get(path[-1]), dict):
-            raise AvtError(f"-o gives '{path[-1]}' both options and a value, as in {text!r}. Leave one of them out.")
+            raise AvtError(f"-o gives '{path[-1]}' both options and a value, as in {shown(text)}. Leave one of them out.")
         place[path[-1]] = parse_value(value.strip())
     return out

@@ -22,9 +22,10 @@ from avtcli.config.resolution import resolve
 from avtcli.config.toml_text import to_toml
 from avtcli.contracts import PublishedCheckpoint
 from avtcli.data.datasets import UNKNOWN
-from avtcli.errors import AvtError, nearest
+from avtcli.errors import AvtError, nearest, shown
 from avtcli.events import OnEvent, Saved
-from avtcli.models.model_building import build_model
+from avtcli.input_files import open_regular
+from avtcli.models.model_building import build_model, check_finite
 from avtcli.runtime.environment import describe_environment
 from avtcli.storage.checkpoints import save_checkpoint
 from avtcli.storage.files import refuse_existing
@@ -110,13 +111,13 @@ def read_published(file: Path) -> PublishedFile:
     layout, epoch, tensors = "state_dict", None, content
     if isinstance(content, Mapping) and isinstance(content.get("network"), Mapping):
         layout, epoch, tensors = "epoch_and_network", content.get("epoch"), content["network"]
-        if type(epoch) is not int or epoch < 0:
-            raise AvtError(f"{file} states the epoch {epoch!r}, expected an integer of 0 or more.")
+        if type(epoch) is not int or not 0 <= epoch < 10**10:
+            raise AvtError(f"{file} states the epoch {shown(epoch)}, expected an integer of 0 or more, at most 10 digits.")
     named = tensors.items() if isinstance(tensors, Mapping) else ()
-    if not named or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in named):
+    if not named or not all(isinstance(name, str) and len(name) <= 1000 and _is_plain(tensor) for name, tensor in named):
         found = f"a {type(content).__name__}"
         if isinstance(content, Mapping):
-            found = f"a dict of {', '.join(repr(key) for key in list(content)[:5]) or 'nothing'}"
+            found = f"a dict of {', '.join(shown(key) for key in list(content)[:5]) or 'nothing'}"
         raise AvtError(
             f"{file} holds {found}, expected tensors by name, or a dict of 'epoch' and 'network', as published by the authors."
         )
@@ -124,13 +125,14 @@ def read_published(file: Path) -> PublishedFile:
     return PublishedFile(file, layout, epoch, {name.removeprefix(prefix): tensor for name, tensor in named})
 
 
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested and value.device.type == "cpu"
+
+
 def _load(file: Path) -> Any:
     """Read a pickle of tensors and plain values; anything else is refused before any of it is called."""
-    try:
-        with file.open("rb") as opened:
-            start = opened.read(4)
-    except OSError as error:
-        raise AvtError(f"{file} cannot be read: {error.strerror}.") from error
+    with open_regular(file) as opened:
+        start = opened.read(4)
     zipped = start == b"PK\x03\x04"  # since PyTorch 1.6; only this form can be mapped into memory
     try:
         with warnings.catch_warnings():
@@ -185,5 +187,6 @@ def _rename(
         if tensor.shape != like.shape or tensor.is_floating_point() != like.is_floating_point():
             found, wanted = (f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in (tensor, like))
             raise AvtError(f"{published.path} holds another '{backbone}': {name} is {found}, expected {wanted}.")
-        out[ours] = tensor.to(like.dtype)
+        out[ours] = tensor.detach().to(like.dtype)
+    check_finite(out, own, path=published.path)
     return out

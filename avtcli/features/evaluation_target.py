@@ -16,9 +16,9 @@ from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
 from avtcli.errors import AvtError
 from avtcli.events import Notice
-from avtcli.models.initial_weights import PRETRAINED, stored_backbone
+from avtcli.models.initial_weights import stored_backbone
 from avtcli.models.model_building import build_encoder
-from avtcli.models.weights import Weights, open_weights
+from avtcli.models.weights import PRETRAINED, Weights, open_weights
 from avtcli.runtime.context import Context
 from avtcli.runtime.reader_workers import choose_workers
 

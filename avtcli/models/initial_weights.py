@@ -1,5 +1,6 @@
 """A run's weights before the first step: random, published, or those of an earlier run or file."""
 
+import os
 from pathlib import Path
 
 from torch import Tensor
@@ -10,12 +11,10 @@ from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.contracts import TransformFamily
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent
-from avtcli.models.model_building import build_model
+from avtcli.models.model_building import build_model, check_finite
 from avtcli.models.siamese import SiameseModel
-from avtcli.models.weights import open_weights, parse_safetensors
-
-PRETRAINED = "pretrained"
-"""The option of a backbone that asks for published weights; it is not stored with weights."""
+from avtcli.models.weights import PRETRAINED, open_weights
+from avtcli.storage.tensor_files import read_tensors
 
 
 def stored_backbone(plugin: Plugin) -> Plugin:
@@ -50,28 +49,33 @@ def load_matching(net: SiameseModel, path: str | Path, *, on_event: OnEvent) -> 
     bare network, such as a timm model.
 
     Raises:
-        AvtError: if the path does not parse, or no weight of the backbone matches.
+        AvtError: if the path does not parse, no weight of the backbone matches, or a matching one is not finite.
     """
     tensors, own = _read(Path(path), on_event=on_event), net.state_dict()
     bare = next((f"{name}." for name, module in net.named_modules() if module is net.encoder.backbone_model), "")
     prefixes = ("", "encoder.", "encoder.backbone.", bare)
     prefix = max(prefixes, key=lambda prefix: sum(prefix + name in own for name in tensors))
     found = {prefix + name: tensor for name, tensor in tensors.items()}
-    matched = {name: found[name] for name in own if name in found and found[name].shape == own[name].shape}
+    matched = {name: found[name] for name in own if name in found and _fits(found[name], own[name])}
     if not any(f"encoder.backbone.{name}" in matched for name, _ in net.encoder.backbone.named_parameters()):
         theirs, ours = min(tensors, default="none"), next(iter(own))
         raise AvtError(
             f"No weight of {path} fits the backbone by name and shape: its first of {len(tensors)} is {theirs} "
             f"{_shape(tensors.get(theirs))}, ours {ours} {_shape(own[ours])}. Give weights of the same backbone and options."
         )
+    check_finite(matched, own, path=Path(path))
     net.load_state_dict(matched, strict=False)
     on_event(Notice(f"weights of {path}: {_report(own, found, matched)}"))
 
 
 def _read(path: Path, *, on_event: OnEvent) -> dict[str, Tensor]:
-    if path.is_file() and path.suffix == ".safetensors":
-        return parse_safetensors(path.read_bytes(), path)
+    if os.path.isfile(path) and path.suffix == ".safetensors":
+        return read_tensors(path).tensors
     return open_weights(path, on_event=on_event).tensors
+
+
+def _fits(tensor: Tensor, own: Tensor) -> bool:
+    return tensor.shape == own.shape and tensor.is_floating_point() == own.is_floating_point()
 
 
 def _report(own: dict[str, Tensor], found: dict[str, Tensor], matched: dict[str, Tensor]) -> str:

@@ -1,12 +1,12 @@
 """Load weights and models from run folders, checkpoints and exported files."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from avtcli.config.model_spec import ModelSpec
@@ -17,9 +17,14 @@ from avtcli.events import Notice, OnEvent, ignore
 from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_encoder, build_model, load_weights
 from avtcli.models.siamese import SiameseModel
-from avtcli.storage.checkpoints import load_checkpoint, load_newest, separate_tensors, step_of
-from avtcli.storage.files import from_metadata, to_metadata
+from avtcli.storage.checkpoints import load_checkpoint, load_newest, separate_tensors, step_of, went_further
+from avtcli.storage.files import to_metadata
+from avtcli.storage.metrics_log import MetricsLog
 from avtcli.storage.run_folders import is_run, newest_run
+from avtcli.storage.tensor_files import read_tensors
+
+PRETRAINED = "pretrained"
+"""The option of a backbone that asks for published weights; it is not stored with weights."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Weights:
     def config(self) -> PretrainConfig | None:
         """The settings of the pretraining run, where known."""
         settings = self.about.get("config")
+        if not isinstance(settings, dict | None):
+            raise AvtError(f"{self.path} states no settings: 'config' is a {type(settings).__name__}.")
         return None if settings is None else validate(PretrainConfig, settings, where=str(self.path))
 
     @property
@@ -62,26 +69,35 @@ def open_weights(run: str | Path | None, *, on_event: OnEvent = ignore) -> Weigh
     path = newest_run() if run is None else Path(run)
     if run is None:
         on_event(Notice(f"using the newest run, {path}"))
-    if path.is_file():
+    if os.path.isfile(path):
         return _open_file(path)
-    if not path.exists():
+    if not os.path.exists(path):  # also for a name that no file has
         raise AvtError(f"There is no run folder, checkpoint or file {path}.")
     if is_run(path):
         checkpoint, folder = load_newest(path / "checkpoints", on_event=on_event), path
+        if not checkpoint.about["step"] and (went_further(path / "checkpoints") or MetricsLog(path / "metrics.jsonl").read()):
+            raise AvtError(
+                f"{path} was trained, and its only complete checkpoint is of step 0, before that. Wait for the next one, resume the "
+                f"run, or name {checkpoint.folder} for these weights."
+            )
     elif step_of(path) is not None:
         checkpoint, folder = load_checkpoint(path), path.parent.parent
     else:
-        raise AvtError(f"{path} is no run folder (it has no config.toml and checkpoints) and no checkpoint (step-N).")
-    spec = validate(ModelSpec, checkpoint.about["model"], where=str(path))
-    return Weights(path, folder, spec, checkpoint.model, checkpoint.about)
+        raise AvtError(f"{path} is no run folder (it has no folder `checkpoints`) and no checkpoint (step-N).")
+    return Weights(path, folder, _read_spec(checkpoint.about["model"], path), checkpoint.model, checkpoint.about)
 
 
-def parse_safetensors(blob: bytes, path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, or raise an AvtError where its content does not parse."""
-    try:
-        return load(blob)
-    except safetensors.SafetensorError as error:
-        raise AvtError(f"{path} does not parse as safetensors: {error}. Was it cut short?") from error
+def _read_spec(stated: Any, path: Path) -> ModelSpec:
+    """Check a stored specification; one that asks for published weights is refused, since opening a file downloads nothing."""
+    if not isinstance(stated, dict):
+        raise AvtError(f"{path} does not say which network its weights are for: 'model' is a {type(stated).__name__}.")
+    spec = validate(ModelSpec, stated, where=str(path))
+    if PRETRAINED in spec.backbone.options:
+        raise AvtError(
+            f"{path} asks for published weights ({PRETRAINED}), which opening a file never downloads. Give "
+            f"`--backbone NAME -o backbone.{PRETRAINED}=true` instead of the file, if you want them."
+        )
+    return spec
 
 
 def _open_file(path: Path) -> Weights:
@@ -89,11 +105,10 @@ def _open_file(path: Path) -> Weights:
         raise AvtError(
             f"{path} is no safetensors file, and nothing else is read here. Checkpoints of the release: `avt import`."
         )
-    blob = path.read_bytes()
-    tensors, about = parse_safetensors(blob, path), from_metadata(blob)
-    if about is None or "model" not in about:
+    file = read_tensors(path)
+    if file.about is None or "model" not in file.about:
         raise AvtError(f"{path} was not written by `avt export`: it does not say which backbone its weights are for.")
-    return Weights(path, None, validate(ModelSpec, about["model"], where=str(path)), tensors, about)
+    return Weights(path, None, _read_spec(file.about["model"], path), file.tensors, file.about)
 
 
 def restore_encoder(source: Weights) -> Encoder:
@@ -101,7 +116,7 @@ def restore_encoder(source: Weights) -> Encoder:
     tensors = source.tensors
     if source.run is not None:
         tensors = {n.removeprefix("encoder."): t for n, t in tensors.items() if n.startswith("encoder.")}
-    encoder = build_encoder(source.spec)
+    encoder = build_encoder(source.spec, weights=tensors)
     load_weights(encoder, tensors, path=source.path)
     return encoder.eval()
 
@@ -114,7 +129,7 @@ def restore_model(source: Weights) -> SiameseModel:
     """
     if source.run is None:
         raise AvtError(f"{source.path} holds an encoder only. Name the run folder, or use load_encoder.")
-    model = build_model(source.spec)
+    model = build_model(source.spec, weights=source.tensors)
     load_weights(model, source.tensors, path=source.path)
     return model.eval()
 

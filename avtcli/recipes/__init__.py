@@ -1,12 +1,13 @@
 """Recipes by name: one TOML file per published experiment, every value with its source, and our defaults."""
 
-import tomllib
+import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from avtcli.errors import AvtError, nearest
+from avtcli.errors import AvtError, nearest, shown
+from avtcli.input_files import parse_toml, read_text
 
 PUBLISHED = {
     ("cifar10", "nin"): "cifar10-nin",
@@ -28,30 +29,27 @@ def text(name: str) -> str:
     """Return the text of a recipe by name, or of a TOML file of the same form, such as a run's config.toml."""
     if name.endswith(".toml") or "/" in name:
         path = Path(name)
-        if not path.is_file():
+        if not os.path.exists(path):  # also for a name that no file has
             raise AvtError(f"There is no recipe file {path}. Write one with `avt recipes copy default {path.name}`.")
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise AvtError(f"The recipe file {path} is not UTF-8 text: {error}.") from None
+        return read_text(path)
     if name not in names():
         raise AvtError(f"No recipe is called '{name}'. {nearest(name, names())}Recipes: {', '.join(names())}.")
     return (resources.files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def parse(name: str, content: str) -> dict[str, Any]:
-    """Read TOML; an `AvtError` gives the line that does not parse."""
-    try:
-        return tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
-        raise AvtError(f"{name} is no TOML: {error}.") from None
+    """Read the text of a recipe; an `AvtError` gives the line that is no TOML, or refuses what [about] holds."""
+    table = parse_toml(content, name)
+    about = table.get("about", {})
+    if not isinstance(about, dict) or not all(isinstance(value, str) for value in about.values()):
+        raise AvtError(f'{name} needs a table [about] of texts, such as `kind = "pretrain"`, found {shown(about)}.')
+    return table
 
 
 def load(name: str, *, kind: str) -> dict[str, Any]:
     """Read a recipe, see `text`, for the command pretrain or probe; an `AvtError` refuses one for another command."""
     content = parse(name, text(name))
-    about = content.pop("about", {})
-    stated = about.get("kind", kind) if isinstance(about, dict) else about
+    stated = content.pop("about", {}).get("kind", kind)
     if stated != kind:
         raise AvtError(f"The recipe '{name}' is for `avt {stated}`, not for `avt {kind}`.")
     return content
@@ -60,7 +58,7 @@ def load(name: str, *, kind: str) -> dict[str, Any]:
 def choose(settings: Mapping[str, Any]) -> str:
     """Return the published recipe of a data set and a backbone, else the default."""
     given = {kind: (settings.get(kind) or {}).get("name") for kind in ("dataset", "backbone", "objective", "transform")}
-    names = {kind: (name or "").partition(":")[0] for kind, name in given.items()}
+    names = {kind: name.partition(":")[0] if isinstance(name, str) else "" for kind, name in given.items()}
     pair = (names["dataset"], names["backbone"])
     whole = (*pair, names["objective"], names["transform"] or "projective")
     return PUBLISHED.get(whole) or PUBLISHED.get(pair, "default")

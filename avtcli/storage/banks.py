@@ -4,23 +4,24 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import safetensors
-import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from avtcli.config.components import Plugin
 from avtcli.contracts import Size, TransformFamily
-from avtcli.errors import AvtError
+from avtcli.errors import AvtError, shown
 from avtcli.events import OnEvent, Saved
 from avtcli.geometry.bank_family import BankFamily
 from avtcli.geometry.family_building import build_family
 from avtcli.geometry.geometric_family import WarpOptions
 from avtcli.geometry.homography import coefficients_from_matrix, is_proper, matrix_from_coefficients
 from avtcli.seeding import keyed_generator
-from avtcli.storage.files import METADATA_KEY, from_metadata, refuse_existing, to_metadata, write_file
+from avtcli.storage.files import refuse_existing, to_metadata, write_file
+from avtcli.storage.tensor_files import read_tensors
+
+_ADVICE: Final = "Make one with `avt gen-homographies`."
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,16 @@ def load_bank(path: Path, *, plugin: Plugin, size: Size) -> TransformFamily:
     """
     tensors, about = _read(path)
     if about.get("family") != plugin.name:
-        raise AvtError(f"{path} was made for the family '{about.get('family')}', this run uses '{plugin.name}'.")
+        raise AvtError(f"{path} was made for the family {shown(about.get('family'))}, this run uses '{plugin.name}'.")
     made, own = (_sampling(options) for options in (about["options"], plugin.options))
     if made != own:
         keys = [key for key in {**made, **own} if made.get(key) != own.get(key)]
-        there, here = (", ".join(f"{key}={options.get(key)}" for key in keys) for options in (made, own))
+        there, here = (", ".join(f"{key}={shown(options.get(key))}" for key in keys) for options in (made, own))
         raise AvtError(
             f"{path} was made with {there}, this run uses {here}. Make one with the -o transform options of the run."
         )
     if (about.get("size"), about.get("size")) != size:
-        found = f"{about.get('size')}x{about.get('size')}"
+        found = f"{shown(about.get('size'))}x{shown(about.get('size'))}"
         raise AvtError(
             f"{path} was made for images of {found} px, this run uses {size[1]}x{size[0]} px. "
             f"Make one with `avt gen-homographies --size {size[0]}`."
@@ -112,10 +113,10 @@ def load_bank(path: Path, *, plugin: Plugin, size: Size) -> TransformFamily:
     coefficients, mean, std = tensors["coeffs"], tensors["mean"], tensors["std"]
     if coefficients.ndim != 2 or coefficients.shape[1] != 8 or not len(coefficients) or mean.shape != (8,) or std.shape != (8,):
         raise AvtError(f"{path} has coeffs of shape {tuple(coefficients.shape)}, expected (N, 8) with mean and std (8,).")
-    bad = int((~is_proper(matrix_from_coefficients(coefficients.double()), size)).sum())
-    if bad or not (std > 0).all() or not mean.isfinite().all():
+    bad = int((~is_proper(matrix_from_coefficients(coefficients), size)).sum())
+    if bad or not (std > 0).all() or not (mean + std).isfinite().all():
         raise AvtError(f"{path} has {bad} rows that are not finite or fold the image, or invalid statistics.")
-    return Bank(coefficients, mean, std).family(plugin)
+    return Bank(coefficients.float(), mean, std).family(plugin)
 
 
 def _sampling(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,18 +126,12 @@ def _sampling(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        blob = path.read_bytes()
-        tensors, about = load(blob), from_metadata(blob)
-        if about is None or not isinstance(about.get("options"), dict):
-            raise ValueError(f"no metadata {METADATA_KEY} with the options of a family")
-        if missing := {"coeffs", "mean", "std"} - set(tensors):
-            raise ValueError(f"no tensor {min(missing)}")
-        found = {name: tensors[name] for name in ("coeffs", "mean", "std")}
-    except OSError as error:
-        raise AvtError(f"The bank {path} cannot be read: {error.strerror}. Make one with `avt gen-homographies`.") from error
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise AvtError(f"{path} is no bank of homographies ({error}). Make one with `avt gen-homographies`.") from error
-    if not all(torch.is_floating_point(tensor) for tensor in found.values()):
-        raise AvtError(f"{path} is no bank of homographies: its tensors are not floating point.")
-    return found, about
+    file = read_tensors(path, hint=_ADVICE)
+    missing = {"coeffs", "mean", "std"} - set(file.tensors)
+    if missing:
+        raise AvtError(f"{path} is no bank of homographies (no tensor {min(missing)}). {_ADVICE}")
+    if file.about is None or not isinstance(file.about.get("options"), dict):
+        raise AvtError(f"{path} is no bank of homographies (no metadata with the options of a family). {_ADVICE}")
+    if not all(tensor.is_floating_point() for tensor in file.tensors.values()):
+        raise AvtError(f"{path} is no bank of homographies: its tensors are not floating point. {_ADVICE}")
+    return {name: tensor.double() for name, tensor in file.tensors.items()}, file.about

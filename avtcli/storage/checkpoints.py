@@ -9,7 +9,6 @@ A checkpoint gets its name when it is on disk (see `files.new_path`), and only t
 import contextlib
 import hashlib
 import itertools
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -18,16 +17,41 @@ from pathlib import Path
 from typing import Any, Final
 
 import safetensors
-from safetensors.torch import load, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from avtcli.errors import AvtError, RunFailedError
+from avtcli.errors import AvtError, RunFailedError, shown
 from avtcli.events import Notice, OnEvent, ignore
+from avtcli.input_files import parse_json_object, read_bytes
 from avtcli.storage.files import disk_errors_explained, new_path, temporary_folder, to_json
+from avtcli.storage.tensor_files import parse_tensors
 
 FORMAT: Final = 1
 KEPT: Final = 2
 _FILES: Final = ("model.safetensors", "state.safetensors", "state.json")
+_STATED: Final[Mapping[str, Any]] = {
+    **{"step": int, "config": dict, "model": dict, "environment": dict},
+    **{"param_groups": list, "scaler": (dict, type(None)), "seconds": (int, float)},
+}
+"""The types of the values in state.json that are read here."""
+
+
+class _State(dict[str, Any]):
+    """What state.json holds; a value that it lacks is an `AvtError` for whoever asks."""
+
+    def __init__(self, values: Mapping[str, Any], path: Path) -> None:
+        super().__init__(values)
+        self.path = path
+        for name, kinds in _STATED.items():
+            if name in self and not isinstance(self[name], kinds):
+                raise AvtError(f"{path} is no state of a run: '{name}' is {shown(self[name])}. The checkpoint is damaged.")
+        if self["step"] < 0 or not isinstance(self.get("environment", {}).get("data_fingerprint", ""), str):
+            raise AvtError(
+                f"{path} is no state of a run: its step or data fingerprint is not right. The checkpoint is damaged."
+            )
+
+    def __missing__(self, name: str) -> Any:
+        raise AvtError(f"{self.path} is no state of a run: there is no '{name}'. The checkpoint is damaged.")
 
 
 @dataclass(frozen=True)
@@ -143,7 +167,7 @@ def _measure(path: Path) -> dict[str, Any]:
 def is_complete(folder: Path) -> bool:
     """Whether every file of a checkpoint is as its manifest states."""
     try:
-        manifest = _read_manifest(folder)
+        manifest = _json(folder / "manifest.json", _read(folder / "manifest.json"))
         return all(manifest.get(name) == _measure(folder / name) for name in _FILES)
     except (AvtError, OSError):
         return False
@@ -151,30 +175,21 @@ def is_complete(folder: Path) -> bool:
 
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint and verify every byte; an `AvtError` names the first file that is damaged or of another format."""
-    manifest = _read_manifest(folder)
     blobs = dict[str, bytes]()
+    manifest = _json(folder / "manifest.json", _read(folder / "manifest.json"))
     for name in _FILES:
-        path, blob = folder / name, _read(folder / name)  # parsed from the bytes that were hashed
-        stated = manifest.get(name)
-        if not isinstance(stated, dict) or stated.get("size") != len(blob):
-            raise AvtError(f"{path} has {len(blob)} bytes, its manifest {stated and stated.get('size')}: it was cut short.")
+        path, blob, stated = folder / name, _read(folder / name), manifest.get(name)  # parsed from the bytes that were hashed
+        stated = stated if isinstance(stated, dict) else {}
+        if stated.get("size") != len(blob):
+            raise AvtError(f"{path} has {len(blob)} bytes, its manifest {stated.get('size')}: it was cut short.")
         if stated.get("sha256") != hashlib.sha256(blob).hexdigest():
             raise AvtError(f"{path} was changed: its hash differs from the manifest's.")
         blobs[name] = blob
-    about = json.loads(blobs["state.json"])
-    if about.get("format") != FORMAT:
-        raise AvtError(f"{folder} has checkpoint format {about.get('format')}, this avt reads format {FORMAT}.")
-    try:
-        return Checkpoint(folder, load(blobs["model.safetensors"]), load(blobs["state.safetensors"]), about)
-    except safetensors.SafetensorError as error:
-        raise AvtError(f"{folder} does not parse: {error}.") from error
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(_read(folder / "manifest.json")))
-    except (TypeError, ValueError) as error:
-        raise AvtError(f"{folder / 'manifest.json'} is no JSON object: {error}. The checkpoint is damaged.") from error
+    about = _State(_json(folder / "state.json", blobs["state.json"]), folder / "state.json")
+    if about["format"] != FORMAT:
+        raise AvtError(f"{folder} has checkpoint format {shown(about['format'])}, this avt reads format {FORMAT}.")
+    model, state = (parse_tensors(blobs[name], folder / name).tensors for name in ("model.safetensors", "state.safetensors"))
+    return Checkpoint(folder, model, state, about)
 
 
 def load_newest(root: Path, *, repair: bool = False, on_event: OnEvent = ignore) -> Checkpoint:
@@ -195,14 +210,16 @@ def load_newest(root: Path, *, repair: bool = False, on_event: OnEvent = ignore)
             return load_checkpoint(folder)
         except AvtError as error:
             problems.append(str(error))
-            done = f"set aside as {set_aside(folder).name}" if repair else "skipped"
-            on_event(Notice(f"{folder.name} is damaged and is {done}: {error}"))
+            damaged = not is_complete(folder)
+            done = f"set aside as {set_aside(folder).name}" if repair and damaged else "skipped"
+            on_event(Notice(f"{folder.name} is {'damaged and is ' * damaged}{done}: {error}"))
     found = f"each of {len(problems)} is damaged, the newest: {problems[0]}" if problems else "there is none"
     raise AvtError(f"{root} has no complete checkpoint: {found}")
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise AvtError(f"{path} cannot be read: {error.strerror}. The checkpoint is incomplete.") from error
+    return read_bytes(path, hint="The checkpoint is incomplete.")
+
+
+def _json(path: Path, content: bytes) -> dict[str, Any]:
+    return parse_json_object(content, path, hint="The checkpoint is damaged.")

@@ -134,13 +134,6 @@ def to_metadata(value: Any) -> dict[str, str]:
     return {METADATA_KEY: json.dumps(value, sort_keys=True)}
 
 
-def from_metadata(blob: bytes) -> dict[str, Any] | None:
-    """Read `to_metadata` back from a valid safetensors file; none if the file has no such key."""
-    length = int.from_bytes(blob[:8], "little")
-    text = json.loads(blob[8 : 8 + length]).get("__metadata__", {}).get(METADATA_KEY)
-    return None if text is None else json.loads(text)
-
-
 def refuse_existing(path: Path, *, flag: str = "--out") -> None:
     """Raise an `AvtError` if a path exists, also as a dangling link."""
     if os.path.lexists(path):

@@ -1,6 +1,5 @@
 """Run folders: complete when they appear, locked while in use, never overwritten."""
 
-import json
 import os
 import socket
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from avtcli.errors import AvtError
+from avtcli.input_files import TEXT_BYTES, parse_json_object, read_bytes
 from avtcli.storage.files import disk_errors_explained, new_path, to_json, write_file
 from avtcli.storage.run_data import write_listings
 
@@ -27,7 +27,7 @@ def default_folder(dataset: str, *others: str) -> Path:
 
 def is_run(path: Path) -> bool:
     """Whether a folder has checkpoints, or had none yet when its run was killed."""
-    return (path / "checkpoints").is_dir()
+    return os.path.isdir(path / "checkpoints")  # false for a name that no file has
 
 
 def newest_run(root: Path = RUNS) -> Path:
@@ -74,10 +74,9 @@ def lock_run(path: Path) -> FileLock:
 def read_env(path: Path) -> dict[str, Any]:
     """Read the run's env.json; empty if it is missing or damaged."""
     try:
-        content = json.loads((path / "env.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return parse_json_object(read_bytes(path / "env.json", limit=TEXT_BYTES), path / "env.json")
+    except AvtError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def write_env(path: Path, env: dict[str, Any]) -> None:

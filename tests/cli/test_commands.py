@@ -167,7 +167,7 @@ def test_a_bank_of_another_distribution_is_refused_and_of_another_target_taken(a
 def test_a_file_without_valid_homographies_is_refused(avt) -> None:
     line = "pretrain -o backbone.width=0.05 --homographies bank.safetensors --out run"
     Path("bank.safetensors").write_bytes(b"nothing")
-    assert "bank.safetensors is no bank of homographies" in avt(line).stderr
+    assert "bank.safetensors does not parse as safetensors: it has no header" in avt(line).stderr
     options = {"shift": 0.125, "scale_low": 0.8, "scale_high": 1.2, "rotate": True}
     about = json.dumps({"family": "projective", "options": options, "size": 32})
     broken = {"coeffs": torch.full((5, 8), torch.nan), "mean": torch.zeros(8).double(), "std": torch.ones(8).double()}

@@ -75,6 +75,8 @@ def trace_model(model: nn.Module, name: str, *, in_channels: int, image_size: Si
     with torch.random.fork_rng(devices=[]), _recorded_outputs(model, features) as outputs:
         try:
             vector = model.eval()(x)
+        except AvtError:
+            raise
         except Exception as error:  # models refuse a size by any exception
             found, hint = "x".join(map(str, x.shape[1:])), "Try larger ones with `-o augment.resize=SIDE -o augment.crop=SIDE`"
             raise AvtError(f"timm's '{name}' does not take images of {found}: {one_line(error)}. {hint}.") from error

@@ -55,8 +55,8 @@ def nin(*, in_channels: int, width: float = 1.0) -> Backbone:
         in_channels: given by the data.
         width: multiplier of the channels; 1 is the published network.
     """
-    if width <= 0:
-        raise AvtError(f"The backbone 'nin' needs a width above 0, found {width}. The published network has width 1.")
+    if not 0 < width <= 64:
+        raise AvtError(f"The backbone 'nin' needs a width above 0, found {width}. At most 64; the published network has 1.")
     return NIN(in_channels, width)
 
 

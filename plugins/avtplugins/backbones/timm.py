@@ -2,7 +2,7 @@
 
 import contextlib
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from avtcli.contracts import Backbone, Code, Size
-from avtcli.errors import AvtError, nearest
+from avtcli.errors import AvtError, nearest, shown
 from avtplugins.backbones._timm_taps import ModelTrace, TapLocation, default_code_tap, one_line, trace_model
 
 VECTOR_TAP = "pre_logits"
@@ -21,13 +21,18 @@ VECTOR_TAP = "pre_logits"
 
 def _typed(value: Any) -> Any:
     """Read a text that is a number or truth value in TOML as one: only timm knows the types of its arguments."""
-    with contextlib.suppress(tomllib.TOMLDecodeError):
+    with contextlib.suppress(ValueError, RecursionError):
         return tomllib.loads(f"value = {value}")["value"] if isinstance(value, str) else value
     return value
 
 
 TimmArguments = dict[str, Annotated[Any, BeforeValidator(_typed)]]
 """Arguments of timm's model functions by name."""
+
+SOURCES = ("pretrained", "checkpoint", "cache", "url", "hub")
+"""Parts of the names of arguments that have timm read files or download."""
+LARGEST_ARGUMENT = 2**16
+"""Of a width, depth or size."""
 
 
 @dataclass
@@ -110,9 +115,12 @@ def timm_backbone(
         pretrained: start from timm's published weights, which are downloaded.
         args: timm's own arguments of the model, as in `-o backbone.args.patch_size=4`.
     """
+    if any(mark in name for mark in "/\\:"):
+        raise AvtError(f"Models are those that timm itself defines, by name, found the source {shown(name)}. {_FROM_FILE}.")
+    _check_arguments(args or {})
     if not timm.is_model(name):
         known = timm.list_models()
-        raise AvtError(f"timm {timm.__version__} has no model '{name}'. {nearest(name, known)}It has {len(known)} others.")
+        raise AvtError(f"timm {timm.__version__} has no model {shown(name)}. {nearest(name, known)}It has {len(known)} others.")
     model = _create(name, args or {}, {"in_chans": in_channels, "img_size": image_size}, pretrained=pretrained)
     trace = trace_model(model, name, in_channels=in_channels, image_size=image_size)
     able = [*(location.name for location in trace.locations if location.reaches), VECTOR_TAP]
@@ -132,11 +140,40 @@ def variants() -> Collection[str]:
     return {*timm.list_models(), *timm.list_pretrained()}
 
 
+_FROM_FILE = "Weights in a file are loaded by `--init-from FILE`"
+
+
+def _check_arguments(args: Mapping[str, Any]) -> None:
+    """Refuse all but numbers and names: nothing that timm would read a file for, or download, or take for ever to build."""
+    for key, value in _leaves("args", args):
+        if any(part in key.removeprefix("args").lower() for part in SOURCES):
+            raise AvtError(f"timm's arguments are of the network alone, found the source '{key}'. {_FROM_FILE}.")
+        if isinstance(value, str) and any(mark in value for mark in "/\\:"):
+            raise AvtError(f"timm's arguments are numbers and names, found a path or address at '{key}'. {_FROM_FILE}.")
+        if isinstance(value, int | float) and not abs(value) <= LARGEST_ARGUMENT:
+            raise AvtError(f"timm's arguments are at most {LARGEST_ARGUMENT}, found {value} at '{key}'.")
+
+
+def _leaves(place: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Each value within tables and lists, with its place."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _leaves(f"{place}.{str(key)[:100]}", part)
+    elif isinstance(value, list | tuple):
+        yield place, len(value)
+        for part in value:
+            yield from _leaves(place, part)
+    else:
+        yield place, value
+
+
 def _create(name: str, args: Mapping[str, Any], given: Mapping[str, Any], *, pretrained: bool) -> nn.Module:
     """Make a timm model; img_size is left out where the model, being convolutional, takes none."""
     merged = {**given, **args}
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **merged)
+    except AvtError:
+        raise
     except TypeError as error:
         if "img_size" in given and "img_size" not in args and "'img_size'" in str(error):
             return _create(name, args, {"in_chans": given["in_chans"]}, pretrained=pretrained)
