@@ -53,10 +53,12 @@ def printed_command(ended: Ended) -> list[str]:
     return shlex.split(found[-1]) if found else []
 
 
-def stopped(ended: Ended, run: Path, number: int) -> list[str]:
-    """What is wrong with the end of a run that a signal stopped."""
-    if not (run / "config.toml").exists():  # before anything was made; the interpreter's own default is as good
+def stopped(ended: Ended, run: Path, number: int, *, early: bool = False) -> list[str]:
+    """What is wrong with the end of a run that a signal stopped, perhaps early, before the first step."""
+    if not run.exists():  # nothing was made; the system's default of the signal is as good
         return ended.problems(128 + number, -number)
+    if early and newest_step(run) < 1:
+        return ended.problems(128 + number) + standing(run, ended.stderr) + ([] if ended.stderr else ["not a word"])
     wrong = ended.problems(128 + number) + standing(run, ended.stderr)
     wrong += [] if WORDS in ended.stderr else [f"not said: {WORDS}"]
     command = printed_command(ended)
@@ -89,24 +91,24 @@ def test_a_signal_stops_a_run_with_nothing_lost(
     trials: int,
 ) -> None:
     """Each signal, to the process or its group, in each phase, with readers and without."""
-    cases = [(s, phase, group, workers) for s in SIGNALS for phase in PHASES for group in (False, True) for workers in (0, 2)]
-    random.Random(0).shuffle(cases)
-    cases = cases if not parts else [cases[(part * trials + n) % len(cases)] for n in range(trials)]
+    every = [(s, phase, group, workers) for s in SIGNALS for phase in PHASES for group in (False, True) for workers in (0, 2)]
+    drawn = [(SIGNALS[n % 5], PHASES[(n + n // 5) % 5], n % 2 == 1, n // 2 % 2 * 2) for n in range(trials)]
+    cases = [every[(part * trials + n) % len(every)] for n in range(trials)] if parts else drawn
     with tally("one of five signals, to the process or its group, in five phases, with readers and without") as counted:
-        for seed, (number, phase, group, workers) in enumerate(cases[:trials], 1000 * part):
+        for seed, (number, phase, group, workers) in enumerate(cases, 1000 * part):
             settings = read_from_files[0] if workers else SETTINGS
             weights = weights_of(read_from_files[1]) if workers else reference.weights
-            every = ["--eval-every", "1"] if phase == "evaluation" else []
+            evaluated = ["--eval-every", "1"] if phase == "evaluation" else []
             for attempt in range(3):  # a signal that came after the last step stopped nothing: once more
                 run, draw = tmp_path / f"{seed}-{attempt} 'it'", random.Random(seed + attempt / 4)
-                with zygote.start("pretrain", *settings, *every, "--out", str(run)) as trial:
+                with zygote.start("pretrain", *settings, *evaluated, "--out", str(run)) as trial:
                     reach(trial, run, phase, draw)
                     trial.send(number, group=group)
                     ended = trial.wait()
                 complete = not ended.problems(0) and newest_step(run) == STEPS
                 if not complete or phase == "last step" or WORDS in ended.stderr:
                     break
-            wrong = [] if complete and phase == "last step" else stopped(ended, run, number)
+            wrong = [] if complete and phase == "last step" else stopped(ended, run, number, early=phase == "start-up")
             wrong += go_on(zygote, run, weights, printed_command(ended), settings)
             counted.add(f"{number!r} to the {'group' if group else 'process'}, {phase}, {workers} readers, seed {seed}", wrong)
 
@@ -193,5 +195,7 @@ def test_a_signal_while_the_interpreter_starts_is_no_traceback(
             process.kill()
             process.communicate()
         ended = Ended(process.returncode, stdout, stderr)
-        wrong = stopped(ended, run, number) + go_on(zygote, run, reference.weights, printed_command(ended), SETTINGS)
+        wrong = stopped(ended, run, number, early=True) + go_on(
+            zygote, run, reference.weights, printed_command(ended), SETTINGS
+        )
         counted.add(f"{number!r}, seed {seed}", wrong)

@@ -143,7 +143,11 @@ def test_an_error_of_any_system_call_loses_nothing(
             shutil.copytree(halfway, run)
             ended, _ = run_traced(zygote, run, "-e", f"inject={call.name}:error={error}:when={call.nth}")
             wrong = [*ended.problems(0, 1), *standing(run, ended.stderr)]
-            wrong += [f"{path.name} changed" for path in steps_of(run).values() if contents(path) != before.get(path.name, contents(path))]
+            wrong += [
+                f"{path.name} changed"
+                for path in steps_of(run).values()
+                if contents(path) != before.get(path.name, contents(path))
+            ]
             wrong += ended.message_problems(run) if ended.code == 1 else []
             counted.add(f"{call.name} {call.nth} ({call.line[:120]})", wrong + resumed(zygote, run, reference.weights))
             shutil.rmtree(run)
@@ -154,7 +158,9 @@ def test_a_save_waits_for_the_disk_at_each_step(zygote: Zygote, calls: list[Call
     run = halfway.with_name("run")
     root = str(run / "checkpoints")
     events = [event for call in calls if (event := describe(call, root))]
-    saves = [n for n, (kind, where) in enumerate(events) if kind == "rename" and re.search(r"/step-\d{10}$", where.split(" ")[1])]
+    saves = [
+        n for n, (kind, where) in enumerate(events) if kind == "rename" and re.search(r"/step-\d{10}$", where.split(" ")[1])
+    ]
     assert len(saves) >= 2
     for n in saves:
         partial, final = events[n][1].split(" ")
@@ -165,7 +171,9 @@ def test_a_save_waits_for_the_disk_at_each_step(zygote: Zygote, calls: list[Call
         folder_synced = len(inside) - 1 - inside[::-1].index(("fsync", partial))
         for where in written:
             last = max(k for k, event in enumerate(inside) if event == ("write", where))
-            moved = next((event[1].split(" ")[1] for event in inside if event[0] == "rename" and event[1].startswith(f"{where} ")), where)
+            moved = next(
+                (event[1].split(" ")[1] for event in inside if event[0] == "rename" and event[1].startswith(f"{where} ")), where
+            )
             synced = [k for k, event in enumerate(inside) if k > last and event in (("fsync", where), ("fsync", moved))]
             assert synced, f"{where} is not synced after its last write"
             assert synced[0] < folder_synced, f"the folder is synced before {where}"

@@ -130,9 +130,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("part", "parts", "trials"), forms("resumptions of two processes"))
-def test_two_processes_lose_nothing(
-    undisturbed: tuple[str, str], tmp_path: Path, part: int, parts: int, trials: int
-) -> None:
+def test_two_processes_lose_nothing(undisturbed: tuple[str, str], tmp_path: Path, part: int, parts: int, trials: int) -> None:
     """One is killed, then all are signalled or the launcher is; the run goes on each time, to the bits of the undisturbed one."""
     with tally("one of two processes killed, and launcher or group signalled, then resumed") as counted:
         for seed in range(1000 * part, 1000 * part + trials):
