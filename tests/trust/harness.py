@@ -29,7 +29,7 @@ SETTINGS = (
     "--transform photometric --limit-train 40 --batch-size 16 --epochs 3 --eval-every 0 --save-every 0.0001 "
     "-o backbone.width=0.0625"
 ).split()
-"""Nine steps of three epochs, the last batch of each smaller. A photometric family has no corner error to measure at the end."""
+"""Nine steps of three epochs, the last batch of each smaller. Photometric families have no corner error to measure."""
 STEPS = 9
 
 
@@ -262,14 +262,18 @@ def newest_step(run: Path) -> int:
 
 
 def standing(run: Path, said: str = "") -> list[str]:
-    """What is wrong with a folder that a run left: a torn checkpoint, too few, or not what it said that it had saved."""
-    steps = steps_of(run)
-    wrong = [damage for path in steps.values() if (damage := damage_of(path))]
-    if newest_step(run) > 0 and len(steps) < 2:
-        wrong.append(f"{len(steps)} checkpoint after step {newest_step(run)}")
+    """What is wrong with a folder that a run left: a torn checkpoint, too few, or not what it said that it had saved.
+
+    An old checkpoint may be half deleted, where two newer ones are complete.
+    """
+    damage = {step: damage_of(path) for step, path in sorted(steps_of(run).items(), reverse=True)}
+    complete = [step for step, wrong in damage.items() if not wrong]
+    wrong = [wrong for step, wrong in damage.items() if wrong and sum(other > step for other in complete) < 2]
+    if newest_step(run) > 0 and len(complete) < 2:
+        wrong.append(f"{len(complete)} complete checkpoints after step {newest_step(run)}")
     promised = [int(step) for step in re.findall(rf"saved \S*{re.escape(run.name)}\S*/step-(\d+)", said)]
-    if max(promised, default=-1) > newest_step(run):
-        wrong.append(f"said that step {max(promised)} was saved; the newest is {newest_step(run)}")
+    if max(promised, default=-1) > max(complete, default=-1):
+        wrong.append(f"said that step {max(promised)} was saved; complete are {complete}")
     return wrong
 
 

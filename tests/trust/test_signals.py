@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: the step ends, the state is saved, and the command that is printed goes on to the same bits."""
+"""Signals that ask a run to stop: the step ends, the state is saved, and the printed command goes on to the same bits."""
 
 import os
 import random
