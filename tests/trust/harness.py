@@ -49,9 +49,9 @@ TRIALS: Mapping[str, tuple[int, tuple[int, int]]] = {
     "kills": (8, (40, 25)),
     "kills of readers": (1, (6, 5)),
     "killed system calls": (5, (12, 0)),
-    "failed system calls": (6, (24, 0)),
+    "failed system calls": (4, (24, 0)),
     "full disks": (3, (4, 5)),
-    "signals": (7, (40, 10)),
+    "signals": (5, (40, 10)),
     "resumptions": (2, (12, 4)),
     "resumptions of two processes": (1, (12, 1)),
 }

@@ -1,6 +1,7 @@
 """SIGKILL at any moment: nothing that was saved is lost, and the run goes on to the same bits."""
 
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from tests.trust.conftest import Reference
 from tests.trust.harness import (
     SETTINGS,
+    STEPS,
     Zygote,
     args_to_go_on,
     damage_of,
@@ -24,10 +26,15 @@ from tests.trust.harness import (
 )
 
 
-def kill_after(zygote: Zygote, seconds: float, *args: str, **request: str) -> str:
-    """Start `avt ARGS`, kill it after some seconds, and return what it wrote."""
-    with zygote.start(*args, **request) as trial:
-        time.sleep(seconds)
+def kill(zygote: Zygote, run: Path, draw: random.Random, seconds: float) -> str:
+    """Start or resume a run, kill it while it starts or some moments after a step was saved, and return what it wrote."""
+    with zygote.start(*args_to_go_on(run, SETTINGS)) as trial:
+        if draw.random() < 0.3:
+            time.sleep(draw.uniform(0, seconds))
+        else:
+            step = draw.randint(newest_step(run) + 1, STEPS)
+            trial.wait_for(lambda: newest_step(run) >= step)
+            time.sleep(draw.uniform(0, 0.06))
         trial.send(signal.SIGKILL)
         return trial.wait().stderr
 
@@ -41,10 +48,11 @@ def test_a_run_killed_at_any_moments_loses_nothing(
             draw, run, wrong = random.Random(seed), tmp_path / str(seed), list[str]()
             for _ in range(draw.randint(1, 3)):
                 before = newest_step(run)
-                said = kill_after(zygote, draw.uniform(0, reference.seconds), *args_to_go_on(run, SETTINGS))
-                wrong += standing(run, said)
+                if before < STEPS:
+                    wrong += standing(run, kill(zygote, run, draw, reference.seconds))
                 wrong += [f"went back from step {before} to {newest_step(run)}"] if newest_step(run) < before else []
             counted.add(f"seed {seed}", wrong or resumed(zygote, run, reference.weights))
+            shutil.rmtree(run, ignore_errors=True)
 
 
 def test_the_harness_sees_a_naive_writer_lose(zygote: Zygote, tmp_path: Path) -> None:
@@ -52,7 +60,10 @@ def test_the_harness_sees_a_naive_writer_lose(zygote: Zygote, tmp_path: Path) ->
     draw, lost = random.Random(0), 0
     for trial in range(12):
         run = tmp_path / str(trial)
-        kill_after(zygote, draw.uniform(0.03, 0.2), control=str(run))
+        with zygote.start(control=str(run)) as writer:
+            assert writer.wait_for(lambda run=run: any(not damage_of(folder) for folder in steps_of(run).values()))
+            time.sleep(draw.uniform(0, 0.1))
+            writer.send(signal.SIGKILL)
         lost += any(damage_of(folder) for folder in steps_of(run).values())
 
     assert lost >= 1

@@ -107,10 +107,10 @@ def test_two_processes_lose_nothing(
     with tally("one of two processes killed, or the launcher or all of them signalled, then resumed") as counted:
         for seed in range(1000 * part, 1000 * part + trials):
             draw, run, wrong = random.Random(seed), tmp_path / str(seed), list[str]()
-            harm = ["kill", draw.choice(("signal", "group", "kill launcher"))] if parts else ["kill", "group"]
+            harm = ["kill", draw.choice(("signal", "group", "kill launcher"))] if parts else ["kill"]
             draw.shuffle(harm)
             args = ["pretrain", *TWO, "--out", str(run)]
-            for how, step in zip(harm, (draw.randint(0, 3), draw.randint(4, 6)), strict=True):
+            for how, step in zip(harm, (draw.randint(0, 3), draw.randint(4, 6)), strict=False):
                 with started(zygote, run, *args) as trial:
                     assert trial.wait_for(lambda run=run, step=step: newest_step(run) >= step), trial.written()
                     wrong += disturb(trial, run, how, draw)
