@@ -3,6 +3,9 @@
 A trial starts `avt` in a process of its own session, does harm, and hands the folder to the judge. The judge verifies every
 checkpoint with its own code, resumes to the end and compares the last weights and optimiser state with a run that nothing
 disturbed, byte by byte.
+
+`pytest tests/trust` runs the small form, `pytest tests/trust -m long -n 2` the complete one. Each test adds a line to the file
+that the variable TRUST_TABLE names: what was done, how many trials, how many lost.
 """
 
 import contextlib

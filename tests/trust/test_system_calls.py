@@ -142,13 +142,13 @@ def test_an_error_of_any_system_call_loses_nothing(
         for call in share(calls, part, parts, trials):
             shutil.copytree(halfway, run)
             ended, _ = run_traced(zygote, run, "-e", f"inject={call.name}:error={error}:when={call.nth}")
-            wrong = [*ended.problems(0, 1), *standing(run, ended.stderr)]
+            wrong = [*ended.problems(0, 1, 2), *standing(run, ended.stderr)]
             wrong += [
                 f"{path.name} changed"
                 for path in steps_of(run).values()
                 if contents(path) != before.get(path.name, contents(path))
             ]
-            wrong += ended.message_problems(run) if ended.code == 1 else []
+            wrong += ended.message_problems(run) if ended.code else []
             counted.add(f"{call.name} {call.nth} ({call.line[:120]})", wrong + resumed(zygote, run, reference.weights))
             shutil.rmtree(run)
 
