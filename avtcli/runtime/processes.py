@@ -13,6 +13,8 @@ def launch(processes: int, args: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # longer than any save; PyTorch 2.11 does not read it: it kills what still runs 30 s after a signal
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,
@@ -23,7 +25,6 @@ def launch(processes: int, args: list[str]) -> int:
         run_id="avt",
         max_restarts=0,  # a restart would repeat a run that a signal stopped on purpose
         signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
-        shutdown_timeout=120,  # longer than any save
     )
     try:
         elastic_launch(config, sys.executable)("-m", "avtcli", *args)
