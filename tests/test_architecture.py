@@ -1,9 +1,12 @@
 """The architecture: which package imports which, and what the command line loads."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -101,6 +104,17 @@ def test_the_command_line_imports_nothing_heavy_at_its_top() -> None:
     found = [(path.name, name) for path in paths for name in imports(path, top_only=True) if name.split(".")[0] in HEAVY]
 
     assert found == []
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    declared = {re.split("[^a-z-]", text)[0] for text in [*project["dependencies"], *extras["report"], *extras["parquet"]]}
+    paths = [*(ROOT / "avtcli").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]
+    modules = {name.split(".")[0] for path in paths for name in imports(path)} - sys.stdlib_module_names
+    distribution = {module: names[0].lower().replace("_", "-") for module, names in packages_distributions().items()}
+
+    assert {distribution.get(module, module) for module in modules - {"avtcli", "avtplugins"}} == declared
 
 
 def loaded_by(code: str) -> set[str]:

@@ -77,8 +77,8 @@ def open_weights(run: str | Path | None, *, on_event: OnEvent = ignore) -> Weigh
         checkpoint, folder = load_newest(path / "checkpoints", on_event=on_event), path
         if not checkpoint.about["step"] and (went_further(path / "checkpoints") or MetricsLog(path / "metrics.jsonl").read()):
             raise AvtError(
-                f"{path} was trained, and its only complete checkpoint is of step 0, before that. Wait for the next one, resume "
-                f"the run, or name {checkpoint.folder} for these weights."
+                f"{path} was trained, and its only complete checkpoint is of step 0, before that. Wait for the next one, or "
+                f"resume the run, or name {checkpoint.folder}."
             )
     elif step_of(path) is not None:
         checkpoint, folder = load_checkpoint(path), path.parent.parent

@@ -29,6 +29,8 @@ def launch(processes: int, args: list[str], *, run: Path | None) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what happened is reported here, in words
+    # longer than any save; PyTorch 2.11 does not read it: it kills what still runs 30 s after a signal
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,
@@ -39,7 +41,6 @@ def launch(processes: int, args: list[str], *, run: Path | None) -> int:
         run_id="avt",
         max_restarts=0,  # a restart would repeat a run that a signal stopped on purpose
         signals_to_handle=",".join(signal.Signals(number).name for number in heeded_signals()),
-        shutdown_timeout=120,  # longer than any save
     )
     try:
         elastic_launch(config, sys.executable)("-m", "avtcli", *args)

@@ -93,6 +93,8 @@ def trained(request: pytest.FixtureRequest) -> Trained:
 def test_every_tap_is_finite_and_equals_the_feature_that_timm_reads(trained: Trained) -> None:
     taps = trained.model.encoder.eval().features(trained.images, list(trained.backbone.taps))
     model = trained.backbone.model
+    if not hasattr(model, "forward_intermediates"):
+        pytest.skip("this version of timm cannot read the features itself")
     modules = [feature["module"] for feature in model.feature_info]
     theirs = dict(zip(modules, model.forward_intermediates(trained.images, norm=False, intermediates_only=True), strict=True))
 
