@@ -1,6 +1,10 @@
 """Several processes: what depends on the whole batch sees all of it, with gradients through every process."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,3 +47,45 @@ def test_simclr_has_the_whole_batch_as_negatives_in_two_processes(avt_process: C
     weights = [load_file(f"{run}/checkpoints/step-0000000005/model.safetensors") for run in ("one", "two")]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-5, atol=2e-6)
+
+
+POISONED = """
+from dataclasses import replace
+import torch
+from avtcli.events import ignore
+from avtcli.training.optimizer import build_optimizer, optimizer_tensors
+from avtcli.training.step import Trainer
+from avtcli.training.training_setup import build_training_setup
+from tests.support import tiny_config
+
+def state():
+    return {**setup.net.state_dict(), **optimizer_tensors(trainer.optimizer)[0]}
+
+setup = build_training_setup(tiny_config(device="cpu"), on_event=ignore)
+trainer = Trainer(setup, build_optimizer(setup.config, setup.net))
+first, second, third = setup.build_loader(setup.open_images()).read(0, 3)
+trainer.step(0, first)
+before = {name: tensor.clone() for name, tensor in state().items()}
+if setup.accelerator.process_index == 1:
+    second = replace(second, views=(second.views[0] * float("nan"), second.views[1]))
+skipped = bool(trainer.step(1, second).skipped)
+same = all(torch.equal(tensor, before[name]) for name, tensor in state().items())
+print(skipped, same, bool(trainer.step(2, third).skipped))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_a_step_that_is_not_finite_in_one_process_changes_nothing_in_any(free_port: int) -> None:
+    root = Path(__file__).parents[2]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port)}
+    variables = [{**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": str(root)} for rank in "01"]
+    processes = [subprocess.Popen([sys.executable, "-c", POISONED], env=env, stdout=-1, text=True) for env in variables]
+
+    assert [process.communicate(timeout=240)[0] for process in processes] == ["True True False\n"] * 2
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])

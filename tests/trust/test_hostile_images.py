@@ -1,6 +1,7 @@
 """Images that are damaged, extreme or no images: refused by name before they cost memory, and skipped in pretraining."""
 
 import functools
+import json
 import os
 import re
 import shutil
@@ -342,10 +343,22 @@ def test_a_run_goes_on_over_bad_images_with_equal_weights_however_it_is_read(tmp
         workers=0,
         max_steps=4,
     )
+    known = [(bad.split, bad.name) for bad in read_bad_images(runs[2])]
+    assert known
+    assert set(known) <= {("train", "03.png"), ("train", "04.png"), ("train", "39.png")}
+    (photos / known[0][1]).unlink()  # as the message advises
     assert pretrained(runs[2], photos, workers=0, resume=True) == weights
+    for run in runs:
+        assert sorted(bad.name for bad in read_bad_images(run)) == ["03.png", "04.png", "39.png"]
+        assert json.loads((run / "result.json").read_text())["skipped_images"] == 3
+    (photos / known[0][1]).write_bytes(b"no image")
     logs = [(run / "metrics.jsonl").read_text() for run in runs]
     assert logs[0] == logs[1] == logs[2]
 
+    (photos / "00.png").rename(tmp_path / "00.png")
+    with pytest.raises(AvtError, match=r"images are not those that .*one was trained on: 1 missing, first '00\.png'"):
+        pretrained(runs[0], photos, workers=0, resume=True)
+    (tmp_path / "00.png").rename(photos / "00.png")
     with pytest.raises(AvtError, match=r"03\.png does not decode"):
         pretrained(tmp_path / "raised", photos, workers=0, on_bad_image="raise")
     with pytest.raises(AvtError, match=r"2 of the 40 train images cannot be used, and at most 1 may be skipped"):
