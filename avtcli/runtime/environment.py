@@ -20,7 +20,7 @@ def describe_environment(
     packages = ("avtcli", "torch", "torchvision", "timm", "accelerate", "safetensors", "numpy")
     infos = [registry.info(kind, name) for kind, name in plugins]
     return {
-        "command": sys.argv,
+        "command": [word.encode("utf-8", "backslashreplace").decode() for word in sys.argv],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
         "pid": os.getpid(),

@@ -213,6 +213,8 @@ def _ending(setup: TrainingSetup, run: Path, step: int, outcome: Outcome) -> Avt
 
 def _finish(setup: TrainingSetup, run: Path, metrics: MetricsLog, monitor: Monitor, *, seconds: float) -> PretrainResult:
     steps, main = setup.total_steps, setup.accelerator.is_main_process
+    mace_px = monitor.final_mace(steps) if main else None
+    record_bad_images(setup, run, on_event=monitor.on_event)
     lines = [line for line in metrics.read() if "loss" in line]
     losses = [line["loss"] for line in lines if line["epoch"] == lines[-1]["epoch"] and line["loss"] is not None]
     result = PretrainResult(
@@ -221,7 +223,7 @@ def _finish(setup: TrainingSetup, run: Path, metrics: MetricsLog, monitor: Monit
         epochs=round(steps / setup.steps_per_epoch, 4),
         seconds=round(seconds, 1),
         loss=sum(losses) / len(losses) if losses else None,
-        mace_px=monitor.final_mace(steps) if main else None,
+        mace_px=mace_px,
         recipe=setup.config.recipe,
         skipped_steps=sum("skipped" in line for line in lines),
         skipped_images=len(read_bad_images(run)) if main else 0,

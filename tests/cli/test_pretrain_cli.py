@@ -202,6 +202,16 @@ def test_settings_that_change_on_resumption_are_announced_and_kept(avt) -> None:
     assert "run is complete: for more give --epochs or --max-steps" in done.stderr
 
 
+def test_a_run_folder_whose_name_is_not_utf8_is_read_again(avt_process) -> None:
+    name = os.fsdecode(b"run\xff")
+    made = avt_process(f"pretrain {TINY} --max-steps 1 --out {name}")
+    again = avt_process(f"pretrain --resume {name} --max-steps 2 --json")
+
+    assert (made.code, again.code) == (0, 0), made.stderr + again.stderr
+    assert "saved run\\udcff/checkpoints" in made.stderr
+    assert again.json["steps"] == 2
+
+
 def start(*args: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "avtcli", "pretrain", *f"{TINY} --out run".split(), *args]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
