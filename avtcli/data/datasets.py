@@ -50,17 +50,16 @@ def records_of(listing: bytes) -> Iterator[bytes]:
     return (found[0] for found in re.finditer(rb"[^\0]*\0[^\n]*\n", listing))
 
 
-def check_data(data: ImageData, *, run: Path | None, fingerprint: str | None, who: str, advice: str) -> ImageData:
-    """Return a data set as it was when a run began, identified by the fingerprint that the run stored, if any.
+def check_data(data: ImageData, *, run: Path, fingerprint: str | None, advice: str) -> ImageData:
+    """Return a run's data set as it was when the run began, identified by the fingerprint that it stored, if any.
 
     Files that the run could not use (its bad_images.csv) may have changed or vanished: the images are those that the run
     listed, so that each keeps its number.
 
     Args:
         data: the data set as it is now.
-        run: the run folder; none if only the fingerprint is known.
+        run: the run folder.
         fingerprint: of the run's data; none or `UNKNOWN` checks nothing.
-        who: what was trained on the data, for the message.
         advice: what to do, for the message.
 
     Raises:
@@ -68,23 +67,22 @@ def check_data(data: ImageData, *, run: Path | None, fingerprint: str | None, wh
     """
     if fingerprint is None or fingerprint in (UNKNOWN, data.fingerprint):
         return data
-    problem = f"its fingerprint was {fingerprint}, found {data.fingerprint}"
-    if run is not None:
-        bad, splits, problems = read_bad_images(run), splits_of(data), []
-        for part in ("train", "test"):
-            split, before = splits.get(part), read_listing(run, part)
-            if split is None and before is None:
-                continue
-            now = None if split is None else split.listing()
-            if split is None or before is None or now is None:
-                break
-            problems += _differences(before, now, excused={os.fsencode(image.name) for image in bad if image.split == part})
+    bad, splits, problems, differ = read_bad_images(run), splits_of(data), list[str](), False
+    unexplained = f"the fingerprint was {fingerprint}, found {data.fingerprint}"
+    for part in ("train", "test"):
+        split, before = splits.get(part), read_listing(run, part)
+        now = None if split is None else split.listing()
+        if split is not None and before is not None and now is not None:
+            excused = {os.fsencode(image.name) for image in bad if image.split == part}
+            problems, differ = [*problems, *_differences(before, now, excused=excused)], differ or before != now
             splits[part] = split.with_listing(before)
-        else:
-            if not problems and bad:
-                return replace(data, train=splits["train"], test=splits.get("test"), fingerprint=fingerprint)
-            problem = "; ".join(problems) or problem
-    raise AvtError(f"The images are not those that {who} was trained on: {problem}. {advice}")
+        elif split is not None or before is not None:  # without both lists there is nothing to excuse
+            problems.append(unexplained)
+            break
+    if problems or not differ:
+        found = "; ".join(problems) or unexplained
+        raise AvtError(f"The images are not those that {run} was trained on: {found}. {advice}")
+    return replace(data, train=splits["train"], test=splits.get("test"), fingerprint=fingerprint)
 
 
 def _differences(before: bytes, now: bytes, *, excused: Collection[bytes]) -> list[str]:

@@ -86,9 +86,9 @@ def prepare_images(
         dataset = config.dataset  # with the run's options
     data_dir = data_dir or (config.data_dir if config else None)
     prepared = _open(dataset, data_dir, augment or (config.augment if config else Augment()))
-    if given is None:
+    if given is None and source.run is not None:
         stored, advice = source.about.get("environment", {}).get("data_fingerprint"), "Give --dataset to use other images."
-        check_data(prepared.data, run=source.run, fingerprint=stored, who=str(source.path), advice=advice)
+        check_data(prepared.data, run=source.run, fingerprint=stored, advice=advice)
     if prepared.data.channels != source.spec.channels:
         raise AvtError(
             f"The backbone of {source.path} takes images of {source.spec.channels} channel(s), those of '{dataset.name}' have "

@@ -147,7 +147,7 @@ def _open_data(config: PretrainConfig, run: Path | None) -> ImageData:
     if run is None:
         return data
     fingerprint, advice = read_env(run).get("data_fingerprint"), "Point --dataset or --data-dir to the same images."
-    return check_data(data, run=run, fingerprint=fingerprint, who=str(run), advice=advice)
+    return check_data(data, run=run, fingerprint=fingerprint, advice=advice)
 
 
 def _choose_workers(config: PretrainConfig, data: ImageData, size: Size, processes: int) -> tuple[int, int]:
