@@ -67,7 +67,9 @@ def pretrain(
         if dry_run:
             from avtcli.training.training_setup import build_training_setup
 
-            steps = build_training_setup(config, resume=resume is not None, run=resume and run, on_event=on_event).total_steps
+            steps = build_training_setup(
+                config, resume=resume is not None, run=run if resume else None, on_event=on_event
+            ).total_steps
         else:
             from avtcli.training.pretrain import pretrain as train
 
