@@ -50,6 +50,7 @@ TIMEOUT = 120.0
 
 TRIALS: Mapping[str, tuple[int, tuple[int, int]]] = {
     "kills": (8, (40, 25)),
+    "damaged checkpoints": (60, (4, 250)),
     "kills of readers": (1, (6, 5)),
     "killed system calls": (5, (12, 0)),
     "failed system calls": (4, (24, 0)),
