@@ -13,7 +13,6 @@ import typer
 from typer.core import TyperGroup
 
 from avtcli import __version__
-from avtcli.cli.console import printable
 from avtcli.errors import AvtError, InterruptedRunError
 
 COMMANDS = {
@@ -63,7 +62,7 @@ class AvtGroup(TyperGroup):
                 return super().invoke(ctx)
         except InterruptedRunError as error:
             if not _rank():
-                typer.echo(printable(str(error)), err=True)
+                typer.echo(_printable(str(error)), err=True)
             raise typer.Exit(error.exit_code) from None
         except AvtError as error:
             _print_error(str(error))
@@ -82,7 +81,13 @@ def _rank() -> int:
 
 def _print_error(text: str) -> None:
     process = f" in process {_rank()}" if _rank() else ""
-    typer.echo(printable(f"error{process}: {text}"), err=True)
+    typer.echo(_printable(f"error{process}: {text}"), err=True)
+
+
+def _printable(text: str) -> str:
+    from avtcli.cli.console import printable  # the list of commands loads no other module of this package
+
+    return printable(text)
 
 
 @contextlib.contextmanager
@@ -91,7 +96,7 @@ def _escaped_usage_errors() -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(message := getattr(error, "message", None), str):
-            error.message = printable(message)  # type: ignore[attr-defined]
+            error.message = _printable(message)  # type: ignore[attr-defined]
         raise
 
 
