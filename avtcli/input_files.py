@@ -13,7 +13,8 @@ from typing import Any, BinaryIO, Final
 
 from avtcli.errors import AvtError
 
-TEXT_BYTES: Final = 8_000_000  # of a file of settings or state
+TEXT_BYTES: Final = 8_000_000  # of JSON, as of a header
+TOML_BYTES: Final = 1_000_000  # which takes a second to parse
 PARTS: Final = 500_000  # values, lists and objects in one JSON document
 DEPTH: Final = 32  # of tables within tables
 LONGEST: Final = 4096  # characters of one setting, as of a path
@@ -55,7 +56,7 @@ def read_bytes(path: Path, *, limit: int | None = None, hint: str = "") -> bytes
 
 def read_text(path: Path) -> str:
     """Read text in UTF-8, or in UTF-16 with a byte order mark as PowerShell writes it; anything else is an `AvtError`."""
-    content = read_bytes(path, limit=TEXT_BYTES)
+    content = read_bytes(path, limit=TOML_BYTES)
     encoding = "utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
     try:
         return content.decode(encoding)

@@ -35,7 +35,7 @@ def parse_value(text: str) -> Any:
     """Read an option's text: a list or table as TOML, anything else as text, which the plugin's annotation types later."""
     if text[:1] not in ("[", "{"):
         return text
-    return parse_toml(f"value = {text}", f"{shown(text)}, which starts like a list or table,")["value"]
+    return parse_toml(f"value = {text}", f"{shown(text)} starts like a list or table and")["value"]
 
 
 def split_sum(kind: str, spec: str, values: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -15,7 +15,6 @@ import typer
 from typer.core import TyperGroup
 
 from avtcli import __version__
-from avtcli.cli.console import printable, saved_paths
 from avtcli.errors import AvtError, InterruptedRunError, SignalReceived
 from avtcli.runtime.launcher import Launch, is_first_to_report, is_launched, read_launch
 from avtcli.runtime.signals import heeded_signals
@@ -93,6 +92,8 @@ class AvtGroup(TyperGroup):
             with raising_signals(), _escaped_usage_errors():
                 return super().invoke(ctx)
         except SignalReceived as stop:
+            from avtcli.cli.console import saved_paths
+
             if launch.world == 1:  # else the launcher says why it ends its processes
                 written = f"{saved_paths[-1]} was saved before" if saved_paths else "nothing was written"
                 _print(f"Stopped by {stop}; {written}.")
@@ -109,11 +110,17 @@ class AvtGroup(TyperGroup):
             raise typer.Exit(1) from None
 
 
+def _printable(text: str) -> str:
+    from avtcli.cli.console import printable
+
+    return printable(text)
+
+
 def _print(message: str) -> None:
     """Print a message on stderr, once for all processes that fail alike."""
     if is_first_to_report(message):
         with contextlib.suppress(OSError):  # the terminal may be gone
-            typer.echo(printable(message), err=True)
+            typer.echo(_printable(message), err=True)
 
 
 @contextlib.contextmanager
@@ -122,7 +129,7 @@ def _escaped_usage_errors() -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(message := getattr(error, "message", None), str):
-            error.message = printable(message)  # type: ignore[attr-defined]
+            error.message = _printable(message)  # type: ignore[attr-defined]
         raise
 
 

@@ -51,7 +51,7 @@ def is_launched() -> bool:
 
 
 def must_launch(processes: int) -> bool:
-    """Whether that number of processes is still to be started: not for one, nor if a launcher has started as many.
+    """Whether that number of processes is still to be started: not for one, nor if a launcher has started that many.
 
     Raises:
         AvtError: if a launcher started another number of processes, or its variables are left over from one that did.

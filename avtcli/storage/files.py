@@ -1,4 +1,4 @@
-"""The one writer of files: complete and on disk under their name, or absent; and errors of the disk in words.
+"""The one writer of files: complete and on disk under their name, or absent; and errors of the disk explained.
 
     .tmp-HOST-PROCESS-RANDOM/NAME    being written; of a killed writer, deleted by the next one in the folder
     NAME                             complete
@@ -75,7 +75,7 @@ def clear_leftovers(folder: Path, *, exclusive: bool = False) -> None:
     """Delete the temporary folders of killed writers; all of them where a lock excludes other writers."""
     for found in folder.glob(".tmp-*"):
         writer = re.fullmatch(r"\.tmp-(.+)-(\d+)-[0-9a-f]{8}", found.name)
-        if writer and (exclusive or _has_ended(found, host=writer[1], process=int(writer[2]))):
+        if exclusive or (writer and _has_ended(found, host=writer[1], process=int(writer[2]))):
             shutil.rmtree(found, ignore_errors=True)
 
 

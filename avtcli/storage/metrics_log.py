@@ -10,7 +10,7 @@ from avtcli.storage.files import disk_errors_explained, write_file
 
 
 class MetricsLog:
-    """metrics.jsonl: one line a training step and one an evaluation, JSON objects with an integer `step`."""
+    """metrics.jsonl: one line a training step and one an evaluation, JSON objects with `step` and `epoch`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,7 +57,9 @@ def _decode(text: bytes) -> dict[str, Any] | None:
         line = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return line if isinstance(line, dict) and type(line.get("step")) is int else None
+    if not isinstance(line, dict) or type(line.get("step")) is not int or type(line.get("epoch")) is not int:
+        return None
+    return line if line["step"] > 0 and isinstance(line.get("loss"), float | int | None) else None
 
 
 def _encode(lines: list[dict[str, Any]]) -> bytes:

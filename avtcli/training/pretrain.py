@@ -122,6 +122,8 @@ def _train(
             on_event(Saved(save_state(setup, run, step, trainer.optimizer, seconds=seconds)))
         accelerator.wait_for_everyone()
 
+    if main and not resume:
+        metrics.cut_after(0)  # of a run that lost all checkpoints
     monitor = Monitor(setup, metrics, tracking, stop=stop, on_event=on_event)
     tracking.start(run, config.model_dump(mode="json", exclude_none=True), start)
     losses = LossLog(setup, metrics, tracking, start=start, on_event=on_event)

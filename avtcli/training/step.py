@@ -70,7 +70,7 @@ class LossModule(nn.Module):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step tells: its losses, and whether it was skipped.
+    """The result of a step: its losses, and whether it was skipped.
 
     Attributes:
         loss: of each sample of this process, before the step.

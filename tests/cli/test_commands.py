@@ -105,7 +105,7 @@ def test_an_exported_file_is_probed_and_exported_again(avt, tiny_run: Path) -> N
     [
         (lambda path: path.write_bytes(b""), "does not parse as safetensors"),
         (lambda path: path.write_bytes(b"\x10\0\0\0\0\0\0\0garbage"), "does not parse as safetensors"),
-        (lambda path: path.mkdir(), "is no run folder (it has no config.toml and checkpoints) and no checkpoint"),
+        (lambda path: path.mkdir(), "is no run folder (it has no folder `checkpoints`) and no checkpoint"),
         (lambda path: None, "There is no run folder, checkpoint or file x.safetensors"),
         (lambda path: save_file({"a": torch.ones(1)}, path), "was not written by `avt export`"),
     ],

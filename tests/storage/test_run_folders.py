@@ -110,14 +110,14 @@ def test_the_default_folder_names_its_subject_and_is_free() -> None:
 
 def test_metrics_are_cut_after_a_step_and_at_an_incomplete_line(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    log.append([{"step": 1}, {"step": 2}])
-    log.append([{"step": 3}])
+    log.append([{"step": 1, "epoch": 0}, {"step": 2, "epoch": 0}])
+    log.append([{"step": 3, "epoch": 0}])
     with log.path.open("a") as file:
         file.write('{"step": 4, "lo')
 
     assert [line["step"] for line in log.read()] == [1, 2, 3]
     log.cut_after(2)
-    assert log.path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert log.path.read_text() == '{"step": 1, "epoch": 0}\n{"step": 2, "epoch": 0}\n'
 
 
 JUNK = (
@@ -127,10 +127,11 @@ JUNK = (
 
 def test_damaged_lines_of_the_metrics_are_passed_over_with_one_notice(tmp_path: Path) -> None:
     log, events = MetricsLog(tmp_path / "metrics.jsonl"), list[Event]()
-    log.path.write_bytes(b'{"step": 1}\n' + JUNK + b'{"step": 5}\n')
+    good = b'{"step": 1, "epoch": 0}\n', b'{"step": 5, "epoch": 0, "loss": null}\n'
+    log.path.write_bytes(good[0] + JUNK + good[1])
     log.cut_after(5, on_event=events.append)
 
-    assert log.path.read_bytes() == b'{"step": 1}\n{"step": 5}\n'
+    assert log.path.read_bytes() == b"".join(good)
     (notice,) = events
     assert isinstance(notice, Notice)
     assert notice.text.endswith("metrics.jsonl: 8 lines are damaged and left out, the first is line 2")
@@ -139,19 +140,19 @@ def test_damaged_lines_of_the_metrics_are_passed_over_with_one_notice(tmp_path: 
 def test_metrics_are_appended_whole_or_not_at_all(tmp_path: Path) -> None:
     """A limit of the file size makes the kernel take a part of what is written, as a disk does that fills up."""
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    log.append([{"step": 1, "loss": 0.5}])
+    log.append([{"step": 1, "epoch": 0, "loss": 0.5}])
     before, soft = log.path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, soft[1]))
         with pytest.raises(RunFailedError, match=r"metrics\.jsonl could not be written: File too large"):
-            log.append([{"step": 2, "loss": 0.25}])
+            log.append([{"step": 2, "epoch": 0, "loss": 0.25}])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, soft)
         signal.signal(signal.SIGXFSZ, ignored)
 
     assert log.path.read_bytes() == before
-    log.append([{"step": 2, "loss": 0.25}])
+    log.append([{"step": 2, "epoch": 0, "loss": 0.25}])
     assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 2]
 
 

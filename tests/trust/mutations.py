@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -54,9 +55,9 @@ def mutate(tree: Any, rng: random.Random) -> Any:
         if how < 0.15 and parent is not holder:
             del parent[key]
         elif how < 0.3 and isinstance(parent[key], dict):
-            parent[key][rng.choice(KEYS)] = rng.choice(VALUES)
+            parent[key][rng.choice(KEYS)] = deepcopy(rng.choice(VALUES))
         else:
-            parent[key] = rng.choice(VALUES)
+            parent[key] = deepcopy(rng.choice(VALUES))
     return holder["root"]
 
 

@@ -159,7 +159,9 @@ def test_a_save_waits_for_the_disk_at_each_step(zygote: Zygote, calls: list[Call
     root = str(run / "checkpoints")
     events = [event for call in calls if (event := describe(call, root))]
     saves = [
-        n for n, (kind, where) in enumerate(events) if kind == "rename" and re.search(r"/step-\d{10}$", where.split(" ")[1])
+        n
+        for n, (kind, where) in enumerate(events)
+        if kind == "rename" and re.fullmatch(rf"{re.escape(root)}/step-\d{{10}}", where.split(" ")[1])
     ]
     assert len(saves) >= 2
     for n in saves:
@@ -193,6 +195,8 @@ def describe(call: Call, root: str) -> tuple[str, str] | None:
     paths = [path for path in paths if path.startswith(root)]
     if not paths or " = -1 " in call.line:
         return None
+    if call.name.startswith("rename") and paths[0].startswith(f"{root}/step-"):
+        return "remove", paths[0]
     if call.name.startswith("rename"):
         return ("rename", f"{paths[0]} {paths[1]}") if len(paths) > 1 else None
     kinds = {"write": "write", "pwrite64": "write", "writev": "write", "fsync": "fsync", "fdatasync": "fsync"}
