@@ -166,13 +166,15 @@ def main() -> None:
     """Run `avt`; one of several processes skips the interpreter's shutdown, in which process-group threads can abort."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # letters that the terminal's encoding lacks
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                stream.reconfigure(errors="backslashreplace")  # letters that its encoding lacks
     try:
         app()
     except SystemExit as end:
         if not is_launched():
             raise
         code = int(end.code or 0)
-    sys.stdout.flush()  # outside of the handler, so that the files of the command are closed
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()  # outside of the handler, so that the files of the command are closed
+        sys.stderr.flush()
     os._exit(code)

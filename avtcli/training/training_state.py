@@ -128,9 +128,14 @@ def restore_state(
             f"{before['data_fingerprint']}, found {setup.data.fingerprint}. Point --data-dir to the same images."
         )
     load_weights(setup.net, checkpoint.model, path=checkpoint.folder)
-    load_optimizer(optimizer, checkpoint.state, about["param_groups"])
-    if about["scaler"] is not None and scaler is not None:
-        scaler.load_state_dict(about["scaler"])
+    try:
+        load_optimizer(optimizer, checkpoint.state, about["param_groups"])
+        if about["scaler"] is not None and scaler is not None:
+            scaler.load_state_dict(about["scaler"])
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise AvtError(
+            f"{checkpoint.folder} holds the optimiser state of another run: {type(error).__name__}: {error}."
+        ) from error
     if main:
         for change in environment_changes(before, setup.environment):
             on_event(Notice(f"{change}: the numbers that follow may differ in their last bits"))

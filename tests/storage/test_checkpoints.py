@@ -189,7 +189,7 @@ def test_leftovers_are_cleared_of_writers_that_ended_and_of_no_other(tmp_path: P
     clear_leftovers(tmp_path)
     assert not (tmp_path / names[2]).exists()
     clear_leftovers(tmp_path, exclusive=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-mine", "step-0000000001"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0000000001"]
 
 
 def test_files_are_synced_before_rename_and_pruning_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

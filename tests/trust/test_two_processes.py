@@ -25,7 +25,7 @@ from tests.trust.harness import (
     tally,
     weights_of,
 )
-from tests.trust.test_signals import SIGNALS, WORDS, printed_command
+from tests.trust.test_signalled_runs import SIGNALS, WORDS, printed_command
 
 TWO = [*SETTINGS, "--processes", "2"]
 PATIENCE = 400.0
