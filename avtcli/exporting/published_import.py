@@ -5,6 +5,7 @@ A file's pickle is read with `weights_only=True`, which builds tensors and plain
 
 import pickle
 import re
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,7 +98,11 @@ def import_checkpoint(file: Path, *, backbone: str | None, out: Path | None, on_
         "environment": environment,
         "imported": {"file": file.name, "layout": published.layout, "epoch": published.epoch},
     }
-    on_event(Saved(save_checkpoint(run / "checkpoints", published.epoch or 0, model=tensors, state={}, about=about)))
+    try:
+        on_event(Saved(save_checkpoint(run / "checkpoints", published.epoch or 0, model=tensors, state={}, about=about)))
+    except BaseException:  # a full disk, or a signal: a run without weights is of no use
+        shutil.rmtree(run, ignore_errors=True)
+        raise
     return ImportResult(str(run), name, published.layout, list(published.tensors), [], [], published.epoch)
 
 

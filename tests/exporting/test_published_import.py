@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import types
@@ -19,8 +20,9 @@ from typer.testing import CliRunner
 from avtcli import load_encoder, load_model
 from avtcli.cli.import_ import import_
 from avtcli.config.resolution import resolve
-from avtcli.errors import AvtError
+from avtcli.errors import AvtError, SignalReceived
 from avtcli.events import Saved, ignore
+from avtcli.exporting import published_import
 from avtcli.exporting.published_import import ImportResult, import_checkpoint
 from avtcli.storage.checkpoints import load_newest
 from tests.parity.models import golden_of
@@ -138,6 +140,16 @@ def test_a_folder_that_exists_is_not_overwritten(nin, tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(AvtError, match="exists already and is not overwritten"):
         imported(cifar_layout(nin), tmp_path)
+
+
+def test_a_signal_before_the_weights_are_saved_leaves_no_run(nin, tmp_path, monkeypatch):
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise SignalReceived(signal.SIGTERM)
+
+    monkeypatch.setattr(published_import, "save_checkpoint", stop)
+    with pytest.raises(SignalReceived, match="SIGTERM"):
+        imported(cifar_layout(nin), tmp_path)
+    assert not (tmp_path / "run").exists()
 
 
 def test_half_precision_weights_become_single(nin, tmp_path):
@@ -291,6 +303,7 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 from avtcli.events import ignore
+from avtcli.exporting import published_import
 from avtcli.exporting.published_import import import_checkpoint
 from avtcli import registry
 registry.build("backbone", "nin", {"width": 0.1}, in_channels=1)

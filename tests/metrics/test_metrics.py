@@ -52,6 +52,10 @@ def test_equal_logits_count_in_the_order_of_the_classes() -> None:
     assert topk_percent(torch.zeros(4, 4), torch.arange(4), 1) == 25.0
 
 
+def test_logits_that_are_not_numbers_hit_nothing() -> None:
+    assert topk_percent(torch.full((4, 4), torch.nan), torch.arange(4), 1) == 0.0
+
+
 def noise(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=keyed_generator("test", *shape), dtype=torch.float64)
 

@@ -123,12 +123,6 @@ def test_the_protocol_states_the_neighbours_that_there_are(
     assert result.protocol["used"] == {"k": [used or result.results[0].chosen["k"]]}
 
 
-def test_with_one_neighbour_no_other_class_is_a_hit(source: Weights) -> None:
-    (head,) = run_probe(source, **MINI, head={"name": "knn", "k": (1,)}).results
-
-    assert head.top5 == head.top1
-
-
 @pytest.mark.parametrize("part", ["train", "test"])
 @pytest.mark.parametrize("head", ["linear", "knn", "ridge"])
 def test_images_without_a_label_are_refused(source: Weights, monkeypatch: pytest.MonkeyPatch, part: str, head: str) -> None:
