@@ -21,7 +21,7 @@ from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
 from avtcli.data.training_loader import TrainingLoader, ViewSpec
 from avtcli.errors import AvtError
-from avtcli.events import OnEvent, Started
+from avtcli.events import Notice, OnEvent, Started
 from avtcli.geometry.family_building import build_family, plugin_names
 from avtcli.models.initial_weights import build_initial, stored_backbone
 from avtcli.models.siamese import SiameseModel
@@ -139,6 +139,8 @@ def build_training_setup(
         environment,
     )
     on_event(Started(_facts(setup)))
+    if config.max_steps is not None and config.max_steps > setup.total_steps:
+        on_event(Notice(f"--max-steps {config.max_steps} changes nothing: the plan ends at step {setup.total_steps}"))
     return setup
 
 
