@@ -21,7 +21,7 @@ from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
 from avtcli.data.training_loader import TrainingLoader, ViewSpec
 from avtcli.errors import AvtError
-from avtcli.events import Notice, OnEvent, Started
+from avtcli.events import OnEvent, Started
 from avtcli.geometry.family_building import build_family, plugin_names
 from avtcli.models.initial_weights import build_initial, stored_backbone
 from avtcli.models.siamese import SiameseModel
@@ -139,8 +139,6 @@ def build_training_setup(
         environment,
     )
     on_event(Started(_facts(setup)))
-    if config.max_steps is not None and config.max_steps > setup.total_steps:
-        on_event(Notice(f"--max-steps {config.max_steps} changes nothing: the plan ends at step {setup.total_steps}"))
     return setup
 
 
@@ -190,6 +188,7 @@ def _facts(setup: TrainingSetup) -> tuple[tuple[str, str], ...]:
     channels, (height, width) = setup.data.channels, setup.size
     execution = {"channels last": config.channels_last, "compiled": config.compile, "fused optimiser": config.optimizer.fused}
     chosen = [name for name, is_chosen in execution.items() if is_chosen]
+    beyond = f"; --max-steps {config.max_steps} changes nothing" if (config.max_steps or 0) > setup.total_steps else ""
     return (
         ("recipe", config.recipe),
         ("data", f"{config.dataset.name}: {len(setup.indices)} images, {channels}x{height}x{width}"),
@@ -197,7 +196,7 @@ def _facts(setup: TrainingSetup) -> tuple[tuple[str, str], ...]:
         ("task", f"{config.objective.name} on {config.transform.name}"),
         ("device", ", ".join([setup.environment["device"], config.precision, *chosen])),
         ("batch", f"{config.batch_size} over {setup.accelerator.num_processes} process(es)"),
-        ("steps", f"{setup.total_steps} ({setup.steps_per_epoch} an epoch, {config.total_epochs} epochs)"),
+        ("steps", f"{setup.total_steps} ({setup.steps_per_epoch} an epoch, {config.total_epochs} epochs){beyond}"),
         *([("readers", f"{setup.workers} processes")] if setup.data.train.images is None else []),
         ("seed", str(config.seed)),
     )

@@ -191,7 +191,10 @@ def test_settings_that_change_on_resumption_are_announced_and_kept(avt) -> None:
     avt(f"pretrain {TINY} --max-steps 1 --out run")
     result = avt("pretrain --resume run --max-steps 3 --save-every 5")
     longer = avt("pretrain --resume run --epochs 60 --max-steps 999 --dry-run")
-    for text in ("setting changed: epochs is 60, was None", "--max-steps 999 changes nothing: the plan ends at step 180"):
+    for text in (
+        "setting changed: epochs is 60, was None",
+        "steps     180 (3 an epoch, 60 epochs); --max-steps 999 changes nothing",
+    ):
         assert text in longer.stderr
 
     for text in ("setting changed: max_steps is 3, was 1", "setting changed: save_every is 5.0, was 10.0"):
