@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from avtcli import __version__
 from avtcli.errors import AvtError, InterruptedRunError, SignalReceived
 from avtcli.runtime.launcher import Launch, is_first_to_report, is_launched, read_launch
-from avtcli.runtime.signals import heeded_signals
+from avtcli.runtime.signals import heeded_signals, leave_at_once
 
 COMMANDS = {
     "pretrain": ("pretrain", "pretrain", "Pretrain a backbone without labels."),
@@ -57,7 +57,7 @@ def raising_signals() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if len(received) > 1:
-            os._exit(128 + number)
+            leave_at_once(number)
         raise SignalReceived(number)
 
     try:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,7 +43,7 @@ def stop_signals() -> Iterator[Stop]:
             stop.number, since = number, time.monotonic()
             _tell("stopping after this step; again to leave at once")
         elif not shared or time.monotonic() - since > _REPEAT_SECONDS:
-            os._exit(128 + number)
+            leave_at_once(number)
 
     try:
         before = {number: signal.signal(number, note) for number in heeded_signals()}
@@ -57,9 +56,15 @@ def stop_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+def leave_at_once(number: int) -> None:
+    """End the process with the exit code of a signal; a terminal gets back the cursor that a progress bar hides."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"\x1b[?25h" * os.isatty(2))
+    os._exit(128 + number)
+
+
 def _tell(text: str) -> None:
     """Write a line to stderr at once: Python's own stream may be in use where the signal arrived."""
     if read_launch().rank == 0:
         with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
             os.write(2, f"{chr(10) * os.isatty(2)}{text}\n".encode())
-            sys.stderr.flush()
