@@ -5,7 +5,6 @@ import errno
 import importlib
 import io
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from types import FrameType
@@ -17,7 +16,7 @@ from typer.core import TyperGroup
 from avtcli import __version__
 from avtcli.errors import AvtError, InterruptedRunError, SignalReceived
 from avtcli.runtime.launcher import Launch, is_first_to_report, is_launched, read_launch
-from avtcli.runtime.signals import heeded_signals, leave_at_once
+from avtcli.runtime.signals import handled_by, leave_at_once
 
 COMMANDS = {
     "pretrain": ("pretrain", "pretrain", "Pretrain a backbone without labels."),
@@ -60,15 +59,8 @@ def raising_signals() -> Iterator[None]:
             leave_at_once(number)
         raise SignalReceived(number)
 
-    try:
-        before = {number: signal.signal(number, stop) for number in heeded_signals()}
-    except ValueError:  # Python delivers signals to the main thread only; elsewhere the caller handles them
-        before = {}
-    try:
+    with handled_by(stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class AvtGroup(TyperGroup):

@@ -21,7 +21,7 @@ class Flag:
         metavar: placeholder of the value.
         auto: `auto` is accepted and means None.
         repeat: a tuple is given by repeating the flag; otherwise by one text with commas.
-        on_resume: a resumed run may change the setting, which changes no result.
+        on_resume: a resumed run may change the setting, and reports it.
     """
 
     panel: Panel | None = None

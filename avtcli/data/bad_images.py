@@ -5,7 +5,7 @@ run that can be used, with the sample's own crop and transformation. So the batc
 number of workers and processes, and a resumed run sees the same ones.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import torch
@@ -65,10 +65,16 @@ class BadImages:
         return [BadImage(self.part, self.split.name(index), self.reasons[index]) for index in new]
 
     def _check(self) -> None:
-        if len(self.reasons) > self.allowed:
-            first = "\n  ".join(list(self.reasons.values())[:SHOWN])
-            raise AvtError(
-                f"{len(self.reasons)} of the {self.used} {self.part} images cannot be used, and at most {self.allowed} may be "
-                f"skipped (--max-bad-fraction {self.max_fraction:g}). The first:\n  {first}\nRepair them, give a larger "
-                "--max-bad-fraction to go on without them, or --on-bad-image raise to stop at the first one."
-            )
+        if problem := self.problem(list(self.reasons.values())):
+            raise AvtError(problem)
+
+    def problem(self, reasons: Sequence[str]) -> str:
+        """Return a message if there are more bad images than may be, by the reason of each; else an empty text."""
+        if len(reasons) <= self.allowed:
+            return ""
+        first = "\n  ".join(reasons[:SHOWN])
+        return (
+            f"{len(reasons)} of the {self.used} {self.part} images cannot be used, and at most {self.allowed} may be "
+            f"skipped (--max-bad-fraction {self.max_fraction:g}). The first:\n  {first}\nRepair them, give a larger "
+            "--max-bad-fraction to go on without them, or --on-bad-image raise to stop at the first one."
+        )

@@ -78,13 +78,15 @@ def prepare_images(
 ) -> PreparedImages:
     """Open images for a network; see `load_target`."""
     config, given = source.config, dataset
+    if source.run is None and given is None and config is not None and _reads_files(config.dataset.name):
+        raise AvtError(f"{source.path} was trained on '{config.dataset.name}'; a file does not choose images: give --dataset.")
     dataset = dataset or (config.dataset if config else None)
     if dataset is None:
         raise AvtError(f"{source.path} does not state its training data: give --dataset.")
     options, dataset = dataset.options, resolve_plugin("dataset", dataset)
     if config is not None and dataset.name == config.dataset.name and not options:
         dataset = config.dataset  # with the run's options
-    data_dir = data_dir or (config.data_dir if config else None)
+    data_dir = data_dir or (config.data_dir if config and source.run is not None else None)
     prepared = _open(dataset, data_dir, augment or (config.augment if config else Augment()))
     if given is None and source.run is not None:
         stored, advice = source.about.get("environment", {}).get("data_fingerprint"), "Give --dataset to use other images."
@@ -95,6 +97,11 @@ def prepare_images(
             f"{prepared.data.channels}."
         )
     return prepared
+
+
+def _reads_files(dataset: str) -> bool:
+    """Whether a data set has a place, given or downloaded to, and does not come with its plugin."""
+    return registry.split_name(dataset)[1] is not None or registry.takes("dataset", dataset, "data_dir")
 
 
 def read_images(

@@ -5,7 +5,6 @@ import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Final
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent
 from avtcli.runtime.launcher import VARIABLES, read_launch
+from avtcli.runtime.processes import WAIT
 
 ACCELERATE_VARIABLES: Final = (
     *("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "FORK_LAUNCHED"),
@@ -64,7 +64,7 @@ def build_accelerator(device: str, precision: str, *, on_event: OnEvent) -> Acce
     world = read_launch().world
     if world == 1:
         AcceleratorState._reset_state(True)  # global state: discard that of an earlier run in this process
-    handlers, mixed = [InitProcessGroupKwargs(timeout=timedelta(minutes=5))], "no" if precision == "fp32" else precision
+    handlers, mixed = [InitProcessGroupKwargs(timeout=WAIT)], "no" if precision == "fp32" else precision
     ignored = sorted(name for name in os.environ if name.startswith(ACCELERATE_VARIABLES))
     if ignored:
         on_event(Notice(f"ignored, as options alone decide: the environment variables {', '.join(ignored)}"))

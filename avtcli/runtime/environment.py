@@ -17,7 +17,7 @@ def describe_environment(
     *, device: str, processes: int, plugins: list[tuple[str, str]], data_fingerprint: str
 ) -> dict[str, Any]:
     """Describe machine, versions and the plugins in use, (kind, name) each."""
-    packages = ("avtcli", "torch", "torchvision", "timm", "accelerate", "safetensors", "numpy")
+    packages = ("avtcli", "torch", "torchvision", "timm", "accelerate", "safetensors", "numpy", "pillow")
     infos = [registry.info(kind, name) for kind, name in plugins]
     return {
         "command": [word.encode("utf-8", "backslashreplace").decode() for word in sys.argv],
@@ -39,6 +39,7 @@ def describe_environment(
 def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """List the differences that can change results bit by bit, one line each."""
     pairs = [(key, before.get(key), now[key]) for key in ("device", "processes", "threads", "cpu_capability")]
-    old = before.get("versions", {})
-    pairs += [(f"{name} version", old.get(name), new) for name, new in now["versions"].items() if name in ("torch", "avtcli")]
+    for table, what in (("versions", "version"), ("plugins", "plugin")):
+        old, new = before.get(table, {}), now[table]
+        pairs += [(f"{name} {what}", old.get(name), new.get(name)) for name in {**old, **new}]
     return [f"{what} was {was}, is {became}" for what, was, became in pairs if was != became]

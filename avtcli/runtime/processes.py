@@ -6,14 +6,22 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from avtcli.errors import RunFailedError
+from avtcli.errors import AvtError, RunFailedError
 from avtcli.runtime.signals import heeded_signals
+
+T = TypeVar("T")
+WAIT: Final = timedelta(hours=2)
+"""How long a process waits for the others: longer than an evaluation. A launcher notices at once when one of them ends."""
 
 
 def launch(processes: int, args: list[str], *, run: Path | None) -> int:
@@ -56,6 +64,41 @@ def launch(processes: int, args: list[str], *, run: Path | None) -> int:
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
+
+
+def build_cpu_group(accelerator: Accelerator) -> ProcessGroup | None:
+    """Build the group in which the processes of a run exchange wishes and results, without waiting for a GPU; none for one."""
+    if accelerator.num_processes == 1:
+        return None
+    group = torch.distributed.new_group(backend="gloo", timeout=WAIT)
+    assert isinstance(group, ProcessGroup)  # every process is a member
+    return group
+
+
+def run_in_main(group: ProcessGroup | None, work: Callable[[], T]) -> T:
+    """Run work in the main process while the others wait; return its result, or raise its `AvtError`, in all of them."""
+    if group is None:
+        return work()
+    shared: list[Any] = [None, None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            shared[0] = work()
+        except AvtError as error:
+            shared[1] = error
+    torch.distributed.broadcast_object_list(shared, src=0, group=group)
+    if shared[1] is not None:
+        raise shared[1]
+    result: T = shared[0]
+    return result
+
+
+def gather_lists(group: ProcessGroup | None, own: list[T]) -> list[T]:
+    """Return the elements of the lists of all processes, in their order, in each of them."""
+    if group is None:
+        return own
+    parts: list[list[T]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(parts, own, group=group)
+    return [element for part in parts for element in part]
 
 
 def gather_batch(rows: Tensor, count: int) -> Tensor:

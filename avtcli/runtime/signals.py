@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Final
@@ -45,15 +45,22 @@ def stop_signals() -> Iterator[Stop]:
         elif not shared or time.monotonic() - since > _REPEAT_SECONDS:
             leave_at_once(number)
 
+    with handled_by(note):
+        yield stop
+
+
+@contextmanager
+def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Install a handler of `heeded_signals`, and restore the former ones at the end."""
     try:
-        before = {number: signal.signal(number, note) for number in heeded_signals()}
+        before = {number: signal.signal(number, handler) for number in heeded_signals()}
     except ValueError:  # Python delivers signals to the main thread only; elsewhere the caller handles them
         before = {}
     try:
-        yield stop
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 def leave_at_once(number: int) -> None:

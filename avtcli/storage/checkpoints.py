@@ -213,8 +213,12 @@ def load_newest(root: Path, *, repair: bool = False, on_event: OnEvent = ignore)
             damaged = not is_complete(folder)
             done = f"set aside as {set_aside(folder).name}" if repair and damaged else "skipped"
             on_event(Notice(f"{folder.name} is {'damaged and is ' * damaged}{done}: {error}"))
-    found = f"each of {len(problems)} is damaged, the newest: {problems[0]}" if problems else "there is none"
-    raise AvtError(f"{root} has no complete checkpoint: {found}")
+    if not problems:
+        raise AvtError(f"{root} has no complete checkpoint: there is none")
+    raise AvtError(
+        f"{root} has no complete checkpoint: each of {len(problems)} is damaged, the newest: {problems[0]} Move them away, and "
+        "`--resume` starts the run again at step 0."
+    )
 
 
 def _read(path: Path) -> bytes:

@@ -81,10 +81,9 @@ def clear_leftovers(folder: Path, *, exclusive: bool = False) -> None:
 
 def _has_ended(folder: Path, *, host: str, process: int) -> bool:
     with contextlib.suppress(OSError):
-        if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
-            return True
-        if host == socket.gethostname():
-            os.kill(process, 0)  # raises ProcessLookupError if there is no such process
+        if host != socket.gethostname():
+            return time.time() - folder.stat().st_mtime > _STALE_SECONDS
+        os.kill(process, 0)  # raises ProcessLookupError if there is no such process
         return False
     return True
 

@@ -28,6 +28,7 @@ class MetricsLog:
                 left = memoryview(content)
                 while left:
                     left = left[file.write(left) :]  # a disk that fills up takes a part first
+                os.fsync(file.fileno())
             except OSError:
                 file.truncate(before)
                 raise

@@ -67,8 +67,8 @@ def read_bad_images(run: Path) -> list[BadImage]:
         return []
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise AvtError(
-            f"{path} cannot be read: {error}. It lists the images that the run could not use: restore it, or delete it to have "
-            "them tried again."
+            f"{path} cannot be read: {error}. It lists the images that the run could not use: restore it, or delete it if none "
+            "of them has changed."
         ) from error
 
 

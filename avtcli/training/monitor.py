@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, fields
 from math import isfinite
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from avtcli.data.datasets import limited, splits_of
@@ -20,6 +19,7 @@ from avtcli.metrics.feature_statistics import column_std, effective_rank
 from avtcli.metrics.knn import nearest, vote
 from avtcli.metrics.reference_predictors import mean_matrix
 from avtcli.metrics.transformation_error import corner_error
+from avtcli.runtime.processes import run_in_main
 from avtcli.runtime.signals import Stop
 from avtcli.seeding import keyed_generator
 from avtcli.storage.metrics_log import MetricsLog
@@ -97,9 +97,7 @@ class Monitor:
         if not self.is_due(step):
             return Outcome()
         known = bool(self.points) and self.points[-1]["step"] == step  # evaluated before the run was resumed
-        shared = [self._evaluate(step) if self.setup.accelerator.is_main_process and not known else Outcome()]
-        broadcast_object_list(shared)
-        return shared[0]
+        return run_in_main(self.setup.group, lambda: Outcome() if known else self._evaluate(step))
 
     def final_mace(self, step: int) -> float | None:
         """Return the corner error after the last step: as evaluated there, or measured now."""
@@ -107,7 +105,11 @@ class Monitor:
             mace_px: float | None = self.points[-1]["eval"]["mace_px"]
             return mace_px
         self.setup.net.eval()
-        return _decoder_mace(self.setup, on_event=self.on_event)
+        try:
+            return _decoder_mace(self.setup, on_event=self.on_event)
+        except AvtError as error:  # the run is complete without it
+            self.on_event(Notice(f"the corner error was not measured: {error}"))
+            return None
 
     def _watch(self, event: Event) -> None:
         if self.stop.number:

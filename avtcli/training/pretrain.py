@@ -1,5 +1,6 @@
 """Pretraining: THE loop, top to bottom."""
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -8,8 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from torch.distributed import ProcessGroup
 
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.toml_text import to_toml
@@ -17,7 +17,7 @@ from avtcli.data.datasets import listings_of
 from avtcli.data.training_loader import Batch
 from avtcli.errors import AvtError, InterruptedRunError, RunFailedError
 from avtcli.events import OnEvent, Progress, Saved
-from avtcli.runtime.processes import lost_processes_explained, resume_command
+from avtcli.runtime.processes import lost_processes_explained, resume_command, run_in_main
 from avtcli.runtime.signals import Stop, stop_signals
 from avtcli.storage.checkpoints import list_checkpoints
 from avtcli.storage.files import clear_leftovers, refuse_existing, to_json, write_file
@@ -79,19 +79,24 @@ def pretrain(config: PretrainConfig, *, run: Path | None, resume: bool, on_event
 def _run_folder(setup: TrainingSetup, run: Path | None, *, resume: bool) -> Iterator[Path]:
     """Make the folder, or open the one that is there, and hold its lock, in the main process; yield it in all."""
     with ExitStack() as stack:
-        shared, config = [run], setup.config
-        if setup.accelerator.is_main_process:
-            run = run or default_folder(config.dataset.name, config.backbone.name, config.objective.name)
-            if not resume:
-                create_run(run, to_toml(config), setup.environment, listings=listings_of(setup.data))
-                stack.callback(_remove_failed_start, run)
-            stack.callback(lock_run(run).release)
-            clear_leftovers(run, exclusive=True)
-            clear_leftovers(run / "checkpoints", exclusive=True)
-            shared = [run]
-        broadcast_object_list(shared)
-        assert shared[0] is not None
-        yield shared[0]
+        yield run_in_main(setup.group, lambda: _open_folder(setup, run, stack, resume=resume))
+
+
+def _open_folder(setup: TrainingSetup, run: Path | None, stack: ExitStack, *, resume: bool) -> Path:
+    config, listings = setup.config, listings_of(setup.data)
+    folder = run or default_folder(config.dataset.name, config.backbone.name, config.objective.name)
+    while not resume:
+        try:
+            create_run(folder, to_toml(config), setup.environment, listings=listings)
+            stack.callback(_remove_failed_start, folder)
+            break
+        except AvtError:
+            if run is not None or not os.path.lexists(folder):
+                raise
+            folder = default_folder(config.dataset.name, config.backbone.name, config.objective.name)  # taken meanwhile
+    stack.callback(lock_run(folder).release)
+    clear_leftovers(folder / "checkpoints", exclusive=True)
+    return folder
 
 
 def _remove_failed_start(run: Path) -> None:
@@ -113,14 +118,14 @@ def _train(
     trainer = Trainer(setup, optimizer)
     loader = setup.build_loader(setup.open_images())
 
+    saved = start if resume else -1
+
     def save(step: int) -> None:
-        if resume and step == start:
-            return
-        accelerator.wait_for_everyone()
-        if main:
+        nonlocal saved
+        if step != saved:
             seconds = seconds_before + time.monotonic() - began
-            on_event(Saved(save_state(setup, run, step, trainer.optimizer, seconds=seconds)))
-        accelerator.wait_for_everyone()
+            run_in_main(setup.group, lambda: on_event(Saved(save_state(setup, run, step, trainer.optimizer, seconds=seconds))))
+            saved = step
 
     if main and not resume:
         metrics.cut_after(0)  # of a run that lost all checkpoints
@@ -135,21 +140,21 @@ def _train(
     for step in range(start, total + 1):
         # the next batch: this process's samples, every view on the device
         batch, failure = None, ""
-        if step < total and not (stop.number and _agrees(accelerator, step)):
+        if step < total and not stop.number:
             with losses.waiting():
                 batch, failure = _next(batches)
 
         # what is due after `step` steps, in every process alike
         overdue = main and time.monotonic() > save_at
-        signalled, due, failure = _agree(accelerator, step, stop.number * (step < total), overdue, failure)
-        outcome = Outcome(failure=failure, signal=signalled)
+        signalled, due, failure = _agree(setup.group, stop.number * (step < total), overdue, failure)
         if step % LOG_EVERY == 0 or step % setup.steps_per_epoch == 0 or step == total or due or signalled or failure:
             losses.flush()
-            record_bad_images(setup, run, on_event=on_event)
+            failure = record_bad_images(setup, run, on_event=on_event) or failure
         if step == total or due or (step == 0 and not failure):  # at 0: a disk that is too small fails here, not after an hour
             save(step)
             save_at = time.monotonic() + 60 * config.save_every
-        if not signalled and not failure:
+        outcome = Outcome(failure=failure, signal=signalled)
+        if outcome == Outcome():
             outcome = monitor.maybe_evaluate(step)
         if outcome != Outcome() or losses.skipped_in_a_row >= SKIPPED_IN_A_ROW:
             if step:
@@ -172,26 +177,16 @@ def _next(batches: Iterator[Batch]) -> tuple[Batch | None, str]:
         return None, str(error)
 
 
-def _agrees(accelerator: Accelerator, step: int) -> bool:
-    """Whether the processes share their wishes at a step: to read a GPU's flags is to wait for its work."""
-    return accelerator.num_processes == 1 or accelerator.device.type == "cpu" or step % LOG_EVERY == 0
-
-
-def _agree(accelerator: Accelerator, step: int, signalled: int, due: bool, failure: str) -> tuple[int, bool, str]:
+def _agree(group: ProcessGroup | None, signalled: int, due: bool, failure: str) -> tuple[int, bool, str]:
     """Share the wish to stop or save and what failed, so that all processes do the same after the same step."""
-    if accelerator.num_processes == 1:
+    if group is None:
         return signalled, due, failure
-    if not _agrees(accelerator, step):
-        if failure:  # this process has no batch to go on with until the others ask
-            raise RunFailedError(failure)
-        return 0, False, ""
-    rank = accelerator.process_index
-    flags = torch.tensor([signalled, int(due), rank + 1 if failure else 0], device=accelerator.device)
-    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+    flags = torch.tensor([signalled, int(due), torch.distributed.get_rank() + 1 if failure else 0])
+    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX, group=group)
     signalled, due, failed = flags.tolist()
     shared = [failure]
     if failed:
-        broadcast_object_list(shared, from_process=failed - 1)
+        torch.distributed.broadcast_object_list(shared, src=failed - 1, group=group)
     return signalled, bool(due), shared[0]
 
 
@@ -214,23 +209,25 @@ def _ending(setup: TrainingSetup, run: Path, step: int, outcome: Outcome) -> Avt
 
 
 def _finish(setup: TrainingSetup, run: Path, metrics: MetricsLog, monitor: Monitor, *, seconds: float) -> PretrainResult:
-    steps, main = setup.total_steps, setup.accelerator.is_main_process
-    mace_px = monitor.final_mace(steps) if main else None
+    main = setup.accelerator.is_main_process
+    mace_px = monitor.final_mace(setup.total_steps) if main else None
     record_bad_images(setup, run, on_event=monitor.on_event)
-    lines = [line for line in metrics.read() if "loss" in line]
-    losses = [line["loss"] for line in lines if line["epoch"] == lines[-1]["epoch"] and line["loss"] is not None]
-    result = PretrainResult(
-        run=str(run),
-        steps=steps,
-        epochs=round(steps / setup.steps_per_epoch, 4),
-        seconds=round(seconds, 1),
-        loss=sum(losses) / len(losses) if losses else None,
-        mace_px=mace_px,
-        recipe=setup.config.recipe,
-        skipped_steps=sum("skipped" in line for line in lines),
-        skipped_images=len(read_bad_images(run)) if main else 0,
-    )
-    if main:
+
+    def write() -> PretrainResult:
+        lines = [line for line in metrics.read() if "loss" in line]
+        losses = [line["loss"] for line in lines if line["epoch"] == lines[-1]["epoch"] and line["loss"] is not None]
+        result = PretrainResult(
+            run=str(run),
+            steps=setup.total_steps,
+            epochs=round(setup.total_steps / setup.steps_per_epoch, 4),
+            seconds=round(seconds, 1),
+            loss=sum(losses) / len(losses) if losses else None,
+            mace_px=mace_px,
+            recipe=setup.config.recipe,
+            skipped_steps=sum("skipped" in line for line in lines),
+            skipped_images=len(read_bad_images(run)),
+        )
         write_file(run / "result.json", to_json(asdict(result)), replace=True)
-    setup.accelerator.wait_for_everyone()
-    return result
+        return result
+
+    return run_in_main(setup.group, write)

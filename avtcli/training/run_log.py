@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from avtcli import registry
 from avtcli.contracts import Tracker
 from avtcli.events import Notice, OnEvent, Progress
+from avtcli.runtime.processes import gather_lists, run_in_main
 from avtcli.storage.metrics_log import MetricsLog
-from avtcli.storage.run_data import append_bad_images
+from avtcli.storage.run_data import BadImage, append_bad_images, read_bad_images
 from avtcli.training.collapse import format_figure
 from avtcli.training.step import StepResult
 from avtcli.training.training_setup import TrainingSetup
@@ -98,8 +98,9 @@ class LossLog:
         values = self.setup.accelerator.reduce(torch.stack([row for _, row in self._pending]), "sum").tolist()
         lines = [{**line, **self._figures(line["step"], row)} for (line, _), row in zip(self._pending, values, strict=True)]
         self._pending.clear()
-        if not self.setup.accelerator.is_main_process:
-            return
+        run_in_main(self.setup.group, lambda: self._write(lines))
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
         self.metrics.append(lines)
         for line in lines:
             self.tracking.log(line["step"], {k: value for k, value in line.items() if k != "step" and value is not None})
@@ -119,11 +120,21 @@ class LossLog:
         return {**losses, "skipped": True}
 
 
-def record_bad_images(setup: TrainingSetup, run: Path, *, on_event: OnEvent) -> None:
-    """Add the images that any process could not use since the last call to the run's bad_images.csv, and report them."""
+def record_bad_images(setup: TrainingSetup, run: Path, *, on_event: OnEvent) -> str:
+    """Add the images that any process could not use since the last call to the run's bad_images.csv, and report them.
+
+    Returns:
+        In every process, why the run must stop: more of them than it may skip; empty where it goes on.
+    """
     if setup.data.train.images is not None:
-        return
-    found = gather_object(setup.take_bad_images()) if setup.accelerator.num_processes > 1 else setup.take_bad_images()
-    if found and setup.accelerator.is_main_process:
-        for bad in append_bad_images(run, found):
-            on_event(Notice(f"skipped: {bad.reason}"))
+        return ""
+    found = gather_lists(setup.group, setup.take_bad_images())
+    return run_in_main(setup.group, lambda: _record(setup, run, found, on_event)) if found else ""
+
+
+def _record(setup: TrainingSetup, run: Path, found: Sequence[BadImage], on_event: OnEvent) -> str:
+    for bad in append_bad_images(run, found):
+        on_event(Notice(f"skipped: {bad.reason}"))
+    reasons = [(bad.split, bad.reason) for bad in read_bad_images(run)]
+    problems = (part.problem([r for split, r in reasons if split == name]) for name, part in setup.bad_images.items())
+    return next(filter(None, problems), "")

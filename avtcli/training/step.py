@@ -87,7 +87,8 @@ class Trainer:
     """Trains the network of a run one batch at a time; its `optimizer` is the given one, with the loss scaling of fp16.
 
     A step whose loss or gradient is not finite changes nothing: weights, optimiser and buffers stay as they were, in every
-    process alike. That is decided on the device, which the host need not wait for.
+    process alike. Fused optimisers decide that on the device, so that the host need not wait for it. In fp16 the loss alone
+    counts: a gradient that overflows asks for another scale of the loss, which skips the weights and is no failure.
     """
 
     def __init__(self, setup: TrainingSetup, optimizer: torch.optim.Optimizer) -> None:
@@ -104,14 +105,13 @@ class Trainer:
         setup, accelerator, count = self._setup, self._setup.accelerator, batch.count
         rates = set_rates(self.optimizer, setup.config, step, setup.steps_per_epoch)
         seed_model(seed_of(setup.config.seed, step, "model", accelerator.process_index), accelerator.device)
-        for before, buffer in zip(self._before, self._buffers, strict=True):
-            before.copy_(buffer)
+        torch._foreach_copy_(self._before, self._buffers)
         loss: Loss = self._module(batch, self._noise(step, count), full=count == setup.config.batch_size)
         accelerator.backward(loss.per_sample.sum() * (accelerator.num_processes / count))
         skipped = self._is_not_finite(loss)
         self._update(skipped)
-        for before, buffer in zip(self._before, self._buffers, strict=True):
-            buffer.copy_(torch.where(skipped, before, buffer))
+        kept = [torch.where(skipped, *pair) for pair in zip(self._before, self._buffers, strict=True)]
+        torch._foreach_copy_(self._buffers, kept)
         self.optimizer.zero_grad()
         return StepResult(loss, rates, skipped)
 

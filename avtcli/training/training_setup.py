@@ -7,6 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from avtcli import registry
 from avtcli.config.components import plugin_fields
@@ -28,6 +29,7 @@ from avtcli.models.siamese import SiameseModel
 from avtcli.runtime.devices import build_accelerator, choose_device, choose_precision, describe_device
 from avtcli.runtime.environment import describe_environment
 from avtcli.runtime.execution import resolve_execution, to_channels_last
+from avtcli.runtime.processes import build_cpu_group
 from avtcli.runtime.reader_workers import choose_workers, prefetched_bytes, require_workers
 from avtcli.storage.banks import load_bank, sample_bank
 from avtcli.storage.run_data import BadImage, read_bad_images
@@ -40,6 +42,7 @@ class TrainingSetup:
 
     config: PretrainConfig  # resolved
     accelerator: Accelerator
+    group: ProcessGroup | None  # in which several processes exchange wishes and results
     data: ImageData
     family: TransformFamily
     size: Size  # (height, width) of network input
@@ -127,6 +130,7 @@ def build_training_setup(
     setup = TrainingSetup(
         config,
         accelerator,
+        build_cpu_group(accelerator),
         data,
         family,
         size,

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 
 from avtcli import recipes
 from avtcli.config.components import Plugin, flags_of
@@ -16,7 +15,8 @@ from avtcli.errors import AvtError, RunFailedError
 from avtcli.events import Notice, OnEvent
 from avtcli.models.model_building import load_weights
 from avtcli.runtime.environment import environment_changes
-from avtcli.storage.checkpoints import list_checkpoints, load_checkpoint, load_newest, save_checkpoint
+from avtcli.runtime.processes import run_in_main
+from avtcli.storage.checkpoints import Checkpoint, list_checkpoints, load_checkpoint, load_newest, save_checkpoint
 from avtcli.storage.files import write_file
 from avtcli.storage.metrics_log import MetricsLog
 from avtcli.storage.run_folders import read_env, write_env
@@ -107,11 +107,14 @@ def restore_state(
     Raises:
         AvtError: if none is complete, it has no optimiser state, it is beyond the steps asked for, or the data set is another.
     """
-    root, scaler, main = run / "checkpoints", setup.accelerator.scaler, setup.accelerator.is_main_process
-    shared = [load_newest(root, repair=True, on_event=on_event) if main else None]
-    name = [shared[0].folder.name if shared[0] else ""]
-    broadcast_object_list(name)
-    checkpoint = shared[0] or load_checkpoint(root / name[0])
+    root, scaler, found = run / "checkpoints", setup.accelerator.scaler, list[Checkpoint]()
+
+    def find() -> str:
+        found.append(load_newest(root, repair=True, on_event=on_event))
+        return found[0].folder.name
+
+    name = run_in_main(setup.group, find)
+    checkpoint = found[0] if found else load_checkpoint(root / name)
     about, step = checkpoint.about, int(checkpoint.about["step"])
     if "imported" in about:
         raise AvtError(
@@ -122,10 +125,10 @@ def restore_state(
             f"{run} has reached step {step}, beyond the {setup.total_steps} steps asked for: give more --epochs or --max-steps."
         )
     before = about["environment"]
-    if before["data_fingerprint"] != setup.data.fingerprint:
+    if before.get("data_fingerprint") != setup.data.fingerprint:
         raise AvtError(
             f"The data set '{setup.config.dataset.name}' is not the one that {run} was trained on: its fingerprint was "
-            f"{before['data_fingerprint']}, found {setup.data.fingerprint}. Point --data-dir to the same images."
+            f"{before.get('data_fingerprint')}, found {setup.data.fingerprint}. Give the same images with --dataset."
         )
     load_weights(setup.net, checkpoint.model, path=checkpoint.folder)
     try:
@@ -136,13 +139,18 @@ def restore_state(
         raise AvtError(
             f"{checkpoint.folder} holds the optimiser state of another run: {type(error).__name__}: {error}."
         ) from error
-    if main:
-        for change in environment_changes(before, setup.environment):
-            on_event(Notice(f"{change}: the numbers that follow may differ in their last bits"))
-        metrics.cut_after(step, on_event=on_event)
-        env = read_env(run)
-        write_env(run, {**env, "resumed": [*env.get("resumed", []), {"step": step, **setup.environment}]})
-        write_file(run / "config.toml", to_toml(setup.config).encode(), replace=True)
-        more = f"; {run} is complete: for more give --epochs or --max-steps" if step == setup.total_steps else ""
-        on_event(Notice(f"resuming {run} after step {step} of {setup.total_steps}{more}"))
+    run_in_main(setup.group, lambda: _record_resumption(setup, run, step, before, metrics, on_event))
     return step, float(about["seconds"])
+
+
+def _record_resumption(
+    setup: TrainingSetup, run: Path, step: int, before: dict[str, Any], metrics: MetricsLog, on_event: OnEvent
+) -> None:
+    for change in environment_changes(before, setup.environment):
+        on_event(Notice(f"{change}: the numbers that follow may differ in their last bits"))
+    metrics.cut_after(step, on_event=on_event)
+    env = read_env(run)
+    write_env(run, {**env, "resumed": [*env.get("resumed", []), {"step": step, **setup.environment}]})
+    write_file(run / "config.toml", to_toml(setup.config).encode(), replace=True)
+    more = f"; {run} is complete: for more give --epochs or --max-steps" if step == setup.total_steps else ""
+    on_event(Notice(f"resuming {run} after step {step} of {setup.total_steps}{more}"))

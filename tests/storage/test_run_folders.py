@@ -158,8 +158,15 @@ def test_metrics_are_appended_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_changes_of_the_environment_are_listed() -> None:
     versions = {"torch": "2", "avtcli": "1", "timm": "9"}
-    now = {"device": "cpu", "processes": 1, "threads": 2, "cpu_capability": "AVX2", "versions": versions}
+    now = {
+        "device": "cpu",
+        "processes": 1,
+        "threads": 2,
+        "cpu_capability": "AVX2",
+        "versions": versions,
+        "plugins": {"a": "b 1"},
+    }
     before = {**now, "threads": 1, "versions": {"torch": "1", "avtcli": "1", "timm": "8"}}
 
-    assert environment_changes(before, now) == ["threads was 1, is 2", "torch version was 1, is 2"]
+    assert environment_changes(before, now) == ["threads was 1, is 2", "torch version was 1, is 2", "timm version was 8, is 9"]
     assert environment_changes(now, now) == []

@@ -419,7 +419,7 @@ def test_bad_images_csv_keeps_any_name_each_once(tmp_path: Path) -> None:
 )
 def test_a_damaged_bad_images_csv_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "bad_images.csv").write_bytes(content)
-    with pytest.raises(AvtError, match=r"bad_images\.csv cannot be read: .* delete it to have them tried again"):
+    with pytest.raises(AvtError, match=r"bad_images\.csv cannot be read: .* delete it if none of them has changed"):
         read_bad_images(tmp_path)
 
 
