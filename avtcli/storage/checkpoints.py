@@ -165,10 +165,11 @@ def _measure(path: Path) -> dict[str, Any]:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every file of a checkpoint is as its manifest states."""
+    """Whether every file of a checkpoint is as its manifest states, and its step is that of its name."""
     try:
         manifest = _json(folder / "manifest.json", _read(folder / "manifest.json"))
-        return all(manifest.get(name) == _measure(folder / name) for name in _FILES)
+        stated = _json(folder / "state.json", _read(folder / "state.json")).get("step")
+        return _is_step(stated, folder) and all(manifest.get(name) == _measure(folder / name) for name in _FILES)
     except (AvtError, OSError):
         return False
 
@@ -188,8 +189,16 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     about = _State(_json(folder / "state.json", blobs["state.json"]), folder / "state.json")
     if about["format"] != FORMAT:
         raise AvtError(f"{folder} has checkpoint format {shown(about['format'])}, this avt reads format {FORMAT}.")
+    if not _is_step(about["step"], folder):
+        raise AvtError(
+            f"{folder / 'state.json'} is of step {shown(about['step'])}, unlike its folder. The checkpoint is damaged."
+        )
     model, state = (parse_tensors(blobs[name], folder / name).tensors for name in ("model.safetensors", "state.safetensors"))
     return Checkpoint(folder, model, state, about)
+
+
+def _is_step(stated: Any, folder: Path) -> bool:
+    return type(stated) is int and step_of(folder) in (None, stated)
 
 
 def load_newest(root: Path, *, repair: bool = False, on_event: OnEvent = ignore) -> Checkpoint:

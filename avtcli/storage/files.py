@@ -110,7 +110,7 @@ def _rename(written: Path, path: Path, *, replace: bool) -> None:
     try:
         os.rename(written, path)
     except OSError as error:
-        if error.errno in _EXISTS:  # made by another process meanwhile
+        if error.errno in _EXISTS and not replace:  # made by another process meanwhile
             refuse_existing(path)
         raise
 

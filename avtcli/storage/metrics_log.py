@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, ignore
+from avtcli.input_files import read_bytes
 from avtcli.storage.files import disk_errors_explained, write_file
 
 
@@ -36,7 +38,11 @@ class MetricsLog:
     def read(self, *, on_event: OnEvent = ignore) -> list[dict[str, Any]]:
         """Return all lines; what a damaged disk or another program put between them is passed over with one notice."""
         lines, bad = [], list[int]()
-        content = self.path.read_bytes() if self.path.exists() else b""
+        try:
+            content = read_bytes(self.path) if os.path.lexists(self.path) else b""
+        except AvtError as error:
+            on_event(Notice(f"{error} Its lines are left out."))
+            content = b""
         for number, text in enumerate(content.split(b"\n"), start=1):
             line = _decode(text)
             if line is not None:

@@ -4,12 +4,14 @@ import csv
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from avtcli.errors import AvtError
+from avtcli.input_files import read_bytes
 from avtcli.storage.files import write_file
 
 
@@ -31,8 +33,8 @@ def write_listings(run: Path, listings: Mapping[str, bytes]) -> None:
 def read_listing(run: Path, split: str) -> bytes | None:
     """Read the list of a split's images; none if the run has none or it is damaged."""
     try:
-        return gzip.decompress((run / f"images-{split}.gz").read_bytes())
-    except (OSError, EOFError, zlib.error):
+        return gzip.decompress(read_bytes(run / f"images-{split}.gz"))
+    except (AvtError, OSError, EOFError, zlib.error):
         return None
 
 
@@ -61,11 +63,11 @@ def read_bad_images(run: Path) -> list[BadImage]:
     """
     path = run / "bad_images.csv"
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return [BadImage(*map(_unescape, row)) for row in list(csv.reader(file, strict=True))[1:]]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, TypeError, csv.Error) as error:
+        if not os.path.lexists(path):
+            return []
+        lines = io.StringIO(read_bytes(path).decode(), newline="")
+        return [BadImage(*map(_unescape, row)) for row in list(csv.reader(lines, strict=True))[1:]]
+    except (AvtError, ValueError, TypeError, csv.Error) as error:
         raise AvtError(
             f"{path} cannot be read: {error}. It lists the images that the run could not use: restore it, or delete it if none "
             "of them has changed."

@@ -150,7 +150,9 @@ def _record_resumption(
         on_event(Notice(f"{change}: the numbers that follow may differ in their last bits"))
     metrics.cut_after(step, on_event=on_event)
     env = read_env(run)
-    write_env(run, {**env, "resumed": [*env.get("resumed", []), {"step": step, **setup.environment}]})
+    before_that = env.get("resumed")
+    resumed = [*(before_that if isinstance(before_that, list) else []), {"step": step, **setup.environment}]
+    write_env(run, {**env, "resumed": resumed})
     write_file(run / "config.toml", to_toml(setup.config).encode(), replace=True)
     more = f"; {run} is complete: for more give --epochs or --max-steps" if step == setup.total_steps else ""
     on_event(Notice(f"resuming {run} after step {step} of {setup.total_steps}{more}"))

@@ -158,6 +158,16 @@ def test_a_damaged_checkpoint_of_the_step_that_is_saved_is_set_aside_and_saved_a
     assert names == ["step-0000000002", "step-0000000002.damaged", "step-0000000002.damaged1"]
 
 
+def test_a_checkpoint_under_the_name_of_another_step_is_damaged(tmp_path: Path) -> None:
+    shutil.copytree(write(tmp_path, 3), tmp_path / "step-0000000004")
+    events: list[object] = []
+
+    assert load_newest(tmp_path, repair=True, on_event=events.append).folder.name == "step-0000000003"
+    assert isinstance(events[0], Notice)
+    assert "set aside as step-0000000004.damaged" in events[0].text
+    assert load_checkpoint(write(tmp_path, 4, 2.0)).about["step"] == 4
+
+
 def test_pruning_keeps_two_complete_ones_whatever_is_damaged(tmp_path: Path) -> None:
     write(tmp_path, 3)
     for step in (8, 9):

@@ -137,6 +137,15 @@ def test_damaged_lines_of_the_metrics_are_passed_over_with_one_notice(tmp_path: 
     assert notice.text.endswith("metrics.jsonl: 8 lines are damaged and left out, the first is line 2")
 
 
+def test_a_log_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    log, events = MetricsLog(tmp_path / "metrics.jsonl"), list[Event]()
+    os.mkfifo(log.path)
+    log.cut_after(1, on_event=events.append)
+
+    assert log.path.is_file()
+    assert "a pipe or a device, expected a file" in str(events[0])
+
+
 def test_metrics_are_appended_whole_or_not_at_all(tmp_path: Path) -> None:
     """A limit of the file size makes the kernel take a part of what is written, as a disk does that fills up."""
     log = MetricsLog(tmp_path / "metrics.jsonl")
