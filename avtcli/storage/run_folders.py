@@ -1,8 +1,9 @@
 """Run folders: complete when they appear, locked while in use, never overwritten."""
 
+import contextlib
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,17 @@ def create_run(path: Path, config_toml: str, env: dict[str, Any], *, listings: M
         (folder / "env.json").write_bytes(to_json(env))
         (folder / "config.toml").write_bytes(config_toml.encode())
         write_listings(folder, listings or {})
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the run's lock, see `lock_run`."""
+    lock = lock_run(path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the kernel releases it when the process ends
+            lock.release()
 
 
 def lock_run(path: Path) -> FileLock:

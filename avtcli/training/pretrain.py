@@ -23,7 +23,7 @@ from avtcli.storage.checkpoints import list_checkpoints
 from avtcli.storage.files import clear_leftovers, refuse_existing, to_json, write_file
 from avtcli.storage.metrics_log import MetricsLog
 from avtcli.storage.run_data import read_bad_images
-from avtcli.storage.run_folders import create_run, default_folder, lock_run
+from avtcli.storage.run_folders import create_run, default_folder, locked
 from avtcli.training.monitor import Monitor, Outcome
 from avtcli.training.optimizer import build_optimizer
 from avtcli.training.run_log import LossLog, Tracking, record_bad_images
@@ -94,7 +94,7 @@ def _open_folder(setup: TrainingSetup, run: Path | None, stack: ExitStack, *, re
             if run is not None or not os.path.lexists(folder):
                 raise
             folder = default_folder(config.dataset.name, config.backbone.name, config.objective.name)  # taken meanwhile
-    stack.callback(lock_run(folder).release)
+    stack.enter_context(locked(folder))
     clear_leftovers(folder / "checkpoints", exclusive=True)
     return folder
 
