@@ -17,7 +17,7 @@ from avtcli.cli.app import app
 from avtcli.errors import AvtError
 from tests.trust.mutations import CANARY, Kind, kinds, naive_read
 
-MEGABYTES, SECONDS = 200, 1.0
+MEGABYTES, SECONDS = 200, 2.0
 RAW_CONTROLS = {chr(code) for code in (*range(32), *range(127, 160))} - {"\n", "\t"}
 
 

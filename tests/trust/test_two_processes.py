@@ -66,13 +66,14 @@ def outlived(run: Path) -> list[str]:
 def disturb(trial: Trial, run: Path, how: str, draw: random.Random) -> list[str]:
     """Do harm to two running processes, wait for the end, and return what is wrong with it."""
     number, ranks = draw.choice(SIGNALS), ranks_of(run)
+    how = "nothing" if how == "kill" and not ranks else how  # the processes ended before
     if how == "kill":
         os.kill(draw.choice(ranks), signal.SIGKILL)
     elif how == "kill launcher":
         trial.send(signal.SIGKILL)
     elif how == "signal":
         trial.send(number)
-    else:  # as the end of a job does: launcher and processes, all at once
+    elif how == "group":  # as the end of a job does: launcher and processes, all at once
         for pid in [trial.pid, *ranks]:
             os.kill(pid, number)
     ended = trial.wait(timeout=PATIENCE)
