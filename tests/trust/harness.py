@@ -49,13 +49,13 @@ ENVIRONMENT = {
 TIMEOUT = 120.0
 
 TRIALS: Mapping[str, tuple[int, tuple[int, int]]] = {
-    "kills": (8, (40, 25)),
+    "kills": (5, (40, 25)),
     "damaged checkpoints": (60, (4, 250)),
     "kills of readers": (1, (6, 5)),
-    "killed system calls": (5, (12, 0)),
-    "failed system calls": (4, (24, 0)),
-    "full disks": (3, (4, 5)),
-    "signals": (5, (40, 10)),
+    "killed system calls": (3, (12, 0)),
+    "failed system calls": (2, (24, 0)),
+    "full disks": (2, (4, 5)),
+    "signals": (4, (40, 10)),
     "resumptions": (2, (12, 4)),
     "resumptions of two processes": (1, (12, 1)),
 }
