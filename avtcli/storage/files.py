@@ -80,12 +80,22 @@ def clear_leftovers(folder: Path, *, exclusive: bool = False) -> None:
 
 
 def _has_ended(folder: Path, *, host: str, process: int) -> bool:
+    if host == socket.gethostname():
+        return has_process_ended(process)
     with contextlib.suppress(OSError):
-        if host != socket.gethostname():
-            return time.time() - folder.stat().st_mtime > _STALE_SECONDS
-        os.kill(process, 0)  # raises ProcessLookupError if there is no such process
-        return False
+        return time.time() - folder.stat().st_mtime > _STALE_SECONDS
     return True
+
+
+def has_process_ended(process: int) -> bool:
+    """Whether no process of this number runs on this host."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # it is another user's
+        return False
+    return False
 
 
 def _sync(folder: Path) -> None:

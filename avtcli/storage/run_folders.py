@@ -12,10 +12,11 @@ from filelock import FileLock, Timeout
 
 from avtcli.errors import AvtError
 from avtcli.input_files import TEXT_BYTES, parse_json_object, read_bytes
-from avtcli.storage.files import disk_errors_explained, new_path, to_json, write_file
+from avtcli.storage.files import disk_errors_explained, has_process_ended, new_path, to_json, write_file
 from avtcli.storage.run_data import write_listings
 
 RUNS = Path("runs")
+READERS_SECONDS = 20.0  # in which the readers of a killed run, which hold its lock too, notice that it ended
 
 
 def default_folder(dataset: str, *others: str) -> Path:
@@ -71,10 +72,12 @@ def locked(path: Path) -> Iterator[None]:
 
 def lock_run(path: Path) -> FileLock:
     """Acquire the run's lock, else raise an `AvtError`; the kernel releases it when the process ends."""
-    lock = FileLock(path / "lock", blocking=False)
+    lock = FileLock(path / "lock")
     with disk_errors_explained(path / "lock"):
+        env = read_env(path)
+        killed = env.get("host") == socket.gethostname() and type(env.get("pid")) is int and has_process_ended(env["pid"])
         try:
-            lock.acquire()
+            lock.acquire(timeout=READERS_SECONDS if killed else 0)
         except Timeout:
             env = read_env(path)
             holder = f"process {env.get('pid', '?')} on {env.get('host', '?')}"
