@@ -25,9 +25,9 @@ class BadImage:
 
 
 def write_listings(run: Path, listings: Mapping[str, bytes]) -> None:
-    """Write the list of each split's images to images-SPLIT.gz; see `Split.listing`."""
+    """Write the list of each split's images, see `Split.listing`, to images-SPLIT.gz of a run that is being made."""
     for split, listing in listings.items():
-        write_file(run / f"images-{split}.gz", gzip.compress(listing, compresslevel=3, mtime=0))
+        (run / f"images-{split}.gz").write_bytes(gzip.compress(listing, compresslevel=3, mtime=0))
 
 
 def read_listing(run: Path, split: str) -> bytes | None:

@@ -84,7 +84,8 @@ def _run_folder(setup: TrainingSetup, run: Path | None, *, resume: bool) -> Iter
 
 def _open_folder(setup: TrainingSetup, run: Path | None, stack: ExitStack, *, resume: bool) -> Path:
     config, listings = setup.config, listings_of(setup.data)
-    folder = run or default_folder(config.dataset.name, config.backbone.name, config.objective.name)
+    names = config.dataset.name, config.backbone.name, config.objective.name
+    folder = run or default_folder(*names)
     while not resume:
         try:
             create_run(folder, to_toml(config), setup.environment, listings=listings)
@@ -93,9 +94,11 @@ def _open_folder(setup: TrainingSetup, run: Path | None, stack: ExitStack, *, re
         except AvtError:
             if run is not None or not os.path.lexists(folder):
                 raise
-            folder = default_folder(config.dataset.name, config.backbone.name, config.objective.name)  # taken meanwhile
+            folder = default_folder(*names)  # taken meanwhile
     stack.enter_context(locked(folder))
     clear_leftovers(folder / "checkpoints", exclusive=True)
+    if resume and not list_checkpoints(folder / "checkpoints"):
+        MetricsLog(folder / "metrics.jsonl").cut_after(0)  # of steps whose state was never saved, or is gone
     return folder
 
 
@@ -127,8 +130,6 @@ def _train(
             run_in_main(setup.group, lambda: on_event(Saved(save_state(setup, run, step, trainer.optimizer, seconds=seconds))))
             saved = step
 
-    if main and not resume:
-        metrics.cut_after(0)  # of a run that lost all checkpoints
     monitor = Monitor(setup, metrics, tracking, stop=stop, on_event=on_event)
     tracking.start(run, config.model_dump(mode="json", exclude_none=True), start)
     losses = LossLog(setup, metrics, tracking, start=start, on_event=on_event)
