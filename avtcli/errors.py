@@ -50,3 +50,8 @@ def shown(value: object) -> str:
     """Return a value as Python writes it, shortened to what a message can hold."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's name and the first line of its message, if any."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]]).rstrip(".")

@@ -25,8 +25,7 @@ from avtcli.probing.head import TrainedHead
 from avtcli.probing.head_training import HeadTraining, RowSubset, train_heads
 from avtcli.probing.heads import resolve_head
 from avtcli.probing.joint_heads import HeadSpec
-from avtcli.runtime.context import Context
-from avtcli.runtime.devices import to_device
+from avtcli.runtime.devices import Context, to_device
 from avtcli.seeding import keyed_generator
 from avtcli.training.training_setup import TrainingSetup
 

@@ -33,7 +33,7 @@ def bench(
     from avtcli.bench.benchmark_suite import bench as run_bench
     from avtcli.bench.benchmark_timing import BenchConfig
     from avtcli.config.components import Plugin
-    from avtcli.runtime.context import Context
+    from avtcli.runtime.devices import Context
 
     with reporting() as on_event:
         found, net = Context.build(device=device).device, Plugin(name=backbone) if backbone else None

@@ -38,7 +38,7 @@ def embed(
     from avtcli.embedding.embed import EmbeddingRequest
     from avtcli.embedding.embed import embed as run_embed
     from avtcli.features.evaluation_target import load_target
-    from avtcli.runtime.context import Context
+    from avtcli.runtime.devices import Context
 
     if pool == "none" and pool_size is not None:
         raise AvtError("--pool-size is the side of a pooled map and --pool none does not pool: give only one of them.")

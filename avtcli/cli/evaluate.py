@@ -48,7 +48,7 @@ def evaluate(
     from avtcli.evaluation.evaluate import evaluate as run_evaluate
     from avtcli.evaluation.evaluation_setup import EvaluationRequest
     from avtcli.features.evaluation_target import load_target
-    from avtcli.runtime.context import Context
+    from avtcli.runtime.devices import Context
 
     given = options.read_components(overrides, tables=("transform",), backbone=backbone, dataset=dataset, transform=transform)
     request = EvaluationRequest(given.pop("transform"), layer, count)

@@ -23,7 +23,7 @@ from avtcli.features.finite_check import FiniteCheck
 from avtcli.features.pooling import pool_features
 from avtcli.models.encoder import Encoder
 from avtcli.models.weights import restore_encoder
-from avtcli.runtime.context import Context
+from avtcli.runtime.devices import Context
 from avtcli.runtime.execution import prepare_for_inference
 
 

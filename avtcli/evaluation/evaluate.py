@@ -12,7 +12,7 @@ from avtcli.events import Notice, Saved, Started
 from avtcli.features.evaluation_target import EvaluationTarget
 from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import Weights, restore_model
-from avtcli.runtime.context import Context
+from avtcli.runtime.devices import Context
 from avtcli.runtime.execution import prepare_for_inference
 from avtcli.storage.files import refuse_existing, to_json, write_file
 

@@ -21,7 +21,7 @@ from avtcli.geometry.bank_family import BankFamily
 from avtcli.geometry.family_building import build_family
 from avtcli.models.encoder import Encoder
 from avtcli.models.weights import Weights, restore_encoder
-from avtcli.runtime.context import Context
+from avtcli.runtime.devices import Context
 from avtcli.seeding import keyed_generator, subset
 from avtcli.training.training_setup import build_transform
 

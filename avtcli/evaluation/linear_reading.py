@@ -16,7 +16,7 @@ from avtcli.features.transformed_pairs import TransformedPairs, read_pairs
 from avtcli.metrics.ridge import choose_ridge
 from avtcli.metrics.transformation_error import r2_scores
 from avtcli.models.encoder import Encoder
-from avtcli.runtime.context import Context
+from avtcli.runtime.devices import Context
 from avtcli.seeding import subset
 
 POOL_SIZE: Final = 4

@@ -19,7 +19,7 @@ from avtcli.events import Notice
 from avtcli.models.initial_weights import stored_backbone
 from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import PRETRAINED, Weights, open_weights
-from avtcli.runtime.context import Context
+from avtcli.runtime.devices import Context
 from avtcli.runtime.reader_workers import choose_workers
 
 

@@ -15,8 +15,7 @@ from avtcli.metrics.accuracy import topk_hits
 from avtcli.probing.head import HeadFigures, TrainedHead
 from avtcli.probing.joint_heads import Heads, HeadSpec, fit_batch, start_heads
 from avtcli.probing.probe_setup import ProbeSetup, Subset, split_held_out
-from avtcli.runtime.context import Context
-from avtcli.runtime.devices import seed_model
+from avtcli.runtime.devices import Context, seed_model
 from avtcli.runtime.execution import choose_fused
 from avtcli.seeding import keyed_generator, seed_of
 from avtcli.training.optimizer import cosine_rate, make_optimizer, scheduled_rate

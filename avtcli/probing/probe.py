@@ -26,7 +26,7 @@ from avtcli.probing.head import Head, TrainedHead, check_head
 from avtcli.probing.heads import resolve_head
 from avtcli.probing.probe_protocol import describe_probe, describe_start, describe_used
 from avtcli.probing.probe_setup import HeadResult, ProbeSetup, Subset, subset_rows
-from avtcli.runtime.context import Context
+from avtcli.runtime.devices import Context
 from avtcli.runtime.execution import prepare_for_inference
 from avtcli.storage.files import refuse_existing, to_json, write_file
 

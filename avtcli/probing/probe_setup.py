@@ -12,7 +12,7 @@ from avtcli.features.evaluation_target import PreparedImages
 from avtcli.features.feature_reader import Feature, ForwardedImages, LabelledImages
 from avtcli.models.encoder import Encoder
 from avtcli.probing.head import Head, HeadFigures
-from avtcli.runtime.context import Context
+from avtcli.runtime.devices import Context
 from avtcli.seeding import keyed_generator
 
 

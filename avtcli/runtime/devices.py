@@ -1,10 +1,11 @@
-"""Compute devices and numeric precision."""
+"""Compute devices, numeric precision, and the context of a command."""
 
 import ctypes
 import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -13,7 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from avtcli.errors import AvtError
-from avtcli.events import Notice, OnEvent
+from avtcli.events import Notice, OnEvent, ignore
 from avtcli.runtime.launcher import VARIABLES, read_launch
 from avtcli.runtime.processes import WAIT
 
@@ -112,3 +113,18 @@ def seed_model(seed: int, device: torch.device) -> None:
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Move float64 parameters to a device, as float32 where it has no float64 (mps)."""
     return tensor.to(device, torch.float32 if device.type == "mps" else tensor.dtype)
+
+
+@dataclass(frozen=True)
+class Context:
+    """How a command runs: compute device, processes that read images (none: automatic), seed, and receiver of events."""
+
+    device: torch.device
+    workers: int | None = None
+    seed: int = 0
+    on_event: OnEvent = ignore
+
+    @classmethod
+    def build(cls, *, device: str = "auto", workers: int | None = None, seed: int = 0, on_event: OnEvent = ignore) -> "Context":
+        """Resolve a device by name: auto, cpu, cuda or mps; see `choose_device`."""
+        return cls(torch.device(choose_device(device)), workers, seed, on_event)

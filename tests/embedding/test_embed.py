@@ -26,7 +26,7 @@ from avtcli.errors import AvtError
 from avtcli.events import Event, OnEvent, Progress, ignore
 from avtcli.features import cache_storage
 from avtcli.features.evaluation_target import EvaluationTarget, load_target
-from avtcli.runtime.context import Context
+from avtcli.runtime.devices import Context
 from avtplugins.datasets.fashion_mnist import fashion_mini
 from tests.support import run_tiny
 

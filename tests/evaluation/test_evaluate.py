@@ -40,7 +40,7 @@ from avtcli.geometry.cropping import to_float
 from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import restore_encoder
-from avtcli.runtime.context import Context
+from avtcli.runtime.devices import Context
 from avtcli.runtime.execution import prepare_for_inference
 from avtcli.seeding import keyed_generator
 from avtcli.training.training_setup import build_transform

@@ -32,7 +32,7 @@ from avtcli.probing.heads import resolve_head
 from avtcli.probing.joint_heads import HeadSpec
 from avtcli.probing.probe import probe
 from avtcli.probing.probe_setup import subset_rows
-from avtcli.runtime.context import Context
+from avtcli.runtime.devices import Context
 from avtcli.seeding import keyed_generator, seed_of
 from tests.support import run_probe
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from avtcli.contracts import Size
-from avtcli.errors import AvtError
+from avtcli.errors import AvtError, one_line
 from avtcli.seeding import keyed_generator
 
 LEAST_SIDE = 4  # cells of the map that is the code by default
@@ -100,11 +100,6 @@ def default_code_tap(locations: Sequence[TapLocation]) -> TapLocation | None:
     roomy = [location for location in inner if min(location.cells) >= LEAST_SIDE]
     largest = max(reversed(inner), key=lambda location: location.cells[0] * location.cells[1], default=None)
     return roomy[-1] if roomy else largest
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's name and the first line of its message, if any."""
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]]).rstrip(".")
 
 
 @contextmanager

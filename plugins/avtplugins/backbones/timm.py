@@ -12,8 +12,8 @@ from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from avtcli.contracts import Backbone, Code, Size
-from avtcli.errors import AvtError, nearest, shown
-from avtplugins.backbones._timm_taps import ModelTrace, TapLocation, default_code_tap, one_line, trace_model
+from avtcli.errors import AvtError, nearest, one_line, shown
+from avtplugins.backbones._timm_taps import ModelTrace, TapLocation, default_code_tap, trace_model
 
 VECTOR_TAP = "pre_logits"
 """The tap of the pooled feature."""
