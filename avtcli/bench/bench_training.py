@@ -63,7 +63,7 @@ def our_step(setup: TrainingSetup, losses: list[Tensor]) -> Step:
         original, transformed, values = pair
         target, rows = Target(values, values, setup.family, setup.size), torch.arange(len(values))
         result = trainer.step(next(steps), Batch((original, transformed), (target,), rows, len(values)))
-        losses.append(result.loss.per_sample.detach().mean())
+        losses.append(result.figures[0])
         if len(losses) % LOG_EVERY == 0:
             torch.stack(losses[-LOG_EVERY:]).tolist()
 

@@ -42,7 +42,9 @@ class PretrainConfig(Frozen):
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Flag("Hardware", on_resume=True)] = "auto"
     """Numeric precision; auto takes bf16 on a CUDA device that supports it, else fp32."""
     compile: Annotated[bool | None, Flag("Hardware", on_resume=True)] = None
-    """Compile the training step. Default: chosen by device class and number of steps."""
+    """Compile the network. Default: on a CUDA GPU for runs so long that they pay for it, of 10 000 steps or more."""
+    capture: Annotated[bool | None, Flag("Hardware", on_resume=True)] = None
+    """Take each step of a full batch as one CUDA graph. Default: wherever it is possible."""
     channels_last: bool | None = None
     """Store feature maps channels last in memory. Default: chosen by device class."""
     save_every: Annotated[float, Flag("Output", metavar="MINUTES", on_resume=True)] = Field(default=10.0, gt=0, le=10)

@@ -1,4 +1,4 @@
-"""Images in batches: those that fit in memory live on the device."""
+"""Images in batches: those that fit in memory live on the device, as far as it has room."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,13 +11,14 @@ from avtcli.data.bad_images import BadImages
 from avtcli.data.images import CropSpec, Images, resized_size
 from avtcli.data.streaming import StreamedImages
 from avtcli.geometry.cropping import centre_crop, crop_and_flip
+from avtcli.runtime.devices import has_room, upload
 
 EVAL_BATCH_SIZE = 250
 """Images of a batch where nothing is trained."""
 
 
 class ResidentImages(Images):
-    """Images that live on the device as uint8, resized once.
+    """Images as uint8, resized once, that live on the device, or in the host's memory where they would take half of it or more.
 
     Resizing is torch's bilinear with antialiasing, within one grey level of Pillow's, which streamed images get. The arguments
     are those of `build_images`; all images of the split are in one tensor.
@@ -26,21 +27,23 @@ class ResidentImages(Images):
     def __init__(self, split: Split, indices: Tensor, *, device: torch.device, shorter: int | None = None) -> None:
         assert split.images is not None
         images = split.images if len(indices) == len(split) else split.images[indices]
-        self.images = _resize_all(images, shorter).to(device)
+        images, self.device = _resize_all(images, shorter), device
+        self.images = images.to(device) if has_room(device, images.nbytes) else images
 
     def __len__(self) -> int:
         return len(self.images)
 
     def read_batches(self, batches: Sequence[Tensor], crop: CropSpec, uniforms: Tensor | None = None) -> Iterator[Tensor]:
         """Crop batches in their order, each when it is requested; see `Images`."""
-        for rows in batches:
-            batch = self.images.index_select(0, rows.to(self.images.device))
-            if uniforms is None:
-                yield centre_crop(batch, crop=crop.size)
-            elif not crop.flip and not crop.padding and tuple(batch.shape[-2:]) == crop.size:
-                yield batch
-            else:
-                yield crop_and_flip(batch, uniforms[rows], crop=crop.size, padding=crop.padding, flip=crop.flip)
+        place = self.images.device
+        draws = None if uniforms is None else upload(uniforms, place)
+        for rows in torch.split(upload(torch.cat(list(batches)), place), [len(rows) for rows in batches]):
+            batch = self.images.index_select(0, rows.to(place))
+            if draws is None:
+                batch = centre_crop(batch, crop=crop.size)
+            elif crop.flip or crop.padding or tuple(batch.shape[-2:]) != crop.size:
+                batch = crop_and_flip(batch, draws[rows], crop=crop.size, padding=crop.padding, flip=crop.flip)
+            yield batch if place == self.device else upload(batch, self.device)
 
 
 def _resize_all(images: Tensor, shorter: int | None) -> Tensor:

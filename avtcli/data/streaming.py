@@ -106,6 +106,7 @@ class StreamedImages(Images):
         bad: BadImages | None = None,
     ) -> None:
         self.indices, self.device, self.bad, self.passes, self._sampler = indices, device, bad, 0, BatchSampler()
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         loader: DataLoader[Any] = DataLoader(
             BatchDataset(split, indices, shorter),
             batch_size=None,  # an item is a batch
@@ -127,13 +128,29 @@ class StreamedImages(Images):
     def read_batches(self, batches: Sequence[Tensor], crop: CropSpec, uniforms: Tensor | None = None) -> Iterator[Tensor]:
         """Read batches in their order, ahead of the caller; see `Images`.
 
-        One pass at a time: a new pass ends the one before.
+        One pass at a time: a new pass ends the one before. Batches cross to a GPU while it works, one ahead.
 
         Raises:
             AvtError: naming the image, if one cannot be read, does not decode, is too large or smaller than the crop, and may
                 not be replaced.
             RunFailedError: if a worker process ended.
         """
+        if self._copies is None:
+            yield from (pixels.to(self.device) for pixels in self._read(batches, crop, uniforms))
+            return
+        ahead: tuple[Tensor, torch.cuda.Event] | None = None
+        for pixels in self._read(batches, crop, uniforms):
+            with torch.cuda.stream(self._copies):
+                sent = pixels.to(self.device, non_blocking=True)
+                arrived = self._copies.record_event()
+            if ahead is not None:
+                yield _taken(*ahead)
+            ahead = sent, arrived
+        if ahead is not None:
+            yield _taken(*ahead)
+
+    def _read(self, batches: Sequence[Tensor], crop: CropSpec, uniforms: Tensor | None) -> Iterator[Tensor]:
+        """Read batches into the host's memory."""
         self.passes += 1
         mine, bad = self.passes, self.bad
         skipped = frozenset(bad.reasons) if bad is not None else frozenset()
@@ -155,12 +172,20 @@ class StreamedImages(Images):
                 self._note(batch.bad)
             if batch.images is None:
                 raise AvtError(f"None of the {len(self)} images can be used.")
-            yield batch.images.to(self.device, non_blocking=self.device.type == "cuda")
+            yield batch.images
 
     def _note(self, found: dict[int, str]) -> None:
         if self.bad is None or not self.bad.skip:
             raise AvtError(next(iter(found.values())))
         self.bad.add(found)
+
+
+def _taken(pixels: Tensor, arrived: torch.cuda.Event) -> Tensor:
+    """A batch that was sent on another stream, for the current one."""
+    current = torch.cuda.current_stream(pixels.device)
+    current.wait_event(arrived)
+    pixels.record_stream(current)
+    return pixels
 
 
 @contextmanager

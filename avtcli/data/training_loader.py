@@ -1,36 +1,48 @@
 """Training batches: the views of each image with their targets, on the device, as a function of the step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from avtcli.config.components import Augment
 from avtcli.contracts import Role, Size, Target, TransformFamily
-from avtcli.data.epoch_table import EpochTable, batch_bounds, sample_epoch_table
+from avtcli.data.epoch_table import batch_bounds, sample_epoch_table
 from avtcli.data.images import CropSpec, Images
 from avtcli.geometry.cropping import to_float
-from avtcli.runtime.devices import to_device
+from avtcli.runtime.capture import CapturedCalls
+from avtcli.runtime.devices import to_device, upload
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch of this process."""
+    """One training batch of this process; on a GPU its views are overwritten by those of the batch after it."""
 
     views: tuple[Tensor, ...]  # normalised images, (B, C, H, W) each, on the device
     targets: tuple[Target, ...]  # one for each transformed view
     indices: Tensor  # rows of the images, (B,) int64, on the CPU
     count: int  # samples of all processes
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that a training step reads."""
+        return [*self.views, *(part for target in self.targets for part in (target.values, target.parameters))]
+
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """How the views of an image are made; all views share one crop of the size (height, width)."""
+    """How the views of an image are made; all views share one crop of the size (height, width).
+
+    `normalise` turns images in [0, 1], (B, C, H, W), into network input.
+    """
 
     roles: tuple[Role, ...]
     family: TransformFamily
     augment: Augment
     size: Size
+    normalise: Callable[[Tensor], Tensor]
     seed: int
 
 
@@ -40,17 +52,28 @@ class TrainingLoader:
     Args:
         images: the training images; the batches are on their device.
         spec: how their views are made.
-        normalise: from images in [0, 1], (B, C, H, W), to network input.
         batch_size: samples of a batch, over all processes.
+        device: of the batches.
         rank: of this process.
         world: number of processes.
+        capture: whether a GPU makes the views of full batches as one graph.
     """
 
     def __init__(
-        self, images: Images, spec: ViewSpec, normalise: Callable[[Tensor], Tensor], *, batch_size: int, rank: int, world: int
+        self,
+        images: Images,
+        spec: ViewSpec,
+        *,
+        batch_size: int,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+        capture: bool = False,
     ) -> None:
-        self.images, self.spec, self.normalise = images, spec, normalise
-        self.rank, self.world, self.bounds = rank, world, batch_bounds(len(images), batch_size, world=world)
+        self.images, self.spec, self.batch_size, self.device = images, spec, batch_size, device
+        self.rank, self.world = rank, world
+        self.bounds = batch_bounds(len(images), batch_size, world=world)
+        self._captured = CapturedCalls[tuple[Tensor, ...]](device, enabled=capture)
 
     def read(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of the steps from `start` to `stop`, last excluded.
@@ -66,20 +89,32 @@ class TrainingLoader:
             table = sample_epoch_table(spec.seed, epoch, len(self.images), spec.family, spec.size, transformed=transformed)
             bounds = self.bounds[index : index + stop - start]
             rows = [table.order[first:last][self.rank :: self.world] for first, last in bounds]
-            # all batches that are left of the epoch at once, so that streamed images are read ahead
+            # all batches that are left of the epoch at once: streamed images are read ahead, and a GPU is sent tables, not rows
             pixels = self.images.read_batches(rows, crop, table.uniforms)
-            for (first, last), indices, images in zip(bounds, rows, pixels, strict=True):
-                yield self._batch(images, indices, table, last - first)
+            parameters, targets = (self._by_batch(columns, rows) for columns in (table.parameters, table.targets))
+            for (first, last), indices, images, own, values in zip(bounds, rows, pixels, parameters, targets, strict=True):
+                yield self._batch(indices, images, own, values, count=last - first)
             start += len(bounds)
 
-    def _batch(self, pixels: Tensor, indices: Tensor, table: EpochTable, count: int) -> Batch:
-        """Make the views of cropped uint8 images, (B, C, H, W)."""
-        spec, images, device = self.spec, to_float(pixels), pixels.device
-        parameters = [to_device(own[indices], device) for own in table.parameters]
-        transformed = (spec.family.apply(images, own) for own in parameters)
-        views = [images if role == "original" else next(transformed) for role in spec.roles]
-        targets = (
-            Target(to_device(values[indices], device).float(), own, spec.family, spec.size)
-            for values, own in zip(table.targets, parameters, strict=True)
-        )
-        return Batch(tuple(self.normalise(view) for view in views), tuple(targets), indices, count)
+    def _by_batch(self, columns: Sequence[Tensor], rows: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        """The rows of each batch, on the device, of each of the columns (n, k)."""
+        order, counts = torch.cat(list(rows)), [len(own) for own in rows]
+        split = (torch.split(upload(column[order], self.device), counts) for column in columns)
+        for parts in zip(*split, strict=True):
+            yield tuple(to_device(part, self.device) for part in parts)
+
+    def _batch(
+        self, rows: Tensor, pixels: Tensor, parameters: tuple[Tensor, ...], values: tuple[Tensor, ...], *, count: int
+    ) -> Batch:
+        """Make the views and targets of cropped uint8 images, (B, C, H, W)."""
+        spec, full = self.spec, count == self.batch_size
+        make = partial(self._views, pixels, parameters)
+        views = self._captured([pixels, *parameters], make) if full else make()
+        pairs = zip(values, parameters, strict=True)
+        return Batch(views, tuple(Target(v.float(), own, spec.family, spec.size) for v, own in pairs), rows, count)
+
+    def _views(self, pixels: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        images = to_float(pixels)
+        transformed = (self.spec.family.apply(images, own) for own in parameters)
+        views = [images if role == "original" else next(transformed) for role in self.spec.roles]
+        return tuple(self.spec.normalise(view) for view in views)

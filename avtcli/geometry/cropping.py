@@ -12,8 +12,8 @@ def crop_and_flip(images: Tensor, uniforms: Tensor, *, crop: tuple[int, int], pa
 
     Args:
         images: (B, C, H, W), any type.
-        uniforms: (B, 3) in [0, 1): top, left, and flipped where below 0.5. An offset is floor(u * (largest offset + 1)), so
-            that one table serves images of any size.
+        uniforms: (B, 3) float64 in [0, 1): top, left, and flipped where below 0.5. An offset is floor(u * (largest offset +
+            1)), so that one table serves images of any size. On the images' device, or on the CPU.
         crop: (height, width).
         padding: zeros added on each side first, in pixels.
         flip: whether to flip at all.
@@ -28,16 +28,17 @@ def crop_and_flip(images: Tensor, uniforms: Tensor, *, crop: tuple[int, int], pa
     room = [images.shape[-2] - crop[0] + 1, images.shape[-1] - crop[1] + 1]
     if min(room) < 1:
         raise ShapeError(f"No crop of {crop[0]}x{crop[1]} px fits into {images.shape[-2]}x{images.shape[-1]} px.")
-    top, left = (uniforms[:, :2].cpu() * torch.tensor(room)).long().unbind(1)
-    cropped = _crop_strided if images.device.type == "cpu" else _crop_indexed
-    if not flip:
-        return cropped(images, torch.arange(len(images)), top, left, crop)
-    flipped = uniforms[:, 2].cpu() < 0.5
+    top, left = ((uniforms[:, axis] * room[axis]).long() for axis in (0, 1))
+    flipped = uniforms[:, 2] < 0.5 if flip else None
+    if images.device.type != "cpu":
+        return _crop_indexed(images, top, left, flipped, crop)
+    if flipped is None:
+        return _crop_strided(images, torch.arange(len(images)), top, left, crop)
     order = flipped.argsort(stable=True)  # images to flip come last, so that they form one slice
-    crops = cropped(images, order, top[order], left[order], crop)
+    crops = _crop_strided(images, order, top[order], left[order], crop)
     last = crops[len(crops) - int(flipped.sum()) :]
     last.copy_(last.flip(-1))
-    return crops.index_select(0, order.argsort().to(crops.device))
+    return crops.index_select(0, order.argsort())
 
 
 def _crop_strided(images: Tensor, rows: Tensor, top: Tensor, left: Tensor, crop: tuple[int, int]) -> Tensor:
@@ -49,11 +50,13 @@ def _crop_strided(images: Tensor, rows: Tensor, top: Tensor, left: Tensor, crop:
     return crops.index_select(0, rows * (channels * height * width) + top * width + left)
 
 
-def _crop_indexed(images: Tensor, rows: Tensor, top: Tensor, left: Tensor, crop: tuple[int, int]) -> Tensor:
-    """Gather each crop by indices: other devices may first materialise an overlapping view."""
-    crops = images.unfold(2, crop[0], 1).unfold(3, crop[1], 1)  # (B, C, offsets y, offsets x, *crop)
-    rows, y, x = (index.to(images.device) for index in (rows, top, left))
-    return crops[rows, :, y, x]
+def _crop_indexed(images: Tensor, top: Tensor, left: Tensor, flipped: Tensor | None, crop: tuple[int, int]) -> Tensor:
+    """Gather each pixel by its index, in one pass and without a size that the host must know."""
+    y, x = (torch.arange(side, device=top.device) for side in crop)
+    columns = x if flipped is None else torch.where(flipped[:, None], crop[1] - 1 - x, x)
+    rows, columns = (index.to(images.device) for index in (top[:, None] + y, left[:, None] + columns))
+    image, channel = (torch.arange(count, device=images.device) for count in images.shape[:2])
+    return images[image[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def centre_crop(images: Tensor, *, crop: tuple[int, int]) -> Tensor:

@@ -60,7 +60,7 @@ def warp(images: Tensor, in_from_out: Tensor, *, fill: Outside = GREY, truncate:
     uvw = columns + rows
     points = uvw[:, :2] / uvw[:, 2:]  # from 0 to the ends
     if fill == "reflect":
-        points = _reflect(points, points.new_tensor(ends)[:, None, None])
+        points = torch.stack([_reflect(axis, end) for axis, end in zip(points.unbind(1), ends, strict=True)], 1)
     grid = points.sub_(1)
     out = functional.grid_sample(source, grid.permute(0, 2, 3, 1), mode="bilinear", padding_mode="border", align_corners=False)
     if truncate:
@@ -77,7 +77,7 @@ def _separable_terms(in_from_out: Tensor, size: Size, sides: Size) -> tuple[Tens
     Returns (B, 3, 1, W) and (B, 3, H, 1), for x, y and the denominator.
     """
     m = in_from_out.to(torch.promote_types(in_from_out.dtype, torch.float32))
-    m = m * m.new_tensor([[2 / sides[1]], [2 / sides[0]], [1]])
+    m = torch.stack([m[:, 0] * (2 / sides[1]), m[:, 1] * (2 / sides[0]), m[:, 2]], 1)
     y, x = (torch.arange(side, device=m.device, dtype=m.dtype) + 0.5 for side in size)
     return (m[:, :, :1] * x)[:, :, None, :], (m[:, :, 1:2] * y + m[:, :, 2:])[:, :, :, None]
 
@@ -97,6 +97,6 @@ def _next_power_of_two(side: int) -> int:
     return 1 << (side - 1).bit_length()
 
 
-def _reflect(coordinate: Tensor, side: Tensor) -> Tensor:
+def _reflect(coordinate: Tensor, side: float) -> Tensor:
     """Fold a coordinate into [0, side] by mirrors at both edges."""
     return side - (torch.remainder(coordinate, 2 * side) - side).abs()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from avtcli.errors import one_line
+from avtcli.events import Notice, OnEvent, ignore
 
 T = TypeVar("T")
 
@@ -19,17 +20,17 @@ class CapturedCalls(Generic[T]):
     """Calls of one kind that all work on tensors of the same shapes: the first `WARM_UP` run as they are, then one is captured.
 
     The warm-up calls are real ones: the results of all calls are the same. What a call draws at random and reads from the host
-    must be among its inputs. Work that cannot be captured, as it waits for the device, goes on as it began: see `refusal`.
+    must be among its inputs. Work that cannot be captured, as it waits for the device, goes on as it began, with a notice.
 
     Args:
         device: where the work is; anywhere but on a CUDA device nothing is captured.
         enabled: whether to capture at all.
+        name: of the work, for the notice.
+        on_event: receives the notice.
     """
 
-    def __init__(self, device: torch.device, *, enabled: bool) -> None:
-        self.refusal = ""
-        """Why the work is not captured, once that is known."""
-        self._enabled, self._calls = enabled and device.type == "cuda", 0
+    def __init__(self, device: torch.device, *, enabled: bool = True, name: str = "work", on_event: OnEvent = ignore) -> None:
+        self._enabled, self._calls, self._name, self._on_event = enabled and device.type == "cuda", 0, name, on_event
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
         self._result: list[T] = []
@@ -71,7 +72,7 @@ class CapturedCalls(Generic[T]):
                 torch.cuda.set_sync_debug_mode(mode)
         places = [f"{w.filename}:{w.lineno}" for w in caught if "synchronizing CUDA operation" in str(w.message)]
         if places:
-            self._enabled, self.refusal = False, f"it waits for the GPU (at {places[0]})"
+            self._refuse(f"it waits for the GPU at {places[0]}")
         return result
 
     def _capture(self, inputs: Sequence[Tensor], work: Callable[[], T]) -> T:
@@ -84,8 +85,12 @@ class CapturedCalls(Generic[T]):
             ):
                 self._result = [work()]
         except RuntimeError as error:
-            self._enabled, self.refusal = False, one_line(error)
+            self._refuse(one_line(error))
             return work()
         self._graph, self._inputs = graph, list(inputs)
         graph.replay()
         return self._result[0]
+
+    def _refuse(self, reason: str) -> None:
+        self._enabled = False
+        self._on_event(Notice(f"{self._name} cannot be captured as a CUDA graph and is slower: {reason}"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
@@ -65,7 +65,11 @@ def build_accelerator(device: str, precision: str, *, on_event: OnEvent) -> Acce
     world = read_launch().world
     if world == 1:
         AcceleratorState._reset_state(True)  # global state: discard that of an earlier run in this process
-    handlers, mixed = [InitProcessGroupKwargs(timeout=WAIT)], "no" if precision == "fp32" else precision
+    mixed = "no" if precision == "fp32" else precision
+    handlers = [
+        InitProcessGroupKwargs(timeout=WAIT),
+        DistributedDataParallelKwargs(static_graph=True, gradient_as_bucket_view=True),
+    ]
     ignored = sorted(name for name in os.environ if name.startswith(ACCELERATE_VARIABLES))
     if ignored:
         on_event(Notice(f"ignored, as options alone decide: the environment variables {', '.join(ignored)}"))
@@ -103,11 +107,37 @@ def has_room(device: torch.device, count: int) -> bool:
 
 
 def seed_model(seed: int, device: torch.device) -> None:
-    """Seed the draws of layers, dropout and drop path; on a CPU only its own generator, which is fastest."""
+    """Seed the draws of layers, dropout and drop path, on the device alone."""
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)
+    elif device.type == "cuda":
+        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
     else:
         torch.manual_seed(seed)
+
+
+@contextmanager
+def float32_products(*, reduced: bool) -> Iterator[None]:
+    """Within, let matrix products of float32 use TF32 where `reduced`: for networks that compute in less precision anyway."""
+    before = torch.get_float32_matmul_precision()
+    if reduced:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def upload(table: Tensor, device: torch.device) -> Tensor:
+    """Send a table to a CUDA device without waiting for it; for other devices it stays on the CPU, and parts of it follow."""
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
+
+
+def download(tensor: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Send a tensor to the host without waiting for a CUDA device; the event, where there is one, says when it is there."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu(), None
+    return tensor.to("cpu", non_blocking=True), torch.cuda.current_stream(tensor.device).record_event()
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -1,7 +1,10 @@
-"""Execution settings of each class of device: memory layout, fused optimiser, compilation."""
+"""Execution settings of each class of device: memory layout, fused optimiser, compilation, capture."""
 
+import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -10,36 +13,55 @@ from torch import nn
 
 from avtcli.config.components import Optimizer
 from avtcli.config.pretrain_config import PretrainConfig
-from avtcli.errors import AvtError
+from avtcli.errors import AvtError, one_line
+from avtcli.events import Notice, OnEvent
 
 Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class ExecutionDefaults:
-    """Defaults of one class of device: channels-last memory format, see `to_channels_last`, and fused optimiser."""
+    """Defaults of one class of device.
+
+    Attributes:
+        channels_last: the memory format of convolutions, see `to_channels_last`.
+        fused: whether the optimiser is fused.
+        compile_from: the steps of a run from which compiling pays, which takes about half a minute; none: never by itself.
+    """
 
     channels_last: bool
     fused: bool
+    compile_from: int | None = None
 
 
-# cpu from measurements of `avt bench`; cuda as PyTorch's guides advise for tensor cores; mps as PyTorch's own defaults
+# cpu and cuda from measurements of `avt bench`; mps as PyTorch's own defaults
 EXECUTION_DEFAULTS: Final = {
     "cpu": ExecutionDefaults(channels_last=True, fused=True),
-    "cuda": ExecutionDefaults(channels_last=True, fused=True),
+    "cuda": ExecutionDefaults(channels_last=True, fused=True, compile_from=10_000),
     "mps": ExecutionDefaults(channels_last=False, fused=False),
 }
 
 
-def resolve_execution(config: PretrainConfig, device: str) -> PretrainConfig:
-    """Fill in the execution settings that are not stated, for device cpu, cuda or mps; compilation is off unless requested."""
-    if config.compile and device == "cpu" and not _has_compiler():
-        raise AvtError("--compile needs a C++ compiler, and there is no g++ or clang++ here: install one, or leave it out.")
-    compiled, last = bool(config.compile), config.channels_last
+def resolve_execution(config: PretrainConfig, device: str, *, processes: int, steps: int, on_event: OnEvent) -> PretrainConfig:
+    """Fill in the execution settings that are not stated, for device cpu, cuda or mps and a number of planned steps.
+
+    Raises:
+        AvtError: if compilation is requested where it is not possible.
+    """
+    defaults, missing = EXECUTION_DEFAULTS[device], what_compiling_lacks(device)
+    if config.compile and missing:
+        raise AvtError(f"--compile needs {missing}, which is not here: install it, or give --no-compile.")
+    compiled, last, optimizer = config.compile, config.channels_last, choose_fused(config.optimizer, device)
+    if compiled is None:
+        compiled = defaults.compile_from is not None and steps >= defaults.compile_from and not missing
     if last is None:  # Inductor chooses its own layout on a CPU, and channels-last weights slow it down
-        last = EXECUTION_DEFAULTS[device].channels_last and not (compiled and device == "cpu")
-    optimizer = choose_fused(config.optimizer, device)
-    return config.model_copy(update={"compile": compiled, "channels_last": last, "optimizer": optimizer})
+        last = defaults.channels_last and not (compiled and device == "cpu")
+    able = device == "cuda" and processes == 1 and config.precision != "fp16" and bool(optimizer.fused)
+    if config.capture and not able:
+        on_event(Notice("steps are not captured: that takes one process on a CUDA GPU, bf16 or fp32, and a fused optimiser"))
+    captured = able and config.capture is not False
+    execution = {"compile": compiled, "capture": captured, "channels_last": last, "optimizer": optimizer}
+    return config.model_copy(update=execution)
 
 
 def choose_fused(optimizer: Optimizer, device: str) -> Optimizer:
@@ -68,5 +90,19 @@ def to_channels_last(net: nn.Module) -> None:
             p.data = p.data.to(memory_format=torch.channels_last)
 
 
-def _has_compiler() -> bool:
-    return any(shutil.which(name) for name in (os.environ.get("CXX") or "c++", "g++", "clang++"))
+@contextmanager
+def compile_errors_explained() -> Iterator[None]:
+    """Turn what `torch.compile` raises where it fails into an `AvtError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise AvtError(f"The network cannot be compiled here ({one_line(error)}). Give --no-compile.") from error
+
+
+def what_compiling_lacks(device: str) -> str:
+    """Return what `torch.compile` needs on a class of device and does not find here; empty where it has all."""
+    if not any(shutil.which(name) for name in (os.environ.get("CC") or "cc", os.environ.get("CXX") or "c++", "gcc", "clang")):
+        return "a C++ compiler (g++ or clang++)"
+    return "Triton" if device == "cuda" and importlib.util.find_spec("triton") is None else ""

@@ -66,8 +66,19 @@ def set_rates(optimizer: torch.optim.Optimizer, config: PretrainConfig, step: in
     """Set the rate of each parameter group for a step, and return both rates."""
     rates = rates_at(config, step, steps_per_epoch)
     for group, rate in zip(optimizer.param_groups, rates, strict=False):
-        group["lr"] = rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
     return rates
+
+
+def rates_to_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Keep the rates on a CUDA device, where a captured step reads them."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"], device=device)
+        if "capturable" in group:
+            group["capturable"] = True
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
@@ -75,7 +86,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
     state = optimizer.state_dict()
     slots = ((index, name, value) for index, slot in state["state"].items() for name, value in slot.items())
     tensors = {f"{index}.{name}": value for index, name, value in slots if isinstance(value, Tensor)}
-    return tensors, state["param_groups"]
+    return tensors, [{k: float(v) if isinstance(v, Tensor) else v for k, v in group.items()} for group in state["param_groups"]]
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
@@ -84,6 +95,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor],
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         slots.setdefault(int(index), {})[name] = value
+    # how it is computed is a matter of the device
+    pairs = zip(groups, optimizer.param_groups, strict=True)
+    groups = [given | {name: own[name] for name in ("fused", "capturable") if name in own} for given, own in pairs]
     optimizer.load_state_dict({"state": slots, "param_groups": groups})
     # a fused step walks memory, so the state must lie as its parameter does, and not as in the file
     for parameter, slot in optimizer.state.items():

@@ -118,7 +118,7 @@ def _train(
     # weights, optimiser, the step to begin at, and images
     optimizer = build_optimizer(config, setup.net)
     start, seconds_before = restore_state(setup, run, optimizer, metrics, on_event=on_event) if resume else (0, 0.0)
-    trainer = Trainer(setup, optimizer)
+    trainer = Trainer(setup, optimizer, on_event=on_event)
     loader = setup.build_loader(setup.open_images())
 
     saved = start if resume else -1
@@ -149,7 +149,7 @@ def _train(
         overdue = main and time.monotonic() > save_at
         signalled, due, failure = _agree(setup.group, stop.number * (step < total), overdue, failure)
         if step % LOG_EVERY == 0 or step % setup.steps_per_epoch == 0 or step == total or due or signalled or failure:
-            losses.flush()
+            losses.flush(wait=bool(step == total or due or signalled or failure or monitor.is_due(step)))
             failure = record_bad_images(setup, run, on_event=on_event) or failure
         if step == total or due or (step == 0 and not failure):  # at 0: a disk that is too small fails here, not after an hour
             save(step)
@@ -166,7 +166,7 @@ def _train(
 
         # one step
         result = trainer.step(step, batch)
-        losses.add({"step": step + 1, "epoch": step // setup.steps_per_epoch, "lr": result.rates[0]}, result, count=batch.count)
+        losses.add({"step": step + 1, "epoch": step // setup.steps_per_epoch, "lr": result.rates[0]}, result)
     return _finish(setup, run, metrics, monitor, seconds=seconds_before + time.monotonic() - began)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from avtcli import registry
 from avtcli.contracts import Tracker
 from avtcli.events import Notice, OnEvent, Progress
+from avtcli.runtime.devices import download
 from avtcli.runtime.processes import gather_lists, run_in_main
 from avtcli.storage.metrics_log import MetricsLog
 from avtcli.storage.run_data import BadImage, append_bad_images, read_bad_images
@@ -66,16 +67,18 @@ class Tracking:
 class LossLog:
     """Collects the losses of steps; in the main process, logs one line per step and passes it to the trackers.
 
-    `skipped_in_a_row` is the longest series of skipped steps among those read from the device so far.
+    `skipped_in_a_row` is the longest series of skipped steps among those read from the device so far. The speed that it reports
+    leaves out the steps before the first report, which compile and fill caches.
     """
 
     def __init__(self, setup: TrainingSetup, metrics: MetricsLog, tracking: Tracking, *, start: int, on_event: OnEvent) -> None:
         self.setup, self.metrics, self.tracking, self.start, self.on_event = setup, metrics, tracking, start, on_event
-        self.began, self.waited = time.monotonic(), 0.0
+        self.began, self.waited, self._reports = time.monotonic(), 0.0, 0
         self.skipped_in_a_row = 0
         self._series = 0
         self._pending: list[tuple[dict[str, Any], Tensor]] = []
-        self._names: list[str] = []
+        self._sent: tuple[list[dict[str, Any]], Tensor, torch.cuda.Event | None] = [], torch.empty(0), None
+        self._names: tuple[str, ...] = ()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -84,20 +87,34 @@ class LossLog:
         yield
         self.waited += time.monotonic() - asked
 
-    def add(self, line: dict[str, Any], result: StepResult, *, count: int) -> None:
-        """Keep the losses of this process's samples on the device; `line` holds other figures, `count` is of all processes."""
-        parts = {"loss": result.loss.per_sample, **result.loss.parts}
-        self._names = list(parts)
-        sums = [part.detach().float().sum() / count for part in parts.values()]
-        self._pending.append((line, torch.stack([*sums, result.skipped.float()])))
+    def add(self, line: dict[str, Any], result: StepResult) -> None:
+        """Keep the figures of a step on the device; `line` holds others."""
+        self._names = result.names
+        self._pending.append((line, result.figures))
 
-    def flush(self) -> None:
-        """Read the losses from the device, all at once, and write and report them; what is not finite is null."""
-        if not self._pending:
+    def flush(self, *, wait: bool) -> None:
+        """Write and report the losses, read from the device all at once; what is not finite is null.
+
+        A GPU, which works on steps ahead of it, is waited for where `wait`; else those are written that were flushed before.
+        """
+        self._write_sent()
+        if self._pending:
+            lines, figures = zip(*self._pending, strict=True)
+            on_device = self.setup.accelerator.reduce(torch.stack(figures), "sum")
+            self._sent = list(lines), *download(on_device)
+            self._pending.clear()
+            if wait or self._sent[2] is None:
+                self._write_sent()
+
+    def _write_sent(self) -> None:
+        """Write what was sent to the host, once it has arrived."""
+        lines, figures, arrived = self._sent
+        if not lines:
             return
-        values = self.setup.accelerator.reduce(torch.stack([row for _, row in self._pending]), "sum").tolist()
-        lines = [{**line, **self._figures(line["step"], row)} for (line, _), row in zip(self._pending, values, strict=True)]
-        self._pending.clear()
+        self._sent = [], torch.empty(0), None
+        if arrived is not None:
+            arrived.synchronize()
+        lines = [{**line, **self._figures(line["step"], row)} for line, row in zip(lines, figures.tolist(), strict=True)]
         run_in_main(self.setup.group, lambda: self._write(lines))
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
@@ -108,9 +125,12 @@ class LossLog:
         rate = (done - self.start) / seconds * self.setup.config.batch_size
         detail = f"loss {format_figure(lines[-1]['loss'], '.4f')}  {rate:.0f} pairs/s  data wait {self.waited / seconds:.0%}"
         self.on_event(Progress("pretraining", done, self.setup.total_steps, "steps", detail))
+        self._reports += 1
+        if self._reports == 1:
+            self.began, self.waited, self.start = time.monotonic(), 0.0, done
 
     def _figures(self, step: int, row: list[float]) -> dict[str, Any]:
-        losses = {name: value if isfinite(value) else None for name, value in zip(self._names, row, strict=False)}
+        losses = {name: value if isfinite(value) else None for name, value in zip(self._names[:-1], row, strict=False)}
         if not row[-1]:
             self._series = 0
             return losses

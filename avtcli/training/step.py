@@ -3,17 +3,21 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from avtcli.contracts import Loss, Role, Target
+from avtcli.contracts import Role, Target
 from avtcli.data.training_loader import Batch
+from avtcli.events import OnEvent, ignore
 from avtcli.models.siamese import SiameseModel
-from avtcli.runtime.devices import seed_model
+from avtcli.runtime.capture import CapturedCalls
+from avtcli.runtime.devices import float32_products, seed_model
+from avtcli.runtime.execution import compile_errors_explained
 from avtcli.runtime.processes import gather_batch
-from avtcli.seeding import keyed_generator, seed_of
-from avtcli.training.optimizer import set_rates
+from avtcli.seeding import seed_of
+from avtcli.training.optimizer import rates_to_device, set_rates
 from avtcli.training.training_setup import TrainingSetup
 
 Noise = Callable[[int, int], list[Tensor | None]]
@@ -29,11 +33,12 @@ def build_noise(setup: TrainingSetup) -> Noise:
     shape = setup.net.encoder.code_shape(spec.channels, setup.size) if spec.noise_scale else None
     repeats = [roles[:place].count(role) for place, role in enumerate(roles)]
     keys = [NOISE_KEYS[role] + (f" {repeat}" if repeat else "") for role, repeat in zip(roles, repeats, strict=True)]
+    generator = torch.Generator(accelerator.device)
 
     def sample(step: int, key: str, count: int) -> Tensor | None:
         if shape is None:
             return None
-        generator = keyed_generator(setup.config.seed, step, "noise", key, device=accelerator.device)
+        generator.manual_seed(seed_of(setup.config.seed, step, "noise", key))
         noise = torch.randn(count, *shape, generator=generator, device=accelerator.device)
         return noise[accelerator.process_index :: accelerator.num_processes]
 
@@ -51,16 +56,20 @@ class LossModule(nn.Module):
         self.net, self.rank, self.world = net, rank, world
         self._encode = torch.compile(net.encode, dynamic=False) if compiled else net.encode
 
-    def forward(self, batch: Batch, noise: Sequence[Tensor | None], *, full: bool) -> Loss:
-        """Compute the loss of each sample of this process, (B,); a batch that is not full is never compiled."""
+    def forward(self, batch: Batch, noise: Sequence[Tensor | None], *, full: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of each sample of this process, (B,), and its parts; a batch that is not full is never compiled.
+
+        Plain containers: DistributedDataParallel finds no tensor in others, and would leave gradients unreduced.
+        """
         encode = self._encode if full else self.net.encode
         codes, targets = encode(batch.views, noise), batch.targets
         if not self.net.objective.depends_on_batch or self.world == 1:
-            return self.net.loss(codes, targets)
+            loss = self.net.loss(codes, targets)
+            return loss.per_sample, dict(loss.parts)
         codes = tuple(gather_batch(code, batch.count) for code in codes)
         loss = self.net.loss(codes, [self._gathered(target, batch.count) for target in targets])
         own = slice(self.rank, None, self.world)
-        return Loss(loss.per_sample[own], {name: part[own] for name, part in loss.parts.items()})
+        return loss.per_sample[own], {name: part[own] for name, part in loss.parts.items()}
 
     @staticmethod
     def _gathered(target: Target, count: int) -> Target:
@@ -70,17 +79,22 @@ class LossModule(nn.Module):
 
 @dataclass(frozen=True)
 class StepResult:
-    """The result of a step: its losses, and whether it was skipped.
+    """The result of a step.
 
     Attributes:
-        loss: of each sample of this process, before the step.
+        figures: on the device, by `names`, means over the samples of all processes: this process's share of them, float32.
+        names: "loss", before the step, the parts of the loss, and "skipped": 1 where the step changed nothing, everywhere.
         rates: learning rates of the network and of the decoder's log-variance layer.
-        skipped: on the device, whether loss or gradient was not finite, in any process.
     """
 
-    loss: Loss
+    figures: Tensor
+    names: tuple[str, ...]
     rates: tuple[float, float]
-    skipped: Tensor
+
+    @property
+    def skipped(self) -> Tensor:
+        """Whether the step changed nothing: not 0, on the device."""
+        return self.figures[-1]
 
 
 class Trainer:
@@ -89,36 +103,55 @@ class Trainer:
     A step whose loss or gradient is not finite changes nothing: weights, optimiser and buffers stay as they were, in every
     process alike. Fused optimisers decide that on the device, so that the host need not wait for it. In fp16 the loss alone
     counts: a gradient that overflows asks for another scale of the loss, which skips the weights and is no failure.
+
+    Where a step is captured, its graph is that of a full batch: forward, loss, backward and optimiser. Noise is drawn before
+    it, as a graph would need a generator of its own for each view.
     """
 
-    def __init__(self, setup: TrainingSetup, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, setup: TrainingSetup, optimizer: torch.optim.Optimizer, *, on_event: OnEvent = ignore) -> None:
         accelerator, compiled = setup.accelerator, bool(setup.config.compile)
         self._setup, self._noise = setup, build_noise(setup)
         rank, world = accelerator.process_index, accelerator.num_processes
         self._module = accelerator.prepare(LossModule(setup.net, compiled=compiled, rank=rank, world=world)).train()
+        self._captured = CapturedCalls[tuple[tuple[str, ...], Tensor]](
+            accelerator.device, enabled=bool(setup.config.capture), name="the training step", on_event=on_event
+        )
+        if setup.config.capture:
+            rates_to_device(optimizer, accelerator.device)
         self.optimizer = optimizer if accelerator.scaler is None else accelerator.prepare(optimizer)
         self._buffers = list(setup.net.buffers())
         self._before = [buffer.clone() for buffer in self._buffers]
 
     def step(self, step: int, batch: Batch) -> StepResult:
         """Take a step; learning rates, noise and dropout follow from its number, counted from 0."""
-        setup, accelerator, count = self._setup, self._setup.accelerator, batch.count
+        setup, device = self._setup, self._setup.accelerator.device
         rates = set_rates(self.optimizer, setup.config, step, setup.steps_per_epoch)
-        seed_model(seed_of(setup.config.seed, step, "model", accelerator.process_index), accelerator.device)
+        seed_model(seed_of(setup.config.seed, step, "model", setup.accelerator.process_index), device)
+        noise, full = self._noise(step, batch.count), batch.count == setup.config.batch_size
+        work = partial(self._work, batch, noise, full=full)
+        inputs = [*batch.tensors, *(eps for eps in noise if eps is not None)]
+        names, figures = self._captured(inputs, work) if full else work()
+        return StepResult(figures.clone(), names, rates)
+
+    def _work(self, batch: Batch, noise: Sequence[Tensor | None], *, full: bool) -> tuple[tuple[str, ...], Tensor]:
+        accelerator, count = self._setup.accelerator, batch.count
+        self.optimizer.zero_grad()
         torch._foreach_copy_(self._before, self._buffers)
-        loss: Loss = self._module(batch, self._noise(step, count), full=count == setup.config.batch_size)
-        accelerator.backward(loss.per_sample.sum() * (accelerator.num_processes / count))
-        skipped = self._is_not_finite(loss)
+        with float32_products(reduced=accelerator.mixed_precision != "no"), compile_errors_explained():
+            per_sample, parts = self._module(batch, noise, full=full)
+            accelerator.backward(per_sample.sum() * (accelerator.num_processes / count))
+        skipped = self._is_not_finite(per_sample)
         self._update(skipped)
         kept = [torch.where(skipped, *pair) for pair in zip(self._before, self._buffers, strict=True)]
         torch._foreach_copy_(self._buffers, kept)
-        self.optimizer.zero_grad()
-        return StepResult(loss, rates, skipped)
+        parts = {"loss": per_sample, **parts}
+        figures = [part.detach().float().sum() / count for part in parts.values()]
+        return (*parts, "skipped"), torch.stack([*figures, skipped.float()])
 
     @torch.no_grad()
-    def _is_not_finite(self, loss: Loss) -> Tensor:
+    def _is_not_finite(self, per_sample: Tensor) -> Tensor:
         """Whether the loss of any process or the gradient, which all processes share, is not finite; a truth value."""
-        finite = loss.per_sample.isfinite().all()
+        finite = per_sample.isfinite().all()
         if self._setup.accelerator.scaler is None:  # with it, a gradient that overflows asks for another scale
             gradients = [p.grad for p in self._setup.net.parameters() if p.grad is not None]
             finite = finite & torch.nn.utils.get_total_norm(gradients, math.inf).isfinite()

@@ -58,8 +58,7 @@ class TrainingSetup:
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the run."""
-        all_epochs = self.steps_per_epoch * self.config.total_epochs
-        return min(all_epochs, self.config.max_steps or all_epochs)
+        return _planned_steps(self.config, self.steps_per_epoch)
 
     def open_images(self) -> Images:
         """Open the training images, resized."""
@@ -79,9 +78,16 @@ class TrainingSetup:
 
     def build_loader(self, images: Images) -> TrainingLoader:
         """Build the source of this process's batches."""
-        config, rank, world = self.config, self.accelerator.process_index, self.accelerator.num_processes
-        spec = ViewSpec(self.net.objective.views, self.family, config.augment, self.size, config.seed)
-        return TrainingLoader(images, spec, self.net.normalise, batch_size=config.batch_size, rank=rank, world=world)
+        config, accelerator, net = self.config, self.accelerator, self.net
+        return TrainingLoader(
+            images,
+            ViewSpec(net.objective.views, self.family, config.augment, self.size, net.normalise, config.seed),
+            batch_size=config.batch_size,
+            device=accelerator.device,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            capture=bool(config.capture),
+        )
 
 
 def build_training_setup(
@@ -100,14 +106,11 @@ def build_training_setup(
     accelerator = build_accelerator(device, config.precision, on_event=on_event)
     data = _open_data(config, run)
     indices = limited(data.train, config.limit_train)
-    processes, least = accelerator.num_processes, min(config.batch_size, len(indices))
-    if processes > 1 and least < 2 * processes:
-        raise AvtError(
-            f"{processes} processes need batches of {2 * processes} images or more, two each; this run has {least}. Give fewer "
-            "--processes, a larger --batch-size or more images."
-        )
+    processes = accelerator.num_processes
+    _check_shares(min(config.batch_size, len(indices)), processes)
     steps_per_epoch = len(batch_bounds(len(indices), config.batch_size, world=processes))
-    config = resolve_execution(config, device)
+    planned = _planned_steps(config, steps_per_epoch)
+    config = resolve_execution(config, device, processes=processes, steps=planned, on_event=on_event)
     size = image_size(data, config.augment)
     family = build_transform(config, size)
     spec = ModelSpec(
@@ -144,6 +147,19 @@ def build_training_setup(
     )
     on_event(Started(_facts(setup)))
     return setup
+
+
+def _check_shares(batch_size: int, processes: int) -> None:
+    if processes > 1 and batch_size < 2 * processes:
+        raise AvtError(
+            f"{processes} processes need batches of {2 * processes} images or more, two each; this run has {batch_size}. Give "
+            "fewer --processes, a larger --batch-size or more images."
+        )
+
+
+def _planned_steps(config: PretrainConfig, steps_per_epoch: int) -> int:
+    all_epochs = steps_per_epoch * config.total_epochs
+    return min(all_epochs, config.max_steps or all_epochs)
 
 
 def _open_data(config: PretrainConfig, run: Path | None) -> ImageData:
@@ -190,7 +206,8 @@ def build_transform(config: PretrainConfig, size: Size) -> TransformFamily:
 def _facts(setup: TrainingSetup) -> tuple[tuple[str, str], ...]:
     config, parameters = setup.config, sum(p.numel() for p in setup.net.parameters())
     channels, (height, width) = setup.data.channels, setup.size
-    execution = {"channels last": config.channels_last, "compiled": config.compile, "fused optimiser": config.optimizer.fused}
+    execution = {"channels last": config.channels_last, "compiled (takes about half a minute)": config.compile}
+    execution |= {"one graph a step": config.capture, "fused optimiser": config.optimizer.fused}
     chosen = [name for name, is_chosen in execution.items() if is_chosen]
     beyond = f"; --max-steps {config.max_steps} changes nothing" if (config.max_steps or 0) > setup.total_steps else ""
     return (

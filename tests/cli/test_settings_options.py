@@ -92,7 +92,7 @@ def test_every_setting_of_pretraining_is_described_in_its_help() -> None:
 def test_what_may_change_on_resume_changes_no_result() -> None:
     may_change = {name for name, flag in flags_of(PretrainConfig).items() if flag.on_resume}
 
-    kept = "max_steps workers device precision compile save_every eval_every stop_on_collapse trackers"
+    kept = "max_steps workers device precision compile capture save_every eval_every stop_on_collapse trackers"
     same_images = "data_dir dataset on_bad_image max_bad_fraction"
     longer = "epochs"  # the schedule is stretched, and the command says so
     assert may_change == set(f"{kept} {same_images} {longer}".split())

@@ -24,12 +24,13 @@ def test_crops_and_flips_are_those_of_numpy_image_by_image() -> None:
 
 def test_crops_on_a_cpu_are_those_on_other_devices() -> None:
     images = torch.arange(2 * 3 * 5 * 7).view(3, 2, 5, 7).transpose(0, 1)  # not contiguous
-    rows, top, left = torch.tensor([1, 0]), torch.tensor([1, 2]), torch.tensor([3, 0])
+    rows, top, left, size = torch.tensor([0, 1]), torch.tensor([1, 2]), torch.tensor([3, 0]), (3, 4)
+    expected = [images[0, :, 1:4, 3:7], images[1, :, 2:5, 0:4]]
 
-    strided, indexed = (crop(images, rows, top, left, (3, 4)) for crop in (cropping._crop_strided, cropping._crop_indexed))
-
-    assert torch.equal(strided, indexed)
-    assert torch.equal(strided, torch.stack([images[1, :, 1:4, 3:7], images[0, :, 2:5, 0:4]]))
+    assert torch.equal(cropping._crop_strided(images, rows, top, left, size), torch.stack(expected))
+    assert torch.equal(cropping._crop_indexed(images, top, left, None, size), torch.stack(expected))
+    flipped = cropping._crop_indexed(images, top, left, torch.tensor([False, True]), size)
+    assert torch.equal(flipped, torch.stack([expected[0], expected[1].flip(-1)]))
 
 
 def test_a_crop_larger_than_the_padded_image_is_refused() -> None:

@@ -19,25 +19,57 @@ from avtcli.training.training_setup import build_training_setup
 from tests.support import run_tiny, tiny_config, write_cifar10
 
 
-@pytest.mark.parametrize(("device", "last", "fused"), [("cpu", True, True), ("cuda", True, True), ("mps", False, False)])
-def test_unset_options_follow_the_class_of_device(device: str, last: bool, fused: bool) -> None:
-    config = resolve_execution(PretrainConfig(), device)
+def resolved(device: str, *, processes: int = 1, steps: int = 100, **given: Any) -> PretrainConfig:
+    return resolve_execution(PretrainConfig(**given), device, processes=processes, steps=steps, on_event=ignore)
 
-    assert (config.channels_last, config.optimizer.fused, config.compile) == (last, fused, False)
+
+@pytest.mark.parametrize(
+    ("device", "last", "fused", "captured"),
+    [("cpu", True, True, False), ("cuda", True, True, True), ("mps", False, False, False)],
+)
+def test_unset_options_follow_the_class_of_device(device: str, last: bool, fused: bool, captured: bool) -> None:
+    config = resolved(device)
+
+    assert (config.channels_last, config.optimizer.fused, config.capture) == (last, fused, captured)
+    assert config.compile is False
+
+
+@pytest.mark.parametrize(("device", "compiled"), [("cpu", False), ("cuda", True)])
+def test_long_runs_on_a_gpu_are_compiled(device: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "what_compiling_lacks", lambda device: "")
+    assert resolved(device, steps=400_000).compile is compiled
+    monkeypatch.setattr(module, "what_compiling_lacks", lambda device: "Triton")
+    assert resolved(device, steps=400_000).compile is False
+
+
+@pytest.mark.parametrize("hindered", [{"processes": 2}, {"precision": "fp16"}, {"optimizer": {"fused": False}}])
+def test_what_cannot_be_captured_is_not_and_says_so_where_it_was_asked_for(hindered: dict[str, Any]) -> None:
+    config, notices = PretrainConfig(capture=True, **{k: v for k, v in hindered.items() if k != "processes"}), list[Any]()
+    found = resolve_execution(config, "cuda", processes=hindered.get("processes", 1), steps=9, on_event=notices.append)
+
+    assert found.capture is False
+    assert [n.text.split(":")[0] for n in notices] == ["steps are not captured"]
 
 
 def test_stated_options_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_has_compiler", lambda: True)
-    given = PretrainConfig(channels_last=False, compile=True, optimizer={"fused": False})
+    monkeypatch.setattr(module, "what_compiling_lacks", lambda device: "")
+    given = {"channels_last": False, "compile": True, "capture": False, "optimizer": {"fused": False}}
 
-    assert resolve_execution(given, "cpu") == given
+    assert resolved("cpu", **given) == PretrainConfig(**given)
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(AvtError, match=r"--compile needs a C\+\+ compiler, and there is no g\+\+ or clang\+\+ here"):
-        resolve_execution(PretrainConfig(compile=True), "cpu")
+    with pytest.raises(AvtError, match=r"--compile needs a C\+\+ compiler \(g\+\+ or clang\+\+\), which is not here"):
+        resolved("cpu", compile=True)
+
+
+def test_a_compiler_that_fails_is_explained() -> None:
+    with (
+        pytest.raises(AvtError, match=r"The network cannot be compiled here .*\. Give --no-compile\."),
+        module.compile_errors_explained(),
+    ):
+        torch.compile(lambda x: x.sin(), backend=lambda graph, inputs: 1 / 0)(torch.ones(1))  # type: ignore[call-overload]
 
 
 def test_a_run_reports_and_stores_its_settings_and_contiguous_tensors(tmp_path: Path) -> None:
