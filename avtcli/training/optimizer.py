@@ -79,6 +79,7 @@ def rates_to_device(optimizer: torch.optim.Optimizer, device: torch.device) -> N
         group["lr"] = torch.tensor(group["lr"], device=device)
         if "capturable" in group:
             group["capturable"] = True
+    optimizer.__dict__["_warned_capturable_if_run_uncaptured"] = True  # the steps before the capture are meant to be
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

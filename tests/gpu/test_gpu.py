@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from avtcli import load_encoder
-from avtcli.events import ignore
-from avtcli.training.optimizer import build_optimizer, optimizer_tensors
-from avtcli.training.step import Trainer
-from avtcli.training.training_setup import build_training_setup
-from tests.support import Result, tiny_config
+from tests.support import Result
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -115,25 +110,3 @@ def test_the_monitor_evaluates_on_the_gpu(avt: Run) -> None:
     evaluations = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines() if '"eval"' in line]
     assert len(evaluations) == 2
     assert all(0 <= e["eval"]["knn_top1"] <= 100 and e["eval"]["mace_px"] > 0 for e in evaluations)
-
-
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-@pytest.mark.parametrize("before", [0, 2])
-def test_a_step_that_is_not_finite_changes_nothing(name: str, before: int) -> None:
-    config = tiny_config(optimizer={"name": name}, device="cuda")
-    setup = build_training_setup(config, on_event=ignore)
-    trainer = Trainer(setup, build_optimizer(setup.config, setup.net))
-    batches = list(setup.build_loader(setup.open_images()).read(0, before + 2))
-    for step in range(before):
-        trainer.step(step, batches[step])
-
-    def state() -> dict[str, torch.Tensor]:
-        return {**setup.net.state_dict(), **optimizer_tensors(trainer.optimizer)[0]}
-
-    kept = {name: tensor.clone() for name, tensor in state().items()}
-    bad = replace(batches[before], views=(batches[before].views[0] * float("nan"), batches[before].views[1]))
-
-    assert trainer.step(before, bad).skipped
-    assert all(torch.equal(tensor, kept.get(name, torch.zeros_like(tensor))) for name, tensor in state().items())
-    assert not trainer.step(before + 1, batches[before + 1]).skipped
-    assert all(tensor.isfinite().all() for tensor in state().values())
