@@ -43,7 +43,7 @@ class ResidentImages(Images):
                 batch = centre_crop(batch, crop=crop.size)
             elif crop.flip or crop.padding or tuple(batch.shape[-2:]) != crop.size:
                 batch = crop_and_flip(batch, draws[rows], crop=crop.size, padding=crop.padding, flip=crop.flip)
-            yield batch if place == self.device else upload(batch, self.device)
+            yield upload(batch, self.device)
 
 
 def _resize_all(images: Tensor, shorter: int | None) -> Tensor:

@@ -130,7 +130,9 @@ def float32_products(*, reduced: bool) -> Iterator[None]:
 
 def upload(table: Tensor, device: torch.device) -> Tensor:
     """Send a table to a CUDA device without waiting for it; for other devices it stays on the CPU, and parts of it follow."""
-    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
+    if device.type != "cuda" or table.is_cuda:
+        return table
+    return table.pin_memory().to(device, non_blocking=True)
 
 
 def download(tensor: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
