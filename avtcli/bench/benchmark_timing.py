@@ -11,27 +11,53 @@ import torch
 from avtcli.config.components import Plugin
 
 NIN: Final = Plugin(name="nin")
-GPU_WORK: Final = {"batch_size": 512, "steps": 20, "warp_images": 512, "matmul_side": 8_192}  # enough to fill it
+GPU_WORK: Final = {  # enough to fill it, and for a stable rate
+    "batch_size": 512,
+    "steps": 100,
+    "epoch_batches": 100,
+    "probe_images": 10_000,
+    "probe_batch": 256,
+    "warp_images": 512,
+    "matmul_side": 8_192,
+    "copy_bytes": 2**30,
+}
 
 
 @dataclass(frozen=True)
 class BenchConfig:
     """Settings of `avt bench`.
 
-    `backbone` is that of `step`, `loop` and `probe`, `size_px` the side of their images and of those of `pairs`. `compile` and
-    `precision` (auto, fp32, bf16 or fp16) apply to our training step; the baseline is eager, in fp32. `steps` and `warp_images`
-    are those of a round, `matmul_side` is that of the square matrices whose product is the reference for GFLOP/s.
+    Attributes:
+        device: of both sides.
+        backbone: of `step`, `loop` and `probe`.
+        size_px: side of their images and of those of `pairs`.
+        batch_size: of `step` and `loop`.
+        compile: whether our step is compiled; none for the default of `avt pretrain`. The baseline is eager.
+        capture: whether our step is captured as a CUDA graph; likewise.
+        precision: auto, fp32, bf16 or fp16; that of the baseline too, on a CUDA device.
+        steps: steps of a round of `step` and `loop`.
+        epoch_batches: batches of an epoch of `loop`.
+        probe_images: images of `probe`.
+        probe_batch: its batch size.
+        warp_images: images of a round of `warp-224`.
+        matmul_side: side of the square matrices whose product is the reference for GFLOP/s.
+        copy_bytes: size of the tensor whose copy is the reference for the bytes that memory moves per second.
     """
 
     device: torch.device
     backbone: Plugin = NIN
     size_px: int = 32
     batch_size: int = 32
-    compile: bool = False
+    compile: bool | None = None
+    capture: bool | None = None
     precision: str = "auto"
     steps: int = 1
+    epoch_batches: int = 3
+    probe_images: int = 256
+    probe_batch: int = 128
     warp_images: int = 32
     matmul_side: int = 2_048
+    copy_bytes: int = 2**28
 
     @classmethod
     def build(cls, device: torch.device, **given: Any) -> "BenchConfig":

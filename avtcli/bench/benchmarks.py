@@ -1,18 +1,16 @@
 """The benchmarks: homographies, warps and pairs, the training step and the loop around it, and an epoch of a probe."""
 
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from statistics import median
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from avtcli.bench import baseline
-from avtcli.bench.bench_training import Step, baseline_pairs, baseline_step, build_bench_setup, our_images, our_pairs, our_step
-from avtcli.bench.benchmark_timing import BenchConfig, Benchmark, seconds_of, synchronise
+from avtcli.bench.bench_training import baseline_pairs, build_bench_setup, our_batches, our_images
+from avtcli.bench.benchmark_timing import BenchConfig, Benchmark
+from avtcli.bench.training_benchmarks import measure_loop, measure_step
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.contracts import MemorySplit
 from avtcli.data.resident_images import ResidentImages
@@ -27,17 +25,12 @@ from avtcli.probing.heads import resolve_head
 from avtcli.probing.joint_heads import HeadSpec
 from avtcli.runtime.devices import Context, to_device
 from avtcli.seeding import keyed_generator
-from avtcli.training.training_setup import TrainingSetup
 
 HOMOGRAPHIES, BASELINE_HOMOGRAPHIES = 500_000, 1_000
 PAIRS, BASELINE_PAIRS, PAIR_BATCH = 1_920, 256, 128
 SIZE: Final = (224, 224)
 """Of images to warp, and that homographies are sampled for."""
-WORKERS = 2  # of the baseline's DataLoader
-BUNDLED_IMAGES = 2_000
-EPOCH_BATCHES = 3  # at most, so that a measured loop begins epochs
-MATMULS = 5
-PROBE_IMAGES, PROBE_BATCH, CLASSES, RATE = 256, 128, 10, 0.01
+CLASSES, RATE = 10, 0.01  # of the probe
 
 
 def measure_homographies(config: BenchConfig) -> Benchmark:
@@ -75,9 +68,9 @@ def measure_pairs(config: BenchConfig) -> Benchmark:
     side, setup = config.size_px, build_bench_setup(config, images=PAIRS, batch_size=PAIR_BATCH)
     pixels, device = noise_images(PAIRS, side), setup.accelerator.device
     images = ResidentImages(MemorySplit(pixels, None, prefix="noise"), torch.arange(PAIRS), device=device)
-    ours, items = our_pairs(setup, images), baseline_pairs(setup, pixels, batch_size=PAIR_BATCH, workers=0)
+    ours, items = our_batches(setup, images), baseline_pairs(setup, pixels, batch_size=PAIR_BATCH, workers=0)
 
-    def take(batches: Iterator[baseline.Pair], count: int) -> None:
+    def take(batches: Iterator[object], count: int) -> None:
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -100,96 +93,9 @@ def noise_images(count: int, side: int) -> Tensor:
     return torch.randint(256, (count, 3, side, side), generator=keyed_generator("bench", "images"), dtype=torch.uint8)
 
 
-def build_step_setup(config: BenchConfig) -> tuple[TrainingSetup, str]:
-    """Build the setup of `step` and `loop`, and describe it."""
-    batch = config.batch_size
-    images = batch * min(EPOCH_BATCHES, BUNDLED_IMAGES // batch)  # no partial batch
-    setup = build_bench_setup(config, images=images, batch_size=batch)
-    return setup, f"{config.backbone.name}, {setup.spec.channels}x{setup.size[0]}x{setup.size[1]}, batch {batch}"
-
-
-def measure_step(config: BenchConfig) -> Benchmark:
-    """One training step on the same pair again and again; both sides start from the same weights."""
-    (setup, description), steps, batch = build_step_setup(config), config.steps, config.batch_size
-    pair = next(our_pairs(setup, our_images(setup)))
-    flops = flops_per_pair(setup, pair)
-    losses, baseline_losses = list[Tensor](), list[float]()
-    ours, theirs = our_step(setup, losses), baseline_step(setup, baseline_losses)
-
-    def figures(rate: float) -> dict[str, Any]:
-        difference = max(abs(a.item() - b) for a, b in zip(losses, baseline_losses, strict=True))
-        gflops = rate * flops / 1e9
-        return {
-            "loss_difference": difference / max(map(abs, baseline_losses)),  # single losses may be near 0
-            "gflop_per_pair": flops / 1e9,
-            "gflops": gflops,
-            "matmul_share": gflops / matmul_gflops(config, setup.accelerator.mixed_precision),
-            "precision": setup.accelerator.mixed_precision.replace("no", "fp32"),
-            "channels_last": setup.config.channels_last,
-            "compile": setup.config.compile,
-        }
-
-    return Benchmark(
-        f"training step of {description}; baseline: eager, float32, from the same weights and pairs",
-        "pairs/s",
-        ours=lambda: [ours(pair) for _ in range(steps)],
-        baseline=lambda: [theirs(pair) for _ in range(steps)],
-        counts=(steps * batch, steps * batch),
-        figures=figures,
-    )
-
-
-def flops_per_pair(setup: TrainingSetup, pair: baseline.Pair) -> float:
-    """Count the floating-point operations of convolutions and matrix products in a training step, per pair."""
-    original, transformed, target = (part[:2] for part in pair)
-    step = baseline_step(setup, [])
-    with FlopCounterMode(display=False) as counter:
-        step((original, transformed, target))
-    return float(counter.get_total_flops()) / len(original)
-
-
-def matmul_gflops(config: BenchConfig, mixed_precision: str) -> float:
-    """Measure the GFLOP/s of a large matrix product in the precision of the training step."""
-    side, dtype = config.matmul_side, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision)
-    matrix = torch.randn(side, side, generator=keyed_generator("bench", "matmul")).to(config.device, dtype)
-    seconds = [seconds_of(lambda: matrix @ matrix, config.device) for _ in range(1 + MATMULS)]
-    return 2 * side**3 / 1e9 / median(seconds[1:])
-
-
-def measure_loop(config: BenchConfig) -> Benchmark:
-    """Make pairs and train on them."""
-    (setup, description), steps, batch = build_step_setup(config), config.steps, config.batch_size
-    images = our_images(setup)
-    waits: dict[str, list[tuple[float, float]]] = {"data_wait": [], "baseline_data_wait": []}
-
-    def run(figure: str, pairs: Iterator[baseline.Pair], step: Step) -> None:
-        began, waited = time.perf_counter(), 0.0
-        for _ in range(steps):
-            asked = time.perf_counter()
-            pair = next(pairs)
-            waited += time.perf_counter() - asked
-            step(pair)
-        synchronise(config.device)
-        waits[figure].append((waited, time.perf_counter() - began))
-
-    items = baseline_pairs(setup, images.images, batch_size=batch, workers=WORKERS)
-    return Benchmark(
-        f"pairs and training step of {description}; baseline: a DataLoader of {WORKERS} workers",
-        "pairs/s",
-        ours=partial(run, "data_wait", our_pairs(setup, images), our_step(setup, [])),
-        baseline=partial(run, "baseline_data_wait", items, baseline_step(setup, [])),
-        counts=(steps * batch, steps * batch),
-        figures=lambda rate: {name: _share(timed[1:]) for name, timed in waits.items()},  # without the warm-up round
-    )
-
-
-def _share(waits: list[tuple[float, float]]) -> float:
-    return sum(waited for waited, _ in waits) / sum(seconds for _, seconds in waits)
-
-
 def measure_probe(config: BenchConfig) -> Benchmark:
     """One epoch of a linear head on the code."""
-    setup = build_bench_setup(config, images=PROBE_IMAGES, batch_size=PROBE_BATCH)
+    setup = build_bench_setup(config, images=config.probe_images, batch_size=config.probe_batch)
     encoder, layer, labels = setup.net.encoder.eval(), setup.net.encoder.backbone.code_tap, setup.data.train.labels
     assert labels is not None
     images, labels, feature = our_images(setup), labels[setup.indices].to(config.device), Feature(layer, "max", 4)
@@ -198,14 +104,14 @@ def measure_probe(config: BenchConfig) -> Benchmark:
     (features,) = extract(forwarded, separate=False, task="features", on_event=ignore)
     on_device = {names: tensor.to(config.device) for names, tensor in features.items()}
     reader, rows = CachedFeatures(on_device, labels, device=config.device), torch.arange(len(labels))
-    probe, specs = ProbeConfig(epochs=1, batch_size=PROBE_BATCH), [HeadSpec(feature, RATE)]
+    probe, specs = ProbeConfig(epochs=1, batch_size=config.probe_batch), [HeadSpec(feature, RATE)]
     kind = resolve_head(probe.head)
     assert isinstance(kind, TrainedHead)
     training = HeadTraining(kind, probe, CLASSES, Context(config.device), "head")
     train_cached = partial(train_heads, RowSubset(reader, rows), RowSubset(reader, rows[:2]), specs, training)
     head = kind.build(layer, reader.shapes[feature], CLASSES).to(config.device)
     optimizer = torch.optim.SGD(head.parameters(), lr=RATE, momentum=0.9, nesterov=True)
-    batches = [(images.images[r], labels[r]) for r in torch.split(rows.to(config.device), PROBE_BATCH)]
+    batches = [(images.images[r], labels[r]) for r in torch.split(rows.to(config.device), config.probe_batch)]
     train_forwarded = partial(baseline.probe_epoch, encoder, layer, head, optimizer, batches)
     what = f"one epoch of a linear head on cached features of {len(labels)} images; baseline: forwards the images"
     return Benchmark(what, "images/s", ours=train_cached, baseline=train_forwarded, counts=(len(labels), len(labels)))

@@ -106,7 +106,7 @@ def test_a_pair_depends_on_its_seed_and_index_alone() -> None:
 def test_batches_are_endless_and_visit_every_image_each_epoch() -> None:
     images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 32, 32) * 40 + 10
     pairs = pair_dataset(images=images, padding=0, mean=[0.0] * 3, std=[1 / 255] * 3)
-    batches = baseline.pair_batches(pairs, batch_size=4, workers=0)
+    batches = baseline.pair_batches(pairs, torch.device("cpu"), batch_size=4, workers=0)
     seen = [next(batches)[0] for _ in range(4)]
 
     assert [len(batch) for batch in seen] == [4, 2, 4, 2]
@@ -149,12 +149,27 @@ def test_training_has_our_losses_and_weights_step_by_step() -> None:
         optimizers[0].step()
         optimizers[0].zero_grad()
         ours.append(loss.item())
-        theirs.append(baseline.train_step(other, optimizers[1], pair, eps))
+        theirs.append(baseline.train_step(other, optimizers[1], pair, eps).item())
 
     assert ours[0] != ours[-1]
     np.testing.assert_allclose(theirs, ours, rtol=1e-9)
     for (name, a), b in zip(setup.net.state_dict().items(), other.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_under_autocast_the_network_alone_computes_in_reduced_precision() -> None:
+    setup = setup_of("cifar10-nin", backbone={"width": 0.05})
+    net, types = setup.net.train(), dict[str, torch.dtype]()
+    for name, module in net.named_modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            module.register_forward_hook(lambda _, inputs, output, name=name: types.update({name: output.dtype}))
+
+    loss = baseline.train_step(net, baseline.build_optimizer(net), *batch_of(setup), autocast=torch.bfloat16)
+
+    heads = [net.get_submodule(name) in baseline.decoder_heads(net) for name in types]
+    assert [own == torch.float32 for own in types.values()] == heads
+    assert [own == torch.bfloat16 for own in types.values()] == [not is_head for is_head in heads]
+    assert (loss.dtype, loss.shape, loss.requires_grad) == (torch.float32, (), False)
 
 
 def test_the_probe_learns_what_a_head_on_cached_features_learns() -> None:
@@ -184,7 +199,7 @@ def test_the_probe_learns_what_a_head_on_cached_features_learns() -> None:
 def test_worker_processes_leave_no_signal_handler_behind() -> None:
     found = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        batches = baseline.pair_batches(pair_dataset(), batch_size=2, workers=1)
+        batches = baseline.pair_batches(pair_dataset(), torch.device("cpu"), batch_size=2, workers=1)
         next(batches)
         batches.close()
 

@@ -1,5 +1,6 @@
 """`avt bench`: every benchmark has its figures, and both sides of a training step do the same."""
 
+import os
 import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -7,17 +8,28 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from avtcli.bench.bench_training import build_bench_setup, our_images, our_pairs
+from avtcli.bench import bench_training
+from avtcli.bench.bench_training import (
+    as_pair,
+    baseline_step,
+    baseline_workers,
+    build_bench_setup,
+    first_batch,
+    our_batches,
+    our_images,
+)
 from avtcli.bench.benchmark_suite import BENCHMARKS, BenchResult, bench, check_names, commit_of_checkout, cpu_name
 from avtcli.bench.benchmark_timing import BenchConfig, Benchmark, compare
-from avtcli.bench.benchmarks import build_step_setup, flops_per_pair
+from avtcli.bench.roofline import copy_gigabytes, saved_bytes, work_per_pair
+from avtcli.bench.training_benchmarks import build_step_setup
 from avtcli.config.components import Plugin
 from avtcli.errors import AvtError
 from avtcli.events import Event, Progress, ignore
 from avtcli.storage.files import to_json
 
 CPU = torch.device("cpu")
-TINY = BenchConfig(CPU, backbone=Plugin(name="nin", width=0.05), batch_size=8, steps=2, warp_images=2, matmul_side=64)
+NARROW = Plugin(name="nin", width=0.05)
+TINY = BenchConfig(CPU, backbone=NARROW, batch_size=8, steps=2, warp_images=2, matmul_side=64, copy_bytes=2**20)
 
 
 def run(name: str, config: BenchConfig = TINY, *, rounds: int = 2) -> BenchResult:
@@ -35,7 +47,8 @@ def test_each_benchmark_gives_rates_and_ratios(name: str) -> None:
     assert found.unit.endswith("/s")
     if name == "step":
         assert found.figures["gflops"] == pytest.approx(found.ours * found.figures["gflop_per_pair"])
-        assert found.figures["matmul_share"] > 0
+        assert min(found.figures[name] for name in ("matmul_share", "memory_share", "first_step_seconds")) > 0
+        assert "peak_memory_gb" not in found.figures
     if name == "loop":
         assert 0 < found.figures["data_wait"] < 1
         assert 0 < found.figures["baseline_data_wait"] < 1
@@ -62,15 +75,68 @@ def test_both_sides_of_a_step_have_the_same_losses(backbone: Plugin, size_px: in
 
 def test_a_pair_of_the_published_network_takes_three_gflop() -> None:
     setup = build_bench_setup(BenchConfig(CPU), images=2, batch_size=2)
-    pair = next(our_pairs(setup, our_images(setup)))
+    flops, _ = work_per_pair(baseline_step(setup), as_pair(first_batch(setup)))
 
     # 243 M multiply-adds per image of one channel; two views, forward and twice that backward, without the gradient of the
     # first convolution's input
-    assert flops_per_pair(setup, pair) == pytest.approx(2 * 2 * 3 * 243e6 - 2 * 2 * 4.9e6, rel=0.01)
+    assert flops == pytest.approx(2 * 2 * 3 * 243e6 - 2 * 2 * 4.9e6, rel=0.01)
 
 
-def test_no_batch_of_the_loop_is_partial() -> None:
-    assert len(build_step_setup(replace(TINY, batch_size=1100))[0].indices) == 1100
+def test_saved_bytes_are_those_of_each_storage_once() -> None:
+    layer, x = torch.nn.Linear(10, 20), torch.randn(3, 10, requires_grad=True)
+
+    # x and the weight; ReLU's output, which the square saves again, as a view
+    assert saved_bytes(lambda: layer(x).relu().view(-1).square()) == 4 * (3 * 10 + 10 * 20 + 3 * 20)
+
+
+def test_saved_bytes_per_pair_are_those_that_grow_with_the_batch() -> None:
+    layer = torch.nn.Linear(10, 20)
+    pair = torch.randn(8, 10), torch.randn(8, 10), torch.randn(8, 20)
+
+    def step(part: tuple[torch.Tensor, ...]) -> None:
+        ((layer(part[0]) - part[2]).square().sum() + layer(part[1]).sum()).backward()
+
+    # both inputs and the difference; 2 x 10 x 20 multiply-adds for the outputs and for the gradient of the weight
+    assert work_per_pair(step, pair) == (4 * 2 * 10 * 20, 4 * (10 + 10 + 20))
+
+
+def test_reduced_precision_saves_fewer_bytes() -> None:
+    setup = build_bench_setup(TINY, images=8, batch_size=8)
+    pair = as_pair(first_batch(setup))
+    [_, full], [_, half] = (work_per_pair(baseline_step(setup, autocast=t), pair) for t in (None, torch.bfloat16))
+
+    assert 0.45 < half / full < 0.8  # the code and the losses stay in float32
+
+
+def test_a_copy_of_a_larger_tensor_has_the_same_rate() -> None:
+    rates = [copy_gigabytes(replace(TINY, copy_bytes=size)) for size in (2**20, 2**25)]
+
+    assert 0.1 < rates[0] / rates[1] < 10  # one may stay in the processor's cache
+
+
+def test_images_are_repeated_to_an_epoch_of_full_batches() -> None:
+    few, _ = build_step_setup(replace(TINY, batch_size=8), batches=3)
+    many, _ = build_step_setup(replace(TINY, batch_size=500), batches=5)
+    images = our_images(many).images
+
+    assert (len(few.indices), few.steps_per_epoch) == (24, 3)
+    assert (len(many.indices), many.steps_per_epoch, many.size) == (2500, 5, (32, 32))
+    assert torch.equal(images[:500], images[2000:])
+    assert torch.equal(many.data.train.labels[:500], many.data.train.labels[2000:])
+    assert not torch.equal(images[0], images[1])
+    assert torch.equal(our_images(build_bench_setup(TINY, images=2000, batch_size=8)).images, images[:2000])
+
+
+def test_the_batch_of_a_step_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = build_bench_setup(TINY, images=16, batch_size=8)
+    read = next(our_batches(setup, our_images(setup)))
+    monkeypatch.setattr(bench_training, "our_batches", lambda *_: iter([read]))
+    kept, before = first_batch(setup), [part.clone() for part in as_pair(read)]
+    for tensor in (*as_pair(read), read.targets[0].parameters):
+        tensor.zero_()
+
+    assert all(torch.equal(a, b) for a, b in zip(as_pair(kept), before, strict=True))
+    assert all(part.any() for part in (*before, kept.targets[0].parameters))
 
 
 def test_the_step_has_the_precision_of_the_settings() -> None:
@@ -80,8 +146,9 @@ def test_the_step_has_the_precision_of_the_settings() -> None:
 
 def test_defaults_depend_on_the_device() -> None:
     assert BenchConfig.build(CPU, batch_size=None, size_px=64) == BenchConfig(CPU, size_px=64)
-    assert BenchConfig.build(torch.device("cuda"), batch_size=8, steps=None).steps == 20
+    assert BenchConfig.build(torch.device("cuda"), batch_size=8, steps=None).steps == 100
     assert BenchConfig.build(torch.device("cuda"), batch_size=8).batch_size == 8
+    assert (baseline_workers(CPU), min(16, len(os.sched_getaffinity(0)))) == (2, baseline_workers(torch.device("cuda")))
 
 
 def test_the_json_has_the_environment() -> None:

@@ -28,14 +28,24 @@ def test_the_step_takes_a_backbone_a_size_and_a_batch_size(avt: Callable[..., An
     [found] = result.json["measurements"]
 
     assert "timm:resnet10t, 1x40x40, batch 4" in found["what"]
-    figures = {"loss_difference", "gflop_per_pair", "gflops", "matmul_share", "precision", "channels_last", "compile"}
-    assert set(found["figures"]) == figures
+    work = {"gflop_per_pair", "gflops", "matmul_share", "memory_share", "first_step_seconds", "loss_difference"}
+    assert set(found["figures"]) == work | {"precision", "channels_last", "compile"}
+
+
+def test_the_backbone_takes_options(avt: Callable[..., Any]) -> None:
+    line = "bench --only step --backbone timm:vit_tiny_patch16_224 -o backbone.args.patch_size=16 -o backbone.args.depth=1"
+    result = avt(f"{line} --batch-size 2 --rounds 1 --device cpu")
+
+    assert "batch 2, args={'patch_size': 16, 'depth': 1}; baseline: " in " ".join(result.stdout.split())
+    assert max(map(len, result.stdout.splitlines())) <= 100
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ("--only homographies --device cpu --precision fp16", "fp16 training needs a GPU"),
+        ("--only step -o objective.noise_scale=1", "-o takes no kind 'objective' here. Kinds: backbone."),
+        ("--only step -o backbone.width=-1", "width"),
         ("--only homographie", "Did you mean 'homographies'"),
     ],
 )

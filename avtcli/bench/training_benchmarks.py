@@ -1,0 +1,158 @@
+"""The benchmarks of training: its step, and the loop around it."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import torch
+from torch import Tensor
+
+from avtcli.bench.bench_training import (
+    OurStep,
+    as_pair,
+    autocast_type,
+    baseline_pairs,
+    baseline_step,
+    baseline_workers,
+    build_bench_setup,
+    first_batch,
+    our_batches,
+    our_images,
+    our_step,
+)
+from avtcli.bench.benchmark_timing import BenchConfig, Benchmark, synchronise
+from avtcli.bench.roofline import copy_gigabytes, matmul_gflops, work_per_pair
+from avtcli.data.training_loader import Batch
+from avtcli.runtime.capture import WARM_UP
+from avtcli.training.training_setup import TrainingSetup
+
+STEP_BATCHES: Final = 3  # of an epoch of `step`, which uses the first one
+COMPARED_STEPS: Final = 20  # with more of them, the losses differ by rounding that has grown
+
+T = TypeVar("T")
+
+
+def build_step_setup(config: BenchConfig, *, batches: int) -> tuple[TrainingSetup, str]:
+    """Build a setup whose epochs have a number of full batches, and describe it."""
+    batch = config.batch_size
+    setup = build_bench_setup(config, images=batch * batches, batch_size=batch)
+    description = f"{config.backbone.name}, {setup.spec.channels}x{setup.size[0]}x{setup.size[1]}, batch {batch}"
+    options = setup.config.backbone.options
+    return setup, description + "".join(f", {name}={options[name]}" for name in config.backbone.options)
+
+
+def measure_step(config: BenchConfig) -> Benchmark:
+    """One training step on the same batch again and again; both sides start from the same weights.
+
+    The figures:
+
+    - `loss_difference`: largest difference of the losses of the first steps, over the largest loss.
+    - `gflop_per_pair`, `gflops`, `matmul_share`: the arithmetic of convolutions and matrix products, and its share of what a
+      large matrix product reaches in the precision of the step.
+    - `memory_share`: the bytes that the step saves for its backward pass, written once and read once, per second, as a share of
+      what a large copy reads and writes. It is a lower bound of what a step without recomputation moves.
+    - `first_step_seconds`: from a new trainer until a step runs as all later ones do, with compilation and capture: the end of
+      step `WARM_UP` + 1 on a CUDA device, elsewhere of the first.
+    - `peak_memory_gb`: on a CUDA device, the most memory that was allocated in these steps. A captured graph is replayed in the
+      memory of its capture. The baseline's copy of the weights is counted too.
+    - `precision`, `channels_last`, `compile`: how our step is computed.
+    """
+    (setup, description), steps = build_step_setup(config, batches=STEP_BATCHES), config.steps
+    batch, autocast = first_batch(setup), autocast_type(setup)
+    pair, losses, baseline_losses = as_pair(batch), list[float](), list[float]()
+    flops, saved = work_per_pair(baseline_step(setup, autocast=autocast), pair)
+    theirs = baseline_step(setup, autocast=baseline_type(setup))  # before ours changes the weights
+    ours, start_figures = start_steps(setup, batch, losses)
+
+    def figures(rate: float) -> dict[str, Any]:
+        compared, gflops = [*zip(losses, baseline_losses, strict=False)][:COMPARED_STEPS], rate * flops / 1e9
+        return {
+            "loss_difference": max(abs(a - b) for a, b in compared) / max(abs(b) for _, b in compared),  # one may be near 0
+            "gflop_per_pair": flops / 1e9,
+            "gflops": gflops,
+            "matmul_share": gflops / matmul_gflops(config, autocast or torch.float32),
+            "memory_share": rate * 2 * saved / 1e9 / copy_gigabytes(config),
+            **start_figures,
+            "precision": setup.accelerator.mixed_precision.replace("no", "fp32"),
+            "channels_last": setup.config.channels_last,
+            "compile": setup.config.compile,
+        }
+
+    return Benchmark(
+        f"training step of {description}; baseline: eager, {describe_baseline(setup)}, from the same weights and pairs",
+        "pairs/s",
+        ours=lambda: take_steps(ours, batch, losses, steps),
+        baseline=lambda: take_steps(theirs, pair, baseline_losses, steps),
+        counts=(steps * config.batch_size, steps * config.batch_size),
+        figures=figures,
+    )
+
+
+def baseline_type(setup: TrainingSetup) -> torch.dtype | None:
+    """The type of the baseline's autocast: ours on a CUDA device, elsewhere none."""
+    return autocast_type(setup) if setup.accelerator.device.type == "cuda" else None
+
+
+def describe_baseline(setup: TrainingSetup) -> str:
+    """Say how the baseline's step is computed."""
+    if setup.accelerator.device.type != "cuda":
+        return "float32"
+    return f"{setup.accelerator.mixed_precision.replace('no', 'float32')}, channels last"
+
+
+def take_steps(step: Callable[[T], Tensor], batch: T, losses: list[float], steps: int) -> None:
+    """Take steps on one batch; their losses stay on the device until all are done."""
+    losses += torch.stack([step(batch) for _ in range(steps)]).tolist()
+
+
+def start_steps(setup: TrainingSetup, batch: Batch, losses: list[float]) -> tuple[OurStep, dict[str, float]]:
+    """Build our step and take the first ones; return it with the figures of that, see `measure_step`."""
+    device = setup.accelerator.device
+    on_cuda = device.type == "cuda"
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    synchronise(device)
+    began = time.perf_counter()
+    step = our_step(setup)
+    take_steps(step, batch, losses, 1 + WARM_UP * on_cuda)
+    synchronise(device)
+    figures = {"first_step_seconds": time.perf_counter() - began}
+    if on_cuda:
+        figures["peak_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+    return step, figures
+
+
+def measure_loop(config: BenchConfig) -> Benchmark:
+    """Make pairs and train on them; the losses of a round are read at its end.
+
+    What the baseline's workers read ahead while our side runs counts for the baseline.
+    """
+    (setup, description), steps = build_step_setup(config, batches=config.epoch_batches), config.steps
+    images, workers = our_images(setup), baseline_workers(config.device)
+    waits: dict[str, list[tuple[float, float]]] = {"data_wait": [], "baseline_data_wait": []}
+
+    def run(figure: str, batches: Iterator[T], step: Callable[[T], Tensor]) -> None:
+        began, waited, losses = time.perf_counter(), 0.0, list[Tensor]()
+        for _ in range(steps):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            losses.append(step(batch))
+        torch.stack(losses).tolist()
+        synchronise(config.device)
+        waits[figure].append((waited, time.perf_counter() - began))
+
+    items = baseline_pairs(setup, images.images, batch_size=config.batch_size, workers=workers)
+    return Benchmark(
+        f"pairs and training step of {description}; baseline: {describe_baseline(setup)}, a DataLoader of {workers} workers",
+        "pairs/s",
+        ours=partial(run, "data_wait", our_batches(setup, images), our_step(setup)),
+        baseline=partial(run, "baseline_data_wait", items, baseline_step(setup, autocast=baseline_type(setup))),
+        counts=(steps * config.batch_size, steps * config.batch_size),
+        figures=lambda rate: {name: _share(timed[1:]) for name, timed in waits.items()},  # without the warm-up round
+    )
+
+
+def _share(waits: list[tuple[float, float]]) -> float:
+    return sum(waited for waited, _ in waits) / sum(seconds for _, seconds in waits)
