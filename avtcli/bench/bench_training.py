@@ -18,7 +18,7 @@ from avtcli.contracts import MemorySplit
 from avtcli.data.epoch_table import batch_bounds
 from avtcli.data.resident_images import ResidentImages
 from avtcli.data.training_loader import Batch
-from avtcli.events import ignore
+from avtcli.events import OnEvent, ignore
 from avtcli.training.optimizer import build_optimizer, rates_at
 from avtcli.training.step import Trainer, build_noise
 from avtcli.training.training_setup import TrainingSetup, build_training_setup
@@ -49,9 +49,10 @@ def build_bench_setup(config: BenchConfig, *, images: int, batch_size: int) -> T
             "std": [1, 1, side * 0.625, 1, 1, side * 0.625, 0.48 / side, 0.48 / side],
         },
         "device": config.device.type,
+        "epochs": 150_000,  # about the steps of the published run, whose epochs are longer: whether to compile depends on them
         "compile": config.compile,
+        "capture": config.capture,
         "precision": config.precision,
-        **({} if config.capture is None else {"capture": config.capture}),
     }
     setup = build_training_setup(resolve(settings, recipe="cifar10-nin"), on_event=ignore)
     return setup if images <= BUNDLED_IMAGES else _repeated(setup, images)
@@ -91,9 +92,9 @@ def as_pair(batch: Batch) -> baseline.Pair:
     return original, transformed, batch.targets[0].values
 
 
-def our_step(setup: TrainingSetup) -> OurStep:
+def our_step(setup: TrainingSetup, *, on_event: OnEvent = ignore) -> OurStep:
     """Return a step as pretraining takes it, by a new `Trainer`."""
-    trainer, steps = Trainer(setup, build_optimizer(setup.config, setup.net)), count()
+    trainer, steps = Trainer(setup, build_optimizer(setup.config, setup.net), on_event=on_event), count()
 
     def step(batch: Batch) -> Tensor:
         return trainer.step(next(steps), batch).figures[0]

@@ -24,6 +24,7 @@ from avtcli.bench.bench_training import (
 from avtcli.bench.benchmark_timing import BenchConfig, Benchmark, synchronise
 from avtcli.bench.roofline import copy_gigabytes, matmul_gflops, work_per_pair
 from avtcli.data.training_loader import Batch
+from avtcli.events import Event
 from avtcli.runtime.capture import WARM_UP
 from avtcli.training.training_setup import TrainingSetup
 
@@ -52,11 +53,11 @@ def measure_step(config: BenchConfig) -> Benchmark:
       large matrix product reaches in the precision of the step.
     - `memory_share`: the bytes that the step saves for its backward pass, written once and read once, per second, as a share of
       what a large copy reads and writes. It is a lower bound of what a step without recomputation moves.
+    - `precision`, `channels_last`, `compile`, `capture`: how our step is computed.
     - `first_step_seconds`: from a new trainer until a step runs as all later ones do, with compilation and capture: the end of
       step `WARM_UP` + 1 on a CUDA device, elsewhere of the first.
     - `peak_memory_gb`: on a CUDA device, the most memory that was allocated in these steps. A captured graph is replayed in the
       memory of its capture. The baseline's copy of the weights is counted too.
-    - `precision`, `channels_last`, `compile`: how our step is computed.
     """
     (setup, description), steps = build_step_setup(config, batches=STEP_BATCHES), config.steps
     batch, autocast = first_batch(setup), autocast_type(setup)
@@ -73,10 +74,10 @@ def measure_step(config: BenchConfig) -> Benchmark:
             "gflops": gflops,
             "matmul_share": gflops / matmul_gflops(config, autocast or torch.float32),
             "memory_share": rate * 2 * saved / 1e9 / copy_gigabytes(config),
-            **start_figures,
             "precision": setup.accelerator.mixed_precision.replace("no", "fp32"),
             "channels_last": setup.config.channels_last,
             "compile": setup.config.compile,
+            **start_figures,
         }
 
     return Benchmark(
@@ -106,7 +107,7 @@ def take_steps(step: Callable[[T], Tensor], batch: T, losses: list[float], steps
     losses += torch.stack([step(batch) for _ in range(steps)]).tolist()
 
 
-def start_steps(setup: TrainingSetup, batch: Batch, losses: list[float]) -> tuple[OurStep, dict[str, float]]:
+def start_steps(setup: TrainingSetup, batch: Batch, losses: list[float]) -> tuple[OurStep, dict[str, Any]]:
     """Build our step and take the first ones; return it with the figures of that, see `measure_step`."""
     device = setup.accelerator.device
     on_cuda = device.type == "cuda"
@@ -114,10 +115,12 @@ def start_steps(setup: TrainingSetup, batch: Batch, losses: list[float]) -> tupl
         torch.cuda.reset_peak_memory_stats(device)
     synchronise(device)
     began = time.perf_counter()
-    step = our_step(setup)
+    refusals: list[Event] = []
+    step = our_step(setup, on_event=refusals.append)
     take_steps(step, batch, losses, 1 + WARM_UP * on_cuda)
     synchronise(device)
-    figures = {"first_step_seconds": time.perf_counter() - began}
+    seconds, captured = time.perf_counter() - began, bool(setup.config.capture) and not refusals
+    figures = {"capture": captured, "first_step_seconds": seconds}
     if on_cuda:
         figures["peak_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
     return step, figures

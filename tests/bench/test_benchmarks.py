@@ -70,7 +70,7 @@ def test_both_sides_of_a_step_have_the_same_losses(backbone: Plugin, size_px: in
 
     assert f"{backbone.name}, 1x{size_px}x{size_px}, batch 8" in found.what
     assert found.figures["loss_difference"] < tolerance
-    assert (found.figures["precision"], found.figures["compile"]) == ("fp32", False)
+    assert [found.figures[name] for name in ("precision", "compile", "capture")] == ["fp32", False, False]
 
 
 def test_a_pair_of_the_published_network_takes_three_gflop() -> None:

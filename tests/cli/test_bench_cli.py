@@ -29,7 +29,7 @@ def test_the_step_takes_a_backbone_a_size_and_a_batch_size(avt: Callable[..., An
 
     assert "timm:resnet10t, 1x40x40, batch 4" in found["what"]
     work = {"gflop_per_pair", "gflops", "matmul_share", "memory_share", "first_step_seconds", "loss_difference"}
-    assert set(found["figures"]) == work | {"precision", "channels_last", "compile"}
+    assert set(found["figures"]) == work | {"precision", "channels_last", "compile", "capture"}
 
 
 def test_the_backbone_takes_options(avt: Callable[..., Any]) -> None:
