@@ -24,7 +24,7 @@ def bench(
     backbone: Annotated[str | None, option(_BACKBONE, "NAME[:VARIANT]", panel="Model", autocompletion=_COMPLETE)] = None,
     overrides: Annotated[list[str] | None, component_options("backbone")] = None,
     size: Annotated[int | None, option(_SIZE, "PX", panel="Model", min=8)] = None,
-    batch_size: Annotated[int | None, option(_BATCH, "N", panel="Model", min=2, max=2_000)] = None,
+    batch_size: Annotated[int | None, option(_BATCH, "N", panel="Model", min=2)] = None,
     device: Device = "auto",
     compile: Annotated[bool | None, option(_COMPILE, flag="--compile/--no-compile", panel="Hardware")] = None,
     capture: Annotated[bool | None, option(_CAPTURE, flag="--capture/--no-capture", panel="Hardware")] = None,
