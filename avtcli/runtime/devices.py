@@ -137,9 +137,12 @@ def upload(table: Tensor, device: torch.device) -> Tensor:
 
 def download(tensor: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     """Send a tensor to the host without waiting for a CUDA device; the event, where there is one, says when it is there."""
-    if tensor.device.type != "cuda":
-        return tensor.cpu(), None
-    return tensor.to("cpu", non_blocking=True), torch.cuda.current_stream(tensor.device).record_event()
+    return tensor.to("cpu", non_blocking=True), end_of_work(tensor.device)
+
+
+def end_of_work(device: torch.device) -> torch.cuda.Event | None:
+    """The event that a CUDA device has done all work given to it so far; none for other devices."""
+    return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

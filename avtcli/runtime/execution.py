@@ -3,10 +3,10 @@
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +17,8 @@ from avtcli.errors import AvtError, one_line
 from avtcli.events import Notice, OnEvent
 
 Net = TypeVar("Net", bound=nn.Module)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,14 @@ def resolve_execution(config: PretrainConfig, device: str, *, processes: int, st
         AvtError: if compilation is requested where it is not possible.
     """
     defaults, missing = EXECUTION_DEFAULTS[device], what_compiling_lacks(device)
-    if config.compile and missing:
-        raise AvtError(f"--compile needs {missing}, which is not here: install it, or give --no-compile.")
     compiled, last, optimizer = config.compile, config.channels_last, choose_fused(config.optimizer, device)
+    if config.activation_memory < 1 and compiled is False:
+        raise AvtError("activation_memory below 1 needs a compiled network: leave --no-compile out, or set it to 1.")
     if compiled is None:
-        compiled = defaults.compile_from is not None and steps >= defaults.compile_from and not missing
+        pays = defaults.compile_from is not None and steps >= defaults.compile_from and not missing
+        compiled = pays or config.activation_memory < 1
+    if compiled and missing:
+        raise AvtError(f"Compiling needs {missing}, which is not here: install it, or give --no-compile.")
     if last is None:  # Inductor chooses its own layout on a CPU, and channels-last weights slow it down
         last = defaults.channels_last and not (compiled and device == "cpu")
     able = device == "cuda" and processes == 1 and config.precision != "fp16" and bool(optimizer.fused)
@@ -88,6 +93,17 @@ def to_channels_last(net: nn.Module) -> None:
     for index, p in enumerate(p for p in net.parameters() if p.ndim == 4):
         if p.device.type != "cpu" or not index or p.shape[1] == 1 or p.shape[2:].numel() == 1:
             p.data = p.data.to(memory_format=torch.channels_last)
+
+
+def compile_network(function: Callable[P, T], *, activation_memory: float) -> Callable[P, T]:
+    """Compile a function of one shape of input, which may keep a fraction of its activations' memory for the backward pass.
+
+    Nothing is chosen by timing, so that a resumed run computes as before.
+    """
+    import torch._functorch.config as partitioning
+
+    partitioning.activation_memory_budget = activation_memory
+    return torch.compile(function, dynamic=False, options={"deterministic": True})
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 from avtcli import registry
 from avtcli.contracts import Tracker
 from avtcli.events import Notice, OnEvent, Progress
-from avtcli.runtime.devices import download
+from avtcli.runtime.devices import download, end_of_work
 from avtcli.runtime.processes import gather_lists, run_in_main
 from avtcli.storage.metrics_log import MetricsLog
 from avtcli.storage.run_data import BadImage, append_bad_images, read_bad_images
@@ -79,17 +79,19 @@ class LossLog:
         self._pending: list[tuple[dict[str, Any], Tensor]] = []
         self._sent: tuple[list[dict[str, Any]], Tensor, torch.cuda.Event | None] = [], torch.empty(0), None
         self._names: tuple[str, ...] = ()
+        self._work: torch.cuda.Event | None = None
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time within as waiting for data."""
+        """Count the time within as waiting for data, but for a GPU that still had work when the data came."""
         asked = time.monotonic()
         yield
-        self.waited += time.monotonic() - asked
+        if self._work is None or self._work.query():  # type: ignore[no-untyped-call]
+            self.waited += time.monotonic() - asked
 
     def add(self, line: dict[str, Any], result: StepResult) -> None:
         """Keep the figures of a step on the device; `line` holds others."""
-        self._names = result.names
+        self._names, self._work = result.names, end_of_work(result.figures.device)
         self._pending.append((line, result.figures))
 
     def flush(self, *, wait: bool) -> None:

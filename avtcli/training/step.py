@@ -14,7 +14,7 @@ from avtcli.events import OnEvent, ignore
 from avtcli.models.siamese import SiameseModel
 from avtcli.runtime.capture import CapturedCalls
 from avtcli.runtime.devices import float32_products, seed_model
-from avtcli.runtime.execution import compile_errors_explained
+from avtcli.runtime.execution import compile_errors_explained, compile_network
 from avtcli.runtime.processes import gather_batch
 from avtcli.seeding import seed_of
 from avtcli.training.optimizer import rates_to_device, set_rates
@@ -22,6 +22,9 @@ from avtcli.training.training_setup import TrainingSetup
 
 Noise = Callable[[int, int], list[Tensor | None]]
 """The noise of each view's code at a step, given the samples of all processes; none where the code has none."""
+
+Encode = Callable[[Sequence[Tensor], Sequence[Tensor | None]], tuple[Tensor, ...]]
+"""From views and their noise to vectors; see `SiameseModel.encode`."""
 
 NOISE_KEYS: dict[Role, str] = {"original": "original", "transformed": "moved"}
 """Names of the random streams: part of what a seed stands for, so that they never change."""
@@ -48,13 +51,13 @@ def build_noise(setup: TrainingSetup) -> Noise:
 class LossModule(nn.Module):
     """What several processes train together: from the views of a batch to the losses of this process's samples.
 
-    `compiled` says whether full batches are encoded by a compiled network; the objective stays eager.
+    `encode` encodes the views of full batches: `net.encode`, or its compiled form; the objective stays eager.
     """
 
-    def __init__(self, net: SiameseModel, *, compiled: bool, rank: int, world: int) -> None:
+    def __init__(self, net: SiameseModel, encode: Encode, *, rank: int, world: int) -> None:
         super().__init__()
         self.net, self.rank, self.world = net, rank, world
-        self._encode = torch.compile(net.encode, dynamic=False) if compiled else net.encode
+        self._encode = encode
 
     def forward(self, batch: Batch, noise: Sequence[Tensor | None], *, full: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of each sample of this process, (B,), and its parts; a batch that is not full is never compiled.
@@ -105,18 +108,20 @@ class Trainer:
     counts: a gradient that overflows asks for another scale of the loss, which skips the weights and is no failure.
 
     Where a step is captured, its graph is that of a full batch: forward, loss, backward and optimiser. Noise is drawn before
-    it, as a graph would need a generator of its own for each view.
+    it, as a graph would need one generator for each view.
     """
 
     def __init__(self, setup: TrainingSetup, optimizer: torch.optim.Optimizer, *, on_event: OnEvent = ignore) -> None:
-        accelerator, compiled = setup.accelerator, bool(setup.config.compile)
+        accelerator, config, encode = setup.accelerator, setup.config, setup.net.encode
+        if config.compile:
+            encode = compile_network(encode, activation_memory=config.activation_memory)
         self._setup, self._noise = setup, build_noise(setup)
-        rank, world = accelerator.process_index, accelerator.num_processes
-        self._module = accelerator.prepare(LossModule(setup.net, compiled=compiled, rank=rank, world=world)).train()
+        module = LossModule(setup.net, encode, rank=accelerator.process_index, world=accelerator.num_processes)
+        self._module = accelerator.prepare(module).train()
         self._captured = CapturedCalls[tuple[tuple[str, ...], Tensor]](
-            accelerator.device, enabled=bool(setup.config.capture), name="the training step", on_event=on_event
+            accelerator.device, enabled=bool(config.capture), name="the training step", on_event=on_event
         )
-        if setup.config.capture:
+        if config.capture:
             rates_to_device(optimizer, accelerator.device)
         self.optimizer = optimizer if accelerator.scaler is None else accelerator.prepare(optimizer)
         self._buffers = list(setup.net.buffers())

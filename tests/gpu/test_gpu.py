@@ -13,7 +13,11 @@ from safetensors.torch import load_file
 from avtcli import load_encoder
 from tests.support import Result
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),  # PyTorch's own call
+]
 
 TINY = "--limit-train 200 -o backbone.width=0.125 --batch-size 32 --eval-every 0"
 Run = Callable[[str], Result]

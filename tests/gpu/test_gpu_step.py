@@ -10,22 +10,24 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.data import resident_images
-from avtcli.data.training_loader import Batch
 from avtcli.events import Notice, ignore
+from avtcli.models.stem import StemConv2d
 from avtcli.runtime import capture
 from avtcli.runtime.capture import CapturedCalls
 from avtcli.training.optimizer import build_optimizer, optimizer_tensors
 from avtcli.training.step import Trainer
-from avtcli.training.training_setup import TrainingSetup, build_training_setup
+from avtcli.training.training_setup import build_training_setup
 from tests.support import Result, tiny_config
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),  # PyTorch's own call
 ]
 
 SETTINGS: dict[str, Any] = {"limit_train": 72, "batch_size": 16, "epochs": 50, "device": "cuda", "eval_every": 0}
@@ -80,6 +82,21 @@ def test_a_captured_step_has_the_losses_of_an_eager_one_and_of_a_compiled_one() 
 
     assert captured == pytest.approx(eager, rel=1e-4)
     assert compiled == pytest.approx(eager, rel=5e-3)
+
+
+def test_less_memory_for_activations_changes_no_loss() -> None:
+    found = []
+    for share in (1.0, 0.3):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        config = config_of(
+            backbone={"width": 1.0}, batch_size=64, activation_memory=share, compile=True, optimizer={"name": "sgd"}
+        )
+        found.append((trained(config, 6)[0], torch.cuda.max_memory_allocated()))
+    (losses, memory), (others, less) = found
+
+    assert others == pytest.approx(losses, rel=0.02)
+    assert less < 0.8 * memory
 
 
 @pytest.mark.parametrize("captured", [True, False])
@@ -137,25 +154,26 @@ def test_captured_work_takes_its_inputs_from_wherever_they_lie() -> None:
         assert torch.equal(calls([x, y], lambda x=x, y=y: x * y + 1), i * torch.arange(5.0, device="cuda") + 1)
 
 
-def pixels_of(batch: Batch, setup: TrainingSetup) -> list[Tensor]:
-    """Grey levels of both views, (B, C, H, W), on the CPU."""
-    encoder = setup.net.encoder
-    return [((view * encoder.pixel_std + encoder.pixel_mean) * 255).cpu() for view in batch.views]
+def batches_of(config: PretrainConfig, start: int, stop: int) -> list[tuple[Tensor, ...]]:
+    """Rows, targets and the grey levels of both views, (B, C, H, W), on the CPU."""
+    setup = build_training_setup(config, on_event=ignore)
+    mean, std = setup.net.encoder.pixel_mean, setup.net.encoder.pixel_std
+    return [
+        (b.indices, b.targets[0].values.cpu(), *(((view * std + mean) * 255).cpu() for view in b.views))
+        for b in setup.build_loader(setup.open_images()).read(start, stop)
+    ]
 
 
 @pytest.mark.parametrize("place", ["device", "host"])
 def test_batches_are_those_of_the_cpu(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if place == "host":  # where the GPU has no room
         monkeypatch.setattr(resident_images, "has_room", lambda device, count: device.type != "cuda")
-    setups = [build_training_setup(config_of(device=device), on_event=ignore) for device in ("cuda", "cpu")]
-    loaders = [setup.build_loader(setup.open_images()).read(2, 14) for setup in setups]
+    there, here = (batches_of(config_of(device=device), 2, 14) for device in ("cuda", "cpu"))
 
-    for there, here in zip(*loaders, strict=True):
-        assert torch.equal(there.indices, here.indices)
-        torch.testing.assert_close(there.targets[0].values.cpu(), here.targets[0].values)
-        original, transformed = (
-            (a - b).abs() for a, b in zip(pixels_of(there, setups[0]), pixels_of(here, setups[1]), strict=True)
-        )
+    for (rows, targets, *views), (own_rows, own_targets, *own_views) in zip(there, here, strict=True):
+        assert torch.equal(rows, own_rows)
+        torch.testing.assert_close(targets, own_targets)
+        original, transformed = ((a - b).abs() for a, b in zip(views, own_views, strict=True))
         assert original.max() < 0.01
         assert transformed.max() < 1.01  # a level that is rounded down may fall on either side of an integer
         assert (transformed > 0.01).double().mean() < 0.01
@@ -168,13 +186,12 @@ def test_streamed_images_are_those_of_the_cpu(workers: int, tmp_path: Path) -> N
         pixels = torch.randint(256, (36, 40, 3), generator=generator, dtype=torch.uint8).numpy()
         (tmp_path / f"class{i % 2}").mkdir(exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / f"class{i % 2}" / f"{i:02}.png")
-    over = {"dataset": {"name": f"folder:{tmp_path}"}, "augment": {"resize": 34, "crop": 32}, "workers": workers}
-    setups = [build_training_setup(config_of(device=device, **over), on_event=ignore) for device in ("cuda", "cpu")]
-    loaders = [setup.build_loader(setup.open_images()).read(0, 9) for setup in setups]
+    over: dict[str, Any] = {"dataset": {"name": f"folder:{tmp_path}"}, "augment": {"resize": 34, "crop": 32}, "limit_train": 40}
+    there, here = (batches_of(config_of(device=device, workers=workers, **over), 0, 9) for device in ("cuda", "cpu"))
 
-    for there, here in zip(*loaders, strict=True):
-        assert torch.equal(there.indices, here.indices)
-        assert (pixels_of(there, setups[0])[0] - pixels_of(here, setups[1])[0]).abs().max() < 0.01
+    for (rows, _, original, _), (own_rows, _, own_original, _) in zip(there, here, strict=True):
+        assert torch.equal(rows, own_rows)
+        assert (original - own_original).abs().max() < 0.01
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
@@ -198,6 +215,18 @@ def test_a_step_that_is_not_finite_changes_nothing(name: str, before: int) -> No
     assert all(torch.equal(tensor, kept.get(name, torch.zeros_like(tensor))) for name, tensor in state().items())
     assert not trainer.step(before + 1, next(batches)).skipped
     assert all(tensor.isfinite().all() for tensor in state().values())
+
+
+@pytest.mark.parametrize(("channels", "stride", "padding", "bias"), [(1, 1, 2, False), (3, 4, 2, True)])
+def test_the_first_convolution_is_a_convolution(channels: int, stride: int, padding: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    conv = StemConv2d(channels, 12, 5, stride=stride, padding=padding, bias=bias).double().cuda()
+    x = torch.randn(4, channels, 23, 27, dtype=torch.float64, device="cuda")
+    out, expected = conv(x), functional.conv2d(x, conv.weight, conv.bias, stride, padding)
+    there, here = (torch.autograd.grad(y.square().sum(), conv.parameters()) for y in (out, expected))
+
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(there, here)
 
 
 def test_a_compiled_run_resumes_bit_for_bit(avt: Run) -> None:

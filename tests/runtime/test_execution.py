@@ -60,7 +60,7 @@ def test_stated_options_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(AvtError, match=r"--compile needs a C\+\+ compiler \(g\+\+ or clang\+\+\), which is not here"):
+    with pytest.raises(AvtError, match=r"Compiling needs a C\+\+ compiler \(g\+\+ or clang\+\+\), which is not here"):
         resolved("cpu", compile=True)
 
 

@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from avtcli.contracts import Backbone, Code, PublishedCheckpoint, Size
 from avtcli.errors import AvtError
+from avtcli.models.stem import StemConv2d
 
 SIZE = (224, 224)
 """(height, width) of the images: they give 256 maps of 6x6, the 9216 inputs of fc_block."""
 
 
-def conv_unit(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, padding: int) -> nn.Sequential:
-    """Convolution with bias, BatchNorm, ReLU."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+def conv_unit(conv: nn.Conv2d) -> nn.Sequential:
+    """Convolution, BatchNorm, ReLU."""
+    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True))
 
 
 def full_units(*widths: int) -> nn.Sequential:
@@ -35,11 +35,11 @@ class AlexNet(Backbone):
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
-        self.conv1 = conv_unit(in_channels, 64, 11, stride=4, padding=2)
-        self.conv2 = conv_unit(64, 192, 5, padding=2)
-        self.conv3 = conv_unit(192, 384, 3, padding=1)
-        self.conv4 = conv_unit(384, 256, 3, padding=1)
-        self.conv5 = conv_unit(256, 256, 3, padding=1)
+        self.conv1 = conv_unit(StemConv2d(in_channels, 64, 11, stride=4, padding=2))
+        self.conv2 = conv_unit(nn.Conv2d(64, 192, 5, padding=2))
+        self.conv3 = conv_unit(nn.Conv2d(192, 384, 3, padding=1))
+        self.conv4 = conv_unit(nn.Conv2d(384, 256, 3, padding=1))
+        self.conv5 = conv_unit(nn.Conv2d(256, 256, 3, padding=1))
         self.pool = nn.MaxPool2d(3, 2)
         self.fc_block = full_units(256 * 6 * 6, 4096, 4096)
         self.taps = {

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from avtcli.contracts import Backbone, Code, PublishedCheckpoint
 from avtcli.errors import AvtError
+from avtcli.models.stem import StemConv2d
 
 
-def conv_unit(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
+def conv_unit(in_channels: int, out_channels: int, kernel: int, *, kind: type[nn.Conv2d] = nn.Conv2d) -> nn.Sequential:
     """Convolution without bias, BatchNorm, ReLU; "same" padding."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+    conv = kind(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
     nn.init.normal_(conv.weight, 0, sqrt(2 / (kernel * kernel * out_channels)))
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
@@ -28,7 +29,7 @@ class NIN(Backbone):
     def __init__(self, in_channels: int, width: float) -> None:
         super().__init__()
         c192, c160, c96 = (max(1, round(c * width)) for c in (192, 160, 96))
-        first = conv_unit(in_channels, c192, 5), conv_unit(c192, c160, 1), conv_unit(c160, c96, 1)
+        first = conv_unit(in_channels, c192, 5, kind=StemConv2d), conv_unit(c192, c160, 1), conv_unit(c160, c96, 1)
         self.conv1 = nn.Sequential(*first, nn.MaxPool2d(3, 2, 1))
         second = conv_unit(c96, c192, 5), conv_unit(c192, c192, 1), conv_unit(c192, c192, 1)
         self.conv2 = nn.Sequential(*second, nn.AvgPool2d(3, 2, 1))
