@@ -36,12 +36,12 @@ class EvaluationRequest:
 
     Attributes:
         transform: name and options of a family, over the run's; empty for the run's own.
-        layer: the layer that the ridge reads; none means the code.
+        layers: those that the ridge reads; empty for the code, `("all",)` for all.
         count: held-out images; none means 1 000, or all of fewer.
     """
 
     transform: Mapping[str, Any] = field(default_factory=dict)
-    layer: str | None = None
+    layers: tuple[str, ...] = ()
     count: int | None = None
 
 
@@ -57,7 +57,7 @@ class EvaluationImages:
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """A checked evaluation, with its encoder in eval mode on the CPU and the layer that the ridge reads.
+    """A checked evaluation, with its encoder in eval mode on the CPU and the layers that the ridge reads.
 
     Attributes:
         family: the distribution of the transformations; never a bank.
@@ -70,7 +70,7 @@ class EvaluationSetup:
     family: TransformFamily
     no_decoder: str | None
     encoder: Encoder
-    layer: str
+    layers: tuple[str, ...]
     images: EvaluationImages
     held_out: TransformedPairs
     versions: TransformedPairs
@@ -85,8 +85,8 @@ def build_evaluation_setup(target: EvaluationTarget, request: EvaluationRequest,
     """
     source, prepared, size, seed = target.source, target.prepared, target.prepared.size, context.seed
     encoder = restore_encoder(source)
-    layer = request.layer or encoder.backbone.code_tap
-    tap_shapes(encoder, [layer], size)  # refuses layers and sizes before any image is read
+    layers = encoder.layers if request.layers == ("all",) else request.layers or (encoder.backbone.code_tap,)
+    tap_shapes(encoder, layers, size)  # refuses layers and sizes before any image is read
     transform = choose_transform(source.config, request.transform)
     no_decoder = why_no_decoder(source, transform, size)
     family = _run_family(source) if no_decoder is None else build_family(transform.name, transform.options)
@@ -100,7 +100,7 @@ def build_evaluation_setup(target: EvaluationTarget, request: EvaluationRequest,
         family=family,
         no_decoder=no_decoder,
         encoder=encoder,
-        layer=layer,
+        layers=tuple(dict.fromkeys(layers)),
         images=chosen,
         held_out=sample_pairs(images, family, size, key=(seed, "held out")),
         versions=TransformedPairs(images, rows, family, parameters, size),
