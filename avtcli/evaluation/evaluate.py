@@ -175,21 +175,14 @@ def _image_classes(target: EvaluationTarget, setup: EvaluationSetup) -> ImageCla
 
 
 def _ridge_figures(source: Weights, setup: EvaluationSetup, context: Context) -> list[dict[str, Any]]:
-    trained, random = (
-        {
-            layer: {"features": figures.width, "penalty": figures.penalty, **asdict(figures.fit)}
-            for layer, figures in measure_ridges(
-                prepare_for_inference(encoder, context.device),
-                setup.layers,
-                setup.fit,
-                setup.held_out,
-                name=name,
-                context=context,
-            ).items()
+    tables: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, encoder in (("trained", setup.encoder), ("random", build_encoder(source.spec, seed=context.seed).eval())):
+        net = prepare_for_inference(encoder, context.device)
+        ridges = measure_ridges(net, setup.layers, setup.fit, setup.held_out, name=name, context=context)
+        tables[name] = {
+            layer: {"features": ridge.width, "penalty": ridge.penalty, **asdict(ridge.fit)} for layer, ridge in ridges.items()
         }
-        for name, encoder in (("trained", setup.encoder), ("random", build_encoder(source.spec, seed=context.seed).eval()))
-    )
-    return [{"layer": layer, **figures, "random": random[layer]} for layer, figures in trained.items()]
+    return [{"layer": layer, **own, "random": tables["random"][layer]} for layer, own in tables["trained"].items()]
 
 
 def _with_picture(calibration: dict[str, Any] | None, run: Path | None, context: Context) -> dict[str, Any] | None:
