@@ -22,7 +22,7 @@ DEFINITIONS = {
     "right turns": "share of pairs whose decoded rotation of the corners is nearest to the true multiple of 90 degrees",
     "R2": "1 - squared error / squared deviation from the held-out mean, pooled over the normalised target",
     "inside": "share of targets in the decoder's central interval of that probability",
-    "calibration error": "mean |observed - nominal| share inside, over intervals of 5 to 95 %",
+    "calibration error": "mean |observed - nominal| share inside, over intervals of 5 to 95 % and the parameters",
     "temperature": "factor of all variances, fitted by maximum likelihood on half of the pairs; the rows show the other half",
     "nll": "negative log-likelihood of N(mean, exp(log_var)), without an objective's variance floor",
     "retrieval": "rank of the true target by distance to the decoded one; ties share their mean rank",

@@ -173,9 +173,9 @@ def temperature_of(mean: Tensor, log_var: Tensor, target: Tensor) -> dict[str, A
     mean, log_var, target = mean[::2], log_var[::2], target[::2]
 
     def judged(scaled: Tensor) -> dict[str, Any]:
-        shares = coverage(mean, scaled, target, LEVELS).mean(1)
-        nll = gaussian_nll(mean, scaled, target).mean()
-        return {"nll": finite(nll), "calibration_error": calibration_error(shares, LEVELS), "coverage": shares.tolist()}
+        shares, nll = coverage(mean, scaled, target, LEVELS), gaussian_nll(mean, scaled, target).mean()
+        error = calibration_error(shares, LEVELS)
+        return {"nll": finite(nll), "calibration_error": error, "coverage": shares.mean(1).tolist()}
 
     after = judged(log_var + math.log(temperature)) if 0 < temperature < math.inf else None
     return {"temperature": finite(temperature), "pairs": len(target), "before": judged(log_var), "after": after}

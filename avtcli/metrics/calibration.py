@@ -29,8 +29,11 @@ def coverage(mean: Tensor, log_var: Tensor, target: Tensor, levels: Sequence[flo
 
 
 def calibration_error(shares: Tensor, levels: Sequence[float]) -> float:
-    """The expected calibration error: mean |observed - nominal| coverage over the levels, of pooled shares (levels,)."""
-    return (shares - torch.tensor(levels, dtype=shares.dtype)).abs().mean().item()
+    """The expected calibration error: the mean of |observed - nominal| over levels and parameters, from shares (levels, d).
+
+    Parameters are not pooled first: one that is too often inside does not make up for one that is too often outside.
+    """
+    return (shares - torch.tensor(levels, dtype=shares.dtype)[:, None]).abs().mean().item()
 
 
 def fit_temperature(mean: Tensor, log_var: Tensor, target: Tensor) -> float:

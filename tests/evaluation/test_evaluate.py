@@ -339,7 +339,7 @@ def test_a_temperature_mends_variances_that_are_wrong_by_one_factor() -> None:
     assert found["before"]["nll"] > found["after"]["nll"] + 1
     expected = sum(level - (2 * norm.cdf(z) - 1) for z, level in inside) / len(inside)
     assert found["before"]["calibration_error"] == pytest.approx(expected, abs=0.01)
-    assert found["after"]["calibration_error"] < 0.01
+    assert found["after"]["calibration_error"] < 0.02
     assert found["after"]["coverage"] == pytest.approx(LEVELS, abs=0.02)
 
 
