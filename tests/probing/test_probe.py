@@ -116,8 +116,8 @@ def test_cached_features_are_those_that_are_read_together_or_separately(source: 
     reader = reader_of(source, ["conv1", "classifier", "conv2"])
     reader.eval_batch = 5
     (expected,) = read_features(reader, [ROWS], epoch_key=None)
-    for separate, folder in ((False, None), (True, tmp_path)):
-        cached = extract(reader, separate=separate, folder=folder, task="x", on_event=lambda event: None)
+    for separate, storage in ((False, CPU), (True, tmp_path)):
+        cached = extract(reader, separate=separate, storage=storage, task="x", on_event=lambda event: None)
         assert sum(tensor.nbytes for stacks in cached for tensor in stacks.values()) == cache_bytes(reader)
         for stacks in cached:
             found = CachedFeatures(stacks, reader.labels, device=CPU)
@@ -181,7 +181,7 @@ def test_features_above_a_quarter_of_memory_are_on_disk_and_the_same(
     monkeypatch.setattr(cache_storage, "memory_bytes", lambda: 4 * needed - 1)
     monkeypatch.setattr(cache_storage.tempfile, "tempdir", str(tmp_path))
     stores = []
-    monkeypatch.setattr(encoder_probing, "extract", lambda *a, **k: (stores.append(k["folder"]), extract(*a, **k))[1])
+    monkeypatch.setattr(encoder_probing, "extract", lambda *a, **k: (stores.append(k["storage"]), extract(*a, **k))[1])
     on_disk = run_probe(source, **OURS)
 
     assert stores == [tmp_path] * 2
@@ -192,7 +192,7 @@ def test_features_above_a_quarter_of_memory_are_on_disk_and_the_same(
 def test_features_that_fit_neither_in_memory_nor_on_disk_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_storage, "memory_bytes", lambda: 8_000_000_000)
 
-    assert choose_storage(2_000_000_000) is None
+    assert choose_storage(2_000_000_000) == CPU
     with pytest.raises(AvtError, match=r"GB free\. Give a smaller --count, or set TMPDIR"):
         choose_storage(9 * 10**18, advice="Give a smaller --count")
     message = r"would take 9000000000 GB, more than 25% of the 8 GB of memory, and .* GB free\. Give fewer"
