@@ -91,7 +91,7 @@ class JointLinearHeads(Heads):
 
 
 class _RunningStatistics:
-    """Those of `BatchNorm`s without affine parameters, one for each feature of a stack."""
+    """Mean and variance of `BatchNorm`s without affine parameters, one for each feature of a stack: (features, C) each."""
 
     def __init__(self, norms: Sequence[nn.BatchNorm1d | nn.BatchNorm2d]) -> None:
         assert norms[0].momentum is not None
@@ -101,17 +101,19 @@ class _RunningStatistics:
         )
 
     def of_batch(self, x: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
-        """Mean and (var + eps)^-1/2 of each channel of (B, features, cells, C): (features, C) each."""
+        """Mean and (var + eps)^-1/2 of each channel of (B, features, cells, C), (features, C) each; see `Heads.logits`."""
         mean, var = self.mean, self.var
         if training:
-            count, each = x.shape[0] * x.shape[2], 1 if x.device.type == "cpu" else x.shape[1]  # one fits a CPU's cache
-            parts = torch.split(x, each, 1)
-            means = [part.mean(2).mean(0) for part in parts]
-            pairs = zip(parts, means, strict=True)
-            mean, var = torch.cat(means), torch.cat([(part - m[:, None]).square_().mean(2).mean(0) for part, m in pairs])
+            count, parts = x.shape[0] * x.shape[2], x.unbind(1) if x.device.type == "cpu" else [x]  # one fits a CPU's cache
+            mean, var = (torch.stack(own).view_as(mean) for own in zip(*map(_moments, parts), strict=True))
             self.mean.lerp_(mean, self.momentum)
             self.var.lerp_(var * (count / (count - 1)), self.momentum)
         return mean, (var + self.eps).rsqrt()
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    mean = x.mean(-2).mean(0)
+    return mean, (x - mean.unsqueeze(-2)).square_().mean(-2).mean(0)
 
 
 def fit_batch(heads: Heads, stacks: Sequence[Tensor], labels: Tensor) -> None:
