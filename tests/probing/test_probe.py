@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from avtcli.errors import AvtError
 from avtcli.features import cache_storage, evaluation_target
 from avtcli.features.cache_storage import choose_storage
 from avtcli.features.feature_cache import CachedFeatures, cache_bytes, extract
-from avtcli.features.feature_reader import Feature, FeatureReader, ForwardedImages, LabelledImages
+from avtcli.features.feature_reader import Feature, FeatureReader, ForwardedImages, LabelledImages, eval_batch_size
 from avtcli.geometry.cropping import crop_and_flip
 from avtcli.models.encoder import Encoder
 from avtcli.models.weights import Weights, open_weights, restore_encoder
@@ -198,6 +199,26 @@ def test_features_that_fit_neither_in_memory_nor_on_disk_are_refused(monkeypatch
     message = r"would take 9000000000 GB, more than 25% of the 8 GB of memory, and .* GB free\. Give fewer"
     with pytest.raises(AvtError, match=message):
         choose_storage(9 * 10**18)
+
+
+@pytest.mark.parametrize(("room", "expected"), [(True, torch.device("cuda")), (False, CPU)])
+def test_features_are_cached_on_a_gpu_that_has_room(
+    monkeypatch: pytest.MonkeyPatch, room: bool, expected: torch.device
+) -> None:
+    monkeypatch.setattr(cache_storage, "has_room", lambda device, count: room)
+
+    assert choose_storage(1000, device=torch.device("cuda")) == expected
+    assert choose_storage(1000, device=CPU) == CPU
+
+
+@pytest.mark.parametrize(
+    ("place", "side", "expected"), [("cuda", 32, 2000), ("cuda", 112, 1000), ("cuda", 448, 250), ("cpu", 32, 250)]
+)
+def test_evaluation_reads_more_small_images_at_once_on_a_gpu(place: str, side: int, expected: int) -> None:
+    images = ResidentImages(MemorySplit(pixels(), None, prefix="x"), torch.arange(12), device=CPU)
+    images.images = SimpleNamespace(device=torch.device(place))  # type: ignore[assignment]
+
+    assert eval_batch_size(images, (side, side)) == expected
 
 
 class OfOneSize(Backbone):
