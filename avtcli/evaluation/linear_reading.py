@@ -47,23 +47,24 @@ def measure_ridge(
     tenth = subset(len(x), max(1, round(HELD_OUT * len(x))), context.seed, "ridge held out")
     ridge, _ = choose_ridge(x, fit.target, PENALTIES, held_out=tenth, score=lambda *both: r2_scores(*both)[1])
     x = pair_features(encoder, layer, held_out, task=f"{name}: held-out pairs", on_event=context.on_event)
-    return RidgeFigures(fit_of(held_out, ridge.predict(x)), x.shape[1], ridge.penalty)
+    return RidgeFigures(fit_of(held_out, ridge.predict(x).cpu()), x.shape[1], ridge.penalty)
 
 
 @torch.no_grad()
 def pair_features(encoder: Encoder, layer: str, pairs: TransformedPairs, *, task: str, on_event: OnEvent) -> Tensor:
     """Concatenate the features of both views, (n, 2 d) float32; maps are average-pooled to at most 4 x 4 and flattened.
 
-    They are in host memory, or memory-mapped where they exceed its share; see `FiniteCheck` for those that are not finite.
+    They are where `choose_storage` puts them; see `FiniteCheck` for those that are not finite.
     """
     out, first, check = torch.empty(0), 0, FiniteCheck()
     for views in read_pairs(pairs, task=task, on_event=on_event):
         taps = (encoder.features(encoder.normalise(view), [layer])[layer] for view in views)
-        block = torch.cat([pool_features(tap, "avg", POOL_SIZE).flatten(1) for tap in taps], 1).float().cpu()
+        block = torch.cat([pool_features(tap, "avg", POOL_SIZE).flatten(1) for tap in taps], 1).float()
         check.count({layer: block})
         if not first:
             shape = len(pairs.rows), block.shape[1]
-            out = allocate(shape, choose_storage(4 * prod(shape), advice="Give a smaller --count or another --layer"))
+            advice = "Give a smaller --count or another --layer"
+            out = allocate(shape, choose_storage(4 * prod(shape), device=block.device, advice=advice))
         out[first : first + len(block)] = block
         first += len(block)
     check.finish()
