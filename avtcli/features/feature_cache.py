@@ -9,7 +9,8 @@ from torch import Tensor
 
 from avtcli.events import OnEvent, Progress
 from avtcli.features.cache_storage import CPU, allocate
-from avtcli.features.feature_reader import Feature, FeatureReader, ForwardedImages, send
+from avtcli.features.feature_reader import Feature, FeatureReader, ForwardedImages
+from avtcli.runtime.devices import upload
 
 Stacks = Mapping[tuple[Feature, ...], Tensor]
 """Features of all images: for those of one shape a float32 tensor (n, features, *shape), channels last in memory."""
@@ -39,9 +40,9 @@ class CachedFeatures(FeatureReader):
         """Pick rows; see `FeatureReader`."""
         stacks = self.copies[epoch_key[1] % len(self.copies)] if epoch_key and self.copies else self.cached
         last = [tensor.movedim(2, -1) for tensor in stacks.values()]  # contiguous: one copy an image
-        order = send(torch.cat([*batches]), last[0].device)  # at once
+        order = upload(torch.cat([*batches]), last[0].device)  # at once
         for rows in torch.split(order, [len(batch) for batch in batches]):
-            yield [x.index_select(0, rows).movedim(-1, 2).to(self.device) for x in last]
+            yield [x.index_select(0, rows.to(x.device)).movedim(-1, 2).to(self.device) for x in last]
 
 
 def cache_bytes(reader: FeatureReader) -> int:

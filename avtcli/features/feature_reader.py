@@ -32,11 +32,6 @@ def eval_batch_size(images: Images, size: Size) -> int:
     return min(max(EVAL_BATCH_SIZE, EVAL_BATCH_PIXELS // prod(size)), MAX_EVAL_BATCH_SIZE)
 
 
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor on the CPU to a device; a CUDA device is not waited for."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
 @dataclass(frozen=True)
 class Feature:
     """A tap and how its map is pooled."""

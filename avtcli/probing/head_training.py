@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.data.epoch_table import batch_bounds
 from avtcli.events import Progress
-from avtcli.features.feature_reader import Feature, FeatureReader, send
+from avtcli.features.feature_reader import Feature, FeatureReader
 from avtcli.metrics.accuracy import topk_hits
 from avtcli.probing.head import HeadFigures, TrainedHead
 from avtcli.probing.joint_heads import Heads, HeadSpec, fit_batch, start_heads
 from avtcli.probing.probe_setup import ProbeSetup, Subset, split_held_out
 from avtcli.runtime.capture import CapturedCalls
-from avtcli.runtime.devices import Context, seed_model
+from avtcli.runtime.devices import Context, seed_model, upload
 from avtcli.runtime.execution import choose_fused
 from avtcli.seeding import keyed_generator, seed_of
 from avtcli.training.optimizer import cosine_rate, make_optimizer, scheduled_rate
@@ -148,7 +148,7 @@ def _train_epoch(fitting: Fitting, train: RowSubset, training: HeadTraining, *, 
     config, seed, labels = training.config, training.context.seed, train.reader.labels
     order = train.rows[torch.randperm(len(train.rows), generator=keyed_generator(seed, "order", epoch))]
     bounds = batch_bounds(len(order), config.batch_size)
-    truth, first, total = labels[send(order, labels.device)], epoch * len(bounds), config.total_epochs * len(bounds)
+    truth, first, total = labels[upload(order, labels.device)], epoch * len(bounds), config.total_epochs * len(bounds)
     rates = _rates_of_epoch(fitting.optimizer, config, epoch=epoch, steps=len(bounds), device=labels.device)
     batches = train.reader.read_batches([order[start:stop] for start, stop in bounds], epoch_key=(seed, epoch))
     for index, (stacks, (start, stop)) in enumerate(zip(batches, bounds, strict=True)):
@@ -166,7 +166,7 @@ def _rates_of_epoch(
     shares = [(done + step) / (config.total_epochs * steps) for step in range(steps)]
     rows = [[rate_of(config, peak, epoch=epoch, progress=share) for peak in peaks] for share in shares]
     table = torch.tensor(rows, dtype=torch.float64)
-    return send(table.float(), device) if device.type == "cuda" else table
+    return upload(table.float(), device) if device.type == "cuda" else table
 
 
 def choose_and_train(
@@ -197,7 +197,7 @@ def score(heads: Heads, test: RowSubset) -> Curve:
     """Top-1 and top-5 in percent of each head."""
     labels, batches = test.reader.labels, torch.split(test.rows, test.reader.eval_batch)
     hits = torch.zeros(2, len(heads.parameters), dtype=torch.int64, device=labels.device)
-    truth = torch.split(labels[send(test.rows, labels.device)], test.reader.eval_batch)
+    truth = torch.split(labels[upload(test.rows, labels.device)], test.reader.eval_batch)
     for own, stacks in zip(truth, test.reader.read_batches(batches, epoch_key=None), strict=True):
         logits = torch.stack(heads.logits(stacks, training=False)).mT
         hits += torch.stack([topk_hits(logits, own, k) for k in (1, min(5, logits.shape[2]))])
