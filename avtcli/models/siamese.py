@@ -1,9 +1,11 @@
 """The Siamese model: one encoder for all views, and the objective with its heads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from avtcli.contracts import Loss, Objective, Target
 from avtcli.errors import AvtError
@@ -21,6 +23,8 @@ class SiameseModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.objective = objective
+        self.checkpoint_activations = False
+        """Whether to compute the encoder again in the backward pass, view by view, instead of keeping its activations."""
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn images, float in [0, 1] or uint8, (B, C, H, W), into network input."""
@@ -31,7 +35,16 @@ class SiameseModel(nn.Module):
 
         `noise` is eps of each view's code; where left out it is drawn in training mode, and none in eval mode.
         """
-        return tuple(self.encoder.encode(*pair)[0] for pair in zip(views, noise or [None] * len(views), strict=True))
+        encode = self._encode_again if self.checkpoint_activations and torch.is_grad_enabled() else self._encode_view
+        return tuple(encode(*pair) for pair in zip(views, noise or [None] * len(views), strict=True))
+
+    def _encode_view(self, view: Tensor, noise: Tensor | None) -> Tensor:
+        return self.encoder.encode(view, noise)[0]
+
+    def _encode_again(self, view: Tensor, noise: Tensor | None) -> Tensor:
+        contexts = (nullcontext(), _statistics_kept(self.encoder))
+        vector: Tensor = checkpoint(self._encode_view, view, noise, use_reentrant=False, context_fn=lambda: contexts)
+        return vector
 
     def loss(self, codes: Sequence[Tensor], targets: Sequence[Target]) -> Loss:
         """Compute the objective on vectors, in the precision of the weights."""
@@ -64,3 +77,17 @@ class SiameseModel(nn.Module):
     def _in_precision(self, codes: Sequence[Tensor]) -> tuple[Tensor, ...]:
         dtype = next(self.parameters()).dtype
         return tuple(code.to(dtype) for code in codes)
+
+
+@contextmanager
+def _statistics_kept(net: nn.Module) -> Iterator[None]:
+    """Within, batches do not move running statistics: a second pass over a batch must not count twice."""
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, count in before:
+            norm.momentum, norm.num_batches_tracked = momentum, count
