@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from avtcli.config.components import Augment, Flag, Frozen, Optimizer, Plugin, Schedule
+from avtcli.config.components import Augment, Flag, Frozen, Model, Optimizer, Plugin, Schedule
 from avtcli.plugin_options import absolute_path
 
 
@@ -59,6 +59,8 @@ class PretrainConfig(Frozen):
     """Experiment trackers that receive the metrics; see `avt plugins list`."""
     dataset: Annotated[Plugin, Flag("Data", metavar="NAME[:PATH]", on_resume=True)] = Plugin(name="fashion-mini")
     """Training images; see `avt plugins list`."""
+    model: Model = Model()
+    """How the encoder is used on the views."""
     backbone: Annotated[Plugin, Flag("Model", metavar="NAME[:VARIANT]")] = Plugin(name="nin")
     """Network to pretrain."""
     transform: Annotated[Plugin, Flag("Model", metavar="NAME[+NAME...]")] = Plugin(name="projective")

@@ -121,6 +121,7 @@ def build_training_setup(
         std=data.std,
         objective=config.objective,
         transform=config.transform,
+        bn_statistics=config.model.bn_statistics,
     )
     net = build_initial(config, spec, family=family, resume=resume, on_event=on_event).to(accelerator.device)
     net.checkpoint_activations = config.checkpoint_activations
