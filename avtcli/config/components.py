@@ -74,6 +74,13 @@ class Plugin(BaseModel):
         return dict(self.model_extra or {})
 
 
+class Model(Frozen):
+    """How the encoder is used on the views."""
+
+    bn_statistics: Literal["per-view", "shared"] = "per-view"
+    """Running statistics of BatchNorm: originals and transformed images apart, or shared by both, as published."""
+
+
 class Augment(Frozen):
     """Augmentation before the transformation; both views share it."""
 

@@ -1,6 +1,6 @@
 """Specification of a model."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,8 @@ class ModelSpec(Frozen):
     """The pretraining objective with its heads; none for an encoder alone."""
     transform: Plugin | None = None
     """The family of transformations that the objective was built for."""
+    bn_statistics: Literal["per-view", "shared"] = "shared"
+    """Running statistics of BatchNorm in the Siamese model; see `config.components.Model`."""
     layer: str | None = None
     """The layer that the encoder returns when called; none means the mean of the code."""
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from avtcli.config.components import Augment, Flag, Frozen, Optimizer, Plugin, Schedule
+from avtcli.config.components import Augment, Flag, Frozen, Model, Optimizer, Plugin, Schedule
 from avtcli.plugin_options import absolute_path
 
 
@@ -47,8 +47,8 @@ class PretrainConfig(Frozen):
     """Take each step of a full batch as one CUDA graph. Default: wherever it is possible."""
     channels_last: bool | None = None
     """Store feature maps channels last in memory. Default: chosen by device class."""
-    activation_memory: float = Field(default=1.0, gt=0, le=1)
-    """Fraction of the activations' memory to use; what is not kept is computed twice. Below 1 the network is compiled."""
+    checkpoint_activations: bool = False
+    """Keep the activations of one view at a time: about half of the memory for a third more computation, for large inputs."""
     save_every: Annotated[float, Flag("Output", metavar="MINUTES", on_resume=True)] = Field(default=10.0, gt=0, le=10)
     """Minutes between checkpoints, at most 10."""
     eval_every: Annotated[int, Flag("Output", metavar="EPOCHS", on_resume=True)] = Field(default=10, ge=0)
@@ -59,6 +59,8 @@ class PretrainConfig(Frozen):
     """Experiment trackers that receive the metrics; see `avt plugins list`."""
     dataset: Annotated[Plugin, Flag("Data", metavar="NAME[:PATH]", on_resume=True)] = Plugin(name="fashion-mini")
     """Training images; see `avt plugins list`."""
+    model: Model = Model()
+    """How the encoder is used on the views."""
     backbone: Annotated[Plugin, Flag("Model", metavar="NAME[:VARIANT]")] = Plugin(name="nin")
     """Network to pretrain."""
     transform: Annotated[Plugin, Flag("Model", metavar="NAME[+NAME...]")] = Plugin(name="projective")

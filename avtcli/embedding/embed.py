@@ -12,13 +12,13 @@ from torch import Tensor
 
 from avtcli.contracts import Split
 from avtcli.data.datasets import limited
-from avtcli.data.resident_images import EVAL_BATCH_SIZE, evaluation_batches
+from avtcli.data.resident_images import evaluation_batches
 from avtcli.embedding.embedding_files import RESERVED, SPLITS, Array, EmbeddingTable, check_room, format_of, save_embeddings
 from avtcli.errors import AvtError
 from avtcli.events import Progress, Saved, Started
 from avtcli.features.cache_storage import allocate, choose_storage
 from avtcli.features.evaluation_target import EvaluationTarget, read_images
-from avtcli.features.feature_reader import tap_shapes
+from avtcli.features.feature_reader import eval_batch_size, tap_shapes
 from avtcli.features.finite_check import FiniteCheck
 from avtcli.features.pooling import pool_features
 from avtcli.models.encoder import Encoder
@@ -212,7 +212,7 @@ def compute_features(setup: EmbeddingSetup, out: Mapping[str, Tensor]) -> None:
     done, context, size = 0, setup.context, setup.target.prepared.size
     for part in setup.parts:
         images = read_images(part.split, part.indices, setup.target.prepared, context=context)
-        batches = list(torch.split(torch.arange(len(images)), EVAL_BATCH_SIZE))
+        batches = list(torch.split(torch.arange(len(images)), eval_batch_size(images, size)))
         for batch in evaluation_batches(images, batches, size):
             taps = setup.encoder.features(setup.encoder.normalise(batch), list(setup.shapes))
             features = {layer: _reduce(tap, setup.request) for layer, tap in taps.items()}

@@ -53,7 +53,7 @@ def measure_ridges(
     }
     features = pair_features(encoder, layers, held_out, task=f"{name}: held-out pairs", on_event=context.on_event)
     return {
-        layer: RidgeFigures(fit_of(held_out, ridge.predict(features[layer])), features[layer].shape[1], ridge.penalty)
+        layer: RidgeFigures(fit_of(held_out, ridge.predict(features[layer]).cpu()), features[layer].shape[1], ridge.penalty)
         for layer, ridge in ridges.items()
     }
 
@@ -64,17 +64,18 @@ def pair_features(
 ) -> dict[str, Tensor]:
     """Concatenate the features of both views, by layer: (n, 2 d) float32, maps average-pooled to at most 4 x 4 and flattened.
 
-    They are in host memory, or memory-mapped where they exceed its share; see `FiniteCheck` for those that are not finite.
+    They are where `choose_storage` puts them; see `FiniteCheck` for those that are not finite.
     """
     out, first, check = dict[str, Tensor](), 0, FiniteCheck()
     for views in read_pairs(pairs, task=task, on_event=on_event):
         x, y = (_pooled(encoder.features(encoder.normalise(view), layers)) for view in views)
-        block = {layer: torch.cat([x[layer], y[layer]], 1).float().cpu() for layer in layers}
+        block = {layer: torch.cat([x[layer], y[layer]], 1).float() for layer in layers}
         check.count(block)
         if not first:
             shapes = {layer: (len(pairs.rows), part.shape[1]) for layer, part in block.items()}
             advice = "Give a smaller --count or another --layer"
-            storage = choose_storage(4 * sum(map(prod, shapes.values())), advice=advice)
+            needed, device = 4 * sum(map(prod, shapes.values())), next(iter(block.values())).device
+            storage = choose_storage(needed, device=device, advice=advice)
             out = {layer: allocate(shape, storage) for layer, shape in shapes.items()}
         for layer, part in block.items():
             out[layer][first : first + len(part)] = part

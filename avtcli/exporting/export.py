@@ -75,7 +75,8 @@ def export(
         encoder.check_layers([layer])
         encoder.output = layer
     exporter.check(encoder, encoder.output)
-    spec = source.spec.model_copy(update={"layer": layer or source.spec.layer, "objective": None, "transform": None})
+    own = {"objective": None, "transform": None, "bn_statistics": "shared"}  # an encoder alone sees images as they are
+    spec = source.spec.model_copy(update={"layer": layer or source.spec.layer, **own})
     about = {
         "version": __version__,
         "model": spec.model_dump(mode="json", exclude_none=True),

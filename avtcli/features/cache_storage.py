@@ -1,4 +1,4 @@
-"""Storage of cached features: memory, or memory-mapped files where they would take too much of it."""
+"""Storage of cached features: a GPU, memory, or memory-mapped files where they would take too much of both."""
 
 import os
 import shutil
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from avtcli.errors import AvtError
+from avtcli.runtime.devices import has_room
 from avtcli.storage.files import disk_errors_explained
 
+CPU = torch.device("cpu")
 MEMORY_SHARE = 0.25  # features that take more of the memory are cached on disk
 
 
@@ -29,14 +31,18 @@ def fits_memory(needed: int) -> bool:
     return needed <= MEMORY_SHARE * memory_bytes()
 
 
-def choose_storage(needed: int, *, advice: str = "Give fewer images, fewer layers or a smaller --pool-size") -> Path | None:
-    """Choose where features of a size in bytes are cached: none for memory, else a folder.
+def choose_storage(
+    needed: int, *, device: torch.device = CPU, advice: str = "Give fewer images, fewer layers or a smaller --pool-size"
+) -> torch.device | Path:
+    """Choose where features of a size in bytes are cached: on their device if that is a GPU, on the CPU, or in a folder.
 
     Raises:
         AvtError: if they fit on neither, with the advice.
     """
+    if device.type == "cuda" and has_room(device, needed):
+        return device
     if fits_memory(needed):
-        return None
+        return CPU
     folder = Path(tempfile.gettempdir())
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -47,16 +53,16 @@ def choose_storage(needed: int, *, advice: str = "Give fewer images, fewer layer
     return folder
 
 
-def allocate(shape: Sequence[int], folder: Path | None) -> Tensor:
-    """Allocate a float32 tensor in memory, or in a memory-mapped file of a folder; see `choose_storage`.
+def allocate(shape: Sequence[int], storage: torch.device | Path) -> Tensor:
+    """Allocate a float32 tensor on a device, or in a memory-mapped file of a folder; see `choose_storage`.
 
     The file is unlinked at once, so that nothing is left on disk however the process ends.
     """
-    if folder is None:
-        return torch.empty(*shape)
-    descriptor, name = tempfile.mkstemp(prefix="avt-features-", dir=folder)
+    if isinstance(storage, torch.device):
+        return torch.empty(*shape, device=storage)
+    descriptor, name = tempfile.mkstemp(prefix="avt-features-", dir=storage)
     try:
-        with disk_errors_explained(folder):
+        with disk_errors_explained(storage):
             os.truncate(descriptor, 4 * prod(shape))
             if hasattr(os, "posix_fallocate"):  # writing to a mapped file on a full disk would kill the process
                 os.posix_fallocate(descriptor, 0, 4 * prod(shape))

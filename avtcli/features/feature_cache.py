@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from avtcli.events import OnEvent, Progress
-from avtcli.features.cache_storage import allocate
+from avtcli.features.cache_storage import CPU, allocate
 from avtcli.features.feature_reader import Feature, FeatureReader, ForwardedImages
+from avtcli.runtime.devices import upload
 
 Stacks = Mapping[tuple[Feature, ...], Tensor]
 """Features of all images: for those of one shape a float32 tensor (n, features, *shape), channels last in memory."""
@@ -39,7 +40,8 @@ class CachedFeatures(FeatureReader):
         """Pick rows; see `FeatureReader`."""
         stacks = self.copies[epoch_key[1] % len(self.copies)] if epoch_key and self.copies else self.cached
         last = [tensor.movedim(2, -1) for tensor in stacks.values()]  # contiguous: one copy an image
-        for rows in batches:
+        order = upload(torch.cat([*batches]), last[0].device)  # at once
+        for rows in torch.split(order, [len(batch) for batch in batches]):
             yield [x.index_select(0, rows.to(x.device)).movedim(-1, 2).to(self.device) for x in last]
 
 
@@ -53,7 +55,7 @@ def extract(
     *,
     separate: bool,
     epoch_key: tuple[int, int] | None = None,
-    folder: Path | None = None,
+    storage: torch.device | Path = CPU,
     task: str,
     on_event: OnEvent,
 ) -> list[Stacks]:
@@ -63,7 +65,7 @@ def extract(
         reader: of the images.
         separate: whether to return one `Stacks` for each feature instead of one of all.
         epoch_key: (seed, epoch) of the augmentation; none for centre crops.
-        folder: of the cache files; none caches in memory. See `choose_storage`.
+        storage: where to cache them; see `choose_storage`.
         task: name for the progress.
         on_event: receives the progress.
     """
@@ -71,7 +73,7 @@ def extract(
 
     def allocate_stack(names: tuple[Feature, ...]) -> Tensor:
         channels, *cells = reader.shapes[names[0]]
-        return allocate((len(reader.labels), len(names), *cells, channels), folder).movedim(-1, 2)
+        return allocate((len(reader.labels), len(names), *cells, channels), storage).movedim(-1, 2)
 
     cached = [{names: allocate_stack(names) for names in group} for group in groups]
     batches = list(torch.split(torch.arange(len(reader.labels)), reader.eval_batch))
@@ -80,6 +82,6 @@ def extract(
         features = {name: x[:, i] for names, x in zip(reader.stacks, read, strict=True) for i, name in enumerate(names)}
         for names, stack in (item for stacks in cached for item in stacks.items()):
             for i, name in enumerate(names):
-                stack[span, i] = features[name].cpu()
+                stack[span, i] = features[name]
         on_event(Progress(task, span.stop, len(reader.labels), "images"))
     return [*cached]

@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -11,12 +13,23 @@ from avtcli.config.components import Augment
 from avtcli.contracts import Size
 from avtcli.data.epoch_table import sample_uniforms
 from avtcli.data.images import CropSpec, Images
-from avtcli.data.resident_images import EVAL_BATCH_SIZE
+from avtcli.data.resident_images import EVAL_BATCH_SIZE, ResidentImages
 from avtcli.errors import AvtError
 from avtcli.features.finite_check import FiniteCheck
 from avtcli.features.pooling import pool_features
 from avtcli.models.encoder import Encoder
 from avtcli.seeding import keyed_generator
+
+EVAL_BATCH_PIXELS: Final = EVAL_BATCH_SIZE * 224 * 224
+"""Pixels of a batch on a GPU where nothing is trained: one that fits for images of 224 px fits for more smaller ones."""
+MAX_EVAL_BATCH_SIZE: Final = 2000
+
+
+def eval_batch_size(images: Images, size: Size) -> int:
+    """The number of images to read at once where nothing is trained; more of those that live on a GPU, if they are small."""
+    if not isinstance(images, ResidentImages) or images.images.device.type != "cuda":
+        return EVAL_BATCH_SIZE
+    return min(max(EVAL_BATCH_SIZE, EVAL_BATCH_PIXELS // prod(size)), MAX_EVAL_BATCH_SIZE)
 
 
 @dataclass(frozen=True)
@@ -78,8 +91,6 @@ class ForwardedImages(FeatureReader):
         seed: of the code samples in evaluation.
     """
 
-    eval_batch = EVAL_BATCH_SIZE
-
     def __init__(
         self,
         encoder: Encoder,
@@ -93,6 +104,8 @@ class ForwardedImages(FeatureReader):
         self.encoder, self.data, self.wanted, self.augment, self.seed = encoder, data, wanted, augment, seed
         self.labels = data.labels
         self.samples = samples if encoder.log_var is not None else 0
+        # the samples of the code depend on the batches
+        self.eval_batch = EVAL_BATCH_SIZE if self.samples else eval_batch_size(data.images, data.size)
         self.layers = list(dict.fromkeys(feature.layer for feature in wanted))
         code = encoder.backbone.code_tap
         taps = tap_shapes(encoder, [*self.layers, code], data.size)

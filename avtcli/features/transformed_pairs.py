@@ -8,8 +8,9 @@ from torch import Tensor
 
 from avtcli.contracts import Size, TransformFamily
 from avtcli.data.images import Images
-from avtcli.data.resident_images import EVAL_BATCH_SIZE, evaluation_batches
+from avtcli.data.resident_images import evaluation_batches
 from avtcli.events import OnEvent, Progress
+from avtcli.features.feature_reader import eval_batch_size
 from avtcli.geometry.cropping import to_float
 from avtcli.metrics.transformation_error import corner_error
 from avtcli.models.siamese import SiameseModel
@@ -44,9 +45,9 @@ def sample_pairs(images: Images, family: TransformFamily, size: Size, *, key: tu
 
 
 def read_pairs(pairs: TransformedPairs, *, task: str, on_event: OnEvent) -> Iterator[tuple[Tensor, Tensor]]:
-    """Read pairs in order, in batches of 250: originals and transformed images, (B, C, H, W) in [0, 1], on their device."""
+    """Read pairs in order, in batches: originals and transformed images, (B, C, H, W) in [0, 1], on the images' device."""
     count = len(pairs.rows)
-    chunks = list(torch.split(torch.arange(count), EVAL_BATCH_SIZE))
+    chunks = list(torch.split(torch.arange(count), eval_batch_size(pairs.images, pairs.size)))
     batches = evaluation_batches(pairs.images, [pairs.rows[chunk] for chunk in chunks], pairs.size)
     for chunk, batch in zip(chunks, batches, strict=True):
         x = to_float(batch)
@@ -66,10 +67,10 @@ def predict(
     means, log_vars = [], []
     for x, y in read_pairs(pairs, task=task, on_event=on_event):
         mean, log_var = net(net.normalise(x), net.normalise(y))
-        means.append(mean.cpu().double())
+        means.append(mean)
         if log_var is not None:
-            log_vars.append(log_var.cpu().double())
-    return torch.cat(means), torch.cat(log_vars) if log_vars else None
+            log_vars.append(log_var)
+    return torch.cat(means).cpu().double(), torch.cat(log_vars).cpu().double() if log_vars else None
 
 
 def corner_errors(pairs: TransformedPairs, predicted: Tensor) -> Tensor:

@@ -56,6 +56,12 @@ def load_matching(net: SiameseModel, path: str | Path, *, on_event: OnEvent) -> 
     prefixes = ("", "encoder.", "encoder.backbone.", bare)
     prefix = max(prefixes, key=lambda prefix: sum(prefix + name in own for name in tensors))
     found = {prefix + name: tensor for name, tensor in tensors.items()}
+    for name in own:
+        if (
+            name.startswith("transformed.") and name not in found
+        ):  # statistics of transformed images begin as those of originals
+            originals = f"encoder.{name.removeprefix('transformed.').replace('/', '.')}"
+            found |= {name: found[originals]} if originals in found else {}
     matched = {name: found[name] for name in own if name in found and _fits(found[name], own[name])}
     if not any(f"encoder.backbone.{name}" in matched for name, _ in net.encoder.backbone.named_parameters()):
         theirs, ours = min(tensors, default="none"), next(iter(own))

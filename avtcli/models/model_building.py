@@ -51,7 +51,8 @@ def build_model(
         with torch.random.fork_rng(devices=[]):  # the encoder's own layers follow the backbone in the stream of weights
             torch.default_generator.manual_seed(seed_of(seed, "decoder weights"))
             objective: Objective = registry.build("objective", name, options, vector_dim=backbone.vector_dim, family=family)
-        return SiameseModel(_encoder(backbone, spec, objective.noise_scale), objective)
+        encoder = _encoder(backbone, spec, objective.noise_scale)
+        return SiameseModel(encoder, objective, per_view=spec.bn_statistics == "per-view")
 
 
 @contextlib.contextmanager

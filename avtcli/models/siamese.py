@@ -1,37 +1,105 @@
 """The Siamese model: one encoder for all views, and the objective with its heads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from avtcli.contracts import Loss, Objective, Target
 from avtcli.errors import AvtError
 from avtcli.models.encoder import Encoder
 
+STATISTICS: Final = ("running_mean", "running_var", "num_batches_tracked")
+"""Names of BatchNorm's buffers."""
+
+
+class TransformedStatistics(nn.Module):
+    """The running statistics of an encoder's BatchNorm layers for transformed images; the layers' own are those of originals.
+
+    Transformed images show fill and resampled pixels: averages over both kinds fit neither. The buffers are called
+    `LAYER/NAME`, with slashes in the layer's name, and keep their addresses.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self._layers: list[tuple[nn.Module, dict[str, str]]] = []
+        for layer, norm in batch_norms(encoder):
+            if norm.track_running_stats:
+                names = {name: f"{layer.replace('.', '/')}/{name}" for name in STATISTICS}
+                self._layers.append((norm, names))
+                for name, own in names.items():
+                    self.register_buffer(own, norm.get_buffer(name).clone())
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Within, the encoder reads and moves these statistics."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for norm, names in self._layers:
+            for name, own in names.items():
+                self._buffers[own], norm._buffers[name] = norm._buffers[name], self._buffers[own]
+
+
+def batch_norms(net: nn.Module) -> Iterator[tuple[str, nn.modules.batchnorm._BatchNorm]]:
+    """The BatchNorm layers of a network by name."""
+    for name, module in net.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            yield name, module
+
 
 class SiameseModel(nn.Module):
     """An encoder that is called once for each view, and an objective that was built for its vectors.
 
-    Each view is normalised by its own batch statistics, and the running averages move once for each view, as published.
-    Concatenating the views into one batch is not the same. Under autocast the encoder alone computes in reduced precision.
+    Each view is normalised by its own batch statistics. The running averages are of originals and transformed images apart, or,
+    as published, shared: they move once for each view. Concatenating the views into one batch is not the same. Under autocast
+    the encoder alone computes in reduced precision.
+
+    Args:
+        encoder: of every view.
+        objective: on the encoder's vectors.
+        per_view: whether transformed images have running statistics apart; without originals there is nothing to tell apart.
     """
 
-    def __init__(self, encoder: Encoder, objective: Objective) -> None:
+    def __init__(self, encoder: Encoder, objective: Objective, *, per_view: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
         self.objective = objective
+        apart = per_view and set(objective.views) == {"original", "transformed"}
+        self.transformed = TransformedStatistics(encoder) if apart else None
+        self.checkpoint_activations = False
+        """Whether to compute the encoder again in the backward pass, view by view, instead of keeping its activations."""
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn images, float in [0, 1] or uint8, (B, C, H, W), into network input."""
         return self.encoder.normalise(images)
 
     def encode(self, views: Sequence[Tensor], noise: Sequence[Tensor | None] | None = None) -> tuple[Tensor, ...]:
-        """Encode views, normalised images (B, C, H, W) each, into their vectors, (B, vector_dim), in their order.
+        """Encode the objective's views, normalised images (B, C, H, W) each, into their vectors, (B, vector_dim).
 
         `noise` is eps of each view's code; where left out it is drawn in training mode, and none in eval mode.
         """
-        return tuple(self.encoder.encode(*pair)[0] for pair in zip(views, noise or [None] * len(views), strict=True))
+        encode = self._encode_again if self.checkpoint_activations and torch.is_grad_enabled() else self._encode_view
+        vectors = []
+        for role, view, eps in zip(self.objective.views, views, noise or [None] * len(views), strict=True):
+            with self.transformed.used() if self.transformed is not None and role == "transformed" else nullcontext():
+                vectors.append(encode(view, eps))
+        return tuple(vectors)
+
+    def _encode_view(self, view: Tensor, noise: Tensor | None) -> Tensor:
+        return self.encoder.encode(view, noise)[0]
+
+    def _encode_again(self, view: Tensor, noise: Tensor | None) -> Tensor:
+        contexts = (nullcontext(), _statistics_kept(self.encoder))
+        vector: Tensor = checkpoint(self._encode_view, view, noise, use_reentrant=False, context_fn=lambda: contexts)
+        return vector
 
     def loss(self, codes: Sequence[Tensor], targets: Sequence[Target]) -> Loss:
         """Compute the objective on vectors, in the precision of the weights."""
@@ -64,3 +132,16 @@ class SiameseModel(nn.Module):
     def _in_precision(self, codes: Sequence[Tensor]) -> tuple[Tensor, ...]:
         dtype = next(self.parameters()).dtype
         return tuple(code.to(dtype) for code in codes)
+
+
+@contextmanager
+def _statistics_kept(net: nn.Module) -> Iterator[None]:
+    """Within, batches do not move running statistics: a second pass over a batch must not count twice."""
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for _, norm in batch_norms(net)]
+    for norm, *_ in before:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, count in before:
+            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from avtcli.features.cache_storage import choose_storage, fits_memory
+from avtcli.features.cache_storage import CPU, choose_storage, fits_memory
 from avtcli.features.feature_cache import CachedFeatures, Stacks, cache_bytes, extract
 from avtcli.features.feature_reader import Feature, FeatureReader, ForwardedImages
 from avtcli.features.finite_check import NotFiniteError
@@ -48,33 +48,31 @@ def _readers(setup: ProbeSetup, encoder: Encoder, name: str) -> Iterator[tuple[F
     copies, device = setup.config.copies, setup.context.device
     if setup.config.augments and not copies:
         if cache_bytes(test) <= CACHED_TEST_BYTES:
-            (stacks,) = extract(test, separate=False, task=f"{name} features, test", on_event=setup.context.on_event)
-            yield train, CachedFeatures(_to_device(stacks, device), test.labels, device=device)
+            task, on_event = f"{name} features, test", setup.context.on_event
+            (stacks,) = extract(test, separate=False, storage=device, task=task, on_event=on_event)
+            yield train, CachedFeatures(stacks, test.labels, device=device)
         else:
             yield train, test
         return
     plain = not copies or setup.config.searches_lr  # held-out images are not augmented
     needed = cache_bytes(train) * (plain + copies) + cache_bytes(test)
-    folder, separate = choose_storage(needed), not _heads_fit_together(setup, train, needed)
+    storage, separate = choose_storage(needed, device=device), not _heads_fit_together(setup, train, needed)
 
     def read(reader: ForwardedImages, copy: int | None = None) -> list[Stacks]:
         suffix = "" if copy is None else f", copy {copy + 1} of {copies}"
         task, key = f"{name} features, {reader.data.part}{suffix}", None if copy is None else (setup.config.seed, copy)
-        return extract(reader, separate=separate, epoch_key=key, folder=folder, task=task, on_event=setup.context.on_event)
+        return extract(reader, separate=separate, epoch_key=key, storage=storage, task=task, on_event=setup.context.on_event)
 
     cached = [*([read(train)] if plain else []), *(read(train, copy) for copy in range(copies))]
     for test_stacks, *train_stacks in zip(read(test), *cached, strict=True):
         total = sum(tensor.nbytes for stacks in (test_stacks, *train_stacks) for tensor in stacks.values())
-        place = torch.device("cpu") if folder or not has_room(device, total) else device
-        placed = [_to_device(stacks, place) for stacks in train_stacks]
+        placed = [test_stacks, *train_stacks]
+        if storage == CPU and has_room(device, total):
+            placed = [{names: tensor.to(device) for names, tensor in stacks.items()} for stacks in placed]
         yield (
-            CachedFeatures(placed[0], train.labels, device=device, copies=placed[plain:]),
-            CachedFeatures(_to_device(test_stacks, place), test.labels, device=device),
+            CachedFeatures(placed[1], train.labels, device=device, copies=placed[1 + plain :]),
+            CachedFeatures(placed[0], test.labels, device=device),
         )
-
-
-def _to_device(stacks: Stacks, device: torch.device) -> Stacks:
-    return {names: tensor.to(device) for names, tensor in stacks.items()}
 
 
 def _heads_fit_together(setup: ProbeSetup, train: FeatureReader, needed: int) -> bool:
@@ -84,7 +82,8 @@ def _heads_fit_together(setup: ProbeSetup, train: FeatureReader, needed: int) ->
         heads = [setup.head.build(f.layer, shape, setup.classes) for f, shape in train.shapes.items()]
     tensors = 5  # weights, two moments, gradients, and the scaled weights of linear heads
     weights = 4 * tensors * len(setup.config.learning_rates) * sum(p.numel() for head in heads for p in head.parameters())
-    return fits_memory(needed + weights) and has_room(setup.context.device, needed + weights)
+    device = setup.context.device
+    return has_room(device, needed + weights) and (device.type == "cuda" or fits_memory(needed + weights))
 
 
 def _train(setup: ProbeSetup, train: FeatureReader, test: FeatureReader, subset: Subset, *, task: str) -> list[HeadFigures]:

@@ -15,7 +15,8 @@ from avtcli.metrics.accuracy import topk_hits
 from avtcli.probing.head import HeadFigures, TrainedHead
 from avtcli.probing.joint_heads import Heads, HeadSpec, fit_batch, start_heads
 from avtcli.probing.probe_setup import ProbeSetup, Subset, split_held_out
-from avtcli.runtime.devices import Context, seed_model
+from avtcli.runtime.capture import CapturedCalls
+from avtcli.runtime.devices import Context, seed_model, upload
 from avtcli.runtime.execution import choose_fused
 from avtcli.seeding import keyed_generator, seed_of
 from avtcli.training.optimizer import cosine_rate, make_optimizer, scheduled_rate
@@ -78,13 +79,14 @@ def train_heads(
     config, seed, device = training.config, training.context.seed, train.reader.labels.device
     heads = start_heads(specs, train.reader, training.head, classes=training.classes, seed=seed, tuned=tuned is not None)
     optimizer = _build_optimizer(heads, specs, config, device=device, tuned=tuned)
+    fitting = Fitting(heads, optimizer, device, captured=tuned is None)
     curves: list[Curve] = [[] for _ in specs]
     detail = ""
     for epoch in range(config.total_epochs):
         if tuned is not None:
             tuned.train()
             seed_model(seed_of(seed, epoch, "model"), device)
-        steps = _train_epoch(heads, optimizer, train, training, epoch=epoch, detail=detail)
+        steps = _train_epoch(fitting, train, training, epoch=epoch, detail=detail)
         if config.schedule is not None or epoch + 1 == config.total_epochs:
             if tuned is not None:
                 tuned.eval()
@@ -105,27 +107,66 @@ def _build_optimizer(
     if tuned is not None:
         groups[specs[0].peak] += [p for p in tuned.parameters() if p.requires_grad]
     tables: list[dict[str, Any]] = [{"params": parameters, "peak": peak} for peak, parameters in groups.items()]
-    return make_optimizer(tables, choose_fused(config.optimizer, device.type))
+    optimizer = make_optimizer(tables, choose_fused(config.optimizer, device.type))
+    for group in optimizer.param_groups:
+        group["capturable"] = device.type == "cuda"
+    return optimizer
 
 
-def _train_epoch(
-    heads: Heads, optimizer: torch.optim.Optimizer, train: RowSubset, training: HeadTraining, *, epoch: int, detail: str
-) -> int:
-    """Train for an epoch, and return its number of steps."""
+class Fitting:
+    """The training steps of heads: on a GPU one CUDA graph, which all full batches share.
+
+    Args:
+        heads: the heads.
+        optimizer: of their parameters, and of an encoder's.
+        captured: whether to capture, where the device can.
+    """
+
+    def __init__(self, heads: Heads, optimizer: torch.optim.Optimizer, device: torch.device, *, captured: bool) -> None:
+        self.heads, self.optimizer = heads, optimizer
+        self._calls: CapturedCalls[None] = CapturedCalls(device, enabled=captured)
+
+    def step(self, stacks: Sequence[Tensor], labels: Tensor, rates: Tensor, *, full: bool) -> None:
+        """Fit a batch, a full one or the rest of an epoch, at the rate of each parameter group, (groups,); see `fit_batch`."""
+
+        def work() -> None:
+            values = rates.unbind() if rates.is_cuda else rates.tolist()  # a graph reads its rates from the device
+            for group, rate in zip(self.optimizer.param_groups, values, strict=True):
+                group["lr"] = rate
+            fit_batch(self.heads, stacks, labels)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+        if full:
+            self._calls([*stacks, labels, rates], work)
+        else:
+            work()
+
+
+def _train_epoch(fitting: Fitting, train: RowSubset, training: HeadTraining, *, epoch: int, detail: str) -> int:
+    """Train for an epoch, and return its number of steps; a GPU that holds the features is not waited for."""
     config, seed, labels = training.config, training.context.seed, train.reader.labels
     order = train.rows[torch.randperm(len(train.rows), generator=keyed_generator(seed, "order", epoch))]
-    batches = [order[first:last] for first, last in batch_bounds(len(order), config.batch_size)]
-    total = config.total_epochs * len(batches)
-    for index, stacks in enumerate(train.reader.read_batches(batches, epoch_key=(seed, epoch))):
-        step = epoch * len(batches) + index
-        for group in optimizer.param_groups:
-            group["lr"] = rate_of(config, group["peak"], epoch=epoch, progress=step / total)
-        fit_batch(heads, stacks, labels[batches[index].to(labels.device)])
-        optimizer.step()
-        optimizer.zero_grad()
-        if step % PROGRESS_STEPS == 0:
-            training.context.on_event(Progress(training.task, step, total, "steps", detail))
-    return len(batches)
+    bounds = batch_bounds(len(order), config.batch_size)
+    truth, first, total = labels[upload(order, labels.device)], epoch * len(bounds), config.total_epochs * len(bounds)
+    rates = _rates_of_epoch(fitting.optimizer, config, epoch=epoch, steps=len(bounds), device=labels.device)
+    batches = train.reader.read_batches([order[start:stop] for start, stop in bounds], epoch_key=(seed, epoch))
+    for index, (stacks, (start, stop)) in enumerate(zip(batches, bounds, strict=True)):
+        fitting.step(stacks, truth[start:stop], rates[index], full=stop - start == config.batch_size)
+        if (first + index) % PROGRESS_STEPS == 0:
+            training.context.on_event(Progress(training.task, first + index, total, "steps", detail))
+    return len(bounds)
+
+
+def _rates_of_epoch(
+    optimizer: torch.optim.Optimizer, config: ProbeConfig, *, epoch: int, steps: int, device: torch.device
+) -> Tensor:
+    """The rates of an epoch's steps and parameter groups, (steps, groups): on a GPU in float32, else in float64 on the CPU."""
+    done, peaks = epoch * steps, [group["peak"] for group in optimizer.param_groups]
+    shares = [(done + step) / (config.total_epochs * steps) for step in range(steps)]
+    rows = [[rate_of(config, peak, epoch=epoch, progress=share) for peak in peaks] for share in shares]
+    table = torch.tensor(rows, dtype=torch.float64)
+    return upload(table.float(), device) if device.type == "cuda" else table
 
 
 def choose_and_train(
@@ -154,11 +195,10 @@ def choose_and_train(
 @torch.no_grad()
 def score(heads: Heads, test: RowSubset) -> Curve:
     """Top-1 and top-5 in percent of each head."""
-    batches = list(torch.split(test.rows, test.reader.eval_batch))
-    labels, hits = test.reader.labels, [[0, 0] for _ in heads.parameters]
-    for rows, stacks in zip(batches, test.reader.read_batches(batches, epoch_key=None), strict=True):
-        truth = labels[rows.to(labels.device)]
-        for own, logits in zip(hits, heads.logits(stacks, training=False), strict=True):
-            for index, k in enumerate((1, min(5, len(logits)))):
-                own[index] += topk_hits(logits.T, truth, k)
-    return [(100 * first / len(test.rows), 100 * fifth / len(test.rows)) for first, fifth in hits]
+    labels, batches = test.reader.labels, torch.split(test.rows, test.reader.eval_batch)
+    hits = torch.zeros(2, len(heads.parameters), dtype=torch.int64, device=labels.device)
+    truth = torch.split(labels[upload(test.rows, labels.device)], test.reader.eval_batch)
+    for own, stacks in zip(truth, test.reader.read_batches(batches, epoch_key=None), strict=True):
+        logits = torch.stack(heads.logits(stacks, training=False)).mT
+        hits += torch.stack([topk_hits(logits, own, k) for k in (1, min(5, logits.shape[2]))])
+    return [(100 * first / len(test.rows), 100 * fifth / len(test.rows)) for first, fifth in hits.T.tolist()]

@@ -60,26 +60,29 @@ class JointLinearHeads(Heads):
     """
 
     def __init__(self, heads: Sequence[LinearHead], positions: Sequence[Position]) -> None:
-        self.norms = {position: head.norm for head, position in zip(heads, positions, strict=True)}
+        norms = {position: head.norm for head, position in zip(heads, positions, strict=True)}
         self.parameters = []
         for head in heads:
             weight = head.linear.weight.detach().view(len(head.linear.weight), head.norm.num_features, -1).mT
             weight = weight.clone(memory_format=torch.contiguous_format)  # channels last, as the features are in memory
             self.parameters.append([nn.Parameter(weight), nn.Parameter(head.linear.bias.detach().clone())])
         order = sorted(range(len(heads)), key=lambda i: positions[i])
-        self.members = {stack: [i for i in order if positions[i][0] == stack] for stack, _ in self.norms}
+        self.members = {stack: [i for i in order if positions[i][0] == stack] for stack, _ in norms}
+        self.statistics = {
+            stack: _RunningStatistics([norms[position] for position in sorted(norms) if position[0] == stack])
+            for stack in self.members
+        }
 
     def logits(self, stacks: Sequence[Tensor], *, training: bool) -> list[Tensor]:
         """Multiply features and scaled weights; see `Heads`."""
         logits = [torch.empty(0)] * len(self.parameters)
         for stack, members in self.members.items():
             cells = stacks[stack].reshape(*stacks[stack].shape[:3], -1).mT  # (B, features, cells, C)
-            norms = [self.norms[stack, feature] for feature in range(cells.shape[1])]
-            statistics = [_statistics(x, norm, training=training) for x, norm in zip(cells.unbind(1), norms, strict=True)]
-            mean, scale = (torch.stack(values)[:, None, None] for values in zip(*statistics, strict=True))
+            features = cells.shape[1]
+            mean, scale = (x[:, None, None] for x in self.statistics[stack].of_batch(cells, training=training))
             weight = torch.stack([self.parameters[i][0] for i in members])
-            bias = torch.stack([self.parameters[i][1] for i in members]).view(len(norms), -1, 1)
-            scaled = (weight.view(len(norms), -1, *weight.shape[2:]) * scale).flatten(2)
+            bias = torch.stack([self.parameters[i][1] for i in members]).view(features, -1, 1)
+            scaled = (weight.view(features, -1, *weight.shape[2:]) * scale).flatten(2)
             means = mean.expand(-1, 1, cells.shape[2], -1).flatten(2)
             joint = torch.baddbmm(bias - scaled @ means.mT, scaled, cells.flatten(2).permute(1, 2, 0))
             for i, own in zip(members, joint.view(len(members), -1, len(cells)), strict=True):
@@ -87,19 +90,30 @@ class JointLinearHeads(Heads):
         return logits
 
 
-def _statistics(x: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d, *, training: bool) -> tuple[Tensor, Tensor]:
-    """Mean and (var + eps)^-1/2 of each channel of (B, cells, C)."""
-    mean, var = norm.running_mean, norm.running_var
-    assert mean is not None
-    assert var is not None
-    assert norm.momentum is not None
-    if training:
-        running, count = (mean, var), x.shape[0] * x.shape[1]
-        mean = x.mean(1).mean(0)
-        var = (x - mean).square_().mean(1).mean(0)
-        running[0].lerp_(mean, norm.momentum)
-        running[1].lerp_(var * (count / (count - 1)), norm.momentum)
-    return mean, (var + norm.eps).rsqrt()
+class _RunningStatistics:
+    """Mean and variance of `BatchNorm`s without affine parameters, one for each feature of a stack: (features, C) each."""
+
+    def __init__(self, norms: Sequence[nn.BatchNorm1d | nn.BatchNorm2d]) -> None:
+        assert norms[0].momentum is not None
+        self.eps, self.momentum = norms[0].eps, norms[0].momentum
+        self.mean, self.var = (
+            torch.stack([norm.get_buffer(name) for norm in norms]) for name in ("running_mean", "running_var")
+        )
+
+    def of_batch(self, x: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
+        """Mean and (var + eps)^-1/2 of each channel of (B, features, cells, C), (features, C) each; see `Heads.logits`."""
+        mean, var = self.mean, self.var
+        if training:
+            count, parts = x.shape[0] * x.shape[2], x.unbind(1) if x.device.type == "cpu" else [x]  # one fits a CPU's cache
+            mean, var = (torch.stack(own).view_as(mean) for own in zip(*map(_moments, parts), strict=True))
+            self.mean.lerp_(mean, self.momentum)
+            self.var.lerp_(var * (count / (count - 1)), self.momentum)
+        return mean, (var + self.eps).rsqrt()
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    mean = x.mean(-2).mean(0)
+    return mean, (x - mean.unsqueeze(-2)).square_().mean(-2).mean(0)
 
 
 def fit_batch(heads: Heads, stacks: Sequence[Tensor], labels: Tensor) -> None:

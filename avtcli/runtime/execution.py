@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,19 +53,22 @@ def resolve_execution(config: PretrainConfig, device: str, *, processes: int, st
     """
     defaults, missing = EXECUTION_DEFAULTS[device], what_compiling_lacks(device)
     compiled, last, optimizer = config.compile, config.channels_last, choose_fused(config.optimizer, device)
-    if config.activation_memory < 1 and compiled is False:
-        raise AvtError("activation_memory below 1 needs a compiled network: leave --no-compile out, or set it to 1.")
-    if compiled is None:
-        pays = defaults.compile_from is not None and steps >= defaults.compile_from and not missing
-        compiled = pays or config.activation_memory < 1
     if compiled and missing:
         raise AvtError(f"Compiling needs {missing}, which is not here: install it, or give --no-compile.")
+    if compiled and config.checkpoint_activations:
+        raise AvtError(
+            "A compiled network does not checkpoint activations: give --no-compile, or checkpoint_activations = false."
+        )
+    if compiled is None:
+        pays = defaults.compile_from is not None and steps >= defaults.compile_from
+        compiled = pays and not missing and not config.checkpoint_activations
     if last is None:  # Inductor chooses its own layout on a CPU, and channels-last weights slow it down
         last = defaults.channels_last and not (compiled and device == "cpu")
-    able = device == "cuda" and processes == 1 and config.precision != "fp16" and bool(optimizer.fused)
-    if config.capture and not able:
-        on_event(Notice("steps are not captured: that takes one process on a CUDA GPU, bf16 or fp32, and a fused optimiser"))
-    captured = able and config.capture is not False
+    able = device == "cuda" and processes == 1 and config.precision != "fp16" and not config.checkpoint_activations
+    if config.capture and not (able and optimizer.fused):
+        needed = "one process on a CUDA GPU, bf16 or fp32, a fused optimiser, and all activations kept"
+        on_event(Notice(f"steps are not captured: that takes {needed}"))
+    captured = able and bool(optimizer.fused) and config.capture is not False
     execution = {"compile": compiled, "capture": captured, "channels_last": last, "optimizer": optimizer}
     return config.model_copy(update=execution)
 
@@ -95,14 +99,9 @@ def to_channels_last(net: nn.Module) -> None:
             p.data = p.data.to(memory_format=torch.channels_last)
 
 
-def compile_network(function: Callable[P, T], *, activation_memory: float) -> Callable[P, T]:
-    """Compile a function of one shape of input, which may keep a fraction of its activations' memory for the backward pass.
-
-    Nothing is chosen by timing, so that a resumed run computes as before.
-    """
-    import torch._functorch.config as partitioning
-
-    partitioning.activation_memory_budget = activation_memory
+def compile_network(function: Callable[P, T]) -> Callable[P, T]:
+    """Compile a function of one shape of input; nothing is chosen by timing, so that a resumed run computes as before."""
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # float32 is exact where the settings say so
     return torch.compile(function, dynamic=False, options={"deterministic": True})
 
 

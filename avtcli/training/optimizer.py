@@ -31,7 +31,9 @@ def make_optimizer(groups: list[dict[str, Any]], settings: Optimizer) -> torch.o
     common: dict[str, Any] = {"lr": 0.0, "weight_decay": settings.weight_decay, "fused": settings.fused}
     if settings.name == "sgd":
         return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.nesterov, **common)
-    return torch.optim.AdamW(groups, **common)
+    optimizer = torch.optim.AdamW(groups, **common)
+    optimizer.__dict__["_warned_capturable_if_run_uncaptured"] = True  # as the steps before a capture are
+    return optimizer
 
 
 def piecewise_rate(pieces: Sequence[Piece], epoch: float) -> float:
@@ -79,7 +81,6 @@ def rates_to_device(optimizer: torch.optim.Optimizer, device: torch.device) -> N
         group["lr"] = torch.tensor(group["lr"], device=device)
         if "capturable" in group:
             group["capturable"] = True
-    optimizer.__dict__["_warned_capturable_if_run_uncaptured"] = True  # the steps before the capture are meant to be
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

@@ -114,7 +114,7 @@ class Trainer:
     def __init__(self, setup: TrainingSetup, optimizer: torch.optim.Optimizer, *, on_event: OnEvent = ignore) -> None:
         accelerator, config, encode = setup.accelerator, setup.config, setup.net.encode
         if config.compile:
-            encode = compile_network(encode, activation_memory=config.activation_memory)
+            encode = compile_network(encode)
         self._setup, self._noise = setup, build_noise(setup)
         module = LossModule(setup.net, encode, rank=accelerator.process_index, world=accelerator.num_processes)
         self._module = accelerator.prepare(module).train()

@@ -121,8 +121,10 @@ def build_training_setup(
         std=data.std,
         objective=config.objective,
         transform=config.transform,
+        bn_statistics=config.model.bn_statistics,
     )
     net = build_initial(config, spec, family=family, resume=resume, on_event=on_event).to(accelerator.device)
+    net.checkpoint_activations = config.checkpoint_activations
     if config.channels_last:
         to_channels_last(net)
     plugins = [(kind, name) for kind in plugin_fields(PretrainConfig) for name in plugin_names(getattr(config, kind).name)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from avtcli import registry
 from avtcli.errors import AvtError
 from avtcli.geometry.homography import in_from_out_from_corners, matrix_from_coefficients
-from avtcli.metrics.accuracy import topk_percent
+from avtcli.metrics.accuracy import topk_hits, topk_percent
 from avtcli.metrics.feature_statistics import column_std, effective_rank
 from avtcli.metrics.transformation_error import corner_error, corner_turns, r2_scores, retrieval_ranks, retrieval_scores
 from avtcli.seeding import keyed_generator
@@ -92,6 +92,13 @@ def test_equal_logits_count_in_the_order_of_the_classes() -> None:
 
 def test_logits_that_are_not_numbers_hit_nothing() -> None:
     assert topk_percent(torch.full((4, 4), torch.nan), torch.arange(4), 1) == 0.0
+
+
+def test_hits_of_several_classifiers_are_those_of_each() -> None:
+    logits, labels = torch.randn(3, 40, 7, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 7
+    expected = [round(40 * top_k_accuracy_score(labels, own, k=2)) for own in logits]
+
+    assert topk_hits(logits, labels, 2).tolist() == expected
 
 
 def noise(*shape: int) -> Tensor:

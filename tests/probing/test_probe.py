@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from avtcli.errors import AvtError
 from avtcli.features import cache_storage, evaluation_target
 from avtcli.features.cache_storage import choose_storage
 from avtcli.features.feature_cache import CachedFeatures, cache_bytes, extract
-from avtcli.features.feature_reader import Feature, FeatureReader, ForwardedImages, LabelledImages
+from avtcli.features.feature_reader import Feature, FeatureReader, ForwardedImages, LabelledImages, eval_batch_size
 from avtcli.geometry.cropping import crop_and_flip
 from avtcli.models.encoder import Encoder
 from avtcli.models.weights import Weights, open_weights, restore_encoder
@@ -116,8 +117,8 @@ def test_cached_features_are_those_that_are_read_together_or_separately(source: 
     reader = reader_of(source, ["conv1", "classifier", "conv2"])
     reader.eval_batch = 5
     (expected,) = read_features(reader, [ROWS], epoch_key=None)
-    for separate, folder in ((False, None), (True, tmp_path)):
-        cached = extract(reader, separate=separate, folder=folder, task="x", on_event=lambda event: None)
+    for separate, storage in ((False, CPU), (True, tmp_path)):
+        cached = extract(reader, separate=separate, storage=storage, task="x", on_event=lambda event: None)
         assert sum(tensor.nbytes for stacks in cached for tensor in stacks.values()) == cache_bytes(reader)
         for stacks in cached:
             found = CachedFeatures(stacks, reader.labels, device=CPU)
@@ -181,7 +182,7 @@ def test_features_above_a_quarter_of_memory_are_on_disk_and_the_same(
     monkeypatch.setattr(cache_storage, "memory_bytes", lambda: 4 * needed - 1)
     monkeypatch.setattr(cache_storage.tempfile, "tempdir", str(tmp_path))
     stores = []
-    monkeypatch.setattr(encoder_probing, "extract", lambda *a, **k: (stores.append(k["folder"]), extract(*a, **k))[1])
+    monkeypatch.setattr(encoder_probing, "extract", lambda *a, **k: (stores.append(k["storage"]), extract(*a, **k))[1])
     on_disk = run_probe(source, **OURS)
 
     assert stores == [tmp_path] * 2
@@ -192,12 +193,32 @@ def test_features_above_a_quarter_of_memory_are_on_disk_and_the_same(
 def test_features_that_fit_neither_in_memory_nor_on_disk_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_storage, "memory_bytes", lambda: 8_000_000_000)
 
-    assert choose_storage(2_000_000_000) is None
+    assert choose_storage(2_000_000_000) == CPU
     with pytest.raises(AvtError, match=r"GB free\. Give a smaller --count, or set TMPDIR"):
         choose_storage(9 * 10**18, advice="Give a smaller --count")
     message = r"would take 9000000000 GB, more than 25% of the 8 GB of memory, and .* GB free\. Give fewer"
     with pytest.raises(AvtError, match=message):
         choose_storage(9 * 10**18)
+
+
+@pytest.mark.parametrize(("room", "expected"), [(True, torch.device("cuda")), (False, CPU)])
+def test_features_are_cached_on_a_gpu_that_has_room(
+    monkeypatch: pytest.MonkeyPatch, room: bool, expected: torch.device
+) -> None:
+    monkeypatch.setattr(cache_storage, "has_room", lambda device, count: room)
+
+    assert choose_storage(1000, device=torch.device("cuda")) == expected
+    assert choose_storage(1000, device=CPU) == CPU
+
+
+@pytest.mark.parametrize(
+    ("place", "side", "expected"), [("cuda", 32, 2000), ("cuda", 112, 1000), ("cuda", 448, 250), ("cpu", 32, 250)]
+)
+def test_evaluation_reads_more_small_images_at_once_on_a_gpu(place: str, side: int, expected: int) -> None:
+    images = ResidentImages(MemorySplit(pixels(), None, prefix="x"), torch.arange(12), device=CPU)
+    images.images = SimpleNamespace(device=torch.device(place))  # type: ignore[assignment]
+
+    assert eval_batch_size(images, (side, side)) == expected
 
 
 class OfOneSize(Backbone):

@@ -348,7 +348,7 @@ def test_a_run_that_stops_at_a_collapse_saves_and_may_be_resumed(avt) -> None:
     result = avt(f"pretrain {TINY} {DECAYED} --epochs 9 --eval-every 4 --stop-on-collapse --out run")
 
     assert (result.code, result.stdout) == (1, "")
-    assert result.stderr.count("all images have nearly one code, code std 0 (at first 0.0") == 1
+    assert result.stderr.count("all images have nearly one code, code std 0 (at first 0.") == 1
     assert result.stderr.endswith(
         f"Stopped. The state after step 12 is saved in run. Go on with:\n  avt pretrain --resume {Path('run').absolute()}\n"
     )
