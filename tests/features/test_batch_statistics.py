@@ -159,9 +159,10 @@ def test_what_is_added_or_mixed_is_no_scale() -> None:
     nn.init.zeros_(net.linear.weight)
 
     assert silent_scales(net) == []
+    net.skipinit_gain = nn.Parameter(torch.tensor(0.0))
     with torch.no_grad():
-        net.norm.weight.fill_(-1e-3)  # as after a first step of training
-    assert [*map(id, silent_scales(net))] == [id(net.norm.weight)]
+        net.norm.weight.uniform_(-1e-3, 1e-3)  # as after a first step of training
+    assert [*map(id, silent_scales(net))] == [id(net.skipinit_gain), id(net.norm.weight)]
 
 
 def test_a_thousand_images_are_drawn_by_the_seed_and_the_words_say_so(tiny_run: Path) -> None:
