@@ -9,8 +9,8 @@ from avtcli.evaluation.equivariance import DecoderFigures, baselines_of, measure
 from avtcli.evaluation.evaluation_setup import EvaluationRequest, EvaluationSetup, build_evaluation_setup, describe_plugin
 from avtcli.evaluation.linear_reading import HELD_OUT, PENALTIES, POOL_SIZE, measure_ridge
 from avtcli.events import Notice, Saved, Started
+from avtcli.features.batch_statistics import calibrate, describe_baseline, describe_statistics, prepare_baseline
 from avtcli.features.evaluation_target import EvaluationTarget
-from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import Weights, restore_model
 from avtcli.runtime.devices import Context
 from avtcli.runtime.execution import prepare_for_inference
@@ -70,8 +70,9 @@ def evaluate(target: EvaluationTarget, request: EvaluationRequest, *, out: Path 
     setup = build_evaluation_setup(target, request, context=context)
     run = _run_to_keep(target, setup, context)
     _report_start(target, setup, context)
+    protocol = _protocol(target, setup, context)  # states what the measures then change in the networks
     figures = _decoder_figures(target.source, setup, context)
-    ridge = _ridge_figures(target.source, setup, context)
+    ridge = _ridge_figures(setup, context)
     result = EvaluateResult(
         run=str(target.source.path),
         step=target.source.step,
@@ -85,7 +86,7 @@ def evaluate(target: EvaluationTarget, request: EvaluationRequest, *, out: Path 
         accuracy=figures.accuracy,
         baselines=baselines_of(setup.held_out),
         ridge=ridge,
-        protocol=_protocol(target, setup, context),
+        protocol=protocol,
     )
     for path in filter(None, (run and run / "evaluate.json", out)):
         _save(path, to_json(asdict(result)), context)
@@ -99,9 +100,10 @@ def _run_to_keep(target: EvaluationTarget, setup: EvaluationSetup, context: Cont
         return None
     used, own = (target.prepared.dataset, setup.transform), (config.dataset, config.transform)
     same = [*map(describe_plugin, used)] == [*map(describe_plugin, own)] and target.prepared.augment == config.augment
-    if source.path == source.run and same:
+    if source.path == source.run and same and not setup.calibrate_bn:
         return source.run
-    context.on_event(Notice(f"not saved in {source.run}: its weights, images or transformations differ. Use --out to save"))
+    differ = "its weights, statistics, images or transformations differ"
+    context.on_event(Notice(f"not saved in {source.run}: {differ}. Use --out to save"))
     return None
 
 
@@ -119,6 +121,7 @@ def _report_start(target: EvaluationTarget, setup: EvaluationSetup, context: Con
 def _protocol(target: EvaluationTarget, setup: EvaluationSetup, context: Context) -> dict[str, Any]:
     source, prepared, images = target.source, target.prepared, setup.images
     mean, std = setup.family.statistics(prepared.size)
+    fitted = (len(images.fit),)
     return {
         "split": images.name,
         "split_images": len(images.split),
@@ -134,6 +137,8 @@ def _protocol(target: EvaluationTarget, setup: EvaluationSetup, context: Context
         "seed": context.seed,
         "device": context.device.type,
         "weights": source.about.get("weights"),
+        "calibrated": describe_statistics(setup.encoder, fitted) if setup.calibrate_bn else None,
+        "random": describe_baseline(setup.random, fitted),
     }
 
 
@@ -145,15 +150,20 @@ def _decoder_figures(source: Weights, setup: EvaluationSetup, context: Context) 
     if net.objective.prediction is None:
         context.on_event(Notice("decoder not evaluated: the run's objective has none"))
         return DecoderFigures()
+    if setup.calibrate_bn:
+        calibrate(net.encoder, setup.fit.images, setup.fit.size, task="decoder", context=context)
     classes = net.objective.prediction == "classes"
     return measure_decoder(net, setup.held_out, setup.versions, predicts_classes=classes, on_event=context.on_event)
 
 
-def _ridge_figures(source: Weights, setup: EvaluationSetup, context: Context) -> dict[str, Any]:
-    tables = {}
-    for name, encoder in (("trained", setup.encoder), ("random", build_encoder(source.spec, seed=context.seed).eval())):
-        net = prepare_for_inference(encoder, context.device)
-        figures = measure_ridge(net, setup.layer, setup.fit, setup.held_out, name=name, context=context)
+def _ridge_figures(setup: EvaluationSetup, context: Context) -> dict[str, Any]:
+    tables, fit = {}, setup.fit
+    trained, random = (prepare_for_inference(net, context.device) for net in (setup.encoder, setup.random))
+    if setup.calibrate_bn:
+        calibrate(trained, fit.images, fit.size, task="trained", context=context)
+    prepare_baseline(random, fit.images, fit.size, context=context)
+    for name, net in (("trained", trained), ("random", random)):
+        figures = measure_ridge(net, setup.layer, fit, setup.held_out, name=name, context=context)
         tables[name] = {"features": figures.width, "penalty": figures.penalty, **asdict(figures.fit)}
     return {"layer": setup.layer, "fit_pairs": len(setup.images.fit), **tables["trained"], "random": tables["random"]}
 
