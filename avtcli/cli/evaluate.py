@@ -37,6 +37,7 @@ def evaluate(
     dataset: options.Dataset = None,
     data_dir: options.DataDir = None,
     count: Annotated[int | None, option("Held-out images. Default: 1000, or all.", "N", panel="Data", min=2)] = None,
+    calibrate_bn: options.CalibrateBatchNorm = False,
     seed: options.Seed = 0,
     overrides: Annotated[list[str] | None, component_options("backbone", "dataset", "transform", "augment")] = None,
     device: options.Device = "auto",
@@ -59,7 +60,7 @@ def evaluate(
     from avtcli.runtime.devices import Context
 
     given = options.read_components(overrides, tables=("transform",), backbone=backbone, dataset=dataset, transform=transform)
-    request = EvaluationRequest(given.pop("transform"), parts_of(layer) or (), count)
+    request = EvaluationRequest(given.pop("transform"), parts_of(layer) or (), count, calibrate_bn)
     with reporting() as on_event:
         context = Context.build(device=device, workers=workers, seed=seed, on_event=on_event)
         target = load_target(run, data_dir=data_dir, context=context, **given)

@@ -9,9 +9,9 @@ from avtcli.evaluation.equivariance import DecoderFigures, ImageClasses, baselin
 from avtcli.evaluation.evaluation_setup import EvaluationRequest, EvaluationSetup, build_evaluation_setup, describe_plugin
 from avtcli.evaluation.linear_reading import HELD_OUT, PENALTIES, POOL_SIZE, measure_ridges
 from avtcli.events import Notice, Saved, Started
+from avtcli.features.batch_statistics import calibrate, describe_baseline, describe_statistics, prepare_baseline
 from avtcli.features.evaluation_target import EvaluationTarget
-from avtcli.models.model_building import build_encoder
-from avtcli.models.weights import Weights, restore_model
+from avtcli.models.weights import restore_model
 from avtcli.runtime.devices import Context
 from avtcli.runtime.execution import prepare_for_inference
 from avtcli.storage.files import refuse_existing, to_json, write_file
@@ -76,8 +76,9 @@ def evaluate(target: EvaluationTarget, request: EvaluationRequest, *, out: Path 
     setup = build_evaluation_setup(target, request, context=context)
     run = _run_to_keep(target, setup, context)
     _report_start(target, setup, context)
+    protocol = _protocol(target, setup, context)  # states what the measures then change in the networks
     figures = _decoder_figures(target, setup, context)
-    ridge = _ridge_figures(target.source, setup, context)
+    ridge = _ridge_figures(setup, context)
     result = EvaluateResult(
         run=str(target.source.path),
         step=target.source.step,
@@ -92,7 +93,7 @@ def evaluate(target: EvaluationTarget, request: EvaluationRequest, *, out: Path 
         accuracy=figures.accuracy,
         baselines=baselines_of(setup.held_out),
         ridge=ridge,
-        protocol=_protocol(target, setup, context),
+        protocol=protocol,
     )
     for path in filter(None, (run and run / "evaluate.json", out)):
         _save(path, to_json(asdict(result)), context)
@@ -106,9 +107,10 @@ def _run_to_keep(target: EvaluationTarget, setup: EvaluationSetup, context: Cont
         return None
     used, own = (target.prepared.dataset, setup.transform), (config.dataset, config.transform)
     same = [*map(describe_plugin, used)] == [*map(describe_plugin, own)] and target.prepared.augment == config.augment
-    if source.path == source.run and same:
+    if source.path == source.run and same and not setup.calibrate_bn:
         return source.run
-    context.on_event(Notice(f"not saved in {source.run}: its weights, images or transformations differ. Use --out to save"))
+    differ = "its weights, statistics, images or transformations differ"
+    context.on_event(Notice(f"not saved in {source.run}: {differ}. Use --out to save"))
     return None
 
 
@@ -126,6 +128,7 @@ def _report_start(target: EvaluationTarget, setup: EvaluationSetup, context: Con
 def _protocol(target: EvaluationTarget, setup: EvaluationSetup, context: Context) -> dict[str, Any]:
     source, prepared, images = target.source, target.prepared, setup.images
     mean, std = setup.family.statistics(prepared.size)
+    fitted = (len(images.fit),)
     return {
         "split": images.name,
         "split_images": len(images.split),
@@ -144,6 +147,8 @@ def _protocol(target: EvaluationTarget, setup: EvaluationSetup, context: Context
         "seed": context.seed,
         "device": context.device.type,
         "weights": source.about.get("weights"),
+        "calibrated": describe_statistics(setup.encoder, fitted) if setup.calibrate_bn else None,
+        "random": describe_baseline(setup.random, fitted),
     }
 
 
@@ -155,6 +160,8 @@ def _decoder_figures(target: EvaluationTarget, setup: EvaluationSetup, context: 
     if net.objective.prediction is None:
         context.on_event(Notice("decoder not evaluated: the run's objective has none"))
         return DecoderFigures()
+    if setup.calibrate_bn:
+        calibrate(net.encoder, setup.fit.images, setup.fit.size, task="decoder", context=context)
     predicts_classes = net.objective.prediction == "classes"
     return measure_decoder(
         net,
@@ -174,11 +181,14 @@ def _image_classes(target: EvaluationTarget, setup: EvaluationSetup) -> ImageCla
     return ImageClasses(own, names or [str(label) for label in range(int(own.max()) + 1)])
 
 
-def _ridge_figures(source: Weights, setup: EvaluationSetup, context: Context) -> list[dict[str, Any]]:
-    tables: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, encoder in (("trained", setup.encoder), ("random", build_encoder(source.spec, seed=context.seed).eval())):
-        net = prepare_for_inference(encoder, context.device)
-        ridges = measure_ridges(net, setup.layers, setup.fit, setup.held_out, name=name, context=context)
+def _ridge_figures(setup: EvaluationSetup, context: Context) -> list[dict[str, Any]]:
+    tables, fit = dict[str, dict[str, dict[str, Any]]](), setup.fit
+    trained, random = (prepare_for_inference(net, context.device) for net in (setup.encoder, setup.random))
+    if setup.calibrate_bn:
+        calibrate(trained, fit.images, fit.size, task="trained", context=context)
+    prepare_baseline(random, fit.images, fit.size, context=context)
+    for name, net in (("trained", trained), ("random", random)):
+        ridges = measure_ridges(net, setup.layers, fit, setup.held_out, name=name, context=context)
         tables[name] = {
             layer: {"features": ridge.width, "penalty": ridge.penalty, **asdict(ridge.fit)} for layer, ridge in ridges.items()
         }

@@ -20,6 +20,7 @@ from avtcli.features.transformed_pairs import TransformedPairs, sample_pairs
 from avtcli.geometry.bank_family import BankFamily
 from avtcli.geometry.family_building import build_family
 from avtcli.models.encoder import Encoder
+from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import Weights, restore_encoder
 from avtcli.runtime.devices import Context
 from avtcli.seeding import keyed_generator, subset
@@ -38,11 +39,13 @@ class EvaluationRequest:
         transform: name and options of a family, over the run's; empty for the run's own.
         layers: those that the ridge reads; empty for the code, `("all",)` for all.
         count: held-out images; none means 1 000, or all of fewer.
+        calibrate_bn: whether BatchNorm statistics are estimated from training images before measuring.
     """
 
     transform: Mapping[str, Any] = field(default_factory=dict)
     layers: tuple[str, ...] = ()
     count: int | None = None
+    calibrate_bn: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,11 @@ class EvaluationImages:
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """A checked evaluation, with its encoder in eval mode on the CPU and the layers that the ridge reads.
+    """A checked evaluation, with its encoder and a random one in eval mode on the CPU, and the layers that the ridge reads.
 
     Attributes:
         family: the distribution of the transformations; never a bank.
+        calibrate_bn: see `EvaluationRequest`.
         no_decoder: why the run's decoder is not evaluated; none if it is.
         versions: for retrieval, `BANK` pairs each of some images, grouped by image.
         fit: pairs to fit the ridge on.
@@ -68,8 +72,10 @@ class EvaluationSetup:
 
     transform: Plugin
     family: TransformFamily
+    calibrate_bn: bool
     no_decoder: str | None
     encoder: Encoder
+    random: Encoder
     layers: tuple[str, ...]
     images: EvaluationImages
     held_out: TransformedPairs
@@ -98,8 +104,10 @@ def build_evaluation_setup(target: EvaluationTarget, request: EvaluationRequest,
     return EvaluationSetup(
         transform=transform,
         family=family,
+        calibrate_bn=request.calibrate_bn,
         no_decoder=no_decoder,
         encoder=encoder,
+        random=build_encoder(source.spec, seed=seed).eval(),
         layers=tuple(dict.fromkeys(layers)),
         images=chosen,
         held_out=sample_pairs(images, family, size, key=(seed, "held out")),

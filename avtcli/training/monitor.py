@@ -1,5 +1,6 @@
 """Evaluations while a run is trained: the same figures on the same images, one log line each."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
@@ -12,6 +13,7 @@ from avtcli.data.held_out import MACE_COUNT, held_out_indices, held_out_split
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, evaluation_batches
 from avtcli.errors import AvtError
 from avtcli.events import Event, Notice, OnEvent, Progress, ignore
+from avtcli.features.batch_statistics import prepare_baseline
 from avtcli.features.pooling import pool_features
 from avtcli.features.transformed_pairs import held_out_mace
 from avtcli.metrics.accuracy import topk_percent
@@ -19,6 +21,8 @@ from avtcli.metrics.feature_statistics import column_std, effective_rank
 from avtcli.metrics.knn import nearest, vote
 from avtcli.metrics.reference_predictors import mean_matrix
 from avtcli.metrics.transformation_error import corner_error
+from avtcli.models.encoder import Encoder
+from avtcli.runtime.devices import Context
 from avtcli.runtime.processes import run_in_main
 from avtcli.runtime.signals import Stop
 from avtcli.seeding import keyed_generator
@@ -120,7 +124,7 @@ class Monitor:
         setup, training = self.setup, self.setup.net.training
         setup.net.eval()
         try:
-            figures = asdict(measure_quality(setup, on_event=self._watch))
+            figures = asdict(measure_quality(setup, untrained=step == 1, on_event=self._watch))
         except _Interrupted:
             return Outcome(signal=self.stop.number)
         except AvtError as error:
@@ -158,13 +162,18 @@ def _summary(points: Sequence[Point]) -> str:
     return f"epoch {points[-1]['epoch']}: " + "  ".join(words)
 
 
-def measure_quality(setup: TrainingSetup, *, on_event: OnEvent = ignore) -> RunQuality:
-    """Evaluate a network in eval mode; the images depend on the data alone, the transformations on the seed too."""
-    test = setup.data.test
-    bank, vectors, labels = _codes(setup, "train", BANK_COUNT, on_event=on_event)
+def measure_quality(setup: TrainingSetup, *, untrained: bool = False, on_event: OnEvent = ignore) -> RunQuality:
+    """Evaluate a network in eval mode; the images depend on the data alone, the transformations on the seed too.
+
+    The codes of an untrained network are those of a copy, see `prepare_baseline`: later evaluations are compared with them.
+    """
+    test, encoder = setup.data.test, setup.net.encoder
+    if untrained:
+        encoder = _baseline(setup, on_event=on_event)
+    bank, vectors, labels = _codes(setup, encoder, "train", BANK_COUNT, on_event=on_event)
     finite, knn_top1 = bool(vectors.isfinite().all()), None
     if finite and labels is not None and test is not None and len(test) and test.labels is not None:
-        queries, _, answers = _codes(setup, "test", QUERY_COUNT, on_event=on_event)
+        queries, _, answers = _codes(setup, encoder, "test", QUERY_COUNT, on_event=on_event)
         labelled = answers is not None and min(int(labels.min()), int(answers.min())) >= 0  # -1: an image without a label
         if answers is not None and labelled and queries.isfinite().all():
             similarities, rows = nearest(bank, queries, min(NEIGHBOURS, len(bank)))
@@ -181,8 +190,17 @@ def measure_quality(setup: TrainingSetup, *, on_event: OnEvent = ignore) -> RunQ
     )
 
 
+def _baseline(setup: TrainingSetup, *, on_event: OnEvent) -> Encoder:
+    split = setup.data.train
+    images = setup.open_for_evaluation("train", limited(split, min(BANK_COUNT, len(split))))
+    context = Context(setup.accelerator.device, seed=setup.config.seed, on_event=on_event)
+    return prepare_baseline(copy.deepcopy(setup.net.encoder), images, setup.size, context=context)
+
+
 @torch.no_grad()
-def _codes(setup: TrainingSetup, part: str, count: int, *, on_event: OnEvent) -> tuple[Tensor, Tensor, Tensor | None]:
+def _codes(
+    setup: TrainingSetup, encoder: Encoder, part: str, count: int, *, on_event: OnEvent
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the mean codes of a seeded draw of images: pooled to 4x4, (n, d), and to vectors, (n, C); and labels, (n,).
 
     Images that cannot be used are left out.
@@ -192,7 +210,7 @@ def _codes(setup: TrainingSetup, part: str, count: int, *, on_event: OnEvent) ->
     images = setup.open_for_evaluation(part, indices)
     maps, vectors = [], []
     for batch in evaluation_batches(images, torch.split(torch.arange(len(images)), EVAL_BATCH_SIZE), setup.size):
-        code = setup.net.encoder(setup.net.normalise(batch)).float().cpu().double()  # the square of a large code is finite
+        code = encoder(encoder.normalise(batch)).float().cpu().double()  # the square of a large code is finite
         maps.append(pool_features(code, "avg", SIDE).flatten(1))
         vectors.append(pool_features(code, "avg", 1).flatten(1))
         on_event(Progress("evaluating", sum(map(len, vectors)), len(images), "images"))

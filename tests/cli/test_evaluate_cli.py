@@ -97,6 +97,17 @@ def test_exported_files_and_backbones_by_name_have_a_ridge_only(avt, run: Path) 
     assert not list(Path().glob("evaluate*"))
 
 
+@pytest.mark.parametrize("command", ["evaluate run --count 20", "probe run --limit-train 80 --head knn"])
+def test_calibrated_and_random_statistics_are_printed_in_the_protocol(avt, run: Path, command: str) -> None:
+    plain, calibrated = avt(command), avt(f"{command} --calibrate-bn")
+
+    assert (plain.code, calibrated.code) == (0, 0)
+    words = "BatchNorm statistics of 80 training images"
+    for result, asked in ((plain, False), (calibrated, True)):
+        assert f"random weights, {words}" in result.stdout
+        assert bool(re.search(rf"^calibrated +{words}$", result.stdout, re.MULTILINE)) == asked
+
+
 def test_an_option_of_the_transformation_overrides_the_runs(avt, run: Path) -> None:
     result = avt("evaluate run --count 20 -o transform.shift=0.05 --json")
 

@@ -17,12 +17,14 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from torch import Tensor, nn
 from torch.distributions import Normal
+from torch.optim.swa_utils import update_bn
 
 from avtcli import load_model
 from avtcli.config.components import Augment, Plugin
 from avtcli.contracts import Backbone, Code, MemorySplit, Split, TransformFamily
 from avtcli.data.datasets import build_data, limited
 from avtcli.data.held_out import held_out_indices
+from avtcli.data.images import CropSpec
 from avtcli.data.resident_images import ResidentImages
 from avtcli.errors import AvtError
 from avtcli.evaluation import linear_reading
@@ -46,7 +48,7 @@ from avtcli.evaluation.linear_reading import measure_ridges, pair_features
 from avtcli.events import Event, Notice, Progress, ignore
 from avtcli.features import cache_storage
 from avtcli.features.evaluation_target import EvaluationTarget, load_target
-from avtcli.features.transformed_pairs import TransformedPairs, read_pairs, sample_pairs
+from avtcli.features.transformed_pairs import TransformedPairs, predict, read_pairs, sample_pairs
 from avtcli.geometry.bank_family import BankFamily
 from avtcli.geometry.cropping import to_float
 from avtcli.geometry.family_building import build_family
@@ -419,11 +421,12 @@ def test_pair_features_are_both_views_maps_pooled_to_four_by_four(exported: Eval
 
 def test_the_random_ridge_measures_an_untrained_encoder(exported: EvaluationTarget, result: EvaluateResult) -> None:
     setup = built(exported, count=60)
-    encoder = prepare_for_inference(build_encoder(exported.source.spec, seed=0).eval(), CPU)
+    encoder = with_statistics_of(prepare_for_inference(build_encoder(exported.source.spec, seed=0).eval(), CPU), setup)
     figures = measure_ridges(encoder, ["conv2"], setup.fit, setup.held_out, name="x", context=Context(CPU))["conv2"]
     (ridge,) = result.ridge
 
-    assert ridge["random"]["r2"] == figures.fit.r2
+    assert ridge["random"]["r2"] == pytest.approx(figures.fit.r2, rel=1e-4)
+    assert result.protocol["random"] == "random weights, BatchNorm statistics of 240 training images"
     assert ridge["random"]["r2"] != ridge["r2"]
     assert (ridge["layer"], result.protocol["ridge"]["fit_pairs"]) == ("conv2", 240)
     assert ridge["features"] == 320
@@ -440,6 +443,33 @@ def test_one_pass_gives_every_layer_the_ridge_that_it_has_alone(
     assert tuple(ridge["layer"] for ridge in several) == restore_encoder(exported.source).layers
     assert passes == [f"{name}: {pairs} pairs" for name in ("trained", "random") for pairs in ("fitting", "held-out")]
     assert [ridge for ridge in several if ridge["layer"] == "conv2"] == result.ridge
+
+
+def with_statistics_of(encoder: Encoder, setup: EvaluationSetup) -> Encoder:
+    """PyTorch's own update, from the images that the ridge is fitted on, in one batch."""
+    (images,) = setup.fit.images.read_batches([torch.arange(len(setup.fit.images))], CropSpec(SIZE))
+    update_bn([encoder.normalise(images)], encoder)
+    return encoder.eval()
+
+
+def test_calibrated_figures_are_those_of_the_training_images_statistics(run: Path, result: EvaluateResult) -> None:
+    before = (run / "evaluate.json").read_bytes()
+    found, notices = evaluate_noting(open_run(run), calibrate_bn=True)
+    setup = built(open_run(run), count=60)
+    net = load_model(run)
+    with_statistics_of(net.encoder, setup)
+    figures = measure_ridges(net.encoder, ["conv2"], setup.fit, setup.held_out, name="x", context=Context(CPU))["conv2"]
+    mean, _ = predict(net, setup.held_out, on_event=ignore)
+
+    assert found.ridge[0]["r2"] == pytest.approx(figures.fit.r2, rel=1e-4)
+    assert found.mse_normalised == pytest.approx(float((mean - setup.held_out.target).square().mean()), rel=1e-4)
+    assert found.ridge[0]["r2"] != result.ridge[0]["r2"]
+    assert found.mse_normalised != result.mse_normalised
+    assert found.ridge[0]["random"] == result.ridge[0]["random"]
+    assert result.protocol["calibrated"] is None
+    assert found.protocol["calibrated"] == "BatchNorm statistics of 240 training images"
+    assert "its weights, statistics, images or transformations differ" in notices
+    assert (run / "evaluate.json").read_bytes() == before
 
 
 def test_pair_features_on_disk_give_the_same_figures(
@@ -635,6 +665,7 @@ def test_the_progress_of_every_part_reaches_its_end(run: Path) -> None:
     assert last == {
         "held-out pairs": (20, 20),
         "retrieval": (50, 50),
+        "random BatchNorm statistics": (80, 80),
         **{f"{name}: fitting pairs": (80, 80) for name in ("trained", "random")},
         **{f"{name}: held-out pairs": (20, 20) for name in ("trained", "random")},
     }

@@ -12,6 +12,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from avtcli.contracts import MemorySplit
 from avtcli.data.datasets import limited
@@ -122,6 +123,22 @@ def test_the_neighbours_vote_as_scikit_learns_do(setup: TrainingSetup) -> None:
 
     assert 30 < expected < 90
     assert measure_quality(setup).knn_top1 == pytest.approx(expected)
+
+
+def test_the_first_evaluation_is_of_the_training_images_statistics(setup: TrainingSetup, tmp_path: Path) -> None:
+    """Later ones are compared with it: mean 0 and variance 1, where BatchNorm starts, would flatter them."""
+    config, metrics = setup.config.model_copy(update={"eval_every": 1}), MetricsLog(tmp_path / "log")
+    Monitor(replace(setup, config=config), metrics, Tracking([], on_event=ignore), stop=Stop(), on_event=ignore).maybe_evaluate(
+        1
+    )
+    encoder, images = setup.net.encoder, setup.data.train.images[limited(setup.data.train, 120)]
+    update_bn([encoder.normalise(images)], encoder)
+    setup.net.eval()
+    found, (expected,) = asdict(measure_quality(setup)), [line["eval"] for line in metrics.read()]
+
+    for name in ("knn_top1", "rankme", "code_std"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+    assert found["mace_px"] != expected["mace_px"]  # the decoder is measured as it is
 
 
 def test_rank_and_deviation_are_those_of_the_average_pooled_code(setup: TrainingSetup) -> None:
