@@ -107,22 +107,20 @@ def _run_to_keep(target: EvaluationTarget, setup: EvaluationSetup, context: Cont
 
 def _report_start(target: EvaluationTarget, setup: EvaluationSetup, context: Context) -> None:
     images, dataset = setup.images, target.prepared.dataset.name
-    count = f"{len(images.held_out)} of the {len(images.split)} {images.name} images of {dataset}"
+    count = f"{len(images.held_out)} of the {len(images.parts.held_out)} {images.parts.name} images of {dataset}"
     where = (("device", context.device.type), ("layer", setup.layer))
     context.on_event(
         Started((("weights", str(target.source)), ("images", count), ("transform", describe_plugin(setup.transform)), *where))
     )
-    if images.name == "train":
-        context.on_event(Notice(f"{dataset} has no test split: pretraining may have used the held-out images"))
 
 
 def _protocol(target: EvaluationTarget, setup: EvaluationSetup, context: Context) -> dict[str, Any]:
-    source, prepared, images = target.source, target.prepared, setup.images
+    source, prepared, parts = target.source, target.prepared, setup.images.parts
     mean, std = setup.family.statistics(prepared.size)
     return {
-        "split": images.name,
-        "split_images": len(images.split),
-        "train_images": len(prepared.data.train),
+        "split": parts.name,
+        "split_images": len(parts.held_out),
+        "train_images": len(parts.train),
         "resize": prepared.augment.resize,
         "crop": list(prepared.size),
         "transform": setup.transform.model_dump(),

@@ -17,6 +17,7 @@ def describe_probe(setups: Sequence[ProbeSetup], source: Weights, *, compared: b
     """Describe what the figures depend on; there is a setup for each data set."""
     config, head, augment = setups[0].config, setups[0].head, setups[0].prepared.augment.model_dump()
     layers = list(dict.fromkeys(feature.layer for feature in setups[0].wanted))
+    reported = " and ".join(dict.fromkeys(f"{setup.test.part} split" for setup in setups))
     closed, candidates = isinstance(head, ClosedFormHead), _candidates(setups[0])
     options = {key: list(v) if isinstance(v, tuple) else v for key, v in resolve_options(config.head).items()}
     options |= {key: list(values) for key, values in candidates.items() if key in options}  # as the images allow
@@ -43,7 +44,7 @@ def describe_probe(setups: Sequence[ProbeSetup], source: Weights, *, compared: b
         "head": {"name": config.head.name, "description": head.description, **options},
         **({} if closed else _training(config)),
         "chosen": _chosen(config, candidates, steps=None if closed or config.finetune else LR_SEARCH_STEPS),
-        "reported": "test split" if closed else "test split, last epoch",
+        "reported": reported if closed else f"{reported}, last epoch",
         "baseline": {"backbone": "random weights", "seed": config.seed} if compared else None,
         "supervised": _training(config.to_finetune()) if config.supervised else None,
         "weights": source.about.get("weights"),
