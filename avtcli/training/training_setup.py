@@ -64,7 +64,7 @@ class TrainingSetup:
 
     @property
     def evaluated_on(self) -> str:
-        """The images that the run is evaluated on, in words: held-out ones, or training images where some are trained on."""
+        """State the images that the run is evaluated on: held-out ones, or training images where it trains on some of them."""
         kind = "training" if torch.isin(self.monitored, self.indices).any() else "held-out"
         return f"{len(self.monitored)} {kind} images"
 
@@ -218,7 +218,7 @@ def _facts(setup: TrainingSetup) -> tuple[tuple[str, str], ...]:
     return (
         ("recipe", config.recipe),
         ("data", f"{config.dataset.name}: {len(setup.indices)} images, {channels}x{height}x{width}"),
-        ("evaluated", f"on {setup.evaluated_on}"),
+        ("monitor", setup.evaluated_on),
         ("backbone", f"{config.backbone.name}, {parameters:,} parameters with the objective's heads"),
         ("task", f"{config.objective.name} on {config.transform.name}"),
         ("device", ", ".join([setup.environment["device"], config.precision, *chosen])),

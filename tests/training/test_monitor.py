@@ -16,8 +16,8 @@ from torch import nn
 from avtcli.contracts import MemorySplit
 from avtcli.events import Event, Notice, Saved, ignore
 from avtcli.runtime.signals import Stop
-from avtcli.storage.checkpoints import load_newest
 from avtcli.seeding import keyed_generator
+from avtcli.storage.checkpoints import load_newest
 from avtcli.storage.metrics_log import MetricsLog
 from avtcli.training import collapse
 from avtcli.training.collapse import Point, new_signs

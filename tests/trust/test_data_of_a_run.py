@@ -78,7 +78,7 @@ def test_an_unknown_home_and_an_empty_path_are_refused() -> None:
         resolve({"dataset": {"name": "folder:"}}, recipe=None)
 
 
-@pytest.mark.parametrize("command", ["embed", "evaluate --count 8"])
+@pytest.mark.parametrize("command", ["embed", "evaluate"])
 def test_commands_find_the_runs_images_from_another_folder(command: str, home: Path, avt: Avt) -> None:
     save_photos(home / "photos")
     run = run_on("photos", home / "run")
