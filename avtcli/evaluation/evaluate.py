@@ -116,23 +116,21 @@ def _run_to_keep(target: EvaluationTarget, setup: EvaluationSetup, context: Cont
 
 def _report_start(target: EvaluationTarget, setup: EvaluationSetup, context: Context) -> None:
     images, dataset = setup.images, target.prepared.dataset.name
-    count = f"{len(images.held_out)} of the {len(images.split)} {images.name} images of {dataset}"
+    count = f"{len(images.held_out)} of the {len(images.parts.held_out)} {images.parts.name} images of {dataset}"
     where = (("device", context.device.type), ("layer", ", ".join(setup.layers)))
     context.on_event(
         Started((("weights", str(target.source)), ("images", count), ("transform", describe_plugin(setup.transform)), *where))
     )
-    if images.name == "train":
-        context.on_event(Notice(f"{dataset} has no test split: pretraining may have used the held-out images"))
 
 
 def _protocol(target: EvaluationTarget, setup: EvaluationSetup, context: Context) -> dict[str, Any]:
-    source, prepared, images = target.source, target.prepared, setup.images
+    source, prepared, parts = target.source, target.prepared, setup.images.parts
     mean, std = setup.family.statistics(prepared.size)
-    fitted = (len(images.fit),)
+    fitted = (len(setup.images.fit),)
     return {
-        "split": images.name,
-        "split_images": len(images.split),
-        "train_images": len(prepared.data.train),
+        "split": parts.name,
+        "split_images": len(parts.held_out),
+        "train_images": len(parts.train),
         "resize": prepared.augment.resize,
         "crop": list(prepared.size),
         "transform": setup.transform.model_dump(),
@@ -142,7 +140,7 @@ def _protocol(target: EvaluationTarget, setup: EvaluationSetup, context: Context
         "objective": None if source.config is None else source.config.objective.name,
         "ridge": {
             **{"pool_size": POOL_SIZE, "penalties": list(PENALTIES), "held_out": HELD_OUT},
-            "fit_pairs": len(images.fit),
+            "fit_pairs": len(setup.images.fit),
         },
         "seed": context.seed,
         "device": context.device.type,
@@ -174,7 +172,7 @@ def _decoder_figures(target: EvaluationTarget, setup: EvaluationSetup, context: 
 
 
 def _image_classes(target: EvaluationTarget, setup: EvaluationSetup) -> ImageClasses | None:
-    labels, names = setup.images.split.labels, target.prepared.data.classes
+    labels, names = setup.images.parts.split.labels, target.prepared.data.classes
     if labels is None:
         return None
     own = labels[setup.images.held_out]

@@ -12,12 +12,12 @@ from torch import Tensor
 from avtcli.config.components import Plugin
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.contracts import Split
-from avtcli.data.datasets import limited
+from avtcli.data.held_out import limited, partition
 from avtcli.data.resident_images import EVAL_BATCH_SIZE
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, Saved, Started
 from avtcli.features.batch_statistics import batch_norms, calibrate, prepare_baseline, silent_scales
-from avtcli.features.evaluation_target import PreparedImages, labelled_test, load_target, prepare_images, read_images
+from avtcli.features.evaluation_target import PreparedImages, check_labels, load_target, prepare_images, read_images
 from avtcli.features.feature_reader import Feature, LabelledImages, tap_shapes
 from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_encoder
@@ -98,7 +98,7 @@ def _open(run: Weights | str | Path | None, config: ProbeConfig, context: Contex
     source = target.source
     prepared = [target.prepared, *(prepare_images(d, source=source, data_dir=data_dir, augment=augment) for d in others)]
     for part in prepared:
-        labelled_test(part)
+        check_labels(part)
     return source, prepared
 
 
@@ -155,7 +155,7 @@ def _probe_all(
 def _build_setup(
     prepared: PreparedImages, config: ProbeConfig, head: Head, wanted: list[Feature], context: Context
 ) -> ProbeSetup:
-    data, test = prepared.data, labelled_test(prepared)
+    parts = partition(prepared.data)
 
     def read(part: str, split: Split, rows: Tensor) -> LabelledImages:
         batch = max(config.batch_size + 1, EVAL_BATCH_SIZE)
@@ -169,8 +169,9 @@ def _build_setup(
             )
         return LabelledImages(images, labels.to(context.device), part, prepared.size)
 
-    images = read("train", data.train, limited(data.train, config.limit_train)), read("test", test, torch.arange(len(test)))
-    classes = max(len(data.classes or ()), *(1 + int(part.labels.max()) for part in images))
+    train = read("train", prepared.data.train, limited(parts.train, config.limit_train))
+    images = train, read(parts.name, parts.split, parts.held_out)
+    classes = max(len(prepared.data.classes or ()), *(1 + int(part.labels.max()) for part in images))
     draws = [(shots, seed) for shots in config.shots or (None,) for seed in range(config.seed, config.seed + config.seeds)]
     labels = images[0].labels.cpu()
     subsets = [Subset(subset_rows(labels, shots=n, fraction=config.fraction, seed=seed), n, seed) for n, seed in draws]

@@ -21,6 +21,7 @@ def describe_probe(
     """Describe what the figures depend on; there is a setup for each data set, and a baseline as it is initialised."""
     config, head, augment = setups[0].config, setups[0].head, setups[0].prepared.augment.model_dump()
     layers = list(dict.fromkeys(feature.layer for feature in setups[0].wanted))
+    reported = " and ".join(dict.fromkeys(f"{setup.test.part} split" for setup in setups))
     images = [len(setup.train.labels) for setup in setups]
     closed, candidates = isinstance(head, ClosedFormHead), _candidates(setups[0])
     options = {key: list(v) if isinstance(v, tuple) else v for key, v in resolve_options(config.head).items()}
@@ -48,7 +49,7 @@ def describe_probe(
         "head": {"name": config.head.name, "description": head.description, **options},
         **({} if closed else _training(config)),
         "chosen": _chosen(config, candidates, steps=None if closed or config.finetune else LR_SEARCH_STEPS),
-        "reported": "test split" if closed else "test split, last epoch",
+        "reported": reported if closed else f"{reported}, last epoch",
         "calibrated": describe_statistics(encoder, images) if config.calibrate_bn else None,
         "baseline": None if baseline is None else {"backbone": _baseline(baseline, images, config), "seed": config.seed},
         "supervised": _training(config.to_finetune()) if config.supervised else None,

@@ -22,8 +22,7 @@ from torch.optim.swa_utils import update_bn
 from avtcli import load_model
 from avtcli.config.components import Augment, Plugin
 from avtcli.contracts import Backbone, Code, MemorySplit, Split, TransformFamily
-from avtcli.data.datasets import build_data, limited
-from avtcli.data.held_out import held_out_indices
+from avtcli.data.held_out import limited, partition
 from avtcli.data.images import CropSpec
 from avtcli.data.resident_images import ResidentImages
 from avtcli.errors import AvtError
@@ -196,7 +195,7 @@ def test_chance_retrieval_is_that_of_a_random_decoder() -> None:
 def test_figures_agree_with_independent_formulas(run: Path, result: EvaluateResult) -> None:
     target, model, family = open_run(run), load_model(run), projective()
     split = target.prepared.data.test
-    x = to_float(split.images[limited(split, 60)])
+    x = to_float(split.images[limited(torch.arange(1000), 60)])
     parameters = family.sample(60, SIZE, keyed_generator(0, "held out"))
     with torch.no_grad():
         mean, log_var = model(model.normalise(x), model.normalise(family.apply(x, parameters)))
@@ -219,12 +218,16 @@ def test_figures_agree_with_independent_formulas(run: Path, result: EvaluateResu
 
 
 def test_the_decoders_error_is_the_one_that_pretraining_reported(run: Path) -> None:
-    setup = built(open_run(run))
-    small = replace(setup.versions, rows=setup.versions.rows[:BANK], parameters=setup.versions.parameters[:BANK])
-    figures = measure_decoder(load_model(run), setup.held_out, small, predicts_classes=False, on_event=ignore)
+    """On training images: those that a run of 40 images is the last to draw."""
+    target = open_run(run)
+    setup, data = built(target, count=50), target.prepared.data
+    last = torch.randperm(2000, generator=keyed_generator("limit", 2000))[1000:].sort().values
+    pairs = sample_pairs(ResidentImages(data.train, last, device=CPU), setup.family, SIZE, key=(0, "held out"))
+    figures = measure_decoder(load_model(run), pairs, setup.versions, predicts_classes=False, on_event=ignore)
 
-    reported = json.loads((run / "result.json").read_text())["mace_px"]
-    assert figures.fit.mace_px == pytest.approx(reported, rel=1e-6)  # pretraining used channels-last weights
+    reported = json.loads((run / "result.json").read_text())
+    assert figures.fit.mace_px == pytest.approx(reported["mace_px"], rel=1e-6)  # pretraining used channels-last weights
+    assert reported["evaluated_on"] == "1000 held-out images"
 
 
 def test_a_photometric_family_has_no_pixel_error_and_no_rotation_oracle() -> None:
@@ -320,7 +323,7 @@ def test_only_families_that_turn_by_90_degrees_are_split(family: TransformFamily
 
 def test_a_runs_errors_by_class_are_of_the_images_of_that_class(run: Path, result: EvaluateResult) -> None:
     data = open_run(run).prepared.data
-    labels = data.test.labels[limited(data.test, 60)]
+    labels = data.test.labels[limited(torch.arange(1000), 60)]
     counts = {data.classes[label]: int((labels == label).sum()) for label in labels.unique().tolist()}
     total = sum(own["images"] * own["mace_px"] for own in result.by_class.values())
 
@@ -502,20 +505,22 @@ def test_the_ridge_uses_up_to_four_training_images_a_held_out_one(run: Path) -> 
     prepared = open_run(run).prepared
     few, many = choose_images(prepared, 100), choose_images(prepared, None)
 
-    assert (few.name, len(few.held_out), len(few.fit)) == ("test", 100, 400)
+    assert (few.parts.name, len(few.held_out), len(few.fit)) == ("test", 100, 400)
     assert (len(many.held_out), len(many.fit)) == (1000, 2000)
 
 
-def test_without_a_test_split_the_ridge_uses_other_images_and_warns(exported: EvaluationTarget) -> None:
+def test_without_a_test_split_held_out_images_are_measured_on_and_others_fitted(exported: EvaluationTarget) -> None:
     data = replace(exported.prepared.data, test=None)
     target = replace(exported, prepared=replace(exported.prepared, data=data))
-    images = choose_images(target.prepared, 60)
-    result, notices = evaluate_noting(target)
+    images, parts = choose_images(target.prepared, 60), partition(data)
+    protocol = evaluate_small(target).protocol
+    count = len(parts.held_out)
 
-    assert set(images.held_out.tolist()).isdisjoint(images.fit.tolist())
-    assert (images.name, len(images.fit), result.protocol["split"]) == ("train", 240, "train")
-    assert "fashion-mini has no test split: pretraining may have used the held-out images" in notices
-    with pytest.raises(AvtError, match=r"has 2000 training images and no test images: 2000 held out leave too few"):
+    assert set(images.held_out.tolist()) < set(parts.held_out.tolist())
+    assert set(parts.held_out.tolist()).isdisjoint(images.fit.tolist())
+    assert (len(images.held_out), len(images.fit)) == (60, 240)
+    assert (protocol["split"], protocol["split_images"], protocol["train_images"]) == ("held-out", count, 2000 - count)
+    with pytest.raises(AvtError, match=rf"--count 2000 asks for more images than the {count} of the held-out split"):
         choose_images(target.prepared, 2000)
 
 
@@ -669,13 +674,3 @@ def test_the_progress_of_every_part_reaches_its_end(run: Path) -> None:
         **{f"{name}: fitting pairs": (80, 80) for name in ("trained", "random")},
         **{f"{name}: held-out pairs": (20, 20) for name in ("trained", "random")},
     }
-
-
-def test_without_a_test_split_limited_runs_never_saw_the_held_out_images() -> None:
-    split = MemorySplit(torch.zeros(50, 1, 8, 8, dtype=torch.uint8), None, prefix="x")
-    data = replace(build_data(Plugin(name="fashion-mini"), None), train=split, test=None)
-    held_out = held_out_indices(data, 20)
-
-    assert len(held_out) == 20
-    assert not set(held_out.tolist()) & set(limited(split, 30).tolist())
-    assert held_out_indices(data, 99).tolist() == list(range(50))

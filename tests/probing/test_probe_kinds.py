@@ -14,7 +14,8 @@ from torch.optim.swa_utils import update_bn
 from avtcli.config.components import Plugin
 from avtcli.config.resolution import resolve_probe
 from avtcli.contracts import MemorySplit
-from avtcli.data.datasets import build_data, limited
+from avtcli.data.datasets import build_data
+from avtcli.data.held_out import limited
 from avtcli.errors import AvtError
 from avtcli.events import Event, Notice
 from avtcli.features import evaluation_target
@@ -38,7 +39,7 @@ def pooled(source: Weights) -> dict[str, tuple[Tensor, Tensor]]:
     data, encoder = build_data(Plugin(name="fashion-mini"), None), restore_encoder(source)
     assert data.test is not None
     out = {}
-    for part, split, rows in (("train", data.train, limited(data.train, 200)), ("test", data.test, torch.arange(1000))):
+    for part, split, rows in (("train", data.train, limited(torch.arange(2000), 200)), ("test", data.test, torch.arange(1000))):
         with torch.no_grad():
             codes = encoder(encoder.normalise(split.images[rows]))
         out[part] = (pool_features(codes, "max", 4).flatten(1), split.labels[rows])
@@ -282,7 +283,7 @@ def test_copies_are_features_of_augmented_images_taken_in_turn(source: Weights, 
 def with_statistics_of_200(source: Weights, encoder: Encoder) -> Weights:
     """Weights with PyTorch's own update of BatchNorm's statistics, from the 200 training images in one batch."""
     split = build_data(Plugin(name="fashion-mini"), None).train
-    update_bn([encoder.normalise(split.images[limited(split, 200)])], encoder)
+    update_bn([encoder.normalise(split.images[limited(torch.arange(2000), 200)])], encoder)
     return replace(source, tensors=encoder.state_dict())
 
 
