@@ -94,7 +94,7 @@ def bind_options(
 
     known = option_names(kind, function, who=who)
     if weighted and "weight" in known:
-        raise AvtError(f"{who} has an option 'weight' of its own, which the weight in a sum would hide. Use it alone.")
+        raise AvtError(f"{who} has an option 'weight', which is that of a part in a sum too. Use it alone.")
     weight = inspect.Parameter("weight", inspect.Parameter.KEYWORD_ONLY, default=1.0, annotation=PositiveFloat)
     added = [weight] if weighted else []
     known += [p.name for p in added]

@@ -65,7 +65,7 @@ class SiameseModel(nn.Module):
     Args:
         encoder: of every view.
         objective: on the encoder's vectors.
-        per_view: whether transformed images have running statistics apart; without originals there is nothing to tell apart.
+        per_view: whether transformed images have running statistics apart; without originals there is one set.
     """
 
     def __init__(self, encoder: Encoder, objective: Objective, *, per_view: bool = False) -> None:
