@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.support import Result
 
 VIT = "timm:vit_tiny_patch16_224 -o backbone.args.patch_size=8 -o backbone.args.depth=2 -o backbone.args.num_heads=2"
-"""LayerNorm alone: no batch statistics, which each process has for itself."""
+"""LayerNorm alone, for batch statistics are each process's own; the log-variance of a noisy code has some too."""
 LINE = (
     f"pretrain --backbone {VIT} -o backbone.args.embed_dim=24 --transform affine+photometric "
     "--limit-train 25 --batch-size 9 --max-steps 5 --eval-every 0 --device cpu -o optimizer.name=sgd"
