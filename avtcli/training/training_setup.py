@@ -23,9 +23,10 @@ from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
 from avtcli.data.training_loader import TrainingLoader, ViewSpec
 from avtcli.errors import AvtError
 from avtcli.events import OnEvent, Started
-from avtcli.geometry.family_building import build_family, plugin_names
+from avtcli.geometry.family_building import build_family
 from avtcli.models.initial_weights import build_initial, stored_backbone
 from avtcli.models.siamese import SiameseModel
+from avtcli.plugin_options import sum_parts
 from avtcli.runtime.devices import build_accelerator, choose_device, choose_precision, describe_device
 from avtcli.runtime.environment import describe_environment
 from avtcli.runtime.execution import resolve_execution, to_channels_last
@@ -122,8 +123,9 @@ def build_training_setup(
     net.checkpoint_activations = config.checkpoint_activations
     if config.channels_last:
         to_channels_last(net)
-    plugins = [(kind, name) for kind in plugin_fields(PretrainConfig) for name in plugin_names(getattr(config, kind).name)]
-    plugins += [("tracker", registry.split_name(spec)[0]) for spec in config.trackers]
+    used = [(kind, part) for kind in plugin_fields(PretrainConfig) for part in sum_parts(kind, getattr(config, kind).name)]
+    used += [("tracker", spec) for spec in config.trackers]
+    plugins = [(kind, registry.split_name(spec)[0]) for kind, spec in used]
     environment = describe_environment(
         device=describe_device(accelerator), processes=processes, plugins=plugins, data_fingerprint=data.fingerprint
     )
