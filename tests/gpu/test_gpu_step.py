@@ -96,7 +96,7 @@ def test_checkpointed_activations_take_less_memory() -> None:
 
 
 @pytest.mark.parametrize("captured", [True, False])
-@pytest.mark.parametrize("objective", ["avt", "gaussian", "aet", "simclr", "rotnet"])
+@pytest.mark.parametrize("objective", ["avt", "gaussian", "aet", "simclr", "rotnet", "avt+simclr"])
 def test_nothing_in_a_step_waits_for_the_device(objective: str, captured: bool) -> None:
     transform = {"name": {"simclr": "affine+photometric", "rotnet": "rotation"}.get(objective, "projective")}
     config = config_of(objective={"name": objective}, transform=transform, capture=captured)
