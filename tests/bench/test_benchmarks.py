@@ -109,9 +109,9 @@ def test_reduced_precision_saves_fewer_bytes() -> None:
 
 
 def test_a_copy_of_a_larger_tensor_has_the_same_rate() -> None:
-    rates = [copy_gigabytes(replace(TINY, copy_bytes=size)) for size in (2**20, 2**25)]
+    rates = [copy_gigabytes(replace(TINY, copy_bytes=size)) for size in (2**25, 2**27)]
 
-    assert 0.1 < rates[0] / rates[1] < 10  # one may stay in the processor's cache
+    assert 0.1 < rates[0] / rates[1] < 10
 
 
 def test_images_are_repeated_to_an_epoch_of_full_batches() -> None:

@@ -81,7 +81,8 @@ def test_a_captured_step_has_the_losses_of_an_eager_one_and_of_a_compiled_one() 
     )
 
     assert captured == pytest.approx(eager, rel=1e-4)
-    assert compiled == pytest.approx(eager, rel=5e-3)
+    assert compiled[0] == pytest.approx(eager[0], rel=2e-3)  # a convolution of one pixel becomes a product, in full float32
+    assert compiled == pytest.approx(eager, rel=0.05)  # BatchNorm on 16 images amplifies the rounding of each step
 
 
 def test_checkpointed_activations_take_less_memory() -> None:
