@@ -1,0 +1,94 @@
+"""The encoder as a graph of its computation, which needs none of our code to run: torch.export and ONNX."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from avtcli.contracts import Exporter
+from avtcli.errors import AvtError
+from avtcli.models.encoder import Encoder
+
+LARGEST_ONNX: Final = 2**31 - 2**20
+"""Bytes of weights in one ONNX file, a protobuf message, with room for the graph."""
+
+
+class ExportedProgramFile(Exporter):
+    """torch.export's graph, for any number of images of the size in training; layers after the exported one are cut off."""
+
+    suffix = ".pt2"
+    library = "pytorch"
+
+    def write(self, encoder: Encoder, path: Path, about: Mapping[str, Any]) -> None:
+        """Trace the encoder, and save the graph."""
+        torch.export.save(_trace(encoder, about), path)
+
+    def load_with(self, path: Path) -> tuple[str, ...]:
+        """Return the lines that load the graph as a module."""
+        return "import torch", f"encoder = torch.export.load({str(path)!r}).module()"
+
+
+class OnnxFile(Exporter):
+    """An ONNX graph, for any number of images of the size in training; layers after the exported one are cut off."""
+
+    suffix = ".onnx"
+    library = "onnx"
+    tolerance = 1e-4  # onnxruntime fuses operations, and sums in another order
+
+    def check(self, encoder: Encoder, layer: str) -> None:
+        """Refuse weights that one file cannot hold, and a missing package."""
+        size = sum(tensor.numel() * tensor.element_size() for tensor in encoder.state_dict().values())
+        if size > LARGEST_ONNX:
+            raise AvtError(f"One ONNX file holds weights of 2 GB, found {size / 1e9:.1f} GB. Take --format pt2.")
+        try:
+            import onnx  # noqa: F401
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            need = f"The format 'onnx' needs onnx, onnxruntime and onnxscript, and importing them failed ({error})"
+            raise AvtError(f"{need}: `pip install 'avtcli[onnx]'`, or take --format pt2.") from error
+
+    def write(self, encoder: Encoder, path: Path, about: Mapping[str, Any]) -> None:
+        """Trace the encoder, and save the graph with the input `images` and the output `features`."""
+        program = torch.onnx.export(
+            _trace(encoder, about), dynamo=True, verbose=False, input_names=["images"], output_names=["features"]
+        )
+        assert program is not None
+        for node in program.model.graph:
+            node.metadata_props.clear()  # stack traces, with paths of this machine
+        program.save(path)
+
+    def load_with(self, path: Path) -> tuple[str, ...]:
+        """Return the lines that run the graph, on NumPy arrays, without PyTorch."""
+        return (
+            "import numpy, onnxruntime",
+            f"session = onnxruntime.InferenceSession({str(path)!r})",
+            "encoder = lambda images: session.run(None, {'images': numpy.asarray(images)})[0]",
+        )
+
+
+def _trace(encoder: Encoder, about: Mapping[str, Any]) -> ExportedProgram:
+    """Trace the encoder with a dynamic batch size, and drop what its output does not depend on."""
+    spec, shapes = about["model"], ({0: Dim("batch")},)
+    images = (torch.zeros(2, spec["channels"], *spec["size"]),)  # a batch of 1 would become a constant
+    graph = torch.export.export(encoder, images, dynamic_shapes=shapes).module(check_guards=False)
+    graph.graph.eliminate_dead_code()
+    used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+    for name, _ in [*graph.named_parameters(), *graph.named_buffers()]:
+        if name not in used:
+            owner, _, leaf = name.rpartition(".")
+            delattr(graph.get_submodule(owner), leaf)
+    graph.recompile()
+    return torch.export.export(graph, images, dynamic_shapes=shapes)
+
+
+def pt2_file() -> Exporter:
+    """A graph of torch.export in one file: it runs in PyTorch without avt, and is compiled ahead of time from there."""
+    return ExportedProgramFile()
+
+
+def onnx_file() -> Exporter:
+    """An ONNX graph in one file: it runs in onnxruntime, without PyTorch (`pip install 'avtcli[onnx]'`)."""
+    return OnnxFile()
