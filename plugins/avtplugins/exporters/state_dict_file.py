@@ -26,7 +26,7 @@ class StateDictFile(Exporter):
         """Refuse the log-variance, which is no part of the network."""
         if layer not in encoder.backbone.taps:
             raise AvtError(
-                f"The format 'torch' holds no log-variance branch, found the layer {layer}. Take --format safetensors."
+                f"The format 'torch' has no log-variance branch, found the layer {layer}. Take --format safetensors."
             )
 
     def write(self, encoder: Encoder, path: Path, about: Mapping[str, Any]) -> None:
