@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim
+from torch.fx import GraphModule
 
 from avtcli.contracts import Exporter
 from avtcli.errors import AvtError
 from avtcli.models.encoder import Encoder
 
+SHAPES: Final = ({0: Dim("batch")},)
 LARGEST_ONNX: Final = 2**31 - 2**20
 """Bytes of weights in one ONNX file, a protobuf message, with room for the graph."""
 
@@ -23,7 +25,11 @@ class ExportedProgramFile(Exporter):
 
     def write(self, encoder: Encoder, path: Path, about: Mapping[str, Any]) -> None:
         """Trace the encoder, and save the graph."""
-        torch.export.save(_trace(encoder, about), path)
+        images = _example(about)
+        program = torch.export.export(_trace(encoder, images), images, dynamic_shapes=SHAPES)
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # paths of this machine
+        torch.export.save(program, path)
 
     def load_with(self, path: Path) -> tuple[str, ...]:
         """Return the lines that load the graph as a module."""
@@ -52,8 +58,15 @@ class OnnxFile(Exporter):
 
     def write(self, encoder: Encoder, path: Path, about: Mapping[str, Any]) -> None:
         """Trace the encoder, and save the graph with the input `images` and the output `features`."""
+        images = _example(about)
         program = torch.onnx.export(
-            _trace(encoder, about), dynamo=True, verbose=False, input_names=["images"], output_names=["features"]
+            _trace(encoder, images),
+            images,
+            input_names=["images"],
+            output_names=["features"],
+            dynamic_shapes=SHAPES,
+            dynamo=True,
+            verbose=False,
         )
         assert program is not None
         for node in program.model.graph:
@@ -69,11 +82,17 @@ class OnnxFile(Exporter):
         )
 
 
-def _trace(encoder: Encoder, about: Mapping[str, Any]) -> ExportedProgram:
-    """Trace the encoder with a dynamic batch size, and drop what its output does not depend on."""
-    spec, shapes = about["model"], ({0: Dim("batch")},)
-    images = (torch.zeros(2, spec["channels"], *spec["size"]),)  # a batch of 1 would become a constant
-    graph = torch.export.export(encoder, images, dynamic_shapes=shapes).module(check_guards=False)
+def _example(about: Mapping[str, Any]) -> tuple[torch.Tensor]:
+    """The input to trace with: two images, since a batch of 1 would become a constant."""
+    return (torch.zeros(2, about["model"]["channels"], *about["model"]["size"]),)
+
+
+def _trace(encoder: Encoder, images: tuple[torch.Tensor]) -> GraphModule:
+    """Trace the encoder, and drop what its output does not depend on."""
+    # without operations in place, which count as effects and keep dead code alive
+    program = torch.export.export(encoder, images, dynamic_shapes=SHAPES).run_decompositions({})
+    graph: GraphModule = program.module(check_guards=False)
+    graph.training = False  # it has no eval(); the mode is part of the graph
     graph.graph.eliminate_dead_code()
     used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
     for name, _ in [*graph.named_parameters(), *graph.named_buffers()]:
@@ -81,7 +100,7 @@ def _trace(encoder: Encoder, about: Mapping[str, Any]) -> ExportedProgram:
             owner, _, leaf = name.rpartition(".")
             delattr(graph.get_submodule(owner), leaf)
     graph.recompile()
-    return torch.export.export(graph, images, dynamic_shapes=shapes)
+    return graph
 
 
 def pt2_file() -> Exporter:
