@@ -99,7 +99,7 @@ def _read(path: Path, *, on_event: OnEvent) -> dict[str, Tensor]:
 def _matching_prefixes(names: Iterable[str], own: Collection[str], bases: Collection[str]) -> tuple[str, str]:
     """Find the prefix of a file's names, and the one to put in its place, by which the most names are our own.
 
-    Of several that match as many, such as a network and its moving average, the one that evaluations use comes first.
+    Where several match equally, such as a network and its moving average, the one that evaluations use comes first.
     """
     counts: Counter[tuple[str, str]] = Counter()
     for name in names:
