@@ -18,6 +18,10 @@ GIVEN: Final[Mapping[str, tuple[str, ...]]] = {
 """Parameters that the caller of `registry.build` fills in, by kind; they are no options. A plugin takes those it names."""
 
 
+SUMMED: Final[Mapping[str, bool]] = {"transform": False, "objective": True}
+"""Kinds whose plugins add up, as `a+b`; whether each part has a weight, which is an option of the part."""
+
+
 def option_names(kind: str, function: Callable[..., Any], *, who: str) -> list[str]:
     """Return the options of a plugin's function: its keyword-only parameters but for those of `GIVEN`.
 
@@ -38,9 +42,23 @@ def parse_value(text: str) -> Any:
     return parse_toml(f"value = {text}", f"{shown(text)} starts like a list or table and")["value"]
 
 
+def sum_parts(kind: str, spec: str) -> list[str]:
+    """Return the specs of a sum's parts, or the spec alone.
+
+    Raises:
+        AvtError: if two parts have the same name.
+    """
+    parts = spec.split("+") if kind in SUMMED else [spec]
+    names = [part.partition(":")[0] for part in parts]
+    for name in names:
+        if names.count(name) > 1:
+            raise AvtError(f"The sum '{spec}' has '{name}' twice: their options could not be distinguished.")
+    return parts
+
+
 def split_sum(kind: str, spec: str, values: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """Split a sum `a+b`, whose options are tables by the names of its parts, into (spec, options) of each part."""
-    parts = spec.split("+")
+    parts = sum_parts(kind, spec)
     if len(parts) == 1:
         return [(spec, values)]
     names = [part.partition(":")[0] for part in parts]
@@ -52,12 +70,19 @@ def split_sum(kind: str, spec: str, values: Mapping[str, Any]) -> list[tuple[str
 
 
 def bind_options(
-    function: Callable[..., Any], variant: str | None, values: Mapping[str, Any], *, kind: str, name: str, who: str
+    function: Callable[..., Any],
+    variant: str | None,
+    values: Mapping[str, Any],
+    *,
+    kind: str,
+    name: str,
+    who: str,
+    weighted: bool = False,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Check a plugin's variant and options against its signature, and complete them with its defaults.
 
     Kind, name and `who`, which states the distribution too, are for messages. Texts are converted to the annotated types; what
-    is annotated as `Path` becomes absolute.
+    is annotated as `Path` becomes absolute. A part of a weighted sum has the option `weight` too, above 0.
 
     Returns:
         Positional arguments (the variant, or nothing), and every option by name in its annotated type.
@@ -65,9 +90,14 @@ def bind_options(
     Raises:
         AvtError: for an unknown, missing or ill-typed option, or a variant that is missing or not taken.
     """
-    from pydantic import ConfigDict, ValidationError, validate_call
+    from pydantic import ConfigDict, PositiveFloat, ValidationError, validate_call
 
     known = option_names(kind, function, who=who)
+    if weighted and "weight" in known:
+        raise AvtError(f"{who} has an option 'weight', which is that of a part in a sum too. Use it alone.")
+    weight = inspect.Parameter("weight", inspect.Parameter.KEYWORD_ONLY, default=1.0, annotation=PositiveFloat)
+    added = [weight] if weighted else []
+    known += [p.name for p in added]
     for key in values:
         if key not in known:
             taken = ", ".join(sorted(known)) or "none"
@@ -81,7 +111,8 @@ def bind_options(
         return tuple(map(_absolute, positional)), {key: _absolute(value) for key, value in options.items()}
 
     kept = [p for key, p in parameters.items() if key in known or p.kind is not p.KEYWORD_ONLY]
-    collect.__signature__ = inspect.Signature(kept)  # type: ignore[attr-defined]
+    collect.__signature__ = inspect.Signature([*kept, *added])  # type: ignore[attr-defined]
+    collect.__annotations__ = inspect.get_annotations(function) | {p.name: p.annotation for p in added}
     config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, validate_default=True)
     try:
         return validate_call(config=config)(collect)(*([] if variant is None else [variant]), **values)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from avtcli.errors import AvtError, nearest
-from avtcli.plugin_options import bind_options, option_names, plain, split_sum
+from avtcli.plugin_options import SUMMED, bind_options, option_names, plain, split_sum
 
 CONTRACT_VERSION: Final = 1
 """The version of `avtcli.contracts`. A plugin's module may state `CONTRACT_VERSION = 1` too."""
@@ -142,23 +142,26 @@ def options(plugin: PluginInfo) -> list[str]:
     return option_names(plugin.kind, load(plugin), who=str(plugin))
 
 
-def _bind(kind: str, spec: str, values: Mapping[str, Any]) -> tuple[PluginInfo, tuple[Any, ...], dict[str, Any]]:
+def _bind(
+    kind: str, spec: str, values: Mapping[str, Any], *, weighted: bool = False
+) -> tuple[PluginInfo, tuple[Any, ...], dict[str, Any]]:
     name, variant = split_name(full_name(kind, spec))
     plugin = info(kind, name)
-    return plugin, *bind_options(load(plugin), variant, values, kind=kind, name=name, who=str(plugin))
+    return plugin, *bind_options(load(plugin), variant, values, kind=kind, name=name, who=str(plugin), weighted=weighted)
 
 
 def resolve(kind: str, spec: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return a plugin's full spec and every option, defaults included, in its annotated type, as JSON and TOML hold them.
 
     Options whose value is None are left out; a variant that is a path is absolute. What is resolved resolves to itself. For a
-    sum `a+b` of transforms the options are tables by the parts' names.
+    sum `a+b` the options are tables by the parts' names; those of an objective's parts have its weight, 1 by default.
 
     Raises:
         AvtError: for an unknown name, a broken plugin, or an unknown or ill-typed option.
     """
-    if kind == "transform" and "+" in spec:
-        return spec, {split_name(part)[0]: resolve(kind, part, own)[1] for part, own in split_sum(kind, spec, values)}
+    if len(parts := split_sum(kind, spec, values)) > 1:
+        bound = {split_name(part)[0]: _bind(kind, part, own, weighted=SUMMED[kind])[2] for part, own in parts}
+        return spec, {part: plain(options) for part, options in bound.items()}
     spec = full_name(kind, spec)
     plugin, positional, options = _bind(kind, spec, values)
     return spec if split_name(spec)[1] is None else f"{plugin.name}:{positional[0]}", plain(options)

@@ -18,7 +18,7 @@ LAYERS = (
     {"errors", "seeding", "contracts", "events", "input_files", "plugin_options", "registry"},
     {"recipes"},
     {"config"},
-    {"geometry"},
+    {"geometry", "objectives"},
     {"storage"},
     {"metrics", "models", "runtime"},
     {"data"},
@@ -30,7 +30,7 @@ LAYERS = (
 )
 """The packages and top-level modules of avtcli in the order of imports: none imports from a layer above its own."""
 
-WITHOUT_SETTINGS = ("geometry/*.py", "metrics/*.py", "models/encoder.py", "models/siamese.py")
+WITHOUT_SETTINGS = ("geometry/*.py", "metrics/*.py", "objectives/*.py", "models/encoder.py", "models/siamese.py")
 FOR_PLUGINS = {"avtcli.errors", "avtcli.contracts", "avtcli.seeding", "avtcli.geometry", "avtcli.models"}
 
 

@@ -43,8 +43,8 @@ def test_the_objective_has_the_releases_constants(name: str) -> None:
     family = registry.build("transform", "projective", {})
     objective = registry.build("objective", "avt", recipe(name).objective.options, vector_dim=4, family=family)
 
-    found = (objective.noise_scale, objective.decoder.log_var_scale, objective.variance_floor)
-    assert found == (0.001, 1 / 1000, 1e-4)
+    found = (objective.noise_scale, objective.decoder.log_var_scale, objective.pair_loss.keywords)
+    assert found == (0.001, 1 / 1000, {"variance_floor": 1e-4})
 
 
 CIFAR_TARGET = [0, 0, 16, 0, 0, 16, 0, 0], [1, 1, 20, 1, 1, 20, 0.015, 0.015]

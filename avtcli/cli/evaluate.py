@@ -5,17 +5,25 @@ from typing import TYPE_CHECKING, Annotated
 
 from avtcli.cli import options
 from avtcli.cli.console import reporting, say, say_facts, say_json, say_table
-from avtcli.cli.options import component_options, option
+from avtcli.cli.options import component_options, option, parts_of
 
 if TYPE_CHECKING:
     from avtcli.evaluation.evaluate import EvaluateResult
 
+_LAYER = "Layers whose features ridge regression takes, one at a time. Default: the code."
+MOST_CLASSES = 20
+"""Classes up to which the table by class is printed; the JSON has all."""
+TURNS = {"right turns": ("right_turns", 3), "MACE px at these": ("mace_px_right_turn", 2)}
+INSIDE = (0.5, 0.8, 0.95)
 BASELINES = {"rotation_oracle": "90-degree rotation oracle", "constant": "constant", "identity": "identity"}
 DEFINITIONS = {
     "views": "centre crop and its transformed version; encoder in eval mode, mean of the code; fresh draws, never a bank",
     "MACE": "mean distance, in pixels, of the image's corners under the true and the decoded matrix",
+    "right turns": "share of pairs whose decoded rotation of the corners is nearest to the true multiple of 90 degrees",
     "R2": "1 - squared error / squared deviation from the held-out mean, pooled over the normalised target",
     "inside": "share of targets in the decoder's central interval of that probability",
+    "calibration error": "mean |observed - nominal| share inside, over intervals of 5 to 95 % and the parameters",
+    "temperature": "factor of all variances, fitted by maximum likelihood on half of the pairs; the rows show the other half",
     "nll": "negative log-likelihood of N(mean, exp(log_var)), without an objective's variance floor",
     "retrieval": "rank of the true target by distance to the decoded one; ties share their mean rank",
 }
@@ -25,10 +33,11 @@ def evaluate(
     run: options.Run = None,
     backbone: options.Backbone = None,
     transform: options.Transform = None,
-    layer: Annotated[str | None, option("Layer whose features ridge regression takes. Default: the code.", "NAME")] = None,
+    layer: Annotated[str | None, option(_LAYER, "NAME[,NAME...]|all")] = None,
     dataset: options.Dataset = None,
     data_dir: options.DataDir = None,
     count: Annotated[int | None, option("Held-out images. Default: 1000, or all.", "N", panel="Data", min=2)] = None,
+    calibrate_bn: options.CalibrateBatchNorm = False,
     seed: options.Seed = 0,
     overrides: Annotated[list[str] | None, component_options("backbone", "dataset", "transform", "augment")] = None,
     device: options.Device = "auto",
@@ -41,7 +50,7 @@ def evaluate(
     The run's decoder and ridge regression on frozen features predict the transformation between two views. Predictors that
     see no image and random weights are the baselines. A run folder receives evaluate.json and evaluate.png.
 
-    Example: `avt evaluate --layer conv2`
+    Example: `avt evaluate --layer all`
 
     Example: `avt evaluate --backbone resnet18 -o backbone.pretrained=true --dataset cifar10 --transform rotation`
     """
@@ -51,7 +60,7 @@ def evaluate(
     from avtcli.runtime.devices import Context
 
     given = options.read_components(overrides, tables=("transform",), backbone=backbone, dataset=dataset, transform=transform)
-    request = EvaluationRequest(given.pop("transform"), layer, count)
+    request = EvaluationRequest(given.pop("transform"), parts_of(layer) or (), count, calibrate_bn)
     with reporting() as on_event:
         context = Context.build(device=device, workers=workers, seed=seed, on_event=on_event)
         target = load_target(run, data_dir=data_dir, context=context, **given)
@@ -60,35 +69,61 @@ def evaluate(
         say_json(result)
         return
     say(f"run  {result.run}" if result.step is None else f"run  {result.run}, step {result.step}", "")
-    say_table(["", "MACE px", "MSE", "R2"], _fits(result))
-    say("")
-    say_table(*_parameters(result))
-    say("")
+    for table in (_fits(result), _parameters(result), _by_class(result), _calibration(result)):
+        if table[1]:
+            say_table(*table)
+            say("")
     say_facts(_scalars(result))
     say("")
     say_facts({**_protocol(result), **DEFINITIONS})
 
 
-def _fits(result: "EvaluateResult") -> list[list[str]]:
-    ridge = result.ridge
+def _fits(result: "EvaluateResult") -> tuple[list[str], list[list[str]]]:
     rows = [] if result.r2_per_parameter is None else [("decoder", asdict(result))]
-    rows += [(f"ridge on {ridge['layer']}", ridge), ("ridge, random weights", ridge["random"])]
+    rows += [(f"ridge on {ridge['layer']}", ridge) for ridge in result.ridge]
+    rows += [(f"ridge on {ridge['layer']}, random weights", ridge["random"]) for ridge in result.ridge]
+    turns = any(fit["right_turns"] is not None for _, fit in rows)
     rows += [(title, result.baselines[name]) for name, title in BASELINES.items() if name in result.baselines]
-    return [[title, _text(fit["mace_px"], 2), _text(fit["mse_normalised"]), _text(fit.get("r2"))] for title, fit in rows]
+    columns = {"MACE px": ("mace_px", 2), **(TURNS if turns else {}), "MSE": ("mse_normalised", 3), "R2": ("r2", 3)}
+    return ["", *columns], [[title, *(_text(fit.get(key), digits) for key, digits in columns.values())] for title, fit in rows]
 
 
 def _parameters(result: "EvaluateResult") -> tuple[list[str], list[list[str]]]:
     fits = {} if result.r2_per_parameter is None else {"decoder": asdict(result)}
-    fits |= {"ridge": result.ridge, "random": result.ridge["random"]}
+    fits |= {ridge["layer"]: ridge for ridge in result.ridge}
     columns = {f"{name} R2": {**fit["r2_per_parameter"], "pooled": fit["r2"]} for name, fit in fits.items()}
     calibration = result.calibration
     if calibration is not None:
-        for level in (0.5, 0.8, 0.95):
+        for level in INSIDE:
             place = calibration["levels"].index(level)
             shares = {name: curve[place] for name, curve in calibration["per_parameter"].items()}
             columns[f"inside {level:.0%}"] = {**shares, "pooled": calibration["pooled"][place]}
     names = [*result.protocol["target"], "pooled"]
     return ["", *columns], [[name, *(_text(column[name]) for column in columns.values())] for name in names]
+
+
+def _by_class(result: "EvaluateResult") -> tuple[list[str], list[list[str]]]:
+    classes = result.by_class or {}
+    columns = {"images": ("images", 0), "MACE px": ("mace_px", 2), **(TURNS if result.right_turns is not None else {})}
+    rows = [[name, *(_text(own[key], digits) for key, digits in columns.values())] for name, own in classes.items()]
+    return ["class", *columns], rows if len(rows) <= MOST_CLASSES else []
+
+
+def _calibration(result: "EvaluateResult") -> tuple[list[str], list[list[str]]]:
+    calibration = result.calibration
+    if calibration is None:
+        return [], []
+    found = calibration["temperature"]
+    rows = {"none": found["before"], _text(found["temperature"]): found["after"]}
+    places = [calibration["levels"].index(level) for level in INSIDE]
+    return (
+        ["temperature", "nll", "calibration error", *(f"inside {level:.0%}" for level in INSIDE)],
+        [
+            [name, *map(_text, (row["nll"], row["calibration_error"], *(row["coverage"][place] for place in places)))]
+            for name, row in rows.items()
+            if row is not None
+        ],
+    )
 
 
 def _scalars(result: "EvaluateResult") -> dict[str, object]:
@@ -105,18 +140,18 @@ def _scalars(result: "EvaluateResult") -> dict[str, object]:
 
 
 def _protocol(result: "EvaluateResult") -> dict[str, object]:
-    facts, ridge = result.protocol, result.ridge
-    pool, share = facts["ridge"]["pool_size"], facts["ridge"]["held_out"]
-    penalties = [f"{penalty:g}" for penalty in facts["ridge"]["penalties"]]
+    facts, ridge = result.protocol, result.protocol["ridge"]
+    features = ", ".join(f"{own['features']} of {own['layer']}" for own in result.ridge)
+    penalties = ", ".join(f"{penalty:g}" for penalty in ridge["penalties"])
     stated = ("split", "split_images", "train_images", "transform", "target", "ridge")
     options = ", ".join(f"{key}={value}" for key, value in facts["transform"].items() if key != "name")
     return {
         "images": f"{result.count} of the {facts['split_images']} {facts['split']} images of {result.dataset}",
         "transform": f"{result.transform} ({options})" if options else result.transform,
         "target": ", ".join(f"{name} ({unit})" if unit else name for name, unit in facts["target"].items()),
-        "ridge": f"{ridge['features']} standardised features of {ridge['layer']} in both views, maps average-pooled to at most "
-        f"{pool}x{pool}; fitted on {ridge['fit_pairs']} of the {facts['train_images']} train images; penalty of "
-        f"{', '.join(penalties)} by R2 on {share:.0%} of these",
+        "ridge": f"standardised features in both views ({features}), maps average-pooled to at most "
+        f"{ridge['pool_size']}x{ridge['pool_size']}; fitted on {ridge['fit_pairs']} of the {facts['train_images']} train "
+        f"images; penalty of {penalties} by R2 on {ridge['held_out']:.0%} of these",
         **{key: value for key, value in facts.items() if key not in stated},
     }
 

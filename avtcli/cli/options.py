@@ -42,6 +42,7 @@ _BACKBONE = "Backbone by name instead of a run: random weights, or published one
 _FAMILY = "Family of transformations."
 _DATASET = "Images. Default: those of the run."
 _LIMIT = "Use a random subset of N training images, the same in every command."
+_CALIBRATE = "Replace the network's BatchNorm statistics by those of 1000 training images, for weights that never saw the data."
 _DEVICE = "Compute device; auto takes CUDA, then MPS, then the CPU."
 _RUN = "A run folder, a checkpoint or an exported file. Default: the newest run under ./runs."
 _WORKERS = "Processes that decode images which do not fit in memory. Default: one fewer than the CPUs, at most 8."
@@ -52,6 +53,7 @@ Transform = Annotated[str | None, option(_FAMILY, "NAME[+NAME...]", panel="Model
 Dataset = Annotated[str | None, option(_DATASET, "NAME[:PATH]", panel="Data", autocompletion=complete_plugin("dataset"))]
 DataDir = Annotated[str | None, option("Folder of the data sets. Default: $AVT_DATA, else ./data.", "DIR", panel="Data")]
 LimitTrain = Annotated[int | None, option(_LIMIT, "N", panel="Data")]
+CalibrateBatchNorm = Annotated[bool, option(_CALIBRATE, flag="--calibrate-bn")]
 Seed = Annotated[int, option("Seed of every random draw.", "N", panel="Optimisation")]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], option(_DEVICE, panel="Hardware")]
 Workers = Annotated[int | None, option(_WORKERS, "N|auto", panel="Hardware", parser=number_or_auto)]

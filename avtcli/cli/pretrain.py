@@ -89,7 +89,7 @@ def pretrain(
         if result.loss is not None:
             say(f"loss     {result.loss:.4f}")
         if result.mace_px is not None:
-            say(f"mace_px  {result.mace_px:.2f}  (mean corner error on held-out images)")
+            say(f"mace_px  {result.mace_px:.2f}  (mean corner error on {result.evaluated_on}, freshly transformed)")
         if any(count for count, _ in skipped):
             say("skipped  " + ", ".join(f"{count} {what}" for count, what in skipped if count))
         say(f"next     avt probe {result.run}", f"         avt export {result.run}")

@@ -41,6 +41,7 @@ def probe(
     The heads are HEADS.
 
     Without a recipe, the learning rate, k or penalty is chosen on held-out training images; the test images choose nothing.
+    Without a test split they are the held-out images that no run trains on.
     Settings that are not given come from the recipe, else from the defaults below.
 
     Example: `avt probe --layer conv2 --pool max`

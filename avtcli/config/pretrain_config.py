@@ -65,7 +65,7 @@ class PretrainConfig(Frozen):
     """Network to pretrain."""
     transform: Annotated[Plugin, Flag("Model", metavar="NAME[+NAME...]")] = Plugin(name="projective")
     """Family of transformations."""
-    objective: Annotated[Plugin, Flag("Model", metavar="NAME")] = Plugin(name="avt")
+    objective: Annotated[Plugin, Flag("Model", metavar="NAME[+NAME...]")] = Plugin(name="avt")
     """Pretraining objective."""
     augment: Augment = Augment()
     """Augmentation before the transformation; both views share it."""

@@ -65,7 +65,9 @@ class ProbeConfig(Frozen):
     seeds: Annotated[int, Flag("Optimisation", metavar="N")] = Field(default=1, gt=0)
     """Train the heads with N seeds, the given one and those that follow it."""
     baseline: Annotated[bool, Flag("Probe")] = True
-    """Also probe a randomly initialised backbone."""
+    """Also probe a randomly initialised backbone, with BatchNorm statistics of 1000 training images unless fine-tuned."""
+    calibrate_bn: Annotated[bool, Flag("Probe")] = False
+    """Replace the network's BatchNorm statistics by those of 1000 training images, for weights that never saw the data."""
     backbone: Annotated[Plugin | None, Flag("Model", metavar="NAME[:VARIANT]")] = None
     """Backbone by name instead of a run: random weights, or published ones with `-o backbone.pretrained=true`."""
     dataset: Annotated[Plugin | None, Flag("Data", metavar="NAME[:PATH][,...]")] = None

@@ -39,7 +39,8 @@ class Split(ABC):
         r"""What the split states of its images, in order: `NAME\0FACTS\n` each; none where it is no list of files.
 
         NAME is `os.fsencode(name(i))`; FACTS, without a line break, is what the fingerprint depends on, such as size and label.
-        A run keeps the listing, so that a file that cannot be used may change or vanish while the run goes on.
+        A run keeps the listing, so that a file that cannot be used may change or vanish while the run goes on. In a data set
+        without a test split a hash of NAME decides whether the image is held out, so it is relative to the data set's folder.
         """
         return None
 
@@ -80,6 +81,7 @@ class ImageData:
 
     train: Split
     test: Split | None
+    """None: a part of the training images is held out instead, see `data.held_out`."""
     channels: int
     size: Size | None
     """(height, width) of every image, or none where they differ."""

@@ -77,7 +77,7 @@ class Objective(nn.Module, ABC):
         """
 
     def predict(self, codes: tuple[Tensor, ...]) -> Prediction:
-        """Predict the transformation from the vectors of the views.
+        """Predict the transformation of the first transformed view, from vectors in the order of `views`.
 
         Raises:
             NotImplementedError: for an objective without a decoder.

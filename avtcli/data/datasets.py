@@ -1,4 +1,4 @@
-"""Data sets by name, whether they are those of a run, and which of their images are used at which size."""
+"""Data sets by name, whether they are those of a run, and the size of their images."""
 
 import os
 import re
@@ -7,15 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from torch import Tensor
-
 from avtcli import registry
 from avtcli.config.components import Augment, Plugin
 from avtcli.config.resolution import data_folder
 from avtcli.contracts import ImageData, Size, Split
 from avtcli.data.images import resized_size
 from avtcli.errors import AvtError
-from avtcli.seeding import subset
 from avtcli.storage.run_data import read_bad_images, read_listing
 
 UNKNOWN: Final = "unknown"
@@ -93,17 +90,6 @@ def _differences(before: bytes, now: bytes, *, excused: Collection[bytes]) -> li
     gone, come = ({record.partition(b"\0")[0] for record in records} for records in (old, new))
     kinds = {"missing": gone - come - set(excused), "added": come - gone, "changed": (gone & come) - set(excused)}
     return [f"{len(names)} {kind}, first {os.fsdecode(min(names))!r}" for kind, names in kinds.items() if names]
-
-
-def limited(split: Split, limit: int | None) -> Tensor:
-    """Return the indices of the images to use: all, or a draw that depends on the split's length and the limit alone.
-
-    Raises:
-        AvtError: if there are fewer images than asked for.
-    """
-    if limit is not None and limit > len(split):
-        raise AvtError(f"--limit-train {limit} is more than the {len(split)} images of the split.")
-    return subset(len(split), limit, "limit", len(split))
 
 
 def image_size(data: ImageData, augment: Augment) -> Size:

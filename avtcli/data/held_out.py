@@ -1,25 +1,92 @@
-"""Images that are held out for evaluation."""
+"""Which images of a data set are trained on, and which are held out to be measured on."""
 
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Final
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from avtcli.contracts import ImageData, Split
-from avtcli.data.datasets import limited
+from avtcli.data.datasets import records_of
+from avtcli.errors import AvtError
+from avtcli.seeding import subset
 
-MACE_COUNT = 1000
-"""Held-out images that a run's corner error is measured on."""
+HELD_OUT_SHARE: Final = 0.05
+HELD_OUT_COUNT: Final = 1000
+"""The most images that are held out of training, and that a measure of held-out images takes by default."""
+_LEAST: Final = 2  # images of each part
 
 
-def held_out_split(data: ImageData) -> tuple[str, Split]:
-    """Return the split to evaluate on, with its name: test, or train without a test split."""
-    return ("train", data.train) if data.test is None or not len(data.test) else ("test", data.test)
+@dataclass(frozen=True)
+class Partition:
+    """The images that may be trained on and those that are held out: the same in every command and for every seed.
+
+    With a test split these are the training and the test images. Without one, `split` is the training split: held out are the
+    images whose hash is below 5 % of its range, and of more than 1 000 those of the lowest hashes; at least two. The hash is
+    that of the file's relative name, so that a file that is added moves no other one, as long as fewer than 1 000 are held
+    out; images without file names are hashed by index. Indices are (n,) int64, sorted.
+    """
+
+    name: str  # test or held-out
+    train: Tensor  # indices into the training split
+    split: Split
+    held_out: Tensor  # indices into `split`
+
+    def to_monitor(self, count: int) -> Tensor:
+        """Return the indices of at most `count` training images to measure a network on while it is trained.
+
+        They are held-out ones. Where the test images are held out, which pretraining never reads, they are training images:
+        the last ones that `--limit-train` would draw, and at most half of them.
+        """
+        if self.name == "held-out":
+            return limited(self.held_out, min(count, len(self.held_out)))
+        last = torch.ones(len(self.train), dtype=torch.bool)
+        last[limited(self.train, len(last) - min(count, -(-len(last) // 2)))] = False
+        return last.nonzero()[:, 0]
 
 
-def held_out_indices(data: ImageData, count: int) -> Tensor:
-    """Return at most `count` held-out indices; of a training split the last ones drawn, which limited runs never saw."""
-    name, split = held_out_split(data)
-    if name == "test":
-        return limited(split, min(count, len(split)))
-    unseen = torch.ones(len(split), dtype=torch.bool)
-    unseen[limited(split, max(0, len(split) - count))] = False
-    return unseen.nonzero()[:, 0]
+def partition(data: ImageData) -> Partition:
+    """Divide a data set into images to train on and held-out ones.
+
+    Raises:
+        AvtError: if it has no test split and fewer than four images.
+    """
+    everything = torch.arange(len(data.train))
+    if data.test is not None and len(data.test):
+        return Partition("test", everything, data.test, torch.arange(len(data.test)))
+    if len(everything) < 2 * _LEAST:
+        raise AvtError(
+            f"The data set has {len(everything)} images and no test split: it needs {2 * _LEAST} or more, as {_LEAST} are held "
+            "out of training. Give more images."
+        )
+    hashes = _hashes(data.train)
+    lowest = np.argsort(hashes, kind="stable")[:HELD_OUT_COUNT]
+    count = max(_LEAST, int(np.count_nonzero(hashes[lowest] < HELD_OUT_SHARE * 2.0**64)))
+    held = torch.zeros(len(everything), dtype=torch.bool)
+    held[torch.from_numpy(lowest[:count])] = True
+    return Partition("held-out", everything[~held], data.train, everything[held])
+
+
+def _hashes(split: Split) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    """Hash each image's name as its listing states it, or its index: uint64, (n,)."""
+    listing = split.listing()
+    if listing is None:
+        keys = (str(i).encode() for i in range(len(split)))
+    else:
+        keys = (record.partition(b"\0")[0] for record in records_of(listing))
+    return np.frombuffer(b"".join(blake2b(key, digest_size=8).digest() for key in keys), "<u8")
+
+
+def limited(indices: Tensor, limit: int | None) -> Tensor:
+    """Return the images to use: all, or a draw of `limit` that depends on their number alone; sorted.
+
+    A smaller draw is part of a larger one.
+
+    Raises:
+        AvtError: if there are fewer than asked for.
+    """
+    if limit is not None and limit > len(indices):
+        raise AvtError(f"--limit-train {limit} is more than the {len(indices)} images of the split that may be trained on.")
+    return indices[subset(len(indices), limit, "limit", len(indices))]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from avtcli.contracts import Split
-from avtcli.data.datasets import limited
+from avtcli.data.held_out import limited, partition
 from avtcli.data.resident_images import evaluation_batches
 from avtcli.embedding.embedding_files import RESERVED, SPLITS, Array, EmbeddingTable, check_room, format_of, save_embeddings
 from avtcli.errors import AvtError
@@ -32,7 +32,8 @@ class EmbeddingRequest:
     """Which images to embed, and which features: no layers mean the code.
 
     `pool_size` is the side of a map after pooling, in cells; at 1 a map becomes a vector, and smaller maps stay as they are.
-    `limit_train` is the size of a seeded subset of the training images.
+    `limit_train` is the size of a seeded subset of the training images, the one that a run of that limit trains on; without
+    it all are embedded, those that no run trains on too.
     """
 
     split: Literal["train", "test", "all"] = "all"
@@ -194,7 +195,8 @@ def _build_parts(target: EvaluationTarget, request: EmbeddingRequest) -> list[Em
     if request.split == "test" and request.limit_train is not None:
         raise AvtError("--limit-train limits training images, and --split test embeds none: leave one of them out.")
     if request.split != "test":
-        parts.append(EmbeddingPart("train", data.train, limited(data.train, request.limit_train)))
+        limit, every = request.limit_train, torch.arange(len(data.train))
+        parts.append(EmbeddingPart("train", data.train, every if limit is None else limited(partition(data).train, limit)))
     if request.split != "train" and data.test:
         parts.append(EmbeddingPart("test", data.test, torch.arange(len(data.test))))
     return parts

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from avtcli.evaluation.calibration_picture import draw_calibration
-from avtcli.evaluation.equivariance import DecoderFigures, baselines_of, measure_decoder
+from avtcli.evaluation.equivariance import DecoderFigures, ImageClasses, baselines_of, measure_decoder
 from avtcli.evaluation.evaluation_setup import EvaluationRequest, EvaluationSetup, build_evaluation_setup, describe_plugin
-from avtcli.evaluation.linear_reading import HELD_OUT, PENALTIES, POOL_SIZE, measure_ridge
+from avtcli.evaluation.linear_reading import HELD_OUT, PENALTIES, POOL_SIZE, measure_ridges
 from avtcli.events import Notice, Saved, Started
+from avtcli.features.batch_statistics import calibrate, describe_baseline, describe_statistics, prepare_baseline
 from avtcli.features.evaluation_target import EvaluationTarget
-from avtcli.models.model_building import build_encoder
-from avtcli.models.weights import Weights, restore_model
+from avtcli.models.weights import restore_model
 from avtcli.runtime.devices import Context
 from avtcli.runtime.execution import prepare_for_inference
 from avtcli.storage.files import refuse_existing, to_json, write_file
@@ -29,13 +29,16 @@ class EvaluateResult:
         dataset: name of the data set.
         transform: name of the family.
         count: held-out images, one pair each.
-        mace_px, mse_normalised, r2, r2_per_parameter: errors of the decoder; see `equivariance.Fit`.
+        mace_px, right_turns, mace_px_right_turn, mse_normalised, r2, r2_per_parameter: errors of the decoder; see
+            `equivariance.Fit`.
+        by_class: images, mace_px, right_turns and mace_px_right_turn of the decoder by the images' class.
         nll: nats per pair of N(mean, exp(log_var)), without an objective's variance floor.
-        calibration: levels, observed coverage pooled and per_parameter, and the path of the picture.
+        calibration: levels, observed coverage pooled and per_parameter, the path of the picture, and a temperature of all
+            variances, fitted on half of the pairs, with nll, calibration_error and coverage before and after on the others.
         retrieval: mrr, hits, bank, images, and the same of a random ranking as chance.
         accuracy: percent, of an objective that predicts classes.
         baselines: mace_px and mse_normalised of reference predictors, by name; see `reference_predictions`.
-        ridge: layer, fit_pairs, features a pair, penalty, its fit, and the same on a random encoder.
+        ridge: for each layer: its name, features a pair, penalty, its fit, and the same on a random encoder.
         protocol: resolved settings and facts that the figures depend on.
     """
 
@@ -45,15 +48,18 @@ class EvaluateResult:
     transform: str
     count: int
     mace_px: float | None
+    right_turns: float | None
+    mace_px_right_turn: float | None
     mse_normalised: float | None
     r2: float | None
     r2_per_parameter: dict[str, float | None] | None
+    by_class: dict[str, dict[str, float | None]] | None
     nll: float | None
     calibration: dict[str, Any] | None
     retrieval: dict[str, Any] | None
     accuracy: float | None
     baselines: dict[str, dict[str, float | None]]
-    ridge: dict[str, Any]
+    ridge: list[dict[str, Any]]
     protocol: dict[str, Any]
 
 
@@ -70,8 +76,9 @@ def evaluate(target: EvaluationTarget, request: EvaluationRequest, *, out: Path 
     setup = build_evaluation_setup(target, request, context=context)
     run = _run_to_keep(target, setup, context)
     _report_start(target, setup, context)
-    figures = _decoder_figures(target.source, setup, context)
-    ridge = _ridge_figures(target.source, setup, context)
+    protocol = _protocol(target, setup, context)  # states what the measures then change in the networks
+    figures = _decoder_figures(target, setup, context)
+    ridge = _ridge_figures(setup, context)
     result = EvaluateResult(
         run=str(target.source.path),
         step=target.source.step,
@@ -79,13 +86,14 @@ def evaluate(target: EvaluationTarget, request: EvaluationRequest, *, out: Path 
         transform=setup.transform.name,
         count=len(setup.images.held_out),
         **asdict(figures.fit),
+        by_class=figures.by_class,
         nll=figures.nll,
         calibration=_with_picture(figures.calibration, run, context),
         retrieval=figures.retrieval,
         accuracy=figures.accuracy,
         baselines=baselines_of(setup.held_out),
         ridge=ridge,
-        protocol=_protocol(target, setup, context),
+        protocol=protocol,
     )
     for path in filter(None, (run and run / "evaluate.json", out)):
         _save(path, to_json(asdict(result)), context)
@@ -99,30 +107,30 @@ def _run_to_keep(target: EvaluationTarget, setup: EvaluationSetup, context: Cont
         return None
     used, own = (target.prepared.dataset, setup.transform), (config.dataset, config.transform)
     same = [*map(describe_plugin, used)] == [*map(describe_plugin, own)] and target.prepared.augment == config.augment
-    if source.path == source.run and same:
+    if source.path == source.run and same and not setup.calibrate_bn:
         return source.run
-    context.on_event(Notice(f"not saved in {source.run}: its weights, images or transformations differ. Use --out to save"))
+    differ = "its weights, statistics, images or transformations differ"
+    context.on_event(Notice(f"not saved in {source.run}: {differ}. Use --out to save"))
     return None
 
 
 def _report_start(target: EvaluationTarget, setup: EvaluationSetup, context: Context) -> None:
     images, dataset = setup.images, target.prepared.dataset.name
-    count = f"{len(images.held_out)} of the {len(images.split)} {images.name} images of {dataset}"
-    where = (("device", context.device.type), ("layer", setup.layer))
+    count = f"{len(images.held_out)} of the {len(images.parts.held_out)} {images.parts.name} images of {dataset}"
+    where = (("device", context.device.type), ("layer", ", ".join(setup.layers)))
     context.on_event(
         Started((("weights", str(target.source)), ("images", count), ("transform", describe_plugin(setup.transform)), *where))
     )
-    if images.name == "train":
-        context.on_event(Notice(f"{dataset} has no test split: pretraining may have used the held-out images"))
 
 
 def _protocol(target: EvaluationTarget, setup: EvaluationSetup, context: Context) -> dict[str, Any]:
-    source, prepared, images = target.source, target.prepared, setup.images
+    source, prepared, parts = target.source, target.prepared, setup.images.parts
     mean, std = setup.family.statistics(prepared.size)
+    fitted = (len(setup.images.fit),)
     return {
-        "split": images.name,
-        "split_images": len(images.split),
-        "train_images": len(prepared.data.train),
+        "split": parts.name,
+        "split_images": len(parts.held_out),
+        "train_images": len(parts.train),
         "resize": prepared.augment.resize,
         "crop": list(prepared.size),
         "transform": setup.transform.model_dump(),
@@ -130,32 +138,59 @@ def _protocol(target: EvaluationTarget, setup: EvaluationSetup, context: Context
         "target_mean": mean.tolist(),
         "target_std": std.tolist(),
         "objective": None if source.config is None else source.config.objective.name,
-        "ridge": {"pool_size": POOL_SIZE, "penalties": list(PENALTIES), "held_out": HELD_OUT},
+        "ridge": {
+            **{"pool_size": POOL_SIZE, "penalties": list(PENALTIES), "held_out": HELD_OUT},
+            "fit_pairs": len(setup.images.fit),
+        },
         "seed": context.seed,
         "device": context.device.type,
         "weights": source.about.get("weights"),
+        "calibrated": describe_statistics(setup.encoder, fitted) if setup.calibrate_bn else None,
+        "random": describe_baseline(setup.random, fitted),
     }
 
 
-def _decoder_figures(source: Weights, setup: EvaluationSetup, context: Context) -> DecoderFigures:
+def _decoder_figures(target: EvaluationTarget, setup: EvaluationSetup, context: Context) -> DecoderFigures:
     if setup.no_decoder is not None:
         context.on_event(Notice(f"decoder not evaluated: {setup.no_decoder}"))
         return DecoderFigures()
-    net = prepare_for_inference(restore_model(source), context.device)
+    net = prepare_for_inference(restore_model(target.source), context.device)
     if net.objective.prediction is None:
         context.on_event(Notice("decoder not evaluated: the run's objective has none"))
         return DecoderFigures()
-    classes = net.objective.prediction == "classes"
-    return measure_decoder(net, setup.held_out, setup.versions, predicts_classes=classes, on_event=context.on_event)
+    if setup.calibrate_bn:
+        calibrate(net.encoder, setup.fit.images, setup.fit.size, task="decoder", context=context)
+    predicts_classes = net.objective.prediction == "classes"
+    return measure_decoder(
+        net,
+        setup.held_out,
+        setup.versions,
+        classes=_image_classes(target, setup),
+        predicts_classes=predicts_classes,
+        on_event=context.on_event,
+    )
 
 
-def _ridge_figures(source: Weights, setup: EvaluationSetup, context: Context) -> dict[str, Any]:
-    tables = {}
-    for name, encoder in (("trained", setup.encoder), ("random", build_encoder(source.spec, seed=context.seed).eval())):
-        net = prepare_for_inference(encoder, context.device)
-        figures = measure_ridge(net, setup.layer, setup.fit, setup.held_out, name=name, context=context)
-        tables[name] = {"features": figures.width, "penalty": figures.penalty, **asdict(figures.fit)}
-    return {"layer": setup.layer, "fit_pairs": len(setup.images.fit), **tables["trained"], "random": tables["random"]}
+def _image_classes(target: EvaluationTarget, setup: EvaluationSetup) -> ImageClasses | None:
+    labels, names = setup.images.parts.split.labels, target.prepared.data.classes
+    if labels is None:
+        return None
+    own = labels[setup.images.held_out]
+    return ImageClasses(own, names or [str(label) for label in range(int(own.max()) + 1)])
+
+
+def _ridge_figures(setup: EvaluationSetup, context: Context) -> list[dict[str, Any]]:
+    tables, fit = dict[str, dict[str, dict[str, Any]]](), setup.fit
+    trained, random = (prepare_for_inference(net, context.device) for net in (setup.encoder, setup.random))
+    if setup.calibrate_bn:
+        calibrate(trained, fit.images, fit.size, task="trained", context=context)
+    prepare_baseline(random, fit.images, fit.size, context=context)
+    for name, net in (("trained", trained), ("random", random)):
+        ridges = measure_ridges(net, setup.layers, fit, setup.held_out, name=name, context=context)
+        tables[name] = {
+            layer: {"features": ridge.width, "penalty": ridge.penalty, **asdict(ridge.fit)} for layer, ridge in ridges.items()
+        }
+    return [{"layer": layer, **own, "random": tables["random"][layer]} for layer, own in tables["trained"].items()]
 
 
 def _with_picture(calibration: dict[str, Any] | None, run: Path | None, context: Context) -> dict[str, Any] | None:

@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 from avtcli.config.components import Plugin
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import merge, resolve_plugin, validate
-from avtcli.contracts import Size, Split, TransformFamily
-from avtcli.data.held_out import held_out_indices, held_out_split
+from avtcli.contracts import Size, TransformFamily
+from avtcli.data.held_out import HELD_OUT_COUNT, Partition, limited, partition
 from avtcli.errors import AvtError
 from avtcli.evaluation.equivariance import BANK
 from avtcli.features.evaluation_target import EvaluationTarget, PreparedImages, read_images
@@ -20,12 +19,12 @@ from avtcli.features.transformed_pairs import TransformedPairs, sample_pairs
 from avtcli.geometry.bank_family import BankFamily
 from avtcli.geometry.family_building import build_family
 from avtcli.models.encoder import Encoder
+from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import Weights, restore_encoder
 from avtcli.runtime.devices import Context
 from avtcli.seeding import keyed_generator, subset
 from avtcli.training.training_setup import build_transform
 
-COUNT: Final = 1000
 FIT_PAIRS: Final = 4
 """Pairs to fit the ridge on, for each held-out pair."""
 
@@ -36,31 +35,33 @@ class EvaluationRequest:
 
     Attributes:
         transform: name and options of a family, over the run's; empty for the run's own.
-        layer: the layer that the ridge reads; none means the code.
+        layers: those that the ridge reads; empty for the code, `("all",)` for all.
         count: held-out images; none means 1 000, or all of fewer.
+        calibrate_bn: whether BatchNorm statistics are estimated from training images before measuring.
     """
 
     transform: Mapping[str, Any] = field(default_factory=dict)
-    layer: str | None = None
+    layers: tuple[str, ...] = ()
     count: int | None = None
+    calibrate_bn: bool = False
 
 
 @dataclass(frozen=True)
 class EvaluationImages:
-    """The held-out split, test or train, indices into it, and indices into the train split to fit the ridge on."""
+    """The parts of a data set, indices of held-out images to measure on, and of training images to fit the ridge on."""
 
-    name: str
-    split: Split
+    parts: Partition
     held_out: Tensor
     fit: Tensor
 
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """A checked evaluation, with its encoder in eval mode on the CPU and the layer that the ridge reads.
+    """A checked evaluation, with its encoder and a random one in eval mode on the CPU, and the layers that the ridge reads.
 
     Attributes:
         family: the distribution of the transformations; never a bank.
+        calibrate_bn: see `EvaluationRequest`.
         no_decoder: why the run's decoder is not evaluated; none if it is.
         versions: for retrieval, `BANK` pairs each of some images, grouped by image.
         fit: pairs to fit the ridge on.
@@ -68,9 +69,11 @@ class EvaluationSetup:
 
     transform: Plugin
     family: TransformFamily
+    calibrate_bn: bool
     no_decoder: str | None
     encoder: Encoder
-    layer: str
+    random: Encoder
+    layers: tuple[str, ...]
     images: EvaluationImages
     held_out: TransformedPairs
     versions: TransformedPairs
@@ -85,22 +88,24 @@ def build_evaluation_setup(target: EvaluationTarget, request: EvaluationRequest,
     """
     source, prepared, size, seed = target.source, target.prepared, target.prepared.size, context.seed
     encoder = restore_encoder(source)
-    layer = request.layer or encoder.backbone.code_tap
-    tap_shapes(encoder, [layer], size)  # refuses layers and sizes before any image is read
+    layers = encoder.layers if request.layers == ("all",) else request.layers or (encoder.backbone.code_tap,)
+    tap_shapes(encoder, layers, size)  # refuses layers and sizes before any image is read
     transform = choose_transform(source.config, request.transform)
     no_decoder = why_no_decoder(source, transform, size)
     family = _run_family(source) if no_decoder is None else build_family(transform.name, transform.options)
     chosen = choose_images(prepared, request.count)
-    images = read_images(chosen.split, chosen.held_out, prepared, context=context)
+    images = read_images(chosen.parts.split, chosen.held_out, prepared, context=context)
     to_fit = read_images(prepared.data.train, chosen.fit, prepared, context=context)
     rows = subset(len(images), -(-len(images) // BANK), seed, "retrieval images").repeat_interleave(BANK)
     parameters = family.sample(len(rows), size, keyed_generator(seed, "retrieval"))
     return EvaluationSetup(
         transform=transform,
         family=family,
+        calibrate_bn=request.calibrate_bn,
         no_decoder=no_decoder,
         encoder=encoder,
-        layer=layer,
+        random=build_encoder(source.spec, seed=seed).eval(),
+        layers=tuple(dict.fromkeys(layers)),
         images=chosen,
         held_out=sample_pairs(images, family, size, key=(seed, "held out")),
         versions=TransformedPairs(images, rows, family, parameters, size),
@@ -139,22 +144,13 @@ def describe_plugin(plugin: Plugin) -> str:
 
 
 def choose_images(prepared: PreparedImages, count: int | None) -> EvaluationImages:
-    """Choose held-out images, and for each of them up to four other training images for the ridge."""
-    data, dataset = prepared.data, prepared.dataset.name
-    name, split = held_out_split(data)
-    if count is not None and count > len(split):
-        raise AvtError(f"--count {count} asks for more images than the {len(split)} of the {name} split of '{dataset}'.")
-    held_out = held_out_indices(data, count or COUNT)
-    rest = torch.ones(len(data.train), dtype=torch.bool)
-    if split is data.train:
-        rest[held_out] = False
-    left = rest.nonzero()[:, 0]
-    if len(left) < 2:
-        raise AvtError(
-            f"'{dataset}' has {len(data.train)} training images and no test images: {len(held_out)} held out "
-            "leave too few to fit the ridge on. Give a smaller --count."
-        )
-    return EvaluationImages(name, split, held_out, left[subset(len(left), FIT_PAIRS * len(held_out), "limit", len(left))])
+    """Choose held-out images, and for each of them up to four training images for the ridge."""
+    parts = partition(prepared.data)
+    if count is not None and count > len(parts.held_out):
+        found = f"the {len(parts.held_out)} of the {parts.name} split of '{prepared.dataset.name}'"
+        raise AvtError(f"--count {count} asks for more images than {found}.")
+    held_out = limited(parts.held_out, min(count or HELD_OUT_COUNT, len(parts.held_out)))
+    return EvaluationImages(parts, held_out, limited(parts.train, min(FIT_PAIRS * len(held_out), len(parts.train))))
 
 
 def _run_family(source: Weights) -> TransformFamily:

@@ -1,5 +1,6 @@
 """Ridge regression of the transformation on frozen features of both views."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Final
@@ -36,36 +37,52 @@ class RidgeFigures:
     penalty: float
 
 
-def measure_ridge(
-    encoder: Encoder, layer: str, fit: TransformedPairs, held_out: TransformedPairs, *, name: str, context: Context
-) -> RidgeFigures:
-    """Fit a ridge from both views' features to the normalised target, and measure it on held-out pairs.
+def measure_ridges(
+    encoder: Encoder, layers: Sequence[str], fit: TransformedPairs, held_out: TransformedPairs, *, name: str, context: Context
+) -> dict[str, RidgeFigures]:
+    """Fit a ridge from both views' features of each layer to the normalised target, and measure it on held-out pairs.
 
-    The penalty is chosen by pooled R2 on a tenth of the fitting pairs; then all of them are fitted.
+    The penalty is chosen by pooled R2 on a tenth of the fitting pairs; then all of them are fitted. One pass over the
+    pairs serves all layers.
     """
-    x = pair_features(encoder, layer, fit, task=f"{name}: fitting pairs", on_event=context.on_event)
-    tenth = subset(len(x), max(1, round(HELD_OUT * len(x))), context.seed, "ridge held out")
-    ridge, _ = choose_ridge(x, fit.target, PENALTIES, held_out=tenth, score=lambda *both: r2_scores(*both)[1])
-    x = pair_features(encoder, layer, held_out, task=f"{name}: held-out pairs", on_event=context.on_event)
-    return RidgeFigures(fit_of(held_out, ridge.predict(x).cpu()), x.shape[1], ridge.penalty)
+    features = pair_features(encoder, layers, fit, task=f"{name}: fitting pairs", on_event=context.on_event)
+    tenth, target = subset(len(fit.rows), max(1, round(HELD_OUT * len(fit.rows))), context.seed, "ridge held out"), fit.target
+    ridges = {
+        layer: choose_ridge(features.pop(layer), target, PENALTIES, held_out=tenth, score=lambda *both: r2_scores(*both)[1])[0]
+        for layer in layers
+    }
+    features = pair_features(encoder, layers, held_out, task=f"{name}: held-out pairs", on_event=context.on_event)
+    return {
+        layer: RidgeFigures(fit_of(held_out, ridge.predict(features[layer]).cpu()), features[layer].shape[1], ridge.penalty)
+        for layer, ridge in ridges.items()
+    }
 
 
 @torch.no_grad()
-def pair_features(encoder: Encoder, layer: str, pairs: TransformedPairs, *, task: str, on_event: OnEvent) -> Tensor:
-    """Concatenate the features of both views, (n, 2 d) float32; maps are average-pooled to at most 4 x 4 and flattened.
+def pair_features(
+    encoder: Encoder, layers: Sequence[str], pairs: TransformedPairs, *, task: str, on_event: OnEvent
+) -> dict[str, Tensor]:
+    """Concatenate the features of both views, by layer: (n, 2 d) float32, maps average-pooled to at most 4 x 4 and flattened.
 
     They are where `choose_storage` puts them; see `FiniteCheck` for those that are not finite.
     """
-    out, first, check = torch.empty(0), 0, FiniteCheck()
+    out, first, check = dict[str, Tensor](), 0, FiniteCheck()
     for views in read_pairs(pairs, task=task, on_event=on_event):
-        taps = (encoder.features(encoder.normalise(view), [layer])[layer] for view in views)
-        block = torch.cat([pool_features(tap, "avg", POOL_SIZE).flatten(1) for tap in taps], 1).float()
-        check.count({layer: block})
+        x, y = (_pooled(encoder.features(encoder.normalise(view), layers)) for view in views)
+        block = {layer: torch.cat([x[layer], y[layer]], 1).float() for layer in layers}
+        check.count(block)
         if not first:
-            shape = len(pairs.rows), block.shape[1]
+            shapes = {layer: (len(pairs.rows), part.shape[1]) for layer, part in block.items()}
             advice = "Give a smaller --count or another --layer"
-            out = allocate(shape, choose_storage(4 * prod(shape), device=block.device, advice=advice))
-        out[first : first + len(block)] = block
-        first += len(block)
+            needed, device = 4 * sum(map(prod, shapes.values())), next(iter(block.values())).device
+            storage = choose_storage(needed, device=device, advice=advice)
+            out = {layer: allocate(shape, storage) for layer, shape in shapes.items()}
+        for layer, part in block.items():
+            out[layer][first : first + len(part)] = part
+        first += len(views[0])
     check.finish()
     return out
+
+
+def _pooled(taps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {layer: pool_features(tap, "avg", POOL_SIZE).flatten(1) for layer, tap in taps.items()}

@@ -11,7 +11,7 @@ from avtcli.config.model_spec import ModelSpec
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import resolve_plugin
 from avtcli.contracts import ImageData, Size, Split
-from avtcli.data.datasets import build_data, check_data, image_size
+from avtcli.data.datasets import build_data, check_data, image_size, splits_of
 from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
 from avtcli.errors import AvtError
@@ -113,14 +113,10 @@ def read_images(
     return build_images(split, indices, device=context.device, shorter=prepared.augment.resize, workers=workers)
 
 
-def labelled_test(prepared: PreparedImages) -> Split:
-    """Return the test split of a data set; refuse one without test images or labels."""
-    name, data = prepared.dataset.name, prepared.data
-    if data.test is None or not len(data.test):
-        raise AvtError(f"The data set '{name}' has no test images to report on.")
-    if data.train.labels is None or data.test.labels is None:
-        raise AvtError(f"The data set '{name}' has no labels, and a probe learns from labels.")
-    return data.test
+def check_labels(prepared: PreparedImages) -> None:
+    """Refuse a data set without labels."""
+    if any(split.labels is None for split in splits_of(prepared.data).values()):
+        raise AvtError(f"The data set '{prepared.dataset.name}' has no labels, and a probe learns from labels.")
 
 
 def _open(dataset: Plugin, data_dir: str | None, augment: Augment) -> PreparedImages:

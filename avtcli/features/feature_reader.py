@@ -68,7 +68,7 @@ class FeatureReader(ABC):
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images of one part of a data set, train or test, which the seed of code samples depends on.
+    """Images of one part of a data set: train, test or held-out; the seed of code samples depends on it.
 
     The labels, (n,) int64, are on the device of the images; `size` is (height, width) of the crop.
     """

@@ -9,11 +9,6 @@ from avtcli.geometry.sum_family import SumFamily
 from avtcli.plugin_options import split_sum
 
 
-def plugin_names(spec: str) -> list[str]:
-    """List the plugins that a family's name stands for: one, or the parts of a sum `a+b`."""
-    return [registry.split_name(part)[0] for part in spec.split("+")]
-
-
 def build_family(name: str, options: Mapping[str, Any]) -> TransformFamily:
     """Build a family, or a sum of several, whose options are tables by the names of its parts.
 

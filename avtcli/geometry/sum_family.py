@@ -8,7 +8,6 @@ import torch
 from torch import Generator, Tensor
 
 from avtcli.contracts import Size, TransformFamily
-from avtcli.errors import AvtError
 from avtcli.geometry.geometric_family import GeometricFamily
 from avtcli.geometry.homography import product
 from avtcli.geometry.warp import Outside, warp
@@ -24,16 +23,9 @@ class SumFamily(TransformFamily):
 
     Args:
         parts: (name, family), in the order of application; target components are named `NAME.component`.
-
-    Raises:
-        AvtError: if two parts have the same name.
     """
 
     def __init__(self, parts: Sequence[tuple[str, TransformFamily]]) -> None:
-        names = [name for name, _ in parts]
-        for name in names:
-            if names.count(name) > 1:
-                raise AvtError(f"The sum '{'+'.join(names)}' has '{name}' twice: their options could not be distinguished.")
         self.parts = [family for _, family in parts]
         self.names = tuple(f"{name}.{component}" for name, family in parts for component in family.names)
         self.units = tuple(unit for family in self.parts for unit in family.units)

@@ -1,4 +1,4 @@
-"""Calibration of predicted Gaussians: likelihood and coverage of intervals."""
+"""Calibration of predicted Gaussians: likelihood, coverage of intervals, and a temperature of the variance."""
 
 import math
 from collections.abc import Sequence
@@ -26,3 +26,19 @@ def coverage(mean: Tensor, log_var: Tensor, target: Tensor, levels: Sequence[flo
     half_widths = math.sqrt(2) * torch.tensor(levels, dtype=torch.float64).erfinv()
     inside = (target - mean).abs() <= half_widths[:, None, None] * (log_var / 2).exp()
     return inside.to(torch.float64).mean(1)
+
+
+def calibration_error(shares: Tensor, levels: Sequence[float]) -> float:
+    """The expected calibration error: the mean of |observed - nominal| over levels and parameters, from shares (levels, d).
+
+    Parameters are not pooled first: one that is too often inside does not make up for one that is too often outside.
+    """
+    return (shares - torch.tensor(levels, dtype=shares.dtype)[:, None]).abs().mean().item()
+
+
+def fit_temperature(mean: Tensor, log_var: Tensor, target: Tensor) -> float:
+    """The factor of all variances that maximises the likelihood: the mean of squared error over variance.
+
+    All arguments are (n, d). With it, the derivative of the likelihood with respect to the factor is 0.
+    """
+    return ((target - mean).square() * (-log_var).exp()).mean().item()

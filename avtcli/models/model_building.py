@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from avtcli import registry
 from avtcli.config.model_spec import ModelSpec
-from avtcli.contracts import Backbone, Objective, TransformFamily
+from avtcli.contracts import Backbone, TransformFamily
 from avtcli.errors import AvtError
 from avtcli.geometry.family_building import build_family
 from avtcli.models.bounded_building import MAX_PIXELS, BoundedBuilding
 from avtcli.models.encoder import Encoder
 from avtcli.models.siamese import SiameseModel
+from avtcli.objectives.objective_building import build_objective
 from avtcli.seeding import seed_of
 
 
@@ -50,7 +51,7 @@ def build_model(
         backbone = _backbone(spec)
         with torch.random.fork_rng(devices=[]):  # the encoder's own layers follow the backbone in the stream of weights
             torch.default_generator.manual_seed(seed_of(seed, "decoder weights"))
-            objective: Objective = registry.build("objective", name, options, vector_dim=backbone.vector_dim, family=family)
+            objective = build_objective(name, options, vector_dim=backbone.vector_dim, family=family)
         encoder = _encoder(backbone, spec, objective.noise_scale)
         return SiameseModel(encoder, objective, per_view=spec.bn_statistics == "per-view")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from avtcli.contracts import Loss, Objective, Target
+from avtcli.contracts import Loss, Objective, Role, Target
 from avtcli.errors import AvtError
 from avtcli.models.encoder import Encoder
 
@@ -65,7 +65,7 @@ class SiameseModel(nn.Module):
     Args:
         encoder: of every view.
         objective: on the encoder's vectors.
-        per_view: whether transformed images have running statistics apart; without originals there is nothing to tell apart.
+        per_view: whether transformed images have running statistics apart; without originals there is one set.
     """
 
     def __init__(self, encoder: Encoder, objective: Objective, *, per_view: bool = False) -> None:
@@ -81,14 +81,17 @@ class SiameseModel(nn.Module):
         """Turn images, float in [0, 1] or uint8, (B, C, H, W), into network input."""
         return self.encoder.normalise(images)
 
-    def encode(self, views: Sequence[Tensor], noise: Sequence[Tensor | None] | None = None) -> tuple[Tensor, ...]:
-        """Encode the objective's views, normalised images (B, C, H, W) each, into their vectors, (B, vector_dim).
+    def encode(
+        self, views: Sequence[Tensor], noise: Sequence[Tensor | None] | None = None, roles: Sequence[Role] | None = None
+    ) -> tuple[Tensor, ...]:
+        """Encode views, normalised images (B, C, H, W) each, into their vectors, (B, vector_dim).
 
-        `noise` is eps of each view's code; where left out it is drawn in training mode, and none in eval mode.
+        `noise` is eps of each view's code; where left out it is drawn in training mode, and none in eval mode. The roles of the
+        views are by default those of the objective's views.
         """
         encode = self._encode_again if self.checkpoint_activations and torch.is_grad_enabled() else self._encode_view
         vectors = []
-        for role, view, eps in zip(self.objective.views, views, noise or [None] * len(views), strict=True):
+        for role, view, eps in zip(roles or self.objective.views, views, noise or [None] * len(views), strict=True):
             with self.transformed.used() if self.transformed is not None and role == "transformed" else nullcontext():
                 vectors.append(encode(view, eps))
         return tuple(vectors)
@@ -113,7 +116,7 @@ class SiameseModel(nn.Module):
         Args:
             x: original images, normalised, (B, C, H, W).
             y: transformed images, likewise.
-            noise: as for `encode`.
+            noise: eps of the code of x and of y, in the order in which the objective's views name them; see `encode`.
 
         Returns:
             The mean of the normalised target (or logits of classes), (B, outputs), and the log-variance that the likelihood
@@ -124,9 +127,11 @@ class SiameseModel(nn.Module):
         """
         if self.objective.prediction is None:
             raise AvtError(f"The objective {type(self.objective).__name__} has no decoder: it predicts no transformation.")
-        codes = self.encode([x if role == "original" else y for role in self.objective.views], noise)
-        with torch.autocast(codes[0].device.type, enabled=False):
-            prediction = self.objective.predict(self._in_precision(codes))
+        roles = list(dict.fromkeys(self.objective.views))  # every transformed view is y: it is encoded once
+        codes = self.encode([x if role == "original" else y for role in roles], noise, roles)
+        with torch.autocast(x.device.type, enabled=False):
+            of_role = dict(zip(roles, self._in_precision(codes), strict=True))
+            prediction = self.objective.predict(tuple(of_role[role] for role in self.objective.views))
         return prediction.mean, prediction.log_var
 
     def _in_precision(self, codes: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -12,7 +12,7 @@ from avtcli.metrics.accuracy import topk_percent
 
 @dataclass(frozen=True)
 class HeadFigures:
-    """Accuracy of one head on the test split, in percent.
+    """Accuracy of one head on the test images, in percent.
 
     `val_top1` is that on held-out training images, of the head that was fitted to choose; none where nothing was `chosen`.
     `top1_best_test_epoch` is the best epoch on test; none without a schedule, where test is evaluated once.

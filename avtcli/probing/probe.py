@@ -12,11 +12,12 @@ from torch import Tensor
 from avtcli.config.components import Plugin
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.contracts import Split
-from avtcli.data.datasets import limited
+from avtcli.data.held_out import limited, partition
 from avtcli.data.resident_images import EVAL_BATCH_SIZE
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, Saved, Started
-from avtcli.features.evaluation_target import PreparedImages, labelled_test, load_target, prepare_images, read_images
+from avtcli.features.batch_statistics import batch_norms, calibrate, prepare_baseline, silent_scales
+from avtcli.features.evaluation_target import PreparedImages, check_labels, load_target, prepare_images, read_images
 from avtcli.features.feature_reader import Feature, LabelledImages, tap_shapes
 from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_encoder
@@ -70,14 +71,14 @@ def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | 
     layers = _layers(given, config)
     setups = [_build_setup(part, config, head, _wanted(given, layers, config, part), context) for part in prepared]
     random = build_encoder(source.spec, seed=config.seed).eval()
-    compared = config.baseline
-    if compared and all(map(torch.equal, given.state_dict().values(), random.state_dict().values())):
-        compared = False
+    compared = config.baseline and not _is_baseline(given, random, config)
+    if compared != config.baseline:
         on_event(Notice("these weights are random themselves: no other baseline is probed"))
-    protocol = describe_probe(setups, source, compared=compared)
+    protocol = describe_probe(setups, source, given, baseline=random if compared else None)
     on_event(Started(describe_start(protocol, source, device=context.device.type)))
-    results = _probe_all(setups, given, "trained")
-    baseline = _probe_all(setups, random, "random") if compared else []
+    results = _probe_all(setups, given, "trained", _calibrated if config.calibrate_bn else None)
+    baseline = _probe_all(setups, random, "random", None if config.finetune else _as_baseline) if compared else []
+    random = build_encoder(source.spec, seed=config.seed).eval()  # training begins at the weights as they are initialised
     supervised = _probe_all(setups, random, "supervised", supervised_encoder) if config.supervised else []
     protocol["used"] = describe_used(results) or None
     result = ProbeResult(str(source.path), source.step, protocol, results, baseline, supervised)
@@ -97,7 +98,7 @@ def _open(run: Weights | str | Path | None, config: ProbeConfig, context: Contex
     source = target.source
     prepared = [target.prepared, *(prepare_images(d, source=source, data_dir=data_dir, augment=augment) for d in others)]
     for part in prepared:
-        labelled_test(part)
+        check_labels(part)
     return source, prepared
 
 
@@ -112,6 +113,20 @@ def _layers(encoder: Encoder, config: ProbeConfig) -> list[str]:
     return layers
 
 
+def _is_baseline(given: Encoder, random: Encoder, config: ProbeConfig) -> bool:
+    """Whether a network is measured just as its random baseline would be."""
+    alike = config.finetune or (not silent_scales(random) and (config.calibrate_bn or not batch_norms(random)))
+    return alike and all(map(torch.equal, given.state_dict().values(), random.state_dict().values()))
+
+
+def _as_baseline(setup: ProbeSetup, random: Encoder) -> Encoder:
+    return prepare_baseline(random, setup.train.images, setup.train.size, context=setup.context)
+
+
+def _calibrated(setup: ProbeSetup, encoder: Encoder) -> Encoder:
+    return calibrate(encoder, setup.train.images, setup.train.size, task="trained", context=setup.context)
+
+
 def _wanted(encoder: Encoder, layers: list[str], config: ProbeConfig, prepared: PreparedImages) -> list[Feature]:
     """The features to read: each layer with each pooling."""
     shapes = tap_shapes(encoder, layers, prepared.size)
@@ -120,13 +135,13 @@ def _wanted(encoder: Encoder, layers: list[str], config: ProbeConfig, prepared: 
 
 
 def _probe_all(
-    setups: list[ProbeSetup], encoder: Encoder, name: str, train: Callable[[ProbeSetup, Encoder], Encoder] | None = None
+    setups: list[ProbeSetup], encoder: Encoder, name: str, prepare: Callable[[ProbeSetup, Encoder], Encoder] | None = None
 ) -> list[HeadResult]:
-    """All heads on an encoder, on a supervised one after `train`: by data set, feature, number of shots and seed."""
+    """All heads on an encoder, as `prepare` returns it for a data set: by data set, feature, number of shots and seed."""
     encoder = prepare_for_inference(encoder, setups[0].context.device)
     results: list[HeadResult] = []
     for setup in setups:
-        own = train(setup, encoder) if train else encoder
+        own = prepare(setup, encoder) if prepare else encoder
         if isinstance(setup.head, TrainedHead):
             with torch.device("meta"):  # a head that does not fit is refused before features are read
                 for feature, shape in setup.reader(own, setup.train, setup.wanted).shapes.items():
@@ -140,7 +155,7 @@ def _probe_all(
 def _build_setup(
     prepared: PreparedImages, config: ProbeConfig, head: Head, wanted: list[Feature], context: Context
 ) -> ProbeSetup:
-    data, test = prepared.data, labelled_test(prepared)
+    parts = partition(prepared.data)
 
     def read(part: str, split: Split, rows: Tensor) -> LabelledImages:
         batch = max(config.batch_size + 1, EVAL_BATCH_SIZE)
@@ -154,8 +169,9 @@ def _build_setup(
             )
         return LabelledImages(images, labels.to(context.device), part, prepared.size)
 
-    images = read("train", data.train, limited(data.train, config.limit_train)), read("test", test, torch.arange(len(test)))
-    classes = max(len(data.classes or ()), *(1 + int(part.labels.max()) for part in images))
+    train = read("train", prepared.data.train, limited(parts.train, config.limit_train))
+    images = train, read(parts.name, parts.split, parts.held_out)
+    classes = max(len(prepared.data.classes or ()), *(1 + int(part.labels.max()) for part in images))
     draws = [(shots, seed) for shots in config.shots or (None,) for seed in range(config.seed, config.seed + config.seeds)]
     labels = images[0].labels.cpu()
     subsets = [Subset(subset_rows(labels, shots=n, fraction=config.fraction, seed=seed), n, seed) for n, seed in draws]

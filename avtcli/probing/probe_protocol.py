@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from avtcli.config.probe_config import LR_SEARCH_STEPS, ProbeConfig
+from avtcli.features.batch_statistics import describe_baseline, describe_statistics
+from avtcli.models.encoder import Encoder
 from avtcli.models.weights import Weights
 from avtcli.probing.head import ClosedFormHead
 from avtcli.probing.heads import resolve_options
@@ -13,10 +15,14 @@ SHARED = {"recipe", "finetune", "pool", "copies", "fraction", "limit_train", "se
 """Settings that the protocol reports as they are."""
 
 
-def describe_probe(setups: Sequence[ProbeSetup], source: Weights, *, compared: bool) -> dict[str, Any]:
-    """Describe what the figures depend on; there is a setup for each data set."""
+def describe_probe(
+    setups: Sequence[ProbeSetup], source: Weights, encoder: Encoder, *, baseline: Encoder | None
+) -> dict[str, Any]:
+    """Describe what the figures depend on; there is a setup for each data set, and a baseline as it is initialised."""
     config, head, augment = setups[0].config, setups[0].head, setups[0].prepared.augment.model_dump()
     layers = list(dict.fromkeys(feature.layer for feature in setups[0].wanted))
+    reported = " and ".join(dict.fromkeys(f"{setup.test.part} split" for setup in setups))
+    images = [len(setup.train.labels) for setup in setups]
     closed, candidates = isinstance(head, ClosedFormHead), _candidates(setups[0])
     options = {key: list(v) if isinstance(v, tuple) else v for key, v in resolve_options(config.head).items()}
     options |= {key: list(values) for key, values in candidates.items() if key in options}  # as the images allow
@@ -43,11 +49,16 @@ def describe_probe(setups: Sequence[ProbeSetup], source: Weights, *, compared: b
         "head": {"name": config.head.name, "description": head.description, **options},
         **({} if closed else _training(config)),
         "chosen": _chosen(config, candidates, steps=None if closed or config.finetune else LR_SEARCH_STEPS),
-        "reported": "test split" if closed else "test split, last epoch",
-        "baseline": {"backbone": "random weights", "seed": config.seed} if compared else None,
+        "reported": reported if closed else f"{reported}, last epoch",
+        "calibrated": describe_statistics(encoder, images) if config.calibrate_bn else None,
+        "baseline": None if baseline is None else {"backbone": _baseline(baseline, images, config), "seed": config.seed},
         "supervised": _training(config.to_finetune()) if config.supervised else None,
         "weights": source.about.get("weights"),
     }
+
+
+def _baseline(random: Encoder, images: Sequence[int], config: ProbeConfig) -> str:
+    return "random weights" if config.finetune else describe_baseline(random, images)
 
 
 def describe_used(results: Sequence[HeadResult]) -> dict[str, list[float]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,7 @@ class MetricsLog:
     def read(self, *, on_event: OnEvent = ignore) -> list[dict[str, Any]]:
         """Return all lines; what a damaged disk or another program put between them is passed over with one notice."""
         lines, bad = [], list[int]()
-        try:
-            content = read_bytes(self.path) if os.path.lexists(self.path) else b""
-        except AvtError as error:
-            on_event(Notice(f"{error} Its lines are left out."))
-            content = b""
-        for number, text in enumerate(content.split(b"\n"), start=1):
+        for number, text in enumerate(self._texts(on_event), start=1):
             line = _decode(text)
             if line is not None:
                 lines.append(line)
@@ -52,6 +48,22 @@ class MetricsLog:
         if bad:
             on_event(Notice(f"{self.path}: {len(bad)} lines are damaged and left out, the first is line {bad[0]}"))
         return lines
+
+    def newest(self, key: str) -> Iterator[dict[str, Any]]:
+        """Yield the lines that have a key, the newest first; only these are parsed."""
+        name = f'"{key}"'.encode()
+        for text in reversed(self._texts(ignore)):
+            line = _decode(text) if name in text else None
+            if line is not None and key in line:
+                yield line
+
+    def _texts(self, on_event: OnEvent) -> list[bytes]:
+        try:
+            content = read_bytes(self.path) if os.path.lexists(self.path) else b""
+        except AvtError as error:
+            on_event(Notice(f"{error} Its lines are left out."))
+            content = b""
+        return content.split(b"\n")
 
     def cut_after(self, step: int, *, on_event: OnEvent = ignore) -> None:
         """Remove lines beyond a step, and what is no entry of the log."""

@@ -1,5 +1,6 @@
 """Evaluations while a run is trained: the same figures on the same images, one log line each."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
@@ -7,11 +8,11 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from avtcli.data.datasets import limited, splits_of
-from avtcli.data.held_out import MACE_COUNT, held_out_indices, held_out_split
+from avtcli.data.held_out import limited
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, evaluation_batches
 from avtcli.errors import AvtError
 from avtcli.events import Event, Notice, OnEvent, Progress, ignore
+from avtcli.features.batch_statistics import prepare_baseline
 from avtcli.features.pooling import pool_features
 from avtcli.features.transformed_pairs import held_out_mace
 from avtcli.metrics.accuracy import topk_percent
@@ -19,6 +20,8 @@ from avtcli.metrics.feature_statistics import column_std, effective_rank
 from avtcli.metrics.knn import nearest, vote
 from avtcli.metrics.reference_predictors import mean_matrix
 from avtcli.metrics.transformation_error import corner_error
+from avtcli.models.encoder import Encoder
+from avtcli.runtime.devices import Context
 from avtcli.runtime.processes import run_in_main
 from avtcli.runtime.signals import Stop
 from avtcli.seeding import keyed_generator
@@ -36,12 +39,12 @@ class RunQuality:
     """Figures of one evaluation; none where undefined or not finite.
 
     Attributes:
-        mace_px: corner error of the decoder on 1 000 held-out images; none for photometric families and without a decoder
-            of the target.
+        mace_px: corner error of the decoder on the run's `monitored` images, each under a fresh transformation; none for
+            photometric families and without a decoder of the target.
         constant_mace_px: corner error of the distribution's mean coefficients under the same transformations.
-        knn_top1: percent of 500 test images that 1 000 labelled training images classify: the 20 nearest by cosine vote
-            with temperature 0.07, on the mean code, average-pooled to 4x4 and flattened; none without labels or test split.
-        rankme: effective rank of the average-pooled code of 1 000 training images.
+        knn_top1: percent of 500 of the monitored images that 1 000 other training images classify: the 20 nearest by cosine
+            vote with temperature 0.07, on the mean code, average-pooled to 4x4 and flattened; none without labels.
+        rankme: effective rank of the average-pooled code of these 1 000 images.
         rankme_max: its upper bound.
         code_std: standard deviation of the same over the images, mean over the channels, divided by their root mean square:
             0 says that all images have one code. Unscaled, it would follow the arbitrary scale of an untrained network.
@@ -120,7 +123,7 @@ class Monitor:
         setup, training = self.setup, self.setup.net.training
         setup.net.eval()
         try:
-            figures = asdict(measure_quality(setup, on_event=self._watch))
+            figures = asdict(measure_quality(setup, untrained=step == 1, on_event=self._watch))
         except _Interrupted:
             return Outcome(signal=self.stop.number)
         except AvtError as error:
@@ -158,13 +161,21 @@ def _summary(points: Sequence[Point]) -> str:
     return f"epoch {points[-1]['epoch']}: " + "  ".join(words)
 
 
-def measure_quality(setup: TrainingSetup, *, on_event: OnEvent = ignore) -> RunQuality:
-    """Evaluate a network in eval mode; the images depend on the data alone, the transformations on the seed too."""
-    test = setup.data.test
-    bank, vectors, labels = _codes(setup, "train", BANK_COUNT, on_event=on_event)
+def measure_quality(setup: TrainingSetup, *, untrained: bool = False, on_event: OnEvent = ignore) -> RunQuality:
+    """Evaluate a network in eval mode; the images depend on the data alone, the transformations on the seed too.
+
+    No test image is read: these are for `probe` and `evaluate`. The codes of an untrained network are those of a copy, see
+    `prepare_baseline`: later evaluations are compared with them.
+    """
+    pool, monitored, encoder = setup.parts.train, setup.monitored, setup.net.encoder
+    others = limited(pool, min(BANK_COUNT, max(1, len(pool) - len(monitored))))  # drawn first, the monitored ones last
+    if untrained:
+        encoder = _baseline(setup, others, on_event=on_event)
+    bank, vectors, labels = _codes(setup, encoder, others, on_event=on_event)
     finite, knn_top1 = bool(vectors.isfinite().all()), None
-    if finite and labels is not None and test is not None and len(test) and test.labels is not None:
-        queries, _, answers = _codes(setup, "test", QUERY_COUNT, on_event=on_event)
+    if finite and labels is not None:
+        asked = limited(monitored, min(QUERY_COUNT, len(monitored)))
+        queries, _, answers = _codes(setup, encoder, asked, on_event=on_event)
         labelled = answers is not None and min(int(labels.min()), int(answers.min())) >= 0  # -1: an image without a label
         if answers is not None and labelled and queries.isfinite().all():
             similarities, rows = nearest(bank, queries, min(NEIGHBOURS, len(bank)))
@@ -181,32 +192,36 @@ def measure_quality(setup: TrainingSetup, *, on_event: OnEvent = ignore) -> RunQ
     )
 
 
+def _baseline(setup: TrainingSetup, indices: Tensor, *, on_event: OnEvent) -> Encoder:
+    images = setup.open_for_evaluation(indices)
+    context = Context(setup.accelerator.device, seed=setup.config.seed, on_event=on_event)
+    return prepare_baseline(copy.deepcopy(setup.net.encoder), images, setup.size, context=context)
+
+
 @torch.no_grad()
-def _codes(setup: TrainingSetup, part: str, count: int, *, on_event: OnEvent) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the mean codes of a seeded draw of images: pooled to 4x4, (n, d), and to vectors, (n, C); and labels, (n,).
+def _codes(
+    setup: TrainingSetup, encoder: Encoder, indices: Tensor, *, on_event: OnEvent
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the mean codes of training images: pooled to 4x4, (n, d), and to vectors, (n, C); and labels, (n,).
 
     Images that cannot be used are left out.
     """
-    split = splits_of(setup.data)[part]
-    indices = limited(split, min(count, len(split)))
-    images = setup.open_for_evaluation(part, indices)
+    images = setup.open_for_evaluation(indices)
     maps, vectors = [], []
     for batch in evaluation_batches(images, torch.split(torch.arange(len(images)), EVAL_BATCH_SIZE), setup.size):
-        code = setup.net.encoder(setup.net.normalise(batch)).float().cpu().double()  # the square of a large code is finite
+        code = encoder(encoder.normalise(batch)).float().cpu().double()  # the square of a large code is finite
         maps.append(pool_features(code, "avg", SIDE).flatten(1))
         vectors.append(pool_features(code, "avg", 1).flatten(1))
         on_event(Progress("evaluating", sum(map(len, vectors)), len(images), "images"))
-    usable = setup.bad_images[part].usable(indices)
-    labels = None if split.labels is None else split.labels[indices][usable]
+    usable, labels = setup.bad_images.usable(indices), setup.data.train.labels
+    labels = None if labels is None else labels[indices][usable]
     return torch.cat(maps)[usable], torch.cat(vectors)[usable], labels
 
 
 def _decoder_mace(setup: TrainingSetup, *, on_event: OnEvent) -> float | None:
     if setup.net.objective.prediction != "target":
         return None
-    part, _ = held_out_split(setup.data)
-    images = setup.open_for_evaluation(part, held_out_indices(setup.data, MACE_COUNT))
-    seed = setup.config.seed
+    images, seed = setup.open_for_evaluation(setup.monitored), setup.config.seed
     mace_px = held_out_mace(setup.net, setup.family, images, setup.size, seed=seed, on_event=on_event)
     return mace_px if mace_px is not None and isfinite(mace_px) else None
 
@@ -214,7 +229,6 @@ def _decoder_mace(setup: TrainingSetup, *, on_event: OnEvent) -> float | None:
 def _constant_mace(setup: TrainingSetup) -> float | None:
     if setup.net.objective.prediction != "target" or setup.family.kind == "photometric":
         return None
-    count = min(MACE_COUNT, len(held_out_split(setup.data)[1]))
-    parameters = setup.family.sample(count, setup.size, keyed_generator(setup.config.seed, "held out"))
+    parameters = setup.family.sample(len(setup.monitored), setup.size, keyed_generator(setup.config.seed, "held out"))
     true = setup.family.in_from_out(parameters, setup.size)
     return float(corner_error(true, mean_matrix(setup.family, setup.size).expand_as(true), setup.size).mean())

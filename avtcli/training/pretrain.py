@@ -38,7 +38,7 @@ FIRST_SAVE_MINUTES = 1.0  # after the start
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """What `avt pretrain` reports."""
+    """What `avt pretrain` reports; `mace_px` is measured on fresh transformations of the images that `evaluated_on` names."""
 
     run: str
     steps: int
@@ -46,6 +46,7 @@ class PretrainResult:
     seconds: float
     loss: float | None
     mace_px: float | None
+    evaluated_on: str
     recipe: str
     skipped_steps: int
     skipped_images: int
@@ -224,6 +225,7 @@ def _finish(setup: TrainingSetup, run: Path, metrics: MetricsLog, monitor: Monit
             seconds=round(seconds, 1),
             loss=sum(losses) / len(losses) if losses else None,
             mace_px=mace_px,
+            evaluated_on=setup.evaluated_on,
             recipe=setup.config.recipe,
             skipped_steps=sum("skipped" in line for line in lines),
             skipped_images=len(read_bad_images(run)),

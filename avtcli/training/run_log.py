@@ -150,13 +150,11 @@ def record_bad_images(setup: TrainingSetup, run: Path, *, on_event: OnEvent) -> 
     """
     if setup.data.train.images is not None:
         return ""
-    found = gather_lists(setup.group, setup.take_bad_images())
+    found = gather_lists(setup.group, setup.bad_images.take_new())
     return run_in_main(setup.group, lambda: _record(setup, run, found, on_event)) if found else ""
 
 
 def _record(setup: TrainingSetup, run: Path, found: Sequence[BadImage], on_event: OnEvent) -> str:
     for bad in append_bad_images(run, found):
         on_event(Notice(f"skipped: {bad.reason}"))
-    reasons = [(bad.split, bad.reason) for bad in read_bad_images(run)]
-    problems = (part.problem([r for split, r in reasons if split == name]) for name, part in setup.bad_images.items())
-    return next(filter(None, problems), "")
+    return setup.bad_images.problem([bad.reason for bad in read_bad_images(run)])

@@ -1,10 +1,10 @@
 """Everything a pretraining run is made of, built and checked before anything is written."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -15,24 +15,25 @@ from avtcli.config.model_spec import ModelSpec
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.contracts import ImageData, Size, TransformFamily
 from avtcli.data.bad_images import BadImages
-from avtcli.data.datasets import build_data, check_data, image_size, limited, splits_of
+from avtcli.data.datasets import build_data, check_data, image_size
 from avtcli.data.epoch_table import batch_bounds
-from avtcli.data.held_out import MACE_COUNT
+from avtcli.data.held_out import HELD_OUT_COUNT, Partition, limited, partition
 from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
 from avtcli.data.training_loader import TrainingLoader, ViewSpec
 from avtcli.errors import AvtError
 from avtcli.events import OnEvent, Started
-from avtcli.geometry.family_building import build_family, plugin_names
+from avtcli.geometry.family_building import build_family
 from avtcli.models.initial_weights import build_initial, stored_backbone
 from avtcli.models.siamese import SiameseModel
+from avtcli.plugin_options import sum_parts
 from avtcli.runtime.devices import build_accelerator, choose_device, choose_precision, describe_device
 from avtcli.runtime.environment import describe_environment
 from avtcli.runtime.execution import resolve_execution, to_channels_last
 from avtcli.runtime.processes import build_cpu_group
 from avtcli.runtime.reader_workers import choose_workers, prefetched_bytes, require_workers
 from avtcli.storage.banks import load_bank, sample_bank
-from avtcli.storage.run_data import BadImage, read_bad_images
+from avtcli.storage.run_data import read_bad_images
 from avtcli.storage.run_folders import read_env
 
 
@@ -48,11 +49,13 @@ class TrainingSetup:
     size: Size  # (height, width) of network input
     spec: ModelSpec
     net: SiameseModel
-    indices: Tensor  # of the training images, (n,) int64
+    parts: Partition
+    indices: Tensor  # of the images that it trains on, (n,) int64, in the training split
+    monitored: Tensor  # and of those that it is evaluated on
     steps_per_epoch: int
     workers: int  # processes that read training images
     eval_workers: int  # and those that read images for evaluation meanwhile
-    bad_images: Mapping[str, BadImages]  # that cannot be used, by split
+    bad_images: BadImages  # that cannot be used
     environment: dict[str, Any]  # what the numbers may depend on besides the settings
 
     @property
@@ -60,21 +63,23 @@ class TrainingSetup:
         """Optimiser steps of the run."""
         return _planned_steps(self.config, self.steps_per_epoch)
 
+    @property
+    def evaluated_on(self) -> str:
+        """State the images that the run is evaluated on: held-out ones, or training images where it trains on some of them."""
+        kind = "training" if torch.isin(self.monitored, self.indices).any() else "held-out"
+        return f"{len(self.monitored)} {kind} images"
+
     def open_images(self) -> Images:
-        """Open the training images, resized."""
-        return self._open("train", self.indices, self.workers)
+        """Open the images to train on, resized."""
+        return self._open(self.indices, self.workers)
 
-    def open_for_evaluation(self, part: str, indices: Tensor) -> Images:
-        """Open images of a split, resized, by indices (n,) int64."""
-        return self._open(part, indices, self.eval_workers)
+    def open_for_evaluation(self, indices: Tensor) -> Images:
+        """Open images of the training split, resized, by indices (n,) int64."""
+        return self._open(indices, self.eval_workers)
 
-    def _open(self, part: str, indices: Tensor, workers: int) -> Images:
-        split, shorter, device = splits_of(self.data)[part], self.config.augment.resize, self.accelerator.device
-        return build_images(split, indices, device=device, shorter=shorter, workers=workers, bad=self.bad_images.get(part))
-
-    def take_bad_images(self) -> list[BadImage]:
-        """Return the images that this process could not use and that were not returned before."""
-        return [bad for part in self.bad_images.values() for bad in part.take_new()]
+    def _open(self, indices: Tensor, workers: int) -> Images:
+        split, shorter, device = self.data.train, self.config.augment.resize, self.accelerator.device
+        return build_images(split, indices, device=device, shorter=shorter, workers=workers, bad=self.bad_images)
 
     def build_loader(self, images: Images) -> TrainingLoader:
         """Build the source of this process's batches."""
@@ -105,30 +110,22 @@ def build_training_setup(
     config = config.model_copy(update={"precision": choose_precision(config.precision, device)})
     accelerator = build_accelerator(device, config.precision, on_event=on_event)
     data = _open_data(config, run)
-    indices = limited(data.train, config.limit_train)
+    parts = partition(data)
+    indices, monitored = limited(parts.train, config.limit_train), parts.to_monitor(HELD_OUT_COUNT)
     processes = accelerator.num_processes
     _check_shares(min(config.batch_size, len(indices)), processes)
     steps_per_epoch = len(batch_bounds(len(indices), config.batch_size, world=processes))
     planned = _planned_steps(config, steps_per_epoch)
     config = resolve_execution(config, device, processes=processes, steps=planned, on_event=on_event)
     size = image_size(data, config.augment)
-    family = build_transform(config, size)
-    spec = ModelSpec(
-        backbone=stored_backbone(config.backbone),
-        channels=data.channels,
-        size=size,
-        mean=data.mean,
-        std=data.std,
-        objective=config.objective,
-        transform=config.transform,
-        bn_statistics=config.model.bn_statistics,
-    )
+    family, spec = build_transform(config, size), _specify(config, data, size)
     net = build_initial(config, spec, family=family, resume=resume, on_event=on_event).to(accelerator.device)
     net.checkpoint_activations = config.checkpoint_activations
     if config.channels_last:
         to_channels_last(net)
-    plugins = [(kind, name) for kind in plugin_fields(PretrainConfig) for name in plugin_names(getattr(config, kind).name)]
-    plugins += [("tracker", registry.split_name(spec)[0]) for spec in config.trackers]
+    used = [(kind, part) for kind in plugin_fields(PretrainConfig) for part in sum_parts(kind, getattr(config, kind).name)]
+    used += [("tracker", spec) for spec in config.trackers]
+    plugins = [(kind, registry.split_name(spec)[0]) for kind, spec in used]
     environment = describe_environment(
         device=describe_device(accelerator), processes=processes, plugins=plugins, data_fingerprint=data.fingerprint
     )
@@ -141,14 +138,29 @@ def build_training_setup(
         size,
         spec.model_copy(update={"noise_scale": net.encoder.noise_scale}),
         net,
+        parts,
         indices,
+        monitored,
         steps_per_epoch,
         *_choose_workers(config, data, size, processes),
-        _bad_images(config, data, used=len(indices), run=run),
+        _bad_images(config, data, used=len(indices) + int((~torch.isin(monitored, indices)).sum()), run=run),
         environment,
     )
     on_event(Started(_facts(setup)))
     return setup
+
+
+def _specify(config: PretrainConfig, data: ImageData, size: Size) -> ModelSpec:
+    return ModelSpec(
+        backbone=stored_backbone(config.backbone),
+        channels=data.channels,
+        size=size,
+        mean=data.mean,
+        std=data.std,
+        objective=config.objective,
+        transform=config.transform,
+        bn_statistics=config.model.bn_statistics,
+    )
 
 
 def _check_shares(batch_size: int, processes: int) -> None:
@@ -182,13 +194,11 @@ def _choose_workers(config: PretrainConfig, data: ImageData, size: Size, process
     return workers, choose_workers(config.workers, data.train, batch_bytes=eval_bytes, reserved=reserved)
 
 
-def _bad_images(config: PretrainConfig, data: ImageData, *, used: int, run: Path | None) -> dict[str, BadImages]:
-    """The images of each split that the run, which trains on `used` images, cannot use; those of a resumed run are known."""
+def _bad_images(config: PretrainConfig, data: ImageData, *, used: int, run: Path | None) -> BadImages:
+    """The images that the run, which reads `used` ones, cannot use; those of a resumed run are known."""
     known = () if run is None else read_bad_images(run)
-    counts = {"train": used} | ({} if data.test is None else {"test": min(MACE_COUNT, len(data.test))})
     fraction, skip = config.max_bad_fraction, config.on_bad_image == "skip"
-    splits = splits_of(data).items()
-    return {n: BadImages(s, n, used=counts[n], max_fraction=fraction, skip=skip, known=known) for n, s in splits}
+    return BadImages(data.train, "train", used=used, max_fraction=fraction, skip=skip, known=known)
 
 
 def build_transform(config: PretrainConfig, size: Size) -> TransformFamily:
@@ -215,6 +225,7 @@ def _facts(setup: TrainingSetup) -> tuple[tuple[str, str], ...]:
     return (
         ("recipe", config.recipe),
         ("data", f"{config.dataset.name}: {len(setup.indices)} images, {channels}x{height}x{width}"),
+        ("monitor", setup.evaluated_on),
         ("backbone", f"{config.backbone.name}, {parameters:,} parameters with the objective's heads"),
         ("task", f"{config.objective.name} on {config.transform.name}"),
         ("device", ", ".join([setup.environment["device"], config.precision, *chosen])),

@@ -13,6 +13,7 @@ from avtcli.storage.files import to_metadata
 
 FIELDS = {
     *("run", "dataset", "transform", "count", "mace_px", "mse_normalised", "r2", "r2_per_parameter", "nll", "calibration"),
+    *("right_turns", "mace_px_right_turn", "by_class"),
     *("step", "retrieval", "accuracy", "baselines", "ridge", "protocol"),
 }
 
@@ -29,33 +30,51 @@ def test_the_json_has_the_documented_fields_and_is_saved_twice(avt, run: Path) -
     assert result.code == 0
     assert set(figures) == FIELDS
     assert {"mrr", "hit1", "hit5", "bank"} <= set(figures["retrieval"])
-    assert set(figures["calibration"]) == {"levels", "pooled", "per_parameter", "picture"}
+    assert set(figures["calibration"]) == {"levels", "pooled", "per_parameter", "temperature", "picture"}
     assert set(figures["baselines"]) == {"identity", "constant", "rotation_oracle"}
     assert all(set(baseline) == {"mace_px", "mse_normalised"} for baseline in figures["baselines"].values())
-    fit = {"features", "penalty", "mace_px", "mse_normalised", "r2", "r2_per_parameter"}
-    assert set(figures["ridge"]) == {"layer", "fit_pairs", "random", *fit}
-    assert set(figures["ridge"]["random"]) == fit
+    fit = {"features", "penalty", "mace_px", "right_turns", "mace_px_right_turn", "mse_normalised", "r2", "r2_per_parameter"}
+    (ridge,) = figures["ridge"]
+    assert set(ridge) == {"layer", "random", *fit}
+    assert set(ridge["random"]) == fit
     assert figures == json.loads(Path("here/e.json").read_text()) == json.loads(Path("run/evaluate.json").read_text())
 
 
 def test_the_tables_compare_decoder_and_ridge_with_baselines(avt, run: Path) -> None:
-    result = avt("evaluate run --count 20 --layer conv3")
+    result = avt("evaluate run --count 20 --layer conv3,conv1")
     figures, lines = json.loads((run / "evaluate.json").read_text()), result.stdout.splitlines()
+    turns = [f"{figures['right_turns']:.3f}", f"{figures['mace_px_right_turn']:.2f}"]
+    layers = [f"ridge on {layer}{weights}" for weights in ("", ", random weights") for layer in ("conv3", "conv1")]
 
     assert lines[:2] == ["run  run, step 9", ""]
-    assert lines[2].split() == ["MACE", "px", "MSE", "R2"]
-    assert [re.split("  +", line)[0] for line in lines[3:9]] == [
-        *("decoder", "ridge on conv3", "ridge, random weights", "90-degree rotation oracle", "constant", "identity")
+    assert re.split("  +", lines[2].strip()) == ["MACE px", "right turns", "MACE px at these", "MSE", "R2"]
+    assert [re.split("  +", line)[0] for line in lines[3:11]] == [
+        *("decoder", *layers, "90-degree rotation oracle", "constant", "identity")
     ]
-    assert lines[3].split()[1:] == [f"{figures['mace_px']:.2f}", f"{figures['mse_normalised']:.3f}", f"{figures['r2']:.3f}"]
-    assert lines[8].split()[-1] == "-"
-    assert lines[10].split() == [*"decoder R2 ridge R2 random R2 inside 50% inside 80% inside 95%".split()]
-    assert [line.split()[0] for line in lines[11:20]] == [*"abcdefgh", "pooled"]
+    mse = [f"{figures['mse_normalised']:.3f}", f"{figures['r2']:.3f}"]
+    assert lines[3].split()[1:] == [f"{figures['mace_px']:.2f}", *turns, *mse]
+    assert lines[10].split()[-1] == "-"
+    assert lines[12].split() == [*"decoder R2 conv3 R2 conv1 R2 inside 50% inside 80% inside 95%".split()]
+    assert [line.split()[0] for line in lines[13:22]] == [*"abcdefgh", "pooled"]
+    by_class = lines.index("class        images  MACE px  right turns  MACE px at these") + 1
+    assert [re.split("  +", line)[:2] for line in lines[by_class : by_class + len(figures["by_class"])]] == [
+        [name, str(own["images"])] for name, own in figures["by_class"].items()
+    ]
+    temperature = figures["calibration"]["temperature"]
+    table = lines.index("temperature     nll  calibration error  inside 50%  inside 80%  inside 95%") + 1
+    for line, name, row in zip(
+        lines[table : table + 2],
+        ("none", f"{temperature['temperature']:.3f}"),
+        (temperature["before"], temperature["after"]),
+        strict=True,
+    ):
+        assert line.split()[:3] == [name, f"{row['nll']:.3f}", f"{row['calibration_error']:.3f}"]
+        assert line.split()[4] == f"{row['coverage'][15]:.3f}"
     assert f"retrieval  mrr {figures['retrieval']['mrr']:.3f} (chance 0.090)" in result.stdout
     assert "among 50 versions of each of 1 images" in result.stdout
     assert f"nll        {figures['nll']:.3f} nats per pair" in result.stdout
-    assert "images       20 of the 1000 test images of fashion-mini" in result.stdout
-    assert "target       a, b, c (px), d, e, f (px), g (1/px), h (1/px)" in result.stdout
+    assert "images             20 of the 1000 test images of fashion-mini" in result.stdout
+    assert "target             a, b, c (px), d, e, f (px), g (1/px), h (1/px)" in result.stdout
 
 
 def test_exported_files_and_backbones_by_name_have_a_ridge_only(avt, run: Path) -> None:
@@ -73,9 +92,20 @@ def test_exported_files_and_backbones_by_name_have_a_ridge_only(avt, run: Path) 
     assert "retrieval  " not in by_file.stdout.split("images  ")[0]
     assert by_name.json["step"] is None
     assert by_name.json["transform"] == "rotation"
-    assert (by_name.json["mace_px"], by_name.json["ridge"]["layer"]) == (None, "conv2")
+    assert (by_name.json["mace_px"], by_name.json["ridge"][0]["layer"]) == (None, "conv2")
     assert by_name.json["protocol"]["weights"] == "random"
     assert not list(Path().glob("evaluate*"))
+
+
+@pytest.mark.parametrize("command", ["evaluate run --count 20", "probe run --limit-train 80 --head knn"])
+def test_calibrated_and_random_statistics_are_printed_in_the_protocol(avt, run: Path, command: str) -> None:
+    plain, calibrated = avt(command), avt(f"{command} --calibrate-bn")
+
+    assert (plain.code, calibrated.code) == (0, 0)
+    words = "BatchNorm statistics of 80 training images"
+    for result, asked in ((plain, False), (calibrated, True)):
+        assert f"random weights, {words}" in result.stdout
+        assert bool(re.search(rf"^calibrated +{words}$", result.stdout, re.MULTILINE)) == asked
 
 
 def test_an_option_of_the_transformation_overrides_the_runs(avt, run: Path) -> None:

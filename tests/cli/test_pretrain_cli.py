@@ -27,6 +27,7 @@ def test_json_is_one_document_with_the_documented_fields(avt) -> None:
         "seconds",
         "loss",
         "mace_px",
+        "evaluated_on",
         "recipe",
         "skipped_steps",
         "skipped_images",

@@ -65,6 +65,7 @@ SPELLINGS = [
     ({"transform": {"mean": [0] * 8, "rotate": "no"}}, {"transform": {"rotate": False, "mean": [0.0] * 8}}),
     ({"backbone": {"name": "resnet18"}}, {"backbone": {"name": "timm:resnet18", "pretrained": "false"}}),
     ({"transform": {"name": SUM}}, {"transform": {"name": SUM, "photometric": {"low": "0.2"}}}),
+    ({"objective": {"name": "avt+simclr"}}, {"objective": {"name": "avt+simclr", "simclr": {"weight": "1"}}}),
     (
         {"backbone": {"name": "timm:test_vit", "args": {"patch_size": "8", "class_token": "false"}}},
         {"backbone": {"name": "test_vit", "args": {"patch_size": 8, "class_token": False}}},
@@ -87,7 +88,8 @@ def test_a_written_config_holds_every_option_of_the_plugins_typed() -> None:
     written = tomllib.loads(to_toml(config))
 
     assert written["backbone"] == {"name": "timm:resnet18", "pretrained": False}
-    assert written["objective"] == {"name": "avt", "noise_scale": 0.001, "log_var_divisor": 1000.0, "variance_floor": 1e-4}
+    options = {"noise_scale": 0.001, "log_var_divisor": 1000.0, "variance_floor": 1e-4, "views": 1}
+    assert written["objective"] == {"name": "avt", **options}
     assert set(written["transform"]) == {"name", "projective", "photometric"}
     assert written["transform"]["photometric"] == {"low": 0.2, "high": 1.8, "truncate": True}
 

@@ -17,8 +17,9 @@ from torchvision.transforms import functional as reference
 from avtcli.config.components import Augment, Plugin
 from avtcli.config.resolution import data_folder
 from avtcli.contracts import ImageData, MemorySplit, Split
-from avtcli.data.datasets import build_data, image_size, limited
+from avtcli.data.datasets import build_data, image_size
 from avtcli.data.epoch_table import batch_bounds
+from avtcli.data.held_out import limited
 from avtcli.data.images import CropSpec, resize, resized_size
 from avtcli.data.resident_images import ResidentImages, build_images, evaluation_batches
 from avtcli.data.streaming import StreamedImages
@@ -422,13 +423,14 @@ def test_a_partial_batch_is_kept_and_a_single_image_joins_the_batch_before():
 
 
 def test_a_limit_draws_the_same_images_each_time():
-    split = MemorySplit(torch.zeros(50, 1, 2, 2, dtype=torch.uint8), None, prefix="x")
-    drawn = limited(split, 20)
-    assert torch.equal(drawn, limited(split, 20))
+    indices = torch.arange(100, 150)
+    drawn = limited(indices, 20)
+    assert torch.equal(drawn, limited(indices, 20))
     assert len(set(drawn.tolist())) == 20
-    assert torch.equal(limited(split, None), torch.arange(50))
-    with pytest.raises(AvtError, match="--limit-train 51 is more than the 50 images of the split"):
-        limited(split, 51)
+    assert set(limited(indices, 10).tolist()) < set(drawn.tolist()) < set(indices.tolist())
+    assert torch.equal(limited(indices, None), indices)
+    with pytest.raises(AvtError, match="--limit-train 51 is more than the 50 images of the split that may be trained on"):
+        limited(indices, 51)
 
 
 def test_the_data_folder_is_the_option_then_the_environment_then_data(monkeypatch: pytest.MonkeyPatch):

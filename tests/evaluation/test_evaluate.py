@@ -17,26 +17,42 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from torch import Tensor, nn
 from torch.distributions import Normal
+from torch.optim.swa_utils import update_bn
 
 from avtcli import load_model
 from avtcli.config.components import Augment, Plugin
 from avtcli.contracts import Backbone, Code, MemorySplit, Split, TransformFamily
-from avtcli.data.datasets import build_data, limited
-from avtcli.data.held_out import held_out_indices
+from avtcli.data.held_out import limited, partition
+from avtcli.data.images import CropSpec
 from avtcli.data.resident_images import ResidentImages
 from avtcli.errors import AvtError
 from avtcli.evaluation import linear_reading
 from avtcli.evaluation.calibration_picture import draw_calibration
-from avtcli.evaluation.equivariance import BANK, DecoderFigures, baselines_of, finite, measure_decoder
+from avtcli.evaluation.equivariance import (
+    BANK,
+    LEVELS,
+    DecoderFigures,
+    ImageClasses,
+    baselines_of,
+    errors_by_class,
+    finite,
+    fit_of,
+    has_turns,
+    measure_decoder,
+    temperature_of,
+)
 from avtcli.evaluation.evaluate import EvaluateResult, evaluate
 from avtcli.evaluation.evaluation_setup import EvaluationRequest, EvaluationSetup, build_evaluation_setup, choose_images
-from avtcli.evaluation.linear_reading import measure_ridge, pair_features
+from avtcli.evaluation.linear_reading import measure_ridges, pair_features
 from avtcli.events import Event, Notice, Progress, ignore
 from avtcli.features import cache_storage
 from avtcli.features.evaluation_target import EvaluationTarget, load_target
-from avtcli.features.transformed_pairs import TransformedPairs, read_pairs, sample_pairs
+from avtcli.features.transformed_pairs import TransformedPairs, predict, read_pairs, sample_pairs
 from avtcli.geometry.bank_family import BankFamily
 from avtcli.geometry.cropping import to_float
+from avtcli.geometry.family_building import build_family
+from avtcli.geometry.homography import product
+from avtcli.metrics.reference_predictors import rotations_by_90_deg
 from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import restore_encoder
@@ -44,9 +60,10 @@ from avtcli.runtime.devices import Context
 from avtcli.runtime.execution import prepare_for_inference
 from avtcli.seeding import keyed_generator
 from avtcli.training.training_setup import build_transform
-from avtplugins.transforms.affine import translation
+from avtplugins.transforms.affine import affine, translation
 from avtplugins.transforms.photometric import photometric
 from avtplugins.transforms.projective import projective
+from avtplugins.transforms.rotation import rotation
 from tests.support import run_tiny, tiny_config
 
 SIZE = (32, 32)
@@ -178,7 +195,7 @@ def test_chance_retrieval_is_that_of_a_random_decoder() -> None:
 def test_figures_agree_with_independent_formulas(run: Path, result: EvaluateResult) -> None:
     target, model, family = open_run(run), load_model(run), projective()
     split = target.prepared.data.test
-    x = to_float(split.images[limited(split, 60)])
+    x = to_float(split.images[limited(torch.arange(1000), 60)])
     parameters = family.sample(60, SIZE, keyed_generator(0, "held out"))
     with torch.no_grad():
         mean, log_var = model(model.normalise(x), model.normalise(family.apply(x, parameters)))
@@ -201,12 +218,16 @@ def test_figures_agree_with_independent_formulas(run: Path, result: EvaluateResu
 
 
 def test_the_decoders_error_is_the_one_that_pretraining_reported(run: Path) -> None:
-    setup = built(open_run(run))
-    small = replace(setup.versions, rows=setup.versions.rows[:BANK], parameters=setup.versions.parameters[:BANK])
-    figures = measure_decoder(load_model(run), setup.held_out, small, predicts_classes=False, on_event=ignore)
+    """On training images: those that a run of 40 images is the last to draw."""
+    target = open_run(run)
+    setup, data = built(target, count=50), target.prepared.data
+    last = torch.randperm(2000, generator=keyed_generator("limit", 2000))[1000:].sort().values
+    pairs = sample_pairs(ResidentImages(data.train, last, device=CPU), setup.family, SIZE, key=(0, "held out"))
+    figures = measure_decoder(load_model(run), pairs, setup.versions, predicts_classes=False, on_event=ignore)
 
-    reported = json.loads((run / "result.json").read_text())["mace_px"]
-    assert figures.fit.mace_px == pytest.approx(reported, rel=1e-6)  # pretraining used channels-last weights
+    reported = json.loads((run / "result.json").read_text())
+    assert figures.fit.mace_px == pytest.approx(reported["mace_px"], rel=1e-6)  # pretraining used channels-last weights
+    assert reported["evaluated_on"] == "1000 held-out images"
 
 
 def test_a_photometric_family_has_no_pixel_error_and_no_rotation_oracle() -> None:
@@ -229,7 +250,7 @@ def test_a_run_that_predicts_classes_has_an_accuracy_and_a_ridge(tmp_path: Path)
 
     assert result.accuracy == pytest.approx(100 * (predicted == setup.held_out.parameters[:, 0]).double().mean().item())
     assert (result.mace_px, result.r2, result.nll, result.calibration, result.retrieval) == (None,) * 5
-    assert list(result.ridge["r2_per_parameter"]) == ["cos", "sin"]
+    assert list(result.ridge[0]["r2_per_parameter"]) == ["cos", "sin"]
     assert not (run / "evaluate.png").exists()
     assert result.baselines["rotation_oracle"]["mace_px"] == pytest.approx(0, abs=1e-9)
 
@@ -240,8 +261,97 @@ def test_a_run_without_a_decoder_has_a_ridge_and_a_reason(tmp_path: Path) -> Non
 
     assert "decoder not evaluated: the run's objective has none" in notices
     assert result.mace_px is None
-    assert result.ridge["r2"] is not None
+    assert result.ridge[0]["r2"] is not None
     assert json.loads((run / "evaluate.json").read_text()) == asdict(result)
+
+
+def right_and_wrong_turns(family: TransformFamily) -> tuple[TransformedPairs, Tensor]:
+    """Pairs, and answers 2 px to the right of the truth; a third of them is turned by 90 degrees instead."""
+    pairs, _ = pairs_and_versions(family)
+    matrix = family.in_from_out(pairs.parameters, SIZE)
+    shifted, turned = torch.eye(3, dtype=torch.float64), rotations_by_90_deg(SIZE)[1]
+    shifted[0, 2] = 2
+    added = torch.where((torch.arange(len(matrix)) % 3 > 0)[:, None, None], shifted, turned)
+    answers = product(added, matrix)
+    return pairs, family.target(family.distribution.parameters_from_matrix(answers, SIZE), SIZE)
+
+
+def test_the_corner_error_is_split_by_the_turn_and_the_class() -> None:
+    pairs, answers = right_and_wrong_turns(projective())
+    labels = torch.arange(300) % 3
+    labels[3] = -1
+    classes = ImageClasses(labels, ["turned", "a", "b"])
+    fit, by_class = fit_of(pairs, answers), errors_by_class(pairs, answers, classes)
+
+    assert fit.right_turns == pytest.approx(2 / 3)
+    assert fit.mace_px_right_turn == pytest.approx(2)
+    assert fit.mace_px > 10
+    assert by_class["a"] == {
+        "images": 100,
+        "mace_px": pytest.approx(2),
+        "right_turns": 1,
+        "mace_px_right_turn": pytest.approx(2),
+    }
+    assert by_class["turned"] == {
+        "images": 99,
+        "mace_px": by_class["turned"]["mace_px"],
+        "right_turns": 0,
+        "mace_px_right_turn": None,
+    }
+    assert by_class["turned"]["mace_px"] > 20
+    assert list(by_class) == ["turned", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        (projective(), True),
+        (rotation(), True),
+        (projective(rotate=False), False),
+        (translation(), False),
+        (affine(), False),
+        (build_family("projective+photometric", {}), True),
+    ],
+)
+def test_only_families_that_turn_by_90_degrees_are_split(family: TransformFamily, expected: bool) -> None:
+    pairs, _ = pairs_and_versions(family, count=20)
+    fit = fit_of(pairs, pairs.target)
+
+    assert has_turns(family, SIZE) == expected
+    assert (fit.right_turns, fit.mace_px_right_turn) == ((1, pytest.approx(0, abs=1e-9)) if expected else (None, None))
+
+
+def test_a_runs_errors_by_class_are_of_the_images_of_that_class(run: Path, result: EvaluateResult) -> None:
+    data = open_run(run).prepared.data
+    labels = data.test.labels[limited(torch.arange(1000), 60)]
+    counts = {data.classes[label]: int((labels == label).sum()) for label in labels.unique().tolist()}
+    total = sum(own["images"] * own["mace_px"] for own in result.by_class.values())
+
+    assert {name: own["images"] for name, own in result.by_class.items()} == counts
+    assert total / 60 == pytest.approx(result.mace_px)
+
+
+def test_a_temperature_mends_variances_that_are_wrong_by_one_factor() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean, log_var = (torch.randn(4000, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    target = mean + 2 * (log_var / 2).exp() * torch.randn(mean.shape, generator=generator, dtype=torch.float64)
+    found = temperature_of(mean, log_var, target)
+    half = Normal(mean[::2], (log_var[::2] / 2).exp() * 2)
+    inside = [(norm.ppf(0.5 + level / 2) / 2, level) for level in LEVELS]
+
+    assert (found["temperature"], found["pairs"]) == (pytest.approx(4, rel=0.05), 2000)
+    assert found["after"]["nll"] == pytest.approx(-half.log_prob(target[::2]).sum(1).mean().item(), abs=1e-3)
+    assert found["before"]["nll"] > found["after"]["nll"] + 1
+    expected = sum(level - (2 * norm.cdf(z) - 1) for z, level in inside) / len(inside)
+    assert found["before"]["calibration_error"] == pytest.approx(expected, abs=0.01)
+    assert found["after"]["calibration_error"] < 0.02
+    assert found["after"]["coverage"] == pytest.approx(LEVELS, abs=0.02)
+
+
+def test_the_temperature_of_a_perfect_decoder_is_not_applied() -> None:
+    found = temperature_of(torch.zeros(4, 2), torch.zeros(4, 2), torch.zeros(4, 2))
+
+    assert (found["temperature"], found["after"]) == (0, None)
 
 
 def test_values_that_are_not_finite_become_none() -> None:
@@ -279,7 +389,8 @@ def shifted_pairs() -> list[TransformedPairs]:
 def test_the_ridge_reads_shifts_from_equivariant_features_only(layer: str, least: float) -> None:
     fit, held_out = shifted_pairs()
     equivariant, constant = (
-        measure_ridge(toy_encoder(constant=c), layer, fit, held_out, name="toy", context=Context(CPU)) for c in (False, True)
+        measure_ridges(toy_encoder(constant=c), [layer], fit, held_out, name="toy", context=Context(CPU))[layer]
+        for c in (False, True)
     )
 
     assert equivariant.fit.r2 > least
@@ -291,9 +402,9 @@ def test_the_ridge_reads_shifts_from_equivariant_features_only(layer: str, least
 def test_the_ridge_agrees_with_least_squares_on_well_posed_data() -> None:
     fit, held_out = shifted_pairs()
     encoder = toy_encoder(constant=False)
-    features = [pair_features(encoder, "vector", pairs, task="x", on_event=ignore) for pairs in (fit, held_out)]
+    features = [pair_features(encoder, ["vector"], pairs, task="x", on_event=ignore)["vector"] for pairs in (fit, held_out)]
     lines = LinearRegression().fit(features[0], targets(fit)[0])
-    figures = measure_ridge(encoder, "vector", fit, held_out, name="toy", context=Context(CPU))
+    figures = measure_ridges(encoder, ["vector"], fit, held_out, name="toy", context=Context(CPU))["vector"]
 
     assert figures.penalty == min(linear_reading.PENALTIES)
     expected = r2_score(targets(held_out)[0], lines.predict(features[1]), multioutput="variance_weighted")
@@ -302,7 +413,7 @@ def test_the_ridge_agrees_with_least_squares_on_well_posed_data() -> None:
 
 def test_pair_features_are_both_views_maps_pooled_to_four_by_four(exported: EvaluationTarget) -> None:
     setup, encoder = built(exported, count=10), restore_encoder(exported.source)
-    features = pair_features(encoder, "conv2", setup.held_out, task="x", on_event=ignore)
+    features = pair_features(encoder, ["conv2"], setup.held_out, task="x", on_event=ignore)["conv2"]
     ((x, y),) = read_pairs(setup.held_out, task="x", on_event=ignore)
     with torch.no_grad():
         pooled = [encoder(encoder.normalise(view)).unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5)) for view in (x, y)]
@@ -313,14 +424,55 @@ def test_pair_features_are_both_views_maps_pooled_to_four_by_four(exported: Eval
 
 def test_the_random_ridge_measures_an_untrained_encoder(exported: EvaluationTarget, result: EvaluateResult) -> None:
     setup = built(exported, count=60)
-    encoder = prepare_for_inference(build_encoder(exported.source.spec, seed=0).eval(), CPU)
-    figures = measure_ridge(encoder, "conv2", setup.fit, setup.held_out, name="x", context=Context(CPU))
+    encoder = with_statistics_of(prepare_for_inference(build_encoder(exported.source.spec, seed=0).eval(), CPU), setup)
+    figures = measure_ridges(encoder, ["conv2"], setup.fit, setup.held_out, name="x", context=Context(CPU))["conv2"]
+    (ridge,) = result.ridge
 
-    assert result.ridge["random"]["r2"] == figures.fit.r2
-    assert result.ridge["random"]["r2"] != result.ridge["r2"]
-    assert (result.ridge["layer"], result.ridge["fit_pairs"]) == ("conv2", 240)
-    assert result.ridge["features"] == 320
-    assert result.ridge["penalty"] in linear_reading.PENALTIES
+    assert ridge["random"]["r2"] == pytest.approx(figures.fit.r2, rel=1e-4)
+    assert result.protocol["random"] == "random weights, BatchNorm statistics of 240 training images"
+    assert ridge["random"]["r2"] != ridge["r2"]
+    assert (ridge["layer"], result.protocol["ridge"]["fit_pairs"]) == ("conv2", 240)
+    assert ridge["features"] == 320
+    assert ridge["penalty"] in linear_reading.PENALTIES
+
+
+def test_one_pass_gives_every_layer_the_ridge_that_it_has_alone(
+    exported: EvaluationTarget, result: EvaluateResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, read = list[str](), linear_reading.read_pairs
+    monkeypatch.setattr(linear_reading, "read_pairs", lambda *a, task, **k: (passes.append(task), read(*a, task=task, **k))[1])
+    several = evaluate_small(exported, layers=("all",)).ridge
+
+    assert tuple(ridge["layer"] for ridge in several) == restore_encoder(exported.source).layers
+    assert passes == [f"{name}: {pairs} pairs" for name in ("trained", "random") for pairs in ("fitting", "held-out")]
+    assert [ridge for ridge in several if ridge["layer"] == "conv2"] == result.ridge
+
+
+def with_statistics_of(encoder: Encoder, setup: EvaluationSetup) -> Encoder:
+    """PyTorch's own update, from the images that the ridge is fitted on, in one batch."""
+    (images,) = setup.fit.images.read_batches([torch.arange(len(setup.fit.images))], CropSpec(SIZE))
+    update_bn([encoder.normalise(images)], encoder)
+    return encoder.eval()
+
+
+def test_calibrated_figures_are_those_of_the_training_images_statistics(run: Path, result: EvaluateResult) -> None:
+    before = (run / "evaluate.json").read_bytes()
+    found, notices = evaluate_noting(open_run(run), calibrate_bn=True)
+    setup = built(open_run(run), count=60)
+    net = load_model(run)
+    with_statistics_of(net.encoder, setup)
+    figures = measure_ridges(net.encoder, ["conv2"], setup.fit, setup.held_out, name="x", context=Context(CPU))["conv2"]
+    mean, _ = predict(net, setup.held_out, on_event=ignore)
+
+    assert found.ridge[0]["r2"] == pytest.approx(figures.fit.r2, rel=1e-4)
+    assert found.mse_normalised == pytest.approx(float((mean - setup.held_out.target).square().mean()), rel=1e-4)
+    assert found.ridge[0]["r2"] != result.ridge[0]["r2"]
+    assert found.mse_normalised != result.mse_normalised
+    assert found.ridge[0]["random"] == result.ridge[0]["random"]
+    assert result.protocol["calibrated"] is None
+    assert found.protocol["calibrated"] == "BatchNorm statistics of 240 training images"
+    assert "its weights, statistics, images or transformations differ" in notices
+    assert (run / "evaluate.json").read_bytes() == before
 
 
 def test_pair_features_on_disk_give_the_same_figures(
@@ -345,7 +497,7 @@ def test_figures_are_a_function_of_the_seed(exported: EvaluationTarget) -> None:
     first, second, other = (asdict(evaluate_small(exported, count=20, context=Context(CPU, seed=seed))) for seed in (1, 1, 2))
 
     assert first == second
-    assert first["ridge"]["r2"] != other["ridge"]["r2"]
+    assert first["ridge"][0]["r2"] != other["ridge"][0]["r2"]
     assert first["baselines"] != other["baselines"]
 
 
@@ -353,20 +505,22 @@ def test_the_ridge_uses_up_to_four_training_images_a_held_out_one(run: Path) -> 
     prepared = open_run(run).prepared
     few, many = choose_images(prepared, 100), choose_images(prepared, None)
 
-    assert (few.name, len(few.held_out), len(few.fit)) == ("test", 100, 400)
+    assert (few.parts.name, len(few.held_out), len(few.fit)) == ("test", 100, 400)
     assert (len(many.held_out), len(many.fit)) == (1000, 2000)
 
 
-def test_without_a_test_split_the_ridge_uses_other_images_and_warns(exported: EvaluationTarget) -> None:
+def test_without_a_test_split_held_out_images_are_measured_on_and_others_fitted(exported: EvaluationTarget) -> None:
     data = replace(exported.prepared.data, test=None)
     target = replace(exported, prepared=replace(exported.prepared, data=data))
-    images = choose_images(target.prepared, 60)
-    result, notices = evaluate_noting(target)
+    images, parts = choose_images(target.prepared, 60), partition(data)
+    protocol = evaluate_small(target).protocol
+    count = len(parts.held_out)
 
-    assert set(images.held_out.tolist()).isdisjoint(images.fit.tolist())
-    assert (images.name, len(images.fit), result.protocol["split"]) == ("train", 240, "train")
-    assert "fashion-mini has no test split: pretraining may have used the held-out images" in notices
-    with pytest.raises(AvtError, match=r"has 2000 training images and no test images: 2000 held out leave too few"):
+    assert set(images.held_out.tolist()) < set(parts.held_out.tolist())
+    assert set(parts.held_out.tolist()).isdisjoint(images.fit.tolist())
+    assert (len(images.held_out), len(images.fit)) == (60, 240)
+    assert (protocol["split"], protocol["split_images"], protocol["train_images"]) == ("held-out", count, 2000 - count)
+    with pytest.raises(AvtError, match=rf"--count 2000 asks for more images than the {count} of the held-out split"):
         choose_images(target.prepared, 2000)
 
 
@@ -433,7 +587,7 @@ def test_a_foreign_transformation_leaves_the_ridge_and_a_reason(run: Path, given
     assert hashes(run) == before
     assert (result.mace_px, result.r2, result.calibration, result.retrieval) == (None,) * 4
     assert result.transform == given.get("name", "projective")
-    assert result.ridge["r2"] is not None
+    assert result.ridge[0]["r2"] is not None
     assert result.baselines["constant"]["mace_px"] > 5
 
 
@@ -516,16 +670,7 @@ def test_the_progress_of_every_part_reaches_its_end(run: Path) -> None:
     assert last == {
         "held-out pairs": (20, 20),
         "retrieval": (50, 50),
+        "random BatchNorm statistics": (80, 80),
         **{f"{name}: fitting pairs": (80, 80) for name in ("trained", "random")},
         **{f"{name}: held-out pairs": (20, 20) for name in ("trained", "random")},
     }
-
-
-def test_without_a_test_split_limited_runs_never_saw_the_held_out_images() -> None:
-    split = MemorySplit(torch.zeros(50, 1, 8, 8, dtype=torch.uint8), None, prefix="x")
-    data = replace(build_data(Plugin(name="fashion-mini"), None), train=split, test=None)
-    held_out = held_out_indices(data, 20)
-
-    assert len(held_out) == 20
-    assert not set(held_out.tolist()) & set(limited(split, 30).tolist())
-    assert held_out_indices(data, 99).tolist() == list(range(50))

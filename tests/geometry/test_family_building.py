@@ -34,6 +34,11 @@ def test_an_unknown_part_gives_the_nearest() -> None:
         family("projective+photometrik")
 
 
+def test_the_same_name_twice_is_refused() -> None:
+    with pytest.raises(AvtError, match=r"The sum 'affine\+affine' has 'affine' twice"):
+        family("affine+affine")
+
+
 @pytest.mark.parametrize(
     ("transform", "objective", "has_mace"),
     [
@@ -43,6 +48,8 @@ def test_an_unknown_part_gives_the_nearest() -> None:
         ("rotation", "gaussian", True),
         ("affine", "aet", True),
         ("euclidean", "aetv2", True),
+        ("projective+photometric", "avt+simclr", True),
+        ("affine+rotation", "rotnet+aet", False),
     ],
 )
 def test_every_kind_of_family_and_objective_trains_and_resumes(

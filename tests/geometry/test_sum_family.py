@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from avtcli.contracts import TransformFamily
-from avtcli.errors import AvtError
 from avtcli.geometry.sum_family import SumFamily
 from avtcli.geometry.warp import warp
 from avtcli.seeding import keyed_generator
@@ -136,8 +135,3 @@ def test_a_sum_without_classes_raises():
     assert family.n_classes is None
     with pytest.raises(NotImplementedError, match="SumFamily has no classes"):
         family.classes(family.sample(1, SIZE, keyed_generator(9)))
-
-
-def test_the_same_name_twice_is_refused():
-    with pytest.raises(AvtError, match=r"The sum 'affine\+affine' has 'affine' twice"):
-        summed("affine", "affine")

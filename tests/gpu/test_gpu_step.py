@@ -96,7 +96,7 @@ def test_checkpointed_activations_take_less_memory() -> None:
 
 
 @pytest.mark.parametrize("captured", [True, False])
-@pytest.mark.parametrize("objective", ["avt", "gaussian", "aet", "simclr", "rotnet"])
+@pytest.mark.parametrize("objective", ["avt", "gaussian", "aet", "simclr", "rotnet", "avt+simclr"])
 def test_nothing_in_a_step_waits_for_the_device(objective: str, captured: bool) -> None:
     transform = {"name": {"simclr": "affine+photometric", "rotnet": "rotation"}.get(objective, "projective")}
     config = config_of(objective={"name": objective}, transform=transform, capture=captured)
@@ -178,7 +178,7 @@ def test_batches_are_those_of_the_cpu(place: str, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streamed_images_are_those_of_the_cpu(workers: int, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    for i in range(40):
+    for i in range(48):
         pixels = torch.randint(256, (36, 40, 3), generator=generator, dtype=torch.uint8).numpy()
         (tmp_path / f"class{i % 2}").mkdir(exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / f"class{i % 2}" / f"{i:02}.png")

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import norm
 from torch.distributions import Normal
 
-from avtcli.metrics.calibration import coverage, gaussian_nll
+from avtcli.metrics.calibration import calibration_error, coverage, fit_temperature, gaussian_nll
 from avtcli.seeding import keyed_generator
 
 LEVELS = (0.5, 0.8, 0.95)
@@ -61,3 +61,18 @@ def test_an_overconfident_prediction_covers_too_little() -> None:
 
     assert (narrow < exact).all()
     assert (exact < wide).all()
+
+
+def test_parameters_off_in_opposite_directions_do_not_cancel() -> None:
+    shares = torch.tensor([[0.3, 0.7], [0.9, 0.7]], dtype=torch.float64)
+
+    assert calibration_error(shares, (0.5, 0.8)) == pytest.approx((0.2 + 0.2 + 0.1 + 0.1) / 4)
+    assert calibration_error(torch.tensor([[0.5], [0.8]], dtype=torch.float64), (0.5, 0.8)) == 0
+
+
+def test_no_other_factor_of_the_variance_is_more_likely_than_the_temperature() -> None:
+    mean, log_var, target = 3 * torch.randn(3, 50, 4, generator=keyed_generator("test"), dtype=torch.float64)
+    best = math.log(fit_temperature(mean, log_var, target))
+    nll = [gaussian_nll(mean, log_var + best + step, target).mean().item() for step in (-1, -0.01, 0, 0.01, 1)]
+
+    assert min(nll) == nll[2]

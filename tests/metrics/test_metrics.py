@@ -1,5 +1,6 @@
 """Metrics against scikit-learn, scipy, published and hand-computed values."""
 
+import itertools
 import math
 
 import numpy as np
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from avtcli import registry
 from avtcli.errors import AvtError
-from avtcli.geometry.homography import matrix_from_coefficients
+from avtcli.geometry.homography import in_from_out_from_corners, matrix_from_coefficients
 from avtcli.metrics.accuracy import topk_hits, topk_percent
 from avtcli.metrics.feature_statistics import column_std, effective_rank
-from avtcli.metrics.transformation_error import corner_error, r2_scores, retrieval_ranks, retrieval_scores
+from avtcli.metrics.transformation_error import corner_error, corner_turns, r2_scores, retrieval_ranks, retrieval_scores
 from avtcli.seeding import keyed_generator
+from avtplugins.transforms.projective import move_corners
 
 
 @pytest.mark.parametrize(("side", "identity", "constant"), [(32, 29.0, 23.5), (224, 202, 164)])
@@ -38,6 +40,42 @@ def test_the_corner_error_of_a_shift_is_its_length() -> None:
     shift[0, :2, 2] = torch.tensor([3.0, 4.0])
 
     assert corner_error(shift, torch.eye(3, dtype=torch.float64)[None], (10, 20)).tolist() == [5.0]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (224, 224), (24, 60)])
+def test_the_turn_of_every_projective_sample_is_the_one_that_was_drawn(size: tuple[int, int]) -> None:
+    n, generator = 100_000, keyed_generator("turns")
+    family = registry.build("transform", "projective", {})
+    matrices = family.in_from_out(family.sample(n, size, keyed_generator("turns")), size)
+    torch.rand(n, generator=generator, dtype=torch.float64)  # the scale is drawn first
+    turns, rest = corner_turns(matrices, size)
+
+    assert torch.equal(turns, torch.randint(4, (n,), generator=generator))
+    assert 10 < rest.max() < 18
+
+
+def test_the_turn_is_right_for_the_largest_shifts_in_all_directions() -> None:
+    size, shifts = (32, 32), torch.tensor(list(itertools.product((-4.0, 4.0), repeat=8))).double().reshape(-1, 4, 2)
+    for scale, rotation in itertools.product((0.8, 1.2), range(4)):
+        rotations = torch.full((len(shifts),), rotation)
+        corners = move_corners(size, shift=shifts, scale=torch.full((len(shifts),), scale).double(), rotation=rotations)
+
+        assert torch.equal(corner_turns(in_from_out_from_corners(corners, size), size)[0], rotations)
+
+
+def test_the_turn_of_a_rotation_is_its_angle_and_of_a_point_none() -> None:
+    degrees = torch.tensor([0.0, 30, -30, 100, 170, 260]).double()
+    cos, sin, zero, one = (degrees * math.pi / 180).cos(), (degrees * math.pi / 180).sin(), degrees * 0, degrees * 0 + 1
+    # about the centre (16, 16), clockwise as y points down: the corner (0, 0) goes towards (32, 0)
+    out_from_in = torch.stack(
+        [cos, -sin, 16 - 16 * cos + 16 * sin, sin, cos, 16 - 16 * sin - 16 * cos, zero, zero, one], 1
+    ).reshape(-1, 3, 3)
+    turns, rest = corner_turns(torch.linalg.inv(out_from_in), (32, 32))
+    point = matrix_from_coefficients(torch.tensor([[0.0, 0, 16, 0, 0, 16, 0, 0], [torch.nan] * 8]).double())
+
+    assert turns.tolist() == [0, 0, 0, 1, 2, 3]
+    assert rest.tolist() == pytest.approx([0, 30, 30, 10, 10, 10])
+    assert corner_turns(point, (32, 32))[0].tolist() == [-1, -1]
 
 
 @pytest.mark.parametrize("k", [1, 3])

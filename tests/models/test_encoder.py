@@ -8,14 +8,15 @@ from avtcli.models.decoder import Decoder
 from avtcli.models.encoder import Encoder
 from avtcli.models.siamese import SiameseModel
 from avtplugins.backbones.nin import NIN
-from avtplugins.objectives.avt import AVT
+from avtplugins.objectives._pairs import PairObjective
+from avtplugins.objectives.aet import aet_loss
 
 GREY = {"pixel_mean": [0.5], "pixel_std": [0.25]}
 
 
 def siamese(encoder: Encoder, log_var_scale: float = 1.0) -> SiameseModel:
     decoder = Decoder(2 * encoder.backbone.vector_dim, 8, log_var_scale=log_var_scale)
-    return SiameseModel(encoder, AVT(decoder, noise_scale=encoder.noise_scale, variance_floor=1e-4))
+    return SiameseModel(encoder, PairObjective(decoder, aet_loss, noise_scale=encoder.noise_scale))
 
 
 @pytest.fixture

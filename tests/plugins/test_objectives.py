@@ -38,7 +38,7 @@ def loss_of(build, mean, log_var, target, **options):
     """The loss of a given prediction, whatever the heads say."""
     objective = made(build, target.family, **options)
     objective.predict = lambda codes: Prediction(mean, log_var)
-    return objective((), (target,))
+    return objective((mean, mean), (target,))
 
 
 def outputs_of(objective):

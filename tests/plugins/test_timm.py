@@ -16,7 +16,8 @@ from avtcli.models.encoder import Encoder
 from avtcli.models.siamese import SiameseModel
 from avtplugins.backbones._timm_taps import TapLocation, default_code_tap
 from avtplugins.backbones.timm import TimmBackbone
-from avtplugins.objectives.avt import AVT
+from avtplugins.objectives._pairs import PairObjective
+from avtplugins.objectives.gaussian import gaussian_loss
 
 SMALL_VIT = {"embed_dim": 48, "depth": 3, "num_heads": 3}
 QUICK: dict[str, dict[str, Any]] = {
@@ -70,7 +71,7 @@ def train(name: str, args: dict[str, Any]) -> Trained:
     side = LARGER.get(name, 32)
     backbone = build(name, side=side, args=args)
     decoder = Decoder(2 * backbone.vector_dim, 8, log_var_scale=1.0)
-    objective = AVT(decoder, noise_scale=0.1, variance_floor=1e-4)
+    objective = PairObjective(decoder, gaussian_loss, noise_scale=0.1)
     model = SiameseModel(Encoder(backbone, noise_scale=0.1, pixel_mean=[0.5], pixel_std=[0.25]), objective).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     x, y = torch.randn(2, 4, 1, side, side, generator=torch.Generator().manual_seed(1))

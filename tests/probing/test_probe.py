@@ -503,17 +503,16 @@ def test_weights_without_a_run_need_a_data_set(source: Weights) -> None:
         run_probe(replace(source, about={}))
 
 
-def data_of(*, channels: int = 1, labelled: bool = True, tested: bool = True) -> ImageData:
+def data_of(*, channels: int = 1, labelled: bool = True) -> ImageData:
     images, labels = torch.zeros(20, channels, 32, 32, dtype=torch.uint8), torch.arange(20) % 2 if labelled else None
     split = MemorySplit(images, labels, prefix="x")
-    test, half = split if tested else None, (0.5,) * channels
-    return ImageData(split, test, channels=channels, size=(32, 32), mean=half, std=half, classes=None, fingerprint="x")
+    half = (0.5,) * channels
+    return ImageData(split, split, channels=channels, size=(32, 32), mean=half, std=half, classes=None, fingerprint="x")
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (data_of(tested=False), "The data set 'fashion-mini' has no test images to report on"),
         (data_of(labelled=False), "The data set 'fashion-mini' has no labels, and a probe learns from labels"),
         (data_of(channels=3), r"takes images of 1 channel\(s\), those of 'fashion-mini' have 3"),
     ],

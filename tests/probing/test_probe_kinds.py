@@ -9,16 +9,20 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
 from avtcli.config.components import Plugin
 from avtcli.config.resolution import resolve_probe
 from avtcli.contracts import MemorySplit
-from avtcli.data.datasets import build_data, limited
+from avtcli.data.datasets import build_data
+from avtcli.data.held_out import limited
 from avtcli.errors import AvtError
 from avtcli.events import Event, Notice
 from avtcli.features import evaluation_target
 from avtcli.features.feature_cache import extract
 from avtcli.features.pooling import pool_features
+from avtcli.models.encoder import Encoder
+from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import Weights, restore_encoder
 from avtcli.probing import encoder_probing
 from avtcli.probing.head_training import train_heads
@@ -35,7 +39,7 @@ def pooled(source: Weights) -> dict[str, tuple[Tensor, Tensor]]:
     data, encoder = build_data(Plugin(name="fashion-mini"), None), restore_encoder(source)
     assert data.test is not None
     out = {}
-    for part, split, rows in (("train", data.train, limited(data.train, 200)), ("test", data.test, torch.arange(1000))):
+    for part, split, rows in (("train", data.train, limited(torch.arange(2000), 200)), ("test", data.test, torch.arange(1000))):
         with torch.no_grad():
             codes = encoder(encoder.normalise(split.images[rows]))
         out[part] = (pool_features(codes, "max", 4).flatten(1), split.labels[rows])
@@ -273,17 +277,63 @@ def test_copies_are_features_of_augmented_images_taken_in_turn(source: Weights, 
     assert kept.protocol["copies"] == 2
 
 
+# the random baseline, and calibration
+
+
+def with_statistics_of_200(source: Weights, encoder: Encoder) -> Weights:
+    """Weights with PyTorch's own update of BatchNorm's statistics, from the 200 training images in one batch."""
+    split = build_data(Plugin(name="fashion-mini"), None).train
+    update_bn([encoder.normalise(split.images[limited(torch.arange(2000), 200)])], encoder)
+    return replace(source, tensors=encoder.state_dict())
+
+
+@pytest.mark.parametrize("layer", ["conv2", "conv2.log_var"])
+def test_the_random_baseline_has_the_statistics_of_the_training_images(source: Weights, layer: str) -> None:
+    settings = {**MINI, "layers": (layer,), "head": "knn"}
+    result = run_probe(source, **{**settings, "baseline": True})
+    random = build_encoder(source.spec, seed=0)
+    as_initialised = run_probe(replace(source, tensors=random.state_dict()), **settings)
+    expected = run_probe(with_statistics_of_200(source, random), **settings)
+
+    assert [head.top1 for head in result.baseline] == pytest.approx([head.top1 for head in expected.results], abs=0.2)
+    assert abs(result.baseline[0].top1 - as_initialised.results[0].top1) > 0.2
+    assert result.protocol["baseline"]["backbone"] == "random weights, BatchNorm statistics of 200 training images"
+    assert result.protocol["calibrated"] is None
+
+
+def test_weights_are_calibrated_only_if_asked(source: Weights) -> None:
+    as_stored, found = (run_probe(source, **MINI, head="knn", calibrate_bn=asked) for asked in (False, True))
+    expected = run_probe(with_statistics_of_200(source, restore_encoder(source)), **MINI, head="knn")
+
+    assert found.results[0].top1 == pytest.approx(expected.results[0].top1, abs=0.2)
+    assert abs(found.results[0].top1 - as_stored.results[0].top1) > 0.2
+    assert (as_stored.protocol["calibrated"], found.protocol["calibrated"]) == (
+        None,
+        "BatchNorm statistics of 200 training images",
+    )
+
+
 # a backbone without a run
 
 
-def test_a_backbone_without_a_run_is_probed_and_is_its_own_random_baseline() -> None:
-    events: list[Event] = []
-    settings = {"backbone": {"name": "nin", "width": 0.05}, "layers": ("conv1",), "limit_train": 40, "head": "knn"}
-    result = run_probe(None, on_event=events.append, **settings)
+BY_NAME: dict[str, Any] = {"backbone": {"name": "nin", "width": 0.05}, "layers": ("conv1",), "limit_train": 40}
+
+
+def test_a_backbone_without_a_run_is_probed_as_it_is_initialised() -> None:
+    result = run_probe(None, **BY_NAME, head="knn")
 
     assert result.run == "nin"
-    assert (len(result.results), result.baseline) == (1, [])
+    assert (len(result.results), len(result.baseline)) == (1, 1)
     assert result.protocol["weights"] == "random"
+    assert result.protocol["calibrated"] is None
+
+
+@pytest.mark.parametrize("over", [{"head": "knn", "calibrate_bn": True}, {"finetune": True, "epochs": 1, "rates": (0.01,)}])
+def test_random_weights_that_are_measured_as_the_baseline_are_measured_once(over: dict[str, Any]) -> None:
+    events: list[Event] = []
+    result = run_probe(None, on_event=events.append, **BY_NAME, **over)
+
+    assert (len(result.results), result.baseline) == (1, [])
     assert result.protocol["baseline"] is None
     assert any(isinstance(e, Notice) and "random themselves: no other baseline" in e.text for e in events)
 

@@ -12,14 +12,15 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from avtcli.contracts import MemorySplit
-from avtcli.data.datasets import limited
 from avtcli.events import Event, Notice, Saved, ignore
 from avtcli.runtime.signals import Stop
+from avtcli.seeding import keyed_generator
 from avtcli.storage.checkpoints import load_newest
 from avtcli.storage.metrics_log import MetricsLog
-from avtcli.training import collapse, monitor
+from avtcli.training import collapse
 from avtcli.training.collapse import Point, new_signs
 from avtcli.training.monitor import Monitor, Outcome, measure_quality
 from avtcli.training.run_log import Tracking
@@ -45,6 +46,11 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 def evaluations(run: Path) -> list[dict[str, Any]]:
     return [line for line in lines(run) if "eval" in line]
+
+
+def drawn(count: int) -> torch.Tensor:
+    """Indices in the order in which a limit draws them."""
+    return torch.randperm(count, generator=keyed_generator("limit", count))
 
 
 def notices(events: list[Event]) -> list[str]:
@@ -109,23 +115,41 @@ def test_a_resumed_run_may_be_evaluated_more_or_less_often(tmp_path: Path, avt) 
 
 
 def test_the_neighbours_vote_as_scikit_learns_do(setup: TrainingSetup) -> None:
-    def codes(split: MemorySplit, count: int) -> np.ndarray:
-        images = split.images[limited(split, count)]
+    """On the first 120 training images that a limit would draw, and 40 of the last 60."""
+
+    def codes(rows: torch.Tensor) -> np.ndarray:
         with torch.no_grad():
-            code = setup.net.encoder.features(setup.net.normalise(images), ["conv2"])["conv2"]
+            code = setup.net.encoder.features(setup.net.normalise(train.images[rows]), ["conv2"])["conv2"]
         return nn.functional.avg_pool2d(code, 2).flatten(1).numpy()  # 8x8 to 4x4
 
-    train, test = setup.data.train, setup.data.test
+    train, order = setup.data.train, drawn(2000)
+    bank, queries = order[:120], order[-60:].sort().values[drawn(60)[:40]]
     reference = KNeighborsClassifier(20, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07))
-    reference.fit(codes(train, 120), train.labels[limited(train, 120)])
-    expected = 100 * reference.score(codes(test, 60), test.labels[limited(test, 60)])
+    reference.fit(codes(bank), train.labels[bank])
+    expected = 100 * reference.score(codes(queries), train.labels[queries])
 
     assert 30 < expected < 90
     assert measure_quality(setup).knn_top1 == pytest.approx(expected)
 
 
+def test_the_first_evaluation_is_of_the_training_images_statistics(setup: TrainingSetup, tmp_path: Path) -> None:
+    """Later ones are compared with it: mean 0 and variance 1, where BatchNorm starts, would flatter them."""
+    config, metrics = setup.config.model_copy(update={"eval_every": 1}), MetricsLog(tmp_path / "log")
+    Monitor(replace(setup, config=config), metrics, Tracking([], on_event=ignore), stop=Stop(), on_event=ignore).maybe_evaluate(
+        1
+    )
+    encoder, images = setup.net.encoder, setup.data.train.images[drawn(2000)[:120]]
+    update_bn([encoder.normalise(images)], encoder)
+    setup.net.eval()
+    found, (expected,) = asdict(measure_quality(setup)), [line["eval"] for line in metrics.read()]
+
+    for name in ("knn_top1", "rankme", "code_std"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+    assert found["mace_px"] != expected["mace_px"]  # the decoder is measured as it is
+
+
 def test_rank_and_deviation_are_those_of_the_average_pooled_code(setup: TrainingSetup) -> None:
-    images = setup.data.train.images[limited(setup.data.train, 120)]
+    images = setup.data.train.images[drawn(2000)[:120]]
     with torch.no_grad():
         vectors = setup.net.encoder(setup.net.normalise(images)).mean((2, 3)).double().numpy()
     singular = np.linalg.svd(vectors, compute_uv=False)
@@ -160,16 +184,14 @@ def test_a_decoder_that_predicts_the_mean_has_the_constants_error(setup: Trainin
     nn.init.zeros_(setup.net.objective.decoder.mean_head.weight)
     found = measure_quality(setup)
 
-    assert found.mace_px == pytest.approx(found.constant_mace_px, rel=2e-3)
+    assert found.mace_px == pytest.approx(found.constant_mace_px, rel=4e-3)
 
 
-def test_the_constants_error_is_that_of_the_published_distribution(
-    setup: TrainingSetup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_constants_error_is_that_of_the_published_distribution(setup: TrainingSetup) -> None:
     """23.5 px over 400 000 draws; 1 000 are within half a pixel, three standard errors."""
-    monkeypatch.setattr(monitor, "MACE_COUNT", 1000)
+    found = measure_quality(replace(setup, monitored=torch.arange(1000)))
 
-    assert measure_quality(setup).constant_mace_px == pytest.approx(23.5, abs=0.5)
+    assert found.constant_mace_px == pytest.approx(23.5, abs=0.5)
 
 
 def test_a_code_that_is_not_finite_leaves_figures_out_and_fails_nothing(setup: TrainingSetup) -> None:
@@ -180,30 +202,20 @@ def test_a_code_that_is_not_finite_leaves_figures_out_and_fails_nothing(setup: T
     json.dumps(asdict(found), allow_nan=False)
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_an_image_without_a_label_leaves_the_neighbours_out(setup: TrainingSetup, part: str) -> None:
-    split = getattr(setup.data, part)
-    labels = split.labels.clone()
-    labels[limited(split, 60)[0]] = -1
-    partly = MemorySplit(split.images, labels, prefix=part)
-    found = measure_quality(replace(setup, data=replace(setup.data, **{part: partly})))
+@pytest.mark.parametrize("place", [0, -1], ids=["in the bank", "in all queries"])
+def test_an_image_without_a_label_leaves_the_neighbours_out(setup: TrainingSetup, place: int) -> None:
+    labels = setup.data.train.labels.clone()
+    labels[drawn(2000)[:1] if place == 0 else setup.monitored] = -1
+    partly = MemorySplit(setup.data.train.images, labels, prefix="train")
+    found = measure_quality(replace(setup, data=replace(setup.data, train=partly)))
 
     assert found.knn_top1 is None
     assert found.rankme is not None
 
 
-@pytest.mark.parametrize("part", ["labels of train", "labels of test", "the test split"])
-def test_without_labels_or_test_split_the_other_figures_remain(setup: TrainingSetup, part: str) -> None:
-    def unlabelled(split: MemorySplit) -> MemorySplit:
-        return MemorySplit(split.images, None, prefix="x")
-
-    data = setup.data
-    data = {
-        "labels of train": replace(data, train=unlabelled(data.train)),
-        "labels of test": replace(data, test=unlabelled(data.test)),
-        "the test split": replace(data, test=None),
-    }[part]
-    found = measure_quality(replace(setup, data=data))
+def test_without_labels_the_other_figures_remain(setup: TrainingSetup) -> None:
+    unlabelled = MemorySplit(setup.data.train.images, None, prefix="x")
+    found = measure_quality(replace(setup, data=replace(setup.data, train=unlabelled)))
 
     assert found.knn_top1 is None
     assert found.rankme > 1

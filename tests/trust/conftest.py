@@ -44,8 +44,8 @@ def reference(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Refer
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 40 images that readers decode."""
+    """A folder of 44 images that readers decode, of which two are held out."""
     folder, generator = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for number in range(40):
+    for number in range(44):
         Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number:02d}.png")
     return folder

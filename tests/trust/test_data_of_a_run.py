@@ -78,7 +78,7 @@ def test_an_unknown_home_and_an_empty_path_are_refused() -> None:
         resolve({"dataset": {"name": "folder:"}}, recipe=None)
 
 
-@pytest.mark.parametrize("command", ["embed", "evaluate --count 8"])
+@pytest.mark.parametrize("command", ["embed", "evaluate"])
 def test_commands_find_the_runs_images_from_another_folder(command: str, home: Path, avt: Avt) -> None:
     save_photos(home / "photos")
     run = run_on("photos", home / "run")
@@ -127,7 +127,7 @@ def test_a_resumed_setup_has_the_runs_list_of_images(home: Path) -> None:
 
     assert after.indices.tolist() == before.indices.tolist()
     assert after.environment["data_fingerprint"] == before.environment["data_fingerprint"]
-    assert after.bad_images["train"].reasons == {5: "gone"}
+    assert after.bad_images.reasons == {5: "gone"}
     (photos / "06.png").unlink()
     with pytest.raises(AvtError, match=r"1 missing, first '06\.png'\. Point --dataset or --data-dir to the same images"):
         build_training_setup(config, resume=True, run=run, on_event=lambda event: None)

@@ -31,7 +31,7 @@ def _walk(folder: bytes, below: bytes, walked: set[tuple[int, int]]) -> Iterator
 
 
 def folder(path: Path, /, *, mean: RGB = MEAN, std: RGB = STD) -> ImageData:
-    """Any images: every image file in a folder and the folders below, sorted by name, without labels and without a test part.
+    """Any images: every image file in a folder and the folders below, sorted by name, without labels; 5 % are held out.
 
     Args:
         path: the folder.

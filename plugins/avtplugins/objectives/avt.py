@@ -4,38 +4,25 @@ Qi, Zhang, Chen and Tian, "AVT: Unsupervised Learning of Transformation Equivari
 Variational Transformations", ICCV 2019 (arXiv 1903.10863), equation 8: maximise E log q(t | z~, z) over encoder and decoder.
 """
 
+from functools import partial
+
 from pydantic import NonNegativeFloat, PositiveFloat
-from torch import Tensor, nn
 
 from avtcli.contracts import Loss, Objective, Prediction, Target, TransformFamily
 from avtcli.models.decoder import Decoder
+from avtplugins.objectives._pairs import PairObjective, Views
 
 
-class AVT(Objective):
-    """-2 log q up to constants: sum over the parameters of log s2 + (mean - t)^2 / (s2 + variance_floor)."""
+def avt_loss(prediction: Prediction, target: Target, *, variance_floor: float) -> Loss:
+    """-2 log q up to constants: sum over the parameters of log s2 + (mean - t)^2 / (s2 + variance_floor).
 
-    def __init__(self, decoder: Decoder, *, noise_scale: float, variance_floor: float) -> None:
-        super().__init__()
-        self.decoder = decoder
-        self.noise_scale = noise_scale
-        self.variance_floor = variance_floor
-
-    def predict(self, codes: tuple[Tensor, ...]) -> Prediction:
-        """Predict mean and log-variance of the normalised target, (B, dof) each."""
-        return self.decoder(codes)  # type: ignore[no-any-return]
-
-    def log_var_layer(self) -> nn.Module | None:
-        """Return the decoder's log-variance layer."""
-        return self.decoder.log_var_head
-
-    def forward(self, codes: tuple[Tensor, ...], targets: tuple[Target, ...]) -> Loss:
-        """Return the loss of each sample, (B,), and its parts: squared error per parameter, and mean log-variance."""
-        prediction = self.predict(codes)
-        log_var = prediction.log_var
-        assert log_var is not None
-        squared_error = (prediction.mean - targets[0].values).square()
-        per_sample = (log_var + squared_error / (log_var.exp() + self.variance_floor)).sum(1)
-        return Loss(per_sample, {"mse": squared_error.mean(1), "log_var": log_var.mean(1)})
+    Its parts are squared error per parameter, and mean log-variance.
+    """
+    log_var = prediction.log_var
+    assert log_var is not None
+    squared_error = (prediction.mean - target.values).square()
+    per_sample = (log_var + squared_error / (log_var.exp() + variance_floor)).sum(1)
+    return Loss(per_sample, {"mse": squared_error.mean(1), "log_var": log_var.mean(1)})
 
 
 def avt(
@@ -45,6 +32,7 @@ def avt(
     noise_scale: NonNegativeFloat = 0.001,
     log_var_divisor: PositiveFloat = 1000.0,
     variance_floor: NonNegativeFloat = 1e-4,
+    views: Views = 1,
 ) -> Objective:
     """AVT's objective with the release's constants; with them it stays close to a squared error.
 
@@ -54,6 +42,7 @@ def avt(
         noise_scale: factor before the encoder's standard deviation, z = mean + scale * exp(log_var / 2) * eps.
         log_var_divisor: divides the decoder's raw log-variance.
         variance_floor: added to the variance under the squared error.
+        views: transformed views of each image, each decoded with the original; the loss is their mean.
     """
     decoder = Decoder(2 * vector_dim, family.dof, log_var_scale=1 / log_var_divisor)
-    return AVT(decoder, noise_scale=noise_scale, variance_floor=variance_floor)
+    return PairObjective(decoder, partial(avt_loss, variance_floor=variance_floor), views=views, noise_scale=noise_scale)

@@ -1,0 +1,1 @@
+"""Objectives by name, and sums of them."""

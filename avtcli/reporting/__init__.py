@@ -1,0 +1,1 @@
+"""Reports on runs from what their folders keep: settings and figures side by side."""

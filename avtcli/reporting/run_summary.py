@@ -1,0 +1,154 @@
+"""The settings and final figures of a run, from its folder; the weights are not read."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Final
+
+from avtcli.errors import AvtError
+from avtcli.events import Notice, OnEvent
+from avtcli.input_files import TEXT_BYTES, parse_json_object, parse_toml, read_bytes, read_text
+from avtcli.storage.metrics_log import MetricsLog
+from avtcli.storage.run_folders import is_run
+
+TRAINING: Final = ("loss", "mace_px", "knn_top1", "rankme", "code_std")
+"""The mean loss of the last epoch, and figures of the last evaluation during training."""
+DECODER: Final = ("mace_px", "right_turns", "mace_px_right_turn", "r2", "nll", "accuracy")
+"""Figures in evaluate.json, next to those of retrieval, calibration and ridges."""
+
+
+@dataclass(frozen=True)
+class FigureKey:
+    """What a figure is of.
+
+    Attributes:
+        section: training, probe or evaluate.
+        name: of the figure, with its layer and head.
+        conditions: of the protocol; figures under other conditions are not comparable.
+    """
+
+    section: str
+    name: str
+    conditions: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run: its settings by dotted name, and its figures, those of its newest checkpoint where they need weights.
+
+    `complete` is false for a run that has not reached its last step.
+    """
+
+    run: Path
+    step: int
+    complete: bool
+    settings: dict[str, Any]
+    figures: dict[FigureKey, float]
+
+
+def summarize_run(run: Path, *, on_event: OnEvent) -> RunSummary:
+    """Read a run folder.
+
+    Files that are damaged, or are of other weights than the newest checkpoint's, are left out with a notice.
+
+    Raises:
+        AvtError: if it is no run folder, or its settings cannot be read.
+    """
+    if not is_run(run):
+        raise AvtError(f"{run} is no run folder (it has no folder `checkpoints`). Give folders that `avt pretrain` wrote.")
+    settings = _flat(parse_toml(read_text(run / "config.toml"), run / "config.toml"))
+    steps = [path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*")]
+    step = max((int(digits) for digits in steps if digits.isdecimal()), default=0)
+    ended: dict[str, Any] = {}
+    probes: dict[tuple[FigureKey, str], list[Mapping[str, Any]]] = {}
+    evaluated: dict[FigureKey, float | None] = {}
+    for path, content in _results(run, step, on_event=on_event):
+        try:
+            if path.name == "result.json":
+                ended = content
+            elif path.name == "evaluate.json":
+                evaluated = _evaluation_figures(content)
+            else:
+                probes |= _probe_results(content)
+        except (KeyError, TypeError, AttributeError):
+            on_event(Notice(f"{path} has other fields than this version of avt writes. It is left out."))
+    figures = _training_figures(MetricsLog(run / "metrics.jsonl"), ended) | _probe_figures(probes) | evaluated
+    finite = {key: value for key, value in figures.items() if value is not None}
+    return RunSummary(run, step, bool(ended), settings, finite)
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in table.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return out
+
+
+def _results(run: Path, step: int, *, on_event: OnEvent) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield what commands stored in the folder about the newest weights, by path; probes in the order of time."""
+    other = []
+    for path in (run / "result.json", run / "evaluate.json", *sorted((run / "probes").glob("*.json"))):
+        if not path.exists():
+            continue
+        try:
+            content = parse_json_object(read_bytes(path, limit=TEXT_BYTES), path)
+        except AvtError as error:
+            on_event(Notice(f"{error} It is left out."))
+            continue
+        if content.get("step", content.get("steps")) == step:
+            yield path, content
+        else:
+            other.append(path.name)
+    if other:
+        on_event(Notice(f"{run}: {', '.join(other)} left out, of other weights than those of step {step}"))
+
+
+def _training_figures(log: MetricsLog, ended: Mapping[str, Any]) -> dict[FigureKey, float | None]:
+    """The mean loss of the last epoch, and the last evaluation."""
+    evaluated: dict[str, Any] = next(log.newest("eval"), {}).get("eval", {})
+    steps = log.newest("loss")
+    last = next(steps, None)
+    lines = [] if last is None else [last, *takewhile(lambda line: line["epoch"] == last["epoch"], steps)]
+    losses = [line["loss"] for line in lines if line["loss"] is not None]
+    figures = {"loss": fmean(losses) if losses else None, "mace_px": ended.get("mace_px"), **evaluated}
+    return {FigureKey("training", name): figures.get(name) for name in TRAINING}
+
+
+def _probe_results(probe: Mapping[str, Any]) -> dict[tuple[FigureKey, str], list[Mapping[str, Any]]]:
+    """The results of a probe, one for each of its seeds, by what they are of and the pooling."""
+    out: dict[tuple[FigureKey, str], list[Mapping[str, Any]]] = {}
+    for result in probe["results"]:
+        out.setdefault((_probe_key(probe["protocol"], result), result["pool"]), []).append(result)
+    return out
+
+
+def _probe_figures(probes: Mapping[tuple[FigureKey, str], list[Mapping[str, Any]]]) -> dict[FigureKey, float | None]:
+    """Top-1 by layer and head: the mean over the probe's seeds, of the pooling that the held-out images prefer."""
+    best: dict[FigureKey, tuple[float, float]] = {}
+    for (key, _), results in probes.items():
+        held_out = fmean(-1.0 if result["val_top1"] is None else result["val_top1"] for result in results)
+        found = held_out, fmean(result["top1"] for result in results)
+        best[key] = found if key not in best or held_out > best[key][0] else best[key]
+    return {key: top1 for key, (_, top1) in best.items()}
+
+
+def _probe_key(protocol: Mapping[str, Any], result: Mapping[str, Any]) -> FigureKey:
+    stated = {**protocol, **result, "calibrated": bool(protocol.get("calibrated"))}
+    names = ("dataset", "train_images", "shots", "recipe", "epochs", "finetune", "calibrated")
+    conditions = tuple((name, stated[name]) for name in names if stated.get(name))
+    return FigureKey("probe", f"{result['layer']} {result['head']}", conditions)
+
+
+def _evaluation_figures(result: Mapping[str, Any]) -> dict[FigureKey, float | None]:
+    retrieval, calibration = result["retrieval"] or {}, result["calibration"] or {"temperature": {}}
+    temperature = calibration["temperature"]
+    figures = {
+        **{name: result[name] for name in DECODER},
+        "mrr": retrieval.get("mrr"),
+        "calibration_error": temperature.get("before", {}).get("calibration_error"),
+        "temperature": temperature.get("temperature"),
+        **{f"{ridge['layer']} ridge r2": ridge["r2"] for ridge in result["ridge"]},
+    }
+    return {FigureKey("evaluate", name, (("count", result["count"]),)): value for name, value in figures.items()}

@@ -1,0 +1,65 @@
+"""`avt compare` from the command line."""
+
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from avtcli.events import ignore
+from avtcli.reporting.comparison import compare_runs
+from tests.reporting.test_comparison import made, probed
+
+
+def write_runs() -> None:
+    for name, width, seed, top in (("a", 0.5, 0, 70), ("b", 0.5, 1, 80), ("c", 0.25, 0, 60)):
+        run = made(Path(name), config=f'seed = {seed}\n[backbone]\nname = "nin"\nwidth = {width}\n')
+        probed(run, "1", top)
+    probed(Path("a"), "2", 50, head="linear", train_images=7)
+
+
+def test_the_tables_have_a_row_for_each_group_and_a_table_for_each_protocol(avt) -> None:
+    write_runs()
+    result = avt("compare a b c")
+
+    assert (result.code, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
+        "run   seed  step  backbone.width",
+        "a +1  0, 1     4             0.5",
+        "c        0     4            0.25",
+        "",
+        "training: loss of the last epoch, last evaluation",
+        "               loss       mace_px      knn_top1        rankme",
+        "a +1  2.000 ± 0.000  12.00 ± 0.00  80.00 ± 0.00  30.00 ± 0.00",
+        "c             2.000         12.00         80.00         30.00",
+        "",
+        "probe: top-1 %, dataset=mini, train_images=100",
+        "         conv2 knn",
+        "a +1  75.00 ± 7.07",
+        "c            60.00",
+        "",
+        "probe: top-1 %, dataset=mini, train_images=7",
+        "        conv2 linear",
+        "a +1  50.00 (1 of 2)",
+    ]
+
+
+def test_the_json_is_the_comparison(avt) -> None:
+    write_runs()
+
+    assert avt("compare a b c --json").json == asdict(compare_runs([Path("a"), Path("b"), Path("c")], on_event=ignore))
+
+
+def test_what_is_no_run_is_one_message(avt) -> None:
+    result = avt("compare nowhere")
+
+    assert (result.code, result.stdout) == (2, "")
+    assert "nowhere is no run folder" in result.stderr
+
+
+def test_a_comparison_loads_no_torch() -> None:
+    write_runs()
+    line = "app(['compare', 'a', 'c'], standalone_mode=False)"
+    code = f"import sys; from avtcli.cli.app import app; {line}; print('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert ended.stdout.splitlines()[-1] == "False"

@@ -1,0 +1,146 @@
+"""Comparison of runs: groups over seeds, figures from the files of a run's folder, and what is left out."""
+
+import json
+import shutil
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pytest
+
+from avtcli.errors import AvtError
+from avtcli.events import Event, Notice, ignore
+from avtcli.reporting.comparison import RunComparison, RunGroup, compare_runs
+
+
+def made(folder: Path, *, steps: int = 4, config: str = "", losses: tuple[float | None, ...] = (9, 9, 3, 1)) -> Path:
+    """A complete run folder with two steps an epoch, without weights."""
+    (folder / "checkpoints" / f"step-{steps:010d}").mkdir(parents=True)
+    (folder / "config.toml").write_text(config or 'seed = 0\n[backbone]\nname = "nin"\nwidth = 0.5\n')
+    lines: list[dict[str, Any]] = [{"step": i + 1, "epoch": i // 2, "loss": loss} for i, loss in enumerate(losses)]
+    figures = {"mace_px": 12.0, "knn_top1": 80.0, "rankme": 30.0, "rankme_max": 48, "code_std": None}
+    lines.insert(1, {"step": 1, "epoch": 0, "eval": {**figures, "knn_top1": 50.0}})
+    lines.append({"step": 4, "epoch": 2, "eval": figures})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write(folder / "result.json", {"steps": steps, "mace_px": 12.0})
+    return folder
+
+
+def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def probed(run: Path, name: str, *tops: float, step: int = 4, **over: Any) -> None:
+    """Store a probe with one result for each top-1, which are of as many seeds."""
+    about = {"dataset": "mini", "layer": "conv2", "pool": "max", "head": "knn", "train_images": 100, "shots": None}
+    results = [{**about, "seed": seed, "top1": top, "val_top1": 50.0, **over} for seed, top in enumerate(tops)]
+    protocol = {"recipe": None, "finetune": False, "calibrated": None}
+    write(run / "probes" / f"{name}.json", {"step": step, "protocol": protocol, "results": results})
+
+
+def compared(*runs: Path) -> tuple[RunComparison, str]:
+    """The comparison and the texts of the notices."""
+    events: list[Event] = []
+    result = compare_runs(runs, on_event=events.append)
+    return result, "\n".join(event.text for event in events if isinstance(event, Notice))
+
+
+def figures_of(group: RunGroup, section: str) -> dict[str, float]:
+    return {figure.name: figure.mean for figure in group.figures if figure.section == section}
+
+
+def test_runs_that_differ_by_their_seed_alone_are_one_group() -> None:
+    configs = {
+        "a": 'seed = 0\n[backbone]\nname = "nin"\n',
+        "b": 'seed = 1\n[backbone]\nname = "nin"\n',
+        "c": 'seed = 1\n[backbone]\nname = "nin"\nwidth = 2.0\n',
+    }
+    losses = {"a": 1.0, "b": 4.0, "c": 7.0}
+    runs = [made(Path(name), config=text, losses=(9, 9, losses[name], 0)) for name, text in configs.items()]
+    result, notices = compared(*runs, Path("a"))
+    first, second = result.groups
+
+    assert notices == ""
+    assert (result.differing, first.settings, second.settings) == (
+        ["backbone.width"],
+        {"backbone.width": None},
+        {"backbone.width": 2.0},
+    )
+    assert (first.runs, first.seeds, second.runs) == (["a", "b"], [0, 1], ["c"])
+    (loss,) = (figure for figure in first.figures if figure.name == "loss")
+    assert (loss.mean, loss.std, loss.runs) == (mean([0.5, 2]), pytest.approx(stdev([0.5, 2])), 2)
+    assert [figure.std for figure in second.figures] == [None] * len(second.figures)
+
+
+def test_training_figures_are_those_of_the_last_epoch_and_evaluation() -> None:
+    result, _ = compared(made(Path("a"), losses=(9, 9, 3, None)))
+
+    assert figures_of(result.groups[0], "training") == {"loss": 3, "mace_px": 12, "knn_top1": 80, "rankme": 30}
+
+
+def test_the_real_files_of_a_run_are_read(avt, tiny_run: Path) -> None:
+    shutil.copytree(tiny_run, "run")
+    probe = avt("probe run --layer conv1,conv2 --head knn --pool max,avg --limit-train 60 --no-baseline --json").json
+    evaluated = avt("evaluate run --count 20 --layer conv1,conv3 --json").json
+    result, notices = compared(Path("run"))
+    (group,) = result.groups
+    best = {}
+    for head in probe["results"]:
+        if head["layer"] not in best or head["val_top1"] > best[head["layer"]]["val_top1"]:
+            best[head["layer"]] = head
+
+    assert notices == ""
+    assert (group.steps, group.complete) == ([9], [True])
+    reported = json.loads((tiny_run / "result.json").read_text())
+    assert figures_of(group, "training") == {"loss": pytest.approx(reported["loss"]), "mace_px": reported["mace_px"]}
+    assert figures_of(group, "probe") == {f"{layer} knn": head["top1"] for layer, head in best.items()}
+    temperature = evaluated["calibration"]["temperature"]
+    expected = {name: evaluated[name] for name in ("mace_px", "right_turns", "mace_px_right_turn", "r2", "nll")}
+    assert figures_of(group, "evaluate") == {
+        **expected,
+        "mrr": evaluated["retrieval"]["mrr"],
+        "calibration_error": temperature["before"]["calibration_error"],
+        "temperature": temperature["temperature"],
+        **{f"{ridge['layer']} ridge r2": ridge["r2"] for ridge in evaluated["ridge"]},
+    }
+
+
+def test_a_probe_counts_by_its_seeds_its_newest_file_and_held_out_images() -> None:
+    run = made(Path("a"))
+    probed(run, "20260101", 10)
+    probed(run, "20260102", 70, 80)
+    probed(run, "20260103", 99, pool="avg", val_top1=49.0)
+    probed(run, "20260104", 60, shots=5)
+    (group,) = compared(run)[0].groups
+    found = [(figure.mean, figure.conditions) for figure in group.figures if figure.section == "probe"]
+
+    shared = {"dataset": "mini", "train_images": 100}
+    assert found == [(75, shared), (60, {**shared, "shots": 5})]
+
+
+def test_results_of_other_weights_and_damaged_files_are_left_out_and_reported() -> None:
+    run = made(Path("a"))
+    probed(run, "old", 99, step=2)
+    (run / "probes" / "torn.json").write_text('{"step": 4')
+    write(run / "evaluate.json", {"step": 4, "ridge": {}})
+    result, notices = compared(run)
+
+    assert {figure.section for figure in result.groups[0].figures} == {"training"}
+    assert "a: old.json left out, of other weights than those of step 4" in notices
+    assert "a/probes/torn.json is no JSON object" in notices
+    assert "a/evaluate.json has other fields than this version of avt writes. It is left out." in notices
+
+
+def test_a_run_that_goes_on_is_reported_as_incomplete() -> None:
+    run = made(Path("a"), steps=6)
+    write(run / "result.json", {"steps": 4, "mace_px": 1.0})  # of a shorter run, which was resumed
+    result, notices = compared(run)
+
+    assert (result.groups[0].complete, result.groups[0].steps) == ([False], [6])
+    assert "a is not complete: its figures are those so far, step 6" in notices
+
+
+def test_what_is_no_run_folder_is_refused() -> None:
+    with pytest.raises(AvtError, match=r"nowhere is no run folder \(it has no folder `checkpoints`\)"):
+        compare_runs([Path("nowhere")], on_event=ignore)
