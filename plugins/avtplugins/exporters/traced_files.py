@@ -1,6 +1,8 @@
 """The encoder as a graph of its computation, which needs none of our code to run: torch.export and ONNX."""
 
-from collections.abc import Mapping
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,10 +28,11 @@ class ExportedProgramFile(Exporter):
     def write(self, encoder: Encoder, path: Path, about: Mapping[str, Any]) -> None:
         """Trace the encoder, and save the graph."""
         images = _example(about)
-        program = torch.export.export(_trace(encoder, images), images, dynamic_shapes=SHAPES)
-        for node in program.graph.nodes:
-            node.meta.pop("stack_trace", None)  # paths of this machine
-        torch.export.save(program, path)
+        with _torchs_own_warnings_ignored():
+            program = torch.export.export(_trace(encoder, images), images, dynamic_shapes=SHAPES)
+            for node in program.graph.nodes:
+                node.meta.pop("stack_trace", None)  # paths of this machine
+            torch.export.save(program, path)
 
     def load_with(self, path: Path) -> tuple[str, ...]:
         """Return the lines that load the graph as a module."""
@@ -59,15 +62,16 @@ class OnnxFile(Exporter):
     def write(self, encoder: Encoder, path: Path, about: Mapping[str, Any]) -> None:
         """Trace the encoder, and save the graph with the input `images` and the output `features`."""
         images = _example(about)
-        program = torch.onnx.export(
-            _trace(encoder, images),
-            images,
-            input_names=["images"],
-            output_names=["features"],
-            dynamic_shapes=SHAPES,
-            dynamo=True,
-            verbose=False,
-        )
+        with _torchs_own_warnings_ignored():
+            program = torch.onnx.export(
+                _trace(encoder, images),
+                images,
+                input_names=["images"],
+                output_names=["features"],
+                dynamic_shapes=SHAPES,
+                dynamo=True,
+                verbose=False,
+            )
         assert program is not None
         for node in program.model.graph:
             node.metadata_props.clear()  # stack traces, with paths of this machine
@@ -80,6 +84,14 @@ class OnnxFile(Exporter):
             f"session = onnxruntime.InferenceSession({str(path)!r})",
             "encoder = lambda images: session.run(None, {'images': numpy.asarray(images)})[0]",
         )
+
+
+@contextlib.contextmanager
+def _torchs_own_warnings_ignored() -> Iterator[None]:
+    """Ignore what the exporters of torch 2.11 warn of in their own code."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec", category=FutureWarning)
+        yield
 
 
 def _example(about: Mapping[str, Any]) -> tuple[torch.Tensor]:
