@@ -9,12 +9,16 @@ from avtcli.cli.options import Json, Run, option
 
 def export(
     run: Run = None,
-    file_format: Annotated[str, option("An exporter; see `avt plugins list`.", "NAME", flag="--format")] = "safetensors",
+    file_format: Annotated[
+        str, option("torch, timm, onnx, pt2; see `avt plugins list`.", "NAME", flag="--format")
+    ] = "safetensors",
     out: Annotated[Path | None, option("The file. Default: `encoder` with the format's ending in the run.", "PATH")] = None,
     layer: Annotated[str | None, option("The layer that the loaded encoder returns. Default: the code.", "NAME")] = None,
     as_json: Json = False,
 ) -> None:
     """Export the encoder's weights, load them back in a fresh process, and compare.
+
+    A model card, README.md, is written with them; a README.md that is there is kept.
 
     Example: `avt export --format safetensors`
     """
@@ -28,5 +32,5 @@ def export(
         say_json(result)
         return
     difference = f"{result.max_abs_diff:g}  (loaded back in a fresh process)"
-    say_facts({"file": result.file, "step": result.step, "max_abs_diff": difference})
+    say_facts({"file": result.file, "card": result.card, "step": result.step, "max_abs_diff": difference})
     say("load it with", *(f"  {line}" for line in result.load_with.split("; ")))

@@ -32,7 +32,7 @@ class PretrainConfig(Frozen):
     workers: Annotated[int | None, Flag("Hardware", metavar="N|auto", auto=True, on_resume=True)] = Field(default=None, ge=0)
     """Processes that decode images which do not fit in memory. Default: one fewer than the CPUs, at most 8."""
     init_from: Annotated[str | None, Flag("Model", metavar="RUN|FILE")] = None
-    """Initial weights: a run, a checkpoint or a safetensors file; tensors of matching name and shape are loaded."""
+    """Initial weights: a run, a checkpoint, a safetensors file or one of torch.save; tensors that match by name and shape."""
     homographies: Annotated[str | None, Flag("Data", metavar="FILE")] = None
     """Sample transformations from this bank; see `avt gen-homographies`."""
     bank_count: int | None = Field(default=None, ge=2, le=5_000_000)

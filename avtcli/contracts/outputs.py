@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 if TYPE_CHECKING:
     from avtcli.models.encoder import Encoder
 
@@ -16,6 +14,14 @@ class Exporter(ABC):
 
     suffix: str
     """The ending of its files, with the dot; an empty string for a format that is a folder."""
+    library: str = "avtcli"
+    """The library that loads the file, by the name that the Hugging Face hub has for it."""
+    tolerance: float = 1e-5
+    """Largest absolute difference of features that were loaded back, from arithmetic in another order."""
+
+    def default_layer(self, encoder: "Encoder") -> str:
+        """Return the layer that the loaded module returns where the user names none: the encoder's own, by default."""
+        return encoder.output
 
     def check(self, encoder: "Encoder", layer: str) -> None:  # noqa: B027
         """Check that the format can hold an encoder whose output is `layer`; every encoder passes by default.
@@ -35,12 +41,12 @@ class Exporter(ABC):
         """
 
     @abstractmethod
-    def load(self, path: Path) -> nn.Module:
-        """Load a module that maps normalised images, (B, C, H, W), to the features of the exported layer."""
-
-    @abstractmethod
     def load_with(self, path: Path) -> tuple[str, ...]:
-        """Return the lines of Python, without compound statements, that load the file as `encoder`."""
+        """Return the lines of Python, without compound statements, that load the file as `encoder`.
+
+        `encoder` is called with normalised images, (B, C, H, W) in float32, for any B, and returns the features of the layer: a
+        tensor or a NumPy array, whose sides of 1 may be left out.
+        """
 
 
 class Tracker(ABC):

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,19 +15,18 @@ from safetensors.torch import load_file, save_file
 from avtcli import registry
 from avtcli.contracts import Exporter
 from avtcli.errors import AvtError, RunFailedError
-from avtcli.events import OnEvent, Progress, Saved
+from avtcli.events import Notice, OnEvent, Progress, Saved
+from avtcli.exporting.model_card import CARD, model_card
 from avtcli.models.encoder import Encoder
 from avtcli.models.weights import Weights, restore_encoder
-from avtcli.storage.files import new_path
-
-TOLERANCE = 1e-5
+from avtcli.storage.files import new_path, write_file
 
 _RUN_ENCODER = """
 import sys, torch
 from safetensors.torch import load_file, save_file
 with torch.no_grad():
     y = encoder(load_file(sys.argv[1])["x"])
-save_file({"y": y.contiguous()}, sys.argv[2])
+save_file({"y": torch.as_tensor(y).contiguous()}, sys.argv[2])
 """
 
 
@@ -34,7 +34,8 @@ save_file({"y": y.contiguous()}, sys.argv[2])
 class ExportResult:
     """Result of `avt export`.
 
-    `step` is that of the weights; `load_with` is the Python that loads the file, its lines joined by semicolons.
+    `step` is that of the weights; `load_with` is the Python that loads the file, its lines joined by semicolons; `card` the
+    path of the model card, none if none was written.
     """
 
     file: str
@@ -42,70 +43,98 @@ class ExportResult:
     step: int | None
     max_abs_diff: float
     load_with: str
+    card: str | None
 
 
 def export(
     source: Weights, *, file_format: str = "safetensors", out: Path | None, layer: str | None, on_event: OnEvent
 ) -> ExportResult:
-    """Write the encoder in the format of an exporter plugin.
+    """Write the encoder in the format of an exporter plugin, and a model card.
 
     Args:
         source: the weights.
         file_format: the exporter.
         out: the file or folder; left out, `encoder` with the format's ending in the run folder.
-        layer: the layer that the loaded encoder returns; left out, the mean of the code.
-        on_event: receives progress and `Saved`.
+        layer: the layer that the loaded encoder returns; left out, the mean of the code, or what the format returns.
+        on_event: receives progress, `Saved`, and a notice where no card was written.
 
     Raises:
         AvtError: if format or layer do not exist, `out` has another ending than the format, the format cannot hold the encoder,
             or another file exists.
         RunFailedError: if what was written does not load, or gives other features; it is deleted then.
     """
-    from avtcli import __version__
-
     exporter: Exporter = registry.build("exporter", file_format, {})
+    out = _output_path(source, exporter, file_format, out)
+    encoder = restore_encoder(source)
+    if layer is not None:
+        encoder.check_layers([layer])
+    encoder.output = layer or exporter.default_layer(encoder)
+    exporter.check(encoder, encoder.output)
+    about = _describe(source, layer)
+    x = torch.randn(4, source.spec.channels, *source.spec.size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        side = "x".join(map(str, encoder(x).shape[1:]))
+    # by its bare name: the card goes where the file goes
+    card = model_card(source, exporter, output=f"{encoder.output} ({side})", lines=exporter.load_with(Path(out.name)))
+    with new_path(out) as written:
+        exporter.write(encoder, written, about)
+        on_event(Progress("loading back", 0, 1, "files"))
+        difference = compare_loaded(encoder, x, written, exporter.load_with(written))
+        on_event(Progress("loading back", 1, 1, "files"))
+        if not difference <= exporter.tolerance:
+            raise RunFailedError(f"The features of {out}, loaded back, differ by {difference:.1g}: it was deleted.")
+        if written.is_dir():
+            (written / CARD).write_bytes(card)
+    on_event(Saved(out))
+    beside = out / CARD if out.is_dir() else _write_card(out, card, on_event=on_event)
+    lines, path = exporter.load_with(out), None if beside is None else str(beside)
+    return ExportResult(str(out), file_format, source.step, difference, "; ".join(lines), path)
+
+
+def _output_path(source: Weights, exporter: Exporter, file_format: str, out: Path | None) -> Path:
+    """The file or folder to write; an `AvtError` if its ending is another one than the format's."""
     if out is None and source.run is None:
         raise AvtError(f"{source.path} is an exported file already: give --out.")
     suffix, out = exporter.suffix, out or Path(source.run or "") / f"encoder{exporter.suffix}"
     if out.suffix != suffix:
         made = f"a file that ends in {suffix}" if suffix else "a folder without an ending"
         raise AvtError(f"The format '{file_format}' writes {made}, found --out {out}. Give --out {out.with_suffix(suffix)}.")
-    encoder = restore_encoder(source)
-    if layer is not None:
-        encoder.check_layers([layer])
-        encoder.output = layer
-    exporter.check(encoder, encoder.output)
+    return out
+
+
+def _describe(source: Weights, layer: str | None) -> dict[str, Any]:
+    """What is stored with the weights, see `Exporter.write`."""
+    from avtcli import __version__
+
     own = {"objective": None, "transform": None, "bn_statistics": "shared"}  # an encoder alone sees images as they are
     spec = source.spec.model_copy(update={"layer": layer or source.spec.layer, **own})
-    about = {
+    return {
         "version": __version__,
         "model": spec.model_dump(mode="json", exclude_none=True),
         "step": source.step,
         "config": source.about.get("config"),
     }
-    x = torch.randn(4, spec.channels, *spec.size, generator=torch.Generator().manual_seed(0))
-    with new_path(out) as written:
-        exporter.write(encoder, written, about)
-        on_event(Progress("loading back", 0, 1, "files"))
-        difference = compare_loaded(encoder, x, written, loading_lines(file_format, written))
-        on_event(Progress("loading back", 1, 1, "files"))
-        if not difference <= TOLERANCE:
-            raise RunFailedError(f"The features of {out}, loaded back, differ by {difference:.1g}: it was deleted.")
-    on_event(Saved(out))
-    return ExportResult(str(out), file_format, source.step, difference, "; ".join(exporter.load_with(out)))
 
 
-def loading_lines(file_format: str, path: Path) -> tuple[str, ...]:
-    """Return the lines of Python that load a file as `encoder` through its exporter."""
-    build = f"registry.build('exporter', {file_format!r}, {{}})"
-    return "from pathlib import Path", "from avtcli import registry", f"encoder = {build}.load(Path({str(path)!r}))"
+def _write_card(out: Path, card: bytes, *, on_event: OnEvent) -> Path | None:
+    """Write the card of a single file into its folder; nothing is overwritten.
+
+    It is README.md, which the hub shows for the folder; where another README.md is there already, such as that of an earlier
+    export, it is called after its file, as in `encoder.onnx.README.md`.
+    """
+    for path in (out.with_name(CARD), out.with_name(f"{out.name}.{CARD}")):
+        if not os.path.lexists(path) or (path.is_file() and path.read_bytes() == card):
+            write_file(path, card)
+            return path
+    on_event(Notice(f"no model card was written: {out.with_name(CARD)} and {path} exist already"))
+    return None
 
 
 def compare_loaded(encoder: Encoder, x: torch.Tensor, path: Path, lines: Sequence[str]) -> float:
     """Return the largest difference between an encoder's features of x, (B, C, H, W), and those of its file in a new process.
 
     Raises:
-        RunFailedError: if the lines of Python do not load it there as `encoder`.
+        RunFailedError: if the lines of Python do not load it there as `encoder`, or its features have another shape.
     """
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         inputs, outputs = Path(folder) / "x.safetensors", Path(folder) / "y.safetensors"
@@ -115,4 +144,8 @@ def compare_loaded(encoder: Encoder, x: torch.Tensor, path: Path, lines: Sequenc
         ended = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
         if ended.returncode != 0:
             raise RunFailedError(f"{path} was written and does not load back: {ended.stderr.strip().splitlines()[-1:]}.")
-        return float((load_file(outputs)["y"] - encoder(x)).abs().max())
+        found, expected = load_file(outputs)["y"], encoder(x)
+        if found.squeeze().shape != expected.squeeze().shape:
+            shapes = f"{tuple(found.shape)}, expected {tuple(expected.shape)}"
+            raise RunFailedError(f"{path} was written and does not load back: its features are {shapes}.")
+        return float((found.flatten() - expected.flatten()).abs().max())

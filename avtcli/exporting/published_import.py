@@ -1,16 +1,10 @@
-"""Import of checkpoints that the authors published, in two layouts, into run folders.
+"""Import of checkpoints that the authors published, in two layouts, into run folders."""
 
-A file's pickle is read with `weights_only=True`, which builds tensors and plain values and refuses everything else.
-"""
-
-import pickle
-import re
 import shutil
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -25,12 +19,12 @@ from avtcli.contracts import PublishedCheckpoint
 from avtcli.data.datasets import UNKNOWN
 from avtcli.errors import AvtError, nearest, shown
 from avtcli.events import OnEvent, Saved
-from avtcli.input_files import open_regular
 from avtcli.models.model_building import build_model, check_finite
 from avtcli.runtime.environment import describe_environment
 from avtcli.storage.checkpoints import save_checkpoint
 from avtcli.storage.files import refuse_existing
 from avtcli.storage.run_folders import create_run, default_folder
+from avtcli.storage.torch_files import is_plain, read_torch
 
 HEADS: Final = {"fc": "objective.decoder.mean_head", "fc2": "objective.decoder.log_var_head"}
 """The modules of the published decoder, and ours."""
@@ -112,14 +106,14 @@ def read_published(file: Path) -> PublishedFile:
     Raises:
         AvtError: if it is neither, damaged, or holds more than tensors and plain values.
     """
-    content = _load(file)
+    content = read_torch(file)
     layout, epoch, tensors = "state_dict", None, content
     if isinstance(content, Mapping) and isinstance(content.get("network"), Mapping):
         layout, epoch, tensors = "epoch_and_network", content.get("epoch"), content["network"]
         if type(epoch) is not int or not 0 <= epoch < 10**10:
             raise AvtError(f"{file} states the epoch {shown(epoch)}, expected an integer of 0 or more, at most 10 digits.")
     named = tensors.items() if isinstance(tensors, Mapping) else ()
-    if not named or not all(isinstance(name, str) and len(name) <= 1000 and _is_plain(tensor) for name, tensor in named):
+    if not named or not all(isinstance(name, str) and len(name) <= 1000 and is_plain(tensor) for name, tensor in named):
         found = f"a {type(content).__name__}"
         if isinstance(content, Mapping):
             found = f"a dict of {', '.join(shown(key) for key in list(content)[:5]) or 'nothing'}"
@@ -128,32 +122,6 @@ def read_published(file: Path) -> PublishedFile:
         )
     prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
     return PublishedFile(file, layout, epoch, {name.removeprefix(prefix): tensor for name, tensor in named})
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested and value.device.type == "cpu"
-
-
-def _load(file: Path) -> Any:
-    """Read a pickle of tensors and plain values; anything else is refused before any of it is called."""
-    with open_regular(file) as opened:
-        start = opened.read(4)
-    zipped = start == b"PK\x03\x04"  # since PyTorch 1.6; only this form can be mapped into memory
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about other pickle protocols
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # a damaged file can raise anything
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if refused:
-            raise AvtError(
-                f"{file} asks for {refused[1]}: it holds more than tensors and plain values, and nothing in it was run. "
-                "Ask its author for a plain state dict."
-            ) from error
-        cause = ": ".join([type(error).__name__, *str(error).split(". ")[0].splitlines()[:1]])
-        raise AvtError(
-            f"{file} is not a checkpoint that torch.save wrote, or is incomplete ({cause}). Download it again."
-        ) from error
 
 
 def _module_of(name: str) -> str:

@@ -121,6 +121,14 @@ def restore_encoder(source: Weights) -> Encoder:
     return encoder.eval()
 
 
+def restore_bare(tensors: dict[str, Tensor], about: Mapping[str, Any], *, path: Path) -> Encoder:
+    """Build the encoder, without log-variance branch, of weights in the names of `Encoder.backbone_model`."""
+    spec = _read_spec(about["model"], path).model_copy(update={"noise_scale": 0.0})
+    encoder = build_encoder(spec, weights=tensors)
+    load_weights(encoder.backbone_model, tensors, path=path)
+    return encoder.eval()
+
+
 def restore_model(source: Weights) -> SiameseModel:
     """Build encoder and decoder with their weights, in eval mode, on the CPU.
 

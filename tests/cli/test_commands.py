@@ -47,7 +47,7 @@ def test_an_exported_file_gives_the_runs_own_features(avt, tiny_run: Path) -> No
     result = avt("export run --json")
     x = torch.randn(2, 1, 32, 32)
 
-    assert set(result.json) == {"file", "format", "step", "max_abs_diff", "load_with"}
+    assert set(result.json) == {"file", "format", "step", "max_abs_diff", "load_with", "card"}
     assert result.json["step"] == 9
     assert (result.json["file"], result.json["max_abs_diff"]) == ("run/encoder.safetensors", 0.0)
     assert torch.equal(load_encoder("run/encoder.safetensors")(x), load_encoder("run")(x))

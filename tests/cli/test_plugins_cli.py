@@ -179,7 +179,7 @@ def test_the_next_commands_are_printed(avt: Callable[..., Result]) -> None:
         ("2nets", "'2nets' is no name for one"),
         ("class", "'class' is no name for one"),
         ("nin", "is called 'nin' already. Choose another folder name."),
-        ("torch", "A module is called 'torch' already, and the plugin would hide it. Choose another folder name."),
+        ("numpy", "A module is called 'numpy' already, and the plugin would hide it. Choose another folder name."),
     ],
 )
 def test_a_folder_that_gives_no_new_plugin_is_refused(avt: Callable[..., Result], folder: str, message: str) -> None:

@@ -9,7 +9,7 @@ from tests.support import Result
 
 FOLDER_FORMAT = """
 from avtcli.contracts import Exporter
-from avtcli.models.weights import load_encoder, save_encoder
+from avtcli.models.weights import save_encoder
 
 class Folder(Exporter):
     suffix = ""
@@ -19,11 +19,8 @@ class Folder(Exporter):
         (path / "sub").mkdir()
         {write}
 
-    def load(self, path):
-        return load_encoder(path / "sub" / "a.safetensors")
-
     def load_with(self, path):
-        return ("encoder = None",)
+        return "from avtcli import load_encoder", f"encoder = load_encoder({{str(path / 'sub' / 'a.safetensors')!r}})"
 
 def folder() -> Exporter:
     "A folder."
@@ -54,7 +51,7 @@ def test_a_folder_is_written_loaded_back_and_kept_when_written_again(export: Cal
     first, again, other = export(WRITE, "--out out", "--out out", "--out out --layer conv3")
 
     assert (first.code, again.code, other.code) == (0, 0, 2), first.stderr + again.stderr
-    assert written(Path("out")) == ["sub", "sub/a.safetensors"]
+    assert written(Path("out")) == ["README.md", "sub", "sub/a.safetensors"]
     assert "out exists already and is not overwritten" in other.stderr
 
 

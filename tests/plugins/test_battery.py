@@ -16,7 +16,7 @@ from tests.support import write_cifar10, write_idx
 torch.set_num_threads(1)
 
 OURS = [info for info in registry.listing() if info.distribution == "avtcli"]
-VARIANTS = {"timm": "resnet18"}
+VARIANTS = {("backbone", "timm"): "resnet18"}
 PLACES = "data/vision/torralba/deeplearning/images256"
 
 
@@ -60,7 +60,8 @@ def test_every_built_in_plugin_passes_the_conformance_checks(
 ) -> None:
     # a fresh process for each would cost minutes: the next test imports all of them in one
     monkeypatch.setattr("avtcli.plugin_kit.plugin_checks.import_afresh", lambda info: FreshImport(info.value, seconds=0.0))
-    spec = f"{info.name}:{VARIANTS[info.name]}" if info.name in VARIANTS else info.name
+    variant = VARIANTS.get((info.kind, info.name))
+    spec = info.name if variant is None else f"{info.name}:{variant}"
     if info.name in SMALL:
         spec = f"{info.name}:{SMALL[info.name](tmp_path / 'small')}"
 

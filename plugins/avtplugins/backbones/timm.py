@@ -50,12 +50,13 @@ class TimmBackbone(Backbone):
     Where the code stands at no location it is the pooled feature, as a map of one cell. Else a forward hook on the module at
     the code tap inserts the code, so that weights keep timm's names, under `model.`. Class token and registers bypass the
     code. Parameters that the vector does not depend on are frozen: several processes wait for the gradient of every other
-    one.
+    one. `arguments` are those that timm makes the model with.
     """
 
-    def __init__(self, model: nn.Module, trace: ModelTrace, code_tap: str) -> None:
+    def __init__(self, model: nn.Module, arguments: Mapping[str, Any], trace: ModelTrace, code_tap: str) -> None:
         super().__init__()
         self.model = model
+        self.arguments = arguments
         self.taps = {**{location.name: location.channels for location in trace.locations}, VECTOR_TAP: trace.vector_dim}
         self.code_tap = code_tap
         self.vector_dim = trace.vector_dim
@@ -121,7 +122,8 @@ def timm_backbone(
     if not timm.is_model(name):
         known = timm.list_models()
         raise AvtError(f"timm {timm.__version__} has no model {shown(name)}. {nearest(name, known)}It has {len(known)} others.")
-    model = _create(name, args or {}, {"in_chans": in_channels, "img_size": image_size}, pretrained=pretrained)
+    given = {"in_chans": in_channels, "img_size": image_size}
+    model, arguments = _create(name, args or {}, given, pretrained=pretrained)
     trace = trace_model(model, name, in_channels=in_channels, image_size=image_size)
     able = [*(location.name for location in trace.locations if location.reaches), VECTOR_TAP]
     if code_at is None:
@@ -132,7 +134,7 @@ def timm_backbone(
         why = "the pooled feature does not depend on it" if is_map else "no map of that name"
         hint = f"{nearest(code_at, able)}Taps: {', '.join(able)}"
         raise AvtError(f"The code of timm's '{name}' cannot stand at '{code_at}': {why}. {hint}.")
-    return TimmBackbone(model, trace, code_at)
+    return TimmBackbone(model, arguments, trace, code_at)
 
 
 def variants() -> Collection[str]:
@@ -167,8 +169,10 @@ def _leaves(place: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield place, value
 
 
-def _create(name: str, args: Mapping[str, Any], given: Mapping[str, Any], *, pretrained: bool) -> nn.Module:
-    """Make a timm model; img_size is left out where the model, being convolutional, takes none."""
+def _create(
+    name: str, args: Mapping[str, Any], given: Mapping[str, Any], *, pretrained: bool
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Make a timm model, and return its arguments; img_size is left out where the model, being convolutional, takes none."""
     merged = {**given, **args}
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **merged)
@@ -184,4 +188,4 @@ def _create(name: str, args: Mapping[str, Any], given: Mapping[str, Any], *, pre
             cause = one_line(error).split(". ")[0]
             raise AvtError(f"The published weights of timm's '{name}' cannot be loaded: {cause}. {hint}.") from error
         raise AvtError(f"timm's '{name}' cannot be made with {merged}: {one_line(error)}.") from error
-    return model
+    return model, merged

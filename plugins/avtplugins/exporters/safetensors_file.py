@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from avtcli.contracts import Exporter
 from avtcli.models.encoder import Encoder
-from avtcli.models.weights import load_encoder, save_encoder
+from avtcli.models.weights import save_encoder
 
 
 class SafetensorsFile(Exporter):
@@ -19,10 +17,6 @@ class SafetensorsFile(Exporter):
     def write(self, encoder: Encoder, path: Path, about: Mapping[str, Any]) -> None:
         """Write weights and header; equal weights and headers give equal bytes."""
         save_encoder(encoder, path, about)
-
-    def load(self, path: Path) -> nn.Module:
-        """Load the encoder."""
-        return load_encoder(path)
 
     def load_with(self, path: Path) -> tuple[str, ...]:
         """Return the lines that load the encoder."""
