@@ -94,7 +94,7 @@ def test_a_dry_run_of_a_resumed_run_needs_no_initial_weights(avt) -> None:
         ("--resume nowhere", "There is no run to resume in nowhere"),
         ("--resume last", "There is no run under runs"),
         ("--resume", "Option '--resume' requires an argument"),
-        ("-o head.k=5", "-o takes no kind 'head' here. Kinds: dataset, backbone, transform, objective, augment"),
+        ("-o head.k=5", "-o takes no kind 'head' here. Kinds: dataset, model, backbone, transform, objective, augment"),
         ("--epochs 0", "Invalid value for '--epochs'"),
         ("--epochs many", "Invalid value for '--epochs'"),
         ("--device tpu", "Invalid value for '--device'"),

@@ -302,6 +302,8 @@ def test_the_random_baseline_has_the_statistics_of_the_training_images(source: W
 
 
 def test_weights_are_calibrated_only_if_asked(source: Weights) -> None:
+    stale = {name: tensor + 1 if name.endswith("running_mean") else tensor for name, tensor in source.tensors.items()}
+    source = replace(source, tensors=stale)
     as_stored, found = (run_probe(source, **MINI, head="knn", calibrate_bn=asked) for asked in (False, True))
     expected = run_probe(with_statistics_of_200(source, restore_encoder(source)), **MINI, head="knn")
 
