@@ -86,8 +86,8 @@ def export(
         if written.is_dir():
             (written / CARD).write_bytes(card)
     on_event(Saved(out))
-    beside = out / CARD if out.is_dir() else _write_card(out, card, on_event=on_event)
-    lines, path = exporter.load_with(out), None if beside is None else str(beside)
+    card_path = out / CARD if out.is_dir() else _write_card(out, card, on_event=on_event)
+    lines, path = exporter.load_with(out), None if card_path is None else str(card_path)
     return ExportResult(str(out), file_format, source.step, difference, "; ".join(lines), path)
 
 
