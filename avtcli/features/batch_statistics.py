@@ -7,13 +7,13 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from avtcli.contracts import Size
 from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, evaluation_batches
 from avtcli.events import Progress
 from avtcli.models.encoder import Encoder
+from avtcli.models.siamese import batch_norms
 from avtcli.runtime.devices import Context
 from avtcli.seeding import subset
 
@@ -23,11 +23,6 @@ SILENT: Final = 0.01
 """A branch whose factors are all below this adds next to nothing: residual blocks start at 0, layer scales at 1e-6 to 1e-4."""
 FACTOR: Final = re.compile(r"(weight|gain|gamma\w*|scale(_\d)?|ls\d?)$")
 """The last part of the name of a factor, in torch and timm; what is added is called bias, beta or token."""
-
-
-def batch_norms(net: nn.Module) -> list[_BatchNorm]:
-    """Return the BatchNorm layers that keep running statistics."""
-    return [module for module in net.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
 
 
 @torch.no_grad()
@@ -40,7 +35,7 @@ def estimate_batch_statistics(encoder: Encoder, batches: Iterable[Tensor]) -> No
         encoder: any encoder; without BatchNorm no batch is read.
         batches: normalised images, (B, C, H, W), on its device.
     """
-    norms, log_var = batch_norms(encoder.eval()), set(encoder.layers) - set(encoder.backbone.taps)
+    norms, log_var = [norm for _, norm in batch_norms(encoder.eval())], set(encoder.layers) - set(encoder.backbone.taps)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -105,7 +100,7 @@ def describe_statistics(net: nn.Module, images: Collection[int]) -> str | None:
     """Describe calibrated BatchNorm statistics, by the number of training images of each data set; none without BatchNorm."""
     counts = sorted({min(STATISTICS_IMAGES, count) for count in images})
     texts = [f"{count:,}".replace(",", " ") for count in counts]
-    return f"BatchNorm statistics of {' and '.join(texts)} training images" if batch_norms(net) else None
+    return f"BatchNorm statistics of {' and '.join(texts)} training images" if any(batch_norms(net)) else None
 
 
 def describe_baseline(random: nn.Module, images: Collection[int]) -> str:

@@ -27,11 +27,10 @@ class TransformedStatistics(nn.Module):
         super().__init__()
         self._layers: list[tuple[nn.Module, dict[str, str]]] = []
         for layer, norm in batch_norms(encoder):
-            if norm.track_running_stats:
-                names = {name: f"{layer.replace('.', '/')}/{name}" for name in STATISTICS}
-                self._layers.append((norm, names))
-                for name, own in names.items():
-                    self.register_buffer(own, norm.get_buffer(name).clone())
+            names = {name: f"{layer.replace('.', '/')}/{name}" for name in STATISTICS}
+            self._layers.append((norm, names))
+            for name, own in names.items():
+                self.register_buffer(own, norm.get_buffer(name).clone())
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -49,9 +48,9 @@ class TransformedStatistics(nn.Module):
 
 
 def batch_norms(net: nn.Module) -> Iterator[tuple[str, nn.modules.batchnorm._BatchNorm]]:
-    """The BatchNorm layers of a network by name."""
+    """The BatchNorm layers of a network that keep running statistics, by name."""
     for name, module in net.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             yield name, module
 
 

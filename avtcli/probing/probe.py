@@ -16,11 +16,12 @@ from avtcli.data.held_out import limited, partition
 from avtcli.data.resident_images import EVAL_BATCH_SIZE
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, Saved, Started
-from avtcli.features.batch_statistics import batch_norms, calibrate, prepare_baseline, silent_scales
+from avtcli.features.batch_statistics import calibrate, prepare_baseline, silent_scales
 from avtcli.features.evaluation_target import PreparedImages, check_labels, load_target, prepare_images, read_images
 from avtcli.features.feature_reader import Feature, LabelledImages, tap_shapes
 from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_encoder
+from avtcli.models.siamese import batch_norms
 from avtcli.models.weights import Weights, open_weights, restore_encoder
 from avtcli.probing.encoder_probing import frozen_heads, supervised_encoder, tuned_heads
 from avtcli.probing.head import Head, TrainedHead, check_head
@@ -115,7 +116,7 @@ def _layers(encoder: Encoder, config: ProbeConfig) -> list[str]:
 
 def _is_baseline(given: Encoder, random: Encoder, config: ProbeConfig) -> bool:
     """Whether a network is measured just as its random baseline would be."""
-    alike = config.finetune or (not silent_scales(random) and (config.calibrate_bn or not batch_norms(random)))
+    alike = config.finetune or (not silent_scales(random) and (config.calibrate_bn or not any(batch_norms(random))))
     return alike and all(map(torch.equal, given.state_dict().values(), random.state_dict().values()))
 
 
