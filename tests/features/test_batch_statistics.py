@@ -135,7 +135,7 @@ def test_random_residual_blocks_see_the_whole_image_as_a_baseline() -> None:
         ("levit_128", {"bn.weight"}),
         ("test_nfnet", {"gain"}),
         ("test_convnext", {"gamma"}),
-        ("test_vit_relpos", {"ls1.gamma", "ls2.gamma"}),
+        ("vit_relpos_small_patch16_224", {"ls1.gamma", "ls2.gamma"}),
         ("resmlp_12_224", {"ls1", "ls2"}),
         ("poolformer_s12", {"layer_scale1.scale", "layer_scale2.scale"}),
         ("test_vit", set()),
