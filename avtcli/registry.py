@@ -8,7 +8,7 @@ import contextlib
 import importlib.metadata
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -105,6 +105,15 @@ def full_name(kind: str, spec: str) -> str:
 
 def _variants(kind: str) -> dict[str, str]:
     return {variant: name for name, variants in provided(f"{kind}_variant").items() for variant in variants}
+
+
+def completions(kind: str, name: str) -> Collection[str]:
+    """Return what shell completion offers after `NAME:`, from the entry point NAME of the group `avtcli.KIND_completions`.
+
+    It is a function without parameters that returns names, in a module that imports nothing slow; none where there is none.
+    """
+    found = [entry for entry in _entries(f"{kind}_completion") if entry.name == name]
+    return load(found[0])() if found else ()
 
 
 def provided(group: str) -> dict[str, Any]:
