@@ -116,12 +116,12 @@ def completions(kind: str, name: str) -> Collection[str]:
     return load(found[0])() if found else ()
 
 
-def provided(group: str) -> dict[str, Any]:
+def provided(group: str, *arguments: Any) -> dict[str, Any]:
     """Call every function of the entry-point group `avtcli.GROUPs`; what they return, by name, without the broken ones."""
     found: dict[str, Any] = {}
     for entry in _entries(group):
         with contextlib.suppress(Exception, SystemExit):  # a plugin's code can fail in any way
-            found[entry.name] = load(entry)()
+            found[entry.name] = load(entry)(*arguments)
     return found
 
 

@@ -1,17 +1,14 @@
 """`avt plugins`: list, show, check and write plugins."""
 
 import json
-import shutil
-import sys
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from avtcli import registry
 from avtcli.cli.completion import complete_any_plugin
-from avtcli.cli.console import reporting, say, say_json, say_table
+from avtcli.cli.console import reporting, say, say_facts, say_json, say_table
 from avtcli.cli.options import Json
 
 if TYPE_CHECKING:
@@ -44,10 +41,8 @@ def list_plugins(as_json: Json = False) -> None:
     width = max(len(info.name) for info, _ in rows)
     for kind in registry.KINDS:
         say(f"{kind}s")
-        for info, summary in rows:
-            if info.kind == kind:
-                origin = "" if info.distribution == "avtcli" else f"({info.origin})"
-                _say_entry(f"  {info.name:<{width}}  ", f"{summary} {origin}".strip())
+        own = {f"  {info.name:<{width}}": (info, summary) for info, summary in rows if info.kind == kind}
+        say_facts({label: f"{summary}{_foreign(info)}" for label, (info, summary) in own.items()})
         say("")
     say("`avt plugins show NAME` has the options of each.")
 
@@ -74,11 +69,10 @@ def show(
         return
     say(f"{facts.kind} {facts.name}, of {facts.distribution} {facts.version}")
     for paragraph in facts.help.split("\n\n"):
-        say("")
-        _say_entry("", " ".join(paragraph.split()))
+        say("", " ".join(paragraph.split()))
     if facts.variant is not None:
-        say("", f"after `{info.name}:`")
-        _say_entry("  ", facts.variant)
+        say("")
+        say_facts({f"after `{info.name}:`": facts.variant})
     _say_options(facts)
     if facts.backbone is not None:
         _say_layers(facts.backbone)
@@ -86,8 +80,8 @@ def show(
         say("", "parameters that are predicted")
         say_table(("  parameter", "unit"), [(f"  {own}", unit or "-") for own, unit in facts.parameters.items()])
     if facts.problem is not None:
-        say("", "not shown: layers" if info.kind == "backbone" else "not shown: parameters")
-        _say_entry("  ", facts.problem)
+        say("")
+        say_facts({"not shown: layers" if info.kind == "backbone" else "not shown: parameters": facts.problem})
 
 
 @app.command("check")
@@ -138,16 +132,17 @@ def new(
     say(f"  pip install -e {folder}", f"  avt plugins check {name}", f"  pytest {folder}")
 
 
+def _foreign(info: registry.PluginInfo) -> str:
+    return "" if info.distribution == "avtcli" else f" ({info.origin})"
+
+
 def _say_options(facts: "PluginFacts") -> None:
     say("", f"options, as `-o {facts.kind}.KEY=VALUE`" if facts.options else "no options")
-    width = max((len(option.name) for option in facts.options), default=0)
-    for option in facts.options:
-        default = "needed" if option.required else f"default {_default(option.default)}"
-        _say_entry(f"  {option.name:<{width}}  ", f"{option.type}; {default}. {option.help}")
+    say_facts({f"  {o.name}": f"{o.type}; {'needed' if o.required else _default(o.default)}. {o.help}" for o in facts.options})
 
 
 def _default(value: Any) -> str:
-    return "none" if value is None else json.dumps(value)
+    return "no default" if value is None else f"default {json.dumps(value)}"
 
 
 def _say_layers(facts: "BackboneFacts") -> None:
@@ -158,12 +153,3 @@ def _say_layers(facts: "BackboneFacts") -> None:
         for layer, shape in facts.layers.items()
     ]
     say_table(("  layer", "channels", "map", ""), rows)
-
-
-def _say_entry(label: str, text: str) -> None:
-    """Print a label and a text, which on a terminal is wrapped between words and indented."""
-    if sys.stdout.isatty():
-        columns = shutil.get_terminal_size().columns
-        say(fill(text, columns, initial_indent=label, subsequent_indent=" " * len(label), break_long_words=False))
-    else:
-        say(f"{label}{text}".rstrip())
