@@ -122,7 +122,7 @@ def complete_layers(*, several: bool = True, all_of_them: bool = False) -> Compl
 def _run(ctx: typer.Context) -> Path:
     from avtcli.storage.run_folders import newest_run
 
-    run = ctx.params.get("run")
+    run = ctx.params.get("run") or next(iter(ctx.args), None)  # an option without its value leaves the arguments unread
     return newest_run() if run is None or str(run) == "last" else Path(run)
 
 

@@ -138,7 +138,11 @@ def _foreign(info: registry.PluginInfo) -> str:
 
 def _say_options(facts: "PluginFacts") -> None:
     say("", f"options, as `-o {facts.kind}.KEY=VALUE`" if facts.options else "no options")
-    say_facts({f"  {o.name}": f"{o.type}; {'needed' if o.required else _default(o.default)}. {o.help}" for o in facts.options})
+    rows = {}
+    for option in facts.options:
+        stated = f"{option.type}, {'needed' if option.required else _default(option.default)}"
+        rows[f"  {option.name}"] = f"{stated}: {option.help}" if option.help else stated
+    say_facts(rows)
 
 
 def _default(value: Any) -> str:
