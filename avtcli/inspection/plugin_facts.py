@@ -137,7 +137,7 @@ _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusive
 
 
 def _schema_text(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
-    """Write a JSON schema in words: the type, with its bounds."""
+    """Describe a JSON schema: the type, with its bounds."""
     if "$ref" in schema:
         return _schema_text(defs[schema["$ref"].rpartition("/")[2]], defs)
     if "anyOf" in schema:

@@ -211,7 +211,7 @@ def test_a_backbone_is_shown_with_its_options_and_layers(avt: Callable[..., Resu
     }
     (option,) = result.json["options"]
     assert {key: option[key] for key in ("name", "default", "required")} == {"name": "width", "default": 1.0, "required": False}
-    assert option["help"] == "multiplier of the channels; 1 is the published network."
+    assert option["help"] == "multiplier of the channels, above 0 and at most 64; 1 is the published network."
     assert result.json["backbone"]["image"] == [3, 32, 32]
     assert result.json["backbone"]["layers"] == {  # of the paper
         **{"conv1": [96, 16, 16], "conv2": [192, 8, 8], "conv3": [192, 8, 8], "conv4": [192, 8, 8], "classifier": [192]}
