@@ -62,9 +62,9 @@ def names(kind: str) -> list[str]:
     return sorted({entry.name for entry in _entries(kind)})
 
 
-def listing() -> list[PluginInfo]:
-    """Return every installed plugin, sorted by kind and name, importing none of them."""
-    return [entry for kind in KINDS for entry in _entries(kind)]
+def listing(*kinds: str) -> list[PluginInfo]:
+    """Return every installed plugin, or those of some kinds, sorted by kind and name, importing none of them."""
+    return [entry for kind in kinds or KINDS for entry in _entries(kind)]
 
 
 def info(kind: str, name: str) -> PluginInfo:

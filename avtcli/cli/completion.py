@@ -64,7 +64,8 @@ def complete_plugin(kind: str) -> Completion:
         if colon:
             found = [f"{name}:{variant}" for variant in registry.completions(kind, name)]
         else:
-            found = [text for n in registry.names(kind) for text in (n, f"{n}:")[: 1 + read_plugin(kind, n).takes_variant]]
+            installed = {info.name: read_function(kind, info.value) for info in registry.listing(kind)}
+            found = [text for n, read in installed.items() for text in (n, f"{n}:")[: 1 + read.takes_variant]]
         return [f"{head}{plus}{text}" for text in found]
 
     return complete

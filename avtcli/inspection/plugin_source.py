@@ -33,7 +33,7 @@ class PluginSource:
 
 def read_plugin(kind: str, name: str) -> PluginSource:
     """Read an installed plugin; what its source does not state plainly, or cannot be read, is left out."""
-    found = [info for info in registry.listing() if (info.kind, info.name) == (kind, name)]
+    found = [info for info in registry.listing(kind) if info.name == name]
     return read_function(kind, found[0].value) if len(found) == 1 else PluginSource()
 
 

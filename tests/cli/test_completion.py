@@ -113,7 +113,7 @@ def test_layers_are_those_of_the_run(complete: Complete, small_run: Path, tiny_r
     assert complete(f"avt probe {small_run} --layer ") == [*layers, "all"]
     assert complete(f"avt export {small_run} --layer ") == layers
     assert complete(f"avt embed {small_run} --layer block1,block2") == ["block1,block2"]
-    (step,) = (small_run / "checkpoints").iterdir()
+    step = small_run / "checkpoints" / "step-0000000001"
     assert complete(f"avt probe {step} --layer st") == ["stem"]
 
 
