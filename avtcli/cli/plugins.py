@@ -41,7 +41,7 @@ def list_plugins(as_json: Json = False) -> None:
     width = max(len(info.name) for info, _ in rows)
     for kind in registry.KINDS:
         say(f"{kind}s")
-        own = {f"  {info.name:<{width}}": (info, summary) for info, summary in rows if info.kind == kind}
+        own = {f" {info.name:<{width}}": (info, summary) for info, summary in rows if info.kind == kind}
         say_facts({label: f"{summary}{_foreign(info)}" for label, (info, summary) in own.items()})
         say("")
     say("`avt plugins show NAME` has the options of each.")
@@ -141,7 +141,7 @@ def _say_options(facts: "PluginFacts") -> None:
     rows = {}
     for option in facts.options:
         stated = f"{option.type}, {'needed' if option.required else _default(option.default)}"
-        rows[f"  {option.name}"] = f"{stated}: {option.help}" if option.help else stated
+        rows[f" {option.name}"] = f"{stated}: {option.help}" if option.help else stated
     say_facts(rows)
 
 

@@ -232,7 +232,7 @@ def test_types_bounds_and_defaults_of_options_are_shown(avt: Callable[..., Resul
     }
     assert shown["code_at"]["type"] == "text"
     assert (shown["pretrained"]["type"], shown["pretrained"]["default"]) == ("bool", False)
-    assert '  fill        grey|constant|border|reflect, default "grey": what lies outside' in avt("plugins show affine").stdout
+    assert ' fill        grey|constant|border|reflect, default "grey": what lies outside' in avt("plugins show affine").stdout
 
 
 def test_a_family_is_shown_with_its_parameters_and_units(avt: Callable[..., Result]) -> None:
@@ -280,7 +280,7 @@ def mine(*, vector_dim: int, needed: int, own: Own | None = None, any=3) -> Obje
         "objective mine, of stranger 3.1",
         *("", "Mine.", "", "More of it."),
         *("", "options, as `-o objective.KEY=VALUE`"),
-        "  needed  int, needed: is needed.",
-        "  own     mine_of_stranger.Own | None, no default",
-        "  any     any, default 3",
+        " needed  int, needed: is needed.",
+        " own     mine_of_stranger.Own | None, no default",
+        " any     any, default 3",
     ]
