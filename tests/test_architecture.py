@@ -25,6 +25,7 @@ LAYERS = (
     {"features"},
     {"training"},
     {"probing", "evaluation", "embedding", "exporting"},
+    {"inspection"},
     {"reporting", "plugin_kit", "bench"},
     {"cli"},
 )

@@ -29,8 +29,9 @@ COMMANDS = {
     "gen-homographies": ("homographies", "gen_homographies", "Sample a bank of homographies for pretraining."),
     "bench": ("bench", "bench", "Benchmark each component against a baseline implementation on this machine."),
     "demo": ("demo", "demo", "End-to-end demo on bundled images: pretrain, probe, export."),
+    "doctor": ("doctor", "doctor", "Check the installation and this machine."),
     "recipes": ("recipes", "app", "List, show and copy recipes."),
-    "plugins": ("plugins", "app", "List, check and write plugins."),
+    "plugins": ("plugins", "app", "List, show, check and write plugins."),
 }
 """By name: the module in `avtcli.cli`, the function or Typer app in it, and the first line of its help."""
 
@@ -71,6 +72,14 @@ class AvtGroup(TyperGroup):
         """Replace the placeholder, which the help lists, by the command."""
         name, _, rest = super().resolve_command(ctx, args)
         return name, load_command(name) if name else None, rest
+
+    def _main_shell_completion(self, *args: Any, **named: Any) -> None:
+        """Answer a shell that completes a command line, as its variable says; typer ends the process then."""
+        if any(name.startswith("_") and name.endswith("_COMPLETE") for name in os.environ):
+            from avtcli.cli.completion import quiet_completion
+
+            with quiet_completion():
+                super()._main_shell_completion(*args, **named)
 
     def make_context(self, *args: Any, **named: Any) -> Any:
         """Parse the command line; what it refuses is quoted escaped."""

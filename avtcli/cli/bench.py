@@ -3,8 +3,9 @@
 import textwrap
 from typing import Annotated, Literal
 
+from avtcli.cli.completion import complete_plugin
 from avtcli.cli.console import reporting, say, say_json, say_table
-from avtcli.cli.options import Device, Json, complete_plugin, component_options, option, parts_of
+from avtcli.cli.options import Device, Json, component_options, option, parts_of
 from avtcli.config.components import Plugin
 from avtcli.config.resolution import options_from_texts, validate
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from avtcli.cli.completion import complete_run
 from avtcli.cli.console import reporting, say, say_json, say_table
 from avtcli.cli.options import Json
 from avtcli.reporting.comparison import GroupFigure, RunComparison, RunGroup, compare_runs
@@ -18,7 +19,7 @@ TITLES = {
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.", autocompletion=complete_run)],
     as_json: Json = False,
 ) -> None:
     """Compare the settings and figures of runs.

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 from avtcli.cli import options
+from avtcli.cli.completion import complete_layers
 from avtcli.cli.console import reporting, say, say_facts, say_json, say_table
 from avtcli.cli.options import component_options, option, parts_of
 
@@ -33,7 +34,7 @@ def evaluate(
     run: options.Run = None,
     backbone: options.Backbone = None,
     transform: options.Transform = None,
-    layer: Annotated[str | None, option(_LAYER, "NAME[,NAME...]|all")] = None,
+    layer: Annotated[str | None, option(_LAYER, "NAME[,NAME...]|all", autocompletion=complete_layers(all_of_them=True))] = None,
     dataset: options.Dataset = None,
     data_dir: options.DataDir = None,
     count: Annotated[int | None, option("Held-out images. Default: 1000, or all.", "N", panel="Data", min=2)] = None,

@@ -1,12 +1,11 @@
 """Options that several commands share, and the reading of their values."""
 
-import importlib.metadata
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from avtcli.cli.completion import complete_component_options, complete_plugin, complete_run
 from avtcli.errors import AvtError
 
 
@@ -18,17 +17,8 @@ def option(text: str, metavar: str | None = None, *, flag: str | None = None, pa
 def component_options(*kinds: str) -> Any:
     """Make the option `-o` of a command that takes components of these kinds."""
     text = f"Override an option of a component; KIND is {', '.join(kinds)}."
-    return option(text, "KIND.KEY=VALUE", flag="-o", panel="Model")
-
-
-def complete_plugin(kind: str) -> Callable[[str], list[str]]:
-    """Return a completion of the names of installed plugins; it imports none of them."""
-
-    def complete(incomplete: str) -> list[str]:
-        found = {entry.name for entry in importlib.metadata.entry_points(group=f"avtcli.{kind}s")}
-        return sorted(name for name in found if name.startswith(incomplete))
-
-    return complete
+    complete = complete_component_options(*kinds)
+    return option(text, "KIND.KEY=VALUE", flag="-o", panel="Model", autocompletion=complete)
 
 
 def number_or_auto(text: str) -> int | None:
@@ -47,7 +37,7 @@ _DEVICE = "Compute device; auto takes CUDA, then MPS, then the CPU."
 _RUN = "A run folder, a checkpoint or an exported file. Default: the newest run under ./runs."
 _WORKERS = "Processes that decode images which do not fit in memory. Default: one fewer than the CPUs, at most 8."
 
-Run = Annotated[Path | None, typer.Argument(metavar="RUN", help=_RUN)]
+Run = Annotated[Path | None, typer.Argument(metavar="RUN", help=_RUN, autocompletion=complete_run)]
 Backbone = Annotated[str | None, option(_BACKBONE, "NAME[:VARIANT]", panel="Model", autocompletion=complete_plugin("backbone"))]
 Transform = Annotated[str | None, option(_FAMILY, "NAME[+NAME...]", panel="Model", autocompletion=complete_plugin("transform"))]
 Dataset = Annotated[str | None, option(_DATASET, "NAME[:PATH]", panel="Data", autocompletion=complete_plugin("dataset"))]

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from avtcli.cli.completion import complete_recipe, complete_run
 from avtcli.cli.console import reporting, say, say_json
 from avtcli.cli.options import Json, component_options, option
 from avtcli.cli.settings_options import settings_options
@@ -27,12 +28,14 @@ _DRY_RUN = "Check everything, print what would run, write nothing."
 @settings_options(PretrainConfig)
 def pretrain(
     *,
-    recipe: Annotated[str | None, option(_RECIPE, "NAME|FILE.toml", panel="Model")] = None,
+    recipe: Annotated[
+        str | None, option(_RECIPE, "NAME|FILE.toml", panel="Model", autocompletion=complete_recipe("pretrain"))
+    ] = None,
     overrides: Annotated[list[str] | None, component_options(*KINDS)] = None,
     lr: Annotated[float | None, option(_LR, "X", panel="Optimisation", min=0)] = None,
     processes: Annotated[int, option("Processes that share each batch.", "N", panel="Hardware", min=1)] = 1,
     out: Annotated[Path | None, option(_OUT, "DIR", panel="Output")] = None,
-    resume: Annotated[str | None, option(_RESUME, "RUN|last", panel="Output")] = None,
+    resume: Annotated[str | None, option(_RESUME, "RUN|last", panel="Output", autocompletion=complete_run)] = None,
     dry_run: Annotated[bool, option(_DRY_RUN, flag="--dry-run", panel="Output")] = False,
     as_json: Json = False,
     **settings: Any,

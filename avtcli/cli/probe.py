@@ -5,6 +5,7 @@ from operator import attrgetter
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Annotated, Any
 
+from avtcli.cli.completion import complete_recipe
 from avtcli.cli.console import reporting, say, say_facts, say_json, say_table
 from avtcli.cli.options import Json, OutJson, Run, component_options, option
 from avtcli.cli.settings_options import settings_options
@@ -29,7 +30,9 @@ _COLUMNS = ("dataset", "layer", "pool", "head", "shots")
 def probe(
     run: Run = None,
     *,
-    recipe: Annotated[str | None, option(_RECIPE, "NAME|FILE.toml", panel="Probe")] = None,
+    recipe: Annotated[
+        str | None, option(_RECIPE, "NAME|FILE.toml", panel="Probe", autocompletion=complete_recipe("probe"))
+    ] = None,
     overrides: Annotated[list[str] | None, component_options(*KINDS)] = None,
     lr: Annotated[float | None, option(_LR, "X", panel="Optimisation", min=1e-12)] = None,
     out: OutJson = None,

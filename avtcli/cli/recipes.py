@@ -6,14 +6,16 @@ from typing import Annotated
 import typer
 
 from avtcli import recipes
+from avtcli.cli.completion import complete_recipe
 from avtcli.cli.console import say, say_json, say_table
 from avtcli.cli.options import Json
 from avtcli.storage.files import refuse_existing, write_file
 
 app = typer.Typer(help="List, show and copy recipes.", no_args_is_help=True, rich_markup_mode="markdown")
 
+_NAME = "Name of a recipe; see `avt recipes list`."
 File = Annotated[Path | None, typer.Argument(metavar="FILE.toml", help="Default: ./NAME.toml.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe; see `avt recipes list`.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help=_NAME, autocompletion=complete_recipe())]
 
 
 @app.command("list")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -179,3 +179,7 @@ class Schedule(Frozen):
         for name in ("pieces", "log_var_pieces"):
             update[name] = tuple(Piece(start=p.start, rate=p.rate * by, slope=p.slope * by) for p in getattr(self, name))
         return self.model_copy(update=update)
+
+
+TABLES: Final[dict[str, type[BaseModel]]] = dict(model=Model, augment=Augment, optimizer=Optimizer, schedule=Schedule)
+"""The components that are no plugins, by kind."""
