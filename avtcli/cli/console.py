@@ -1,21 +1,31 @@
 """Console output: results on stdout, everything else on stderr."""
 
 import contextlib
+import itertools
 import json
 import os
+import re
+import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from avtcli import events
 from avtcli.runtime.launcher import read_launch
 
 PLAIN_SECONDS = 10.0
 """Seconds between progress lines where there is no terminal."""
+SHORT = 16
+"""Characters of a cell that is never split."""
+MIN_COLUMNS = 40
+"""A narrower terminal is written to as if it had as many."""
+NBSP = "\N{NO-BREAK SPACE}"
+_FIGURE = re.compile(r"[-+]?[\d.][\d. ]*(e[-+]?\d+)?( ?[%x])?( ± [\d.]+\*?)?( \(\d+ of \d+\))?")
 
 saved_paths: list[Path] = []
 """What the running command has saved so far, in order."""
@@ -145,10 +155,85 @@ def _text(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def say_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table on stdout: the first column to the left, figures to the right."""
-    texts = [[printable(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    for row in texts:
-        cells = [f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        print("  ".join(cells).rstrip())
+def width_of(stream: TextIO) -> int | None:
+    """Columns that lines on a stream must fit in: $COLUMNS, else those of its terminal; none for a file or a pipe."""
+    if os.environ.get("COLUMNS", "").isdecimal() or stream.isatty():
+        return max(MIN_COLUMNS, shutil.get_terminal_size().columns)
+    return None
+
+
+def say_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, best: int | None = None) -> None:
+    """Print a table on stdout that fits the terminal: words to the left, figures to the right, the best row marked.
+
+    Where it is too wide, titles and texts take several lines, then columns go on below under the same first column. Only a word
+    that is longer than a line is shortened, in its middle.
+
+    Args:
+        header: a title for each column.
+        rows: a text for each column.
+        best: the row to mark.
+    """
+    table = [[printable(cell).replace(" %", f"{NBSP}%") for cell in row] for row in (header, *rows)]
+    if best is not None:
+        table[best + 1][0] += " (best)"
+    room, columns = width_of(sys.stdout) or sys.maxsize, [*zip(*table, strict=True)]
+    first, others = _shortened(columns[0], room // 2), [_shortened(column, room) for column in columns[1:]]
+    while True:
+        count = len(others)  # as many as fit when all are as narrow as they can be
+        while count > 1 and _total(_narrowest(c) for c in (first, *others[:count])) > room:
+            count -= 1
+        _print_columns([first, *others[:count]], room)
+        others = others[count:]
+        if not others:
+            return
+        print()
+
+
+def _shortened(column: Sequence[str], limit: int) -> list[str]:
+    def short(word: str) -> str:
+        half = (limit - 1) // 2
+        return word if len(word) <= limit else f"{word[:half]}…{word[len(word) - half :]}"
+
+    return [" ".join(map(short, cell.split(" "))) for cell in column]
+
+
+def _is_figures(column: Sequence[str]) -> bool:
+    cells = [cell for cell in column[1:] if cell not in ("", "-")]
+    return bool(cells) and all(_FIGURE.fullmatch(cell) for cell in cells)
+
+
+def _narrowest(column: Sequence[str], *, title_only: bool = False) -> int:
+    """The least width: the longest word; of cells that stay on one line, the longest cell."""
+    whole = title_only or _is_figures(column)
+    texts = [
+        *column[0].split(" "),
+        *(part for cell in column[1:] for part in ([cell] if whole or len(cell) <= SHORT else cell.split(" "))),
+    ]
+    return max(map(len, texts), default=0)
+
+
+def _total(widths: Iterable[int]) -> int:
+    found = [*widths]
+    return sum(found) + 2 * (len(found) - 1)
+
+
+def _print_columns(columns: Sequence[Sequence[str]], room: int) -> None:
+    widths = [max(map(len, column)) for column in columns]
+    for title_only in (True, False):  # titles give way first
+        least = [_narrowest(column, title_only=title_only) for column in columns]
+        while _total(widths) > room and widths != least:
+            i = max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))
+            widths[i] -= 1
+    figures = [_is_figures(column) for column in columns]
+    for row in zip(*columns, strict=True):
+        parts = [_wrapped(cell, width) for cell, width in zip(row, widths, strict=True)]
+        for line in itertools.zip_longest(*parts, fillvalue=""):
+            cells = (f"{c:>{w}}" if right else f"{c:<{w}}" for c, w, right in zip(line, widths, figures, strict=True))
+            print("  ".join(cells).rstrip().replace(NBSP, " "))
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    """Split a text into lines at its spaces."""
+    if len(text) <= width:
+        return [text]
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
