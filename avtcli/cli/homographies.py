@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from avtcli.cli.console import reporting, say, say_json
+from avtcli.cli.console import reporting, say, say_json, say_next
 from avtcli.cli.options import Json, Seed, Transform, component_options, option
 
 _OUT = "Default: homographies-FAMILY-SIZE.safetensors."
@@ -43,4 +43,4 @@ def gen_homographies(
     say(f"{result.count} homographies for {result.size} px in {result.file} ({result.seconds} s)")
     say("mean  " + "  ".join(f"{value:.4g}" for value in result.mean))
     say("std   " + "  ".join(f"{value:.4g}" for value in result.std))
-    say(f"next: avt pretrain --homographies {result.file}")
+    say_next(("avt", "pretrain", "--homographies", result.file))

@@ -15,7 +15,7 @@ SHORT = 16
 MIN_COLUMNS = 40
 """A narrower terminal is written to as if it had as many."""
 NBSP = "\N{NO-BREAK SPACE}"
-_FIGURE = re.compile(r"[-+]?[\d.][\d. ]*(e[-+]?\d+)?( ?[%x])?( ± [\d.]+)?( \(\d+ of \d+\))?\*?")
+_FIGURE = re.compile(r"[-+]?[\d.][\d. ]*(e[-+]?\d+)?( ?[%x])?( ± [\d.]+)?( \(\d+ of \d+\))?[* ]?")
 
 
 def printable(text: str) -> str:
@@ -88,7 +88,7 @@ def _shortened(column: Sequence[str], limit: int) -> list[str]:
 
 
 def _is_figures(column: Sequence[str]) -> bool:
-    cells = [cell for cell in column[1:] if cell not in ("", "-")]
+    cells = [cell for cell in column[1:] if cell.strip() not in ("", "-")]
     return bool(cells) and all(_FIGURE.fullmatch(cell) for cell in cells)
 
 

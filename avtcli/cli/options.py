@@ -58,6 +58,7 @@ Seed = Annotated[int, option("Seed of every random draw.", "N", panel="Optimisat
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], option(_DEVICE, panel="Hardware")]
 Workers = Annotated[int | None, option(_WORKERS, "N|auto", panel="Hardware", parser=number_or_auto)]
 OutJson = Annotated[Path | None, option("Also write the result to this file.", "FILE.json", panel="Output")]
+Verbose = Annotated[bool, option("Print the whole protocol.", flag="--verbose", panel="Output")]
 Json = Annotated[bool, option("Print one JSON document on stdout.", flag="--json", panel="Output")]
 
 

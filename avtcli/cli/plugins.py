@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from avtcli.cli.console import reporting, say, say_json, say_table
+from avtcli.cli.console import reporting, say, say_json, say_next, say_table
 from avtcli.cli.options import Json
 
 app = typer.Typer(help="List, check and write plugins.", no_args_is_help=True, rich_markup_mode="markdown")
@@ -75,5 +75,5 @@ def new(
     from avtcli.plugin_kit.scaffold import new_plugin
 
     name, files = folder.absolute().name, new_plugin(folder, kind=kind)
-    say(f"wrote the {kind} '{name}' in {folder}: {', '.join(files)}", "next:")
-    say(f"  pip install -e {folder}", f"  avt plugins check {name}", f"  pytest {folder}")
+    say(f"wrote the {kind} '{name}' in {folder}: {', '.join(files)}")
+    say_next(("pip", "install", "-e", folder), ("avt", "plugins", "check", name), ("pytest", folder))

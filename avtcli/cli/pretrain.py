@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from avtcli.cli.console import reporting, say, say_json
+from avtcli.cli.console import reporting, say, say_facts, say_json, say_next
 from avtcli.cli.options import Json, component_options, option
 from avtcli.cli.settings_options import settings_options
 from avtcli.config.components import component_kinds, flags_of
@@ -85,14 +85,15 @@ def pretrain(
         say_json(result)
     else:
         skipped = [(result.skipped_steps, "steps that were not finite"), (result.skipped_images, "images, see bad_images.csv")]
-        say(f"run      {result.run}", f"steps    {result.steps} ({result.epochs:g} epochs, {result.seconds:.0f} s)")
+        facts = {"run": result.run, "steps": f"{result.steps} ({result.epochs:g} epochs, {result.seconds:.0f} s)"}
         if result.loss is not None:
-            say(f"loss     {result.loss:.4f}")
+            facts["loss"] = f"{result.loss:.4f}"
         if result.mace_px is not None:
-            say(f"mace_px  {result.mace_px:.2f}  (mean corner error on {result.evaluated_on}, freshly transformed)")
+            facts["mace_px"] = f"{result.mace_px:.2f}  (mean corner error on {result.evaluated_on}, freshly transformed)"
         if any(count for count, _ in skipped):
-            say("skipped  " + ", ".join(f"{count} {what}" for count, what in skipped if count))
-        say(f"next     avt probe {result.run}", f"         avt export {result.run}")
+            facts["skipped"] = ", ".join(f"{count} {what}" for count, what in skipped if count)
+        say_facts(facts)
+        say_next(("avt", "probe", result.run), ("avt", "export", result.run))
 
 
 def _run_to_resume(name: str, given: dict[str, Any]) -> Path:

@@ -33,14 +33,15 @@ def _live() -> Iterator[events.OnEvent]:
 
     class Line(ProgressColumn):
         def render(self, task: Task) -> Text:
+            elapsed = task.elapsed if task.finished_time is None else task.finished_time
             figures = (
                 f"{task.completed:.0f}/{task.total:.0f}",
-                _clock(task.elapsed, "elapsed"),
+                _clock(elapsed, "elapsed"),
                 _clock(task.time_remaining, "left"),
             )
             room, share = console.width - 1, task.completed / task.total if task.total else 1.0
             before, after = progress_line(task.description, figures, task.fields["detail"], room)
-            full = min(BAR, room - len(before) - len(after) - 2) if before else 0
+            full = min(BAR, room - len(before) - len(after) - 4) if before else 0
             if full < BAR // 3:
                 return Text("  ".join(filter(None, (before, after))))
             done, mark = round(full * share), "-" if console.options.ascii_only else "━"
@@ -70,13 +71,13 @@ def _live() -> Iterator[events.OnEvent]:
 
 
 def progress_line(task: str, figures: tuple[str, ...], detail: str, room: int) -> tuple[str, str]:
-    """Return what stands before and after the bar; the figures of the detail, then the task, give way to count and times."""
+    """Return what stands before and after the bar; the detail, then words of the task, give way to count and times."""
     details = detail.split("  ") if detail else []
     for count in range(len(details), -1, -1):
         after = "  ".join([*figures, *details[:count]])
         if len(task) + 2 + len(after) <= room:
             return task, after
-    return "", "  ".join(figures)
+    return progress_line(task.rpartition(" ")[0], figures, "", room) if task else ("", after)
 
 
 def _clock(seconds: float | None, word: str) -> str:
