@@ -5,6 +5,7 @@ import errno
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from types import FrameType
@@ -35,15 +36,29 @@ COMMANDS = {
 """By name: the module in `avtcli.cli`, the function or Typer app in it, and the first line of its help."""
 
 
+TABLE_COLUMNS = 120
+"""Columns of a terminal from which the help is a table."""
+
+
 def load_command(name: str) -> Any:
     """Import a command and build it."""
     module, attribute, _ = COMMANDS[name]
     loaded = getattr(importlib.import_module(f"avtcli.cli.{module}"), attribute)
     if isinstance(loaded, typer.Typer):
-        return typer.main.get_group(loaded)
+        return _readable(typer.main.get_group(loaded))
     alone = typer.Typer(add_completion=False, rich_markup_mode="markdown")
     alone.command(name)(loaded)
-    return typer.main.get_command(alone)
+    return _readable(typer.main.get_command(alone))
+
+
+def _readable(command: Any) -> Any:
+    """Show the help of a command as plain lines where the columns of its table would cut options off."""
+    from avtcli.cli.layout import width_of
+
+    if (width_of(sys.stdout) or TABLE_COLUMNS) < TABLE_COLUMNS:
+        for each in (command, *getattr(command, "commands", {}).values()):
+            each.rich_markup_mode = None
+    return command
 
 
 @contextlib.contextmanager
@@ -74,6 +89,7 @@ class AvtGroup(TyperGroup):
 
     def make_context(self, info_name: str | None, args: list[str], *others: Any, **named: Any) -> Any:
         """Parse the command line, with `~` as the home folder after `=` too, where a shell leaves it."""
+        _readable(self)
         with _usage_errors_in_one_message():
             return super().make_context(info_name, [*map(_expanded, args)], *others, **named)
 
@@ -114,7 +130,7 @@ def _print(message: str) -> None:
 
     if is_first_to_report(message):
         with contextlib.suppress(OSError):  # the terminal may be gone
-            typer.echo("\n".join(wrapped(printable(message), width_of(sys.stderr), "  ")), err=True)
+            typer.echo("\n".join(wrapped(printable(message), width_of(sys.stderr), "  ", keep="  avt ")), err=True)
 
 
 @contextlib.contextmanager
@@ -126,7 +142,7 @@ def _usage_errors_in_one_message() -> Iterator[None]:
         message = error.format_message().removesuffix(".") if hasattr(error, "format_message") else ""
         if not message:  # no error of the parser, or the help, which is printed already
             raise
-        message = message.replace("Value error, ", "")
+        message = re.sub("Value error, |, unable to parse.*", "", message)
         if isinstance(cause := error.__cause__, ValueError) and hasattr(cause, "errors") and " is not one of " not in message:
             message += f", found {shown(cause.errors()[0]['input'])}"
         if "'cuda:" in message:

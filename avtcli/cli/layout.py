@@ -34,12 +34,12 @@ def width_of(stream: TextIO) -> int | None:
     return None
 
 
-def wrapped(text: str, room: int | None, indent: str = "") -> list[str]:
-    """Split a text into lines that fit, at spaces; a line that begins with two of them, such as a command, stays whole."""
+def wrapped(text: str, room: int | None, indent: str = "", *, keep: str = "  ") -> list[str]:
+    """Split a text into lines that fit, at spaces; one that begins with `keep`, such as a command or code, stays whole."""
     if room is None:
         return text.split("\n")
     wrap = functools.partial(textwrap.wrap, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-    lines = ([x] if len(x) <= room or x.startswith("  ") else wrap(x, room) for x in text.split("\n"))
+    lines = ([x] if len(x) <= room or x.startswith(keep) else wrap(x, room) for x in text.split("\n"))
     return [*itertools.chain.from_iterable(lines)]
 
 

@@ -29,7 +29,7 @@ def pretrain(
     *,
     recipe: Annotated[str | None, option(_RECIPE, "NAME|FILE.toml", panel="Model")] = None,
     overrides: Annotated[list[str] | None, component_options(*KINDS)] = None,
-    lr: Annotated[float | None, option(_LR, "X", panel="Optimisation", min=0)] = None,
+    lr: Annotated[float | None, option(_LR, "X", panel="Optimisation", min=1e-12)] = None,
     processes: Annotated[int, option("Processes that share each batch.", "N", panel="Hardware", min=1)] = 1,
     out: Annotated[Path | None, option(_OUT, "DIR", panel="Output")] = None,
     resume: Annotated[str | None, option(_RESUME, "RUN|last", panel="Output")] = None,
