@@ -1,7 +1,7 @@
 """`avt plugins`: list, check and write plugins."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
@@ -11,6 +11,7 @@ from avtcli.cli.options import Json
 app = typer.Typer(help="List, check and write plugins.", no_args_is_help=True, rich_markup_mode="markdown")
 
 KindName = Literal["backbone", "transform", "dataset", "objective", "exporter", "tracker"]
+_KINDS = f"The plugin's kind: {', '.join(get_args(KindName))}."
 
 
 @app.callback()
@@ -20,7 +21,10 @@ def _plugins() -> None:
 
 @app.command("list")
 def list_plugins(as_json: Json = False) -> None:
-    """List every installed plugin without importing it: kind, name, distribution."""
+    """List every installed plugin without importing it: kind, name, distribution.
+
+    Example: `avt plugins list`
+    """
     from avtcli import registry
 
     infos = registry.listing()
@@ -34,7 +38,7 @@ def list_plugins(as_json: Json = False) -> None:
 @app.command("check")
 def check(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A plugin; with :VARIANT or :PATH where it takes one.")],
-    kind: Annotated[KindName | None, typer.Option(help="The plugin's kind, where several kinds have the name.")] = None,
+    kind: Annotated[KindName | None, typer.Option(metavar="KIND", help=f"{_KINDS} Default: the only one of the name.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run the conformance checks: seed, shapes, gradients, statistics, inverse, documentation, import.
@@ -66,7 +70,7 @@ def check(
 @app.command("new")
 def new(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make; its name becomes the plugin's.")],
-    kind: Annotated[KindName, typer.Option(help="The plugin's kind.")] = "backbone",
+    kind: Annotated[KindName, typer.Option(metavar="KIND", help=_KINDS)] = "backbone",
 ) -> None:
     """Write a working plugin package with its test, to be changed into your own.
 

@@ -18,9 +18,9 @@ from avtcli.storage.run_folders import default_folder, is_run, newest_run
 
 KINDS = component_kinds(PretrainConfig)
 _RECIPE = "Settings to start from. Default: the published recipe of data set and backbone, else `default`."
-_LR = "Peak learning rate of the backbone; the others keep their ratio to it."
+_LR = "Peak learning rate of the backbone; the others keep their ratio to it. Default: the recipe's."
 _OUT = "Run folder. Default: runs/DATE-DATASET-BACKBONE-OBJECTIVE."
-_RESUME = "Continue a run; `last` is the newest under ./runs."
+_RESUME = "Continue a run; `last` is the newest under ./runs. Default: a new run."
 _DRY_RUN = "Check everything, print what would run, write nothing."
 
 
@@ -29,7 +29,7 @@ def pretrain(
     *,
     recipe: Annotated[str | None, option(_RECIPE, "NAME|FILE.toml", panel="Model")] = None,
     overrides: Annotated[list[str] | None, component_options(*KINDS)] = None,
-    lr: Annotated[float | None, option(_LR, "X", panel="Optimisation", min=1e-12)] = None,
+    lr: Annotated[float | None, option(_LR, "X", panel="Optimisation", min=0)] = None,
     processes: Annotated[int, option("Processes that share each batch.", "N", panel="Hardware", min=1)] = 1,
     out: Annotated[Path | None, option(_OUT, "DIR", panel="Output")] = None,
     resume: Annotated[str | None, option(_RESUME, "RUN|last", panel="Output")] = None,
@@ -102,11 +102,8 @@ def _run_to_resume(name: str, given: dict[str, Any]) -> Path:
     if not is_run(run):
         raise AvtError(f"There is no run to resume in {run}: it has no folder `checkpoints`.")
     flags = flags_of(PretrainConfig)
-    names = {key: flag.option(key) for key, flag in flags.items()}
-    may_change = [key for key, flag in flags.items() if flag.on_resume]
-    fixed = [names.get(key, f"--{key}") for key, value in given.items() if value is not None and key not in may_change]
+    kept = [key for key, value in given.items() if value is not None and not (key in flags and flags[key].on_resume)]
+    fixed = [flags[key].option(key) if key in flags else f"--{key}" for key in kept]
     if fixed:
-        changing = ", ".join(names[key] for key in may_change)
-        hint = f"leave out {', '.join(fixed)}, or start a new run. Options that may change: {changing}."
-        raise AvtError(f"--resume continues with the run's own settings: {hint}")
+        raise AvtError(f"--resume continues with the run's own settings: leave out {', '.join(fixed)}, or start a new run.")
     return run
