@@ -16,8 +16,6 @@ MOST_CLASSES = 20
 TURNS = {"right turns": ("right_turns", 3), "MACE px at these": ("mace_px_right_turn", 2)}
 INSIDE = (0.5, 0.8, 0.95)
 BASELINES = {"rotation_oracle": "90-degree rotation oracle", "constant": "constant", "identity": "identity"}
-BRIEFLY = ("images", "target", "calibrated", "random")
-"""The facts of the protocol that are printed without --verbose."""
 DEFINITIONS = {
     "views": "centre crop and its transformed version; encoder in eval mode, mean of the code; fresh draws, never a bank",
     "MACE": "mean distance, in pixels, of the image's corners under the true and the decoded matrix",
@@ -45,7 +43,6 @@ def evaluate(
     device: options.Device = "auto",
     workers: options.Workers = None,
     out: options.OutJson = None,
-    verbose: options.Verbose = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure how equivariant a representation is.
@@ -79,12 +76,7 @@ def evaluate(
             say("")
     say_facts(_scalars(result))
     say("")
-    protocol = _protocol(result)
-    say_facts(
-        {**protocol, **DEFINITIONS}
-        if verbose
-        else {**{key: protocol.get(key) for key in BRIEFLY}, "": "(all of it: --verbose)"}
-    )
+    say_facts({**_protocol(result), **DEFINITIONS})
 
 
 def _fits(result: "EvaluateResult") -> tuple[list[str], list[list[str]]]:

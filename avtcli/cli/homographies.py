@@ -7,6 +7,7 @@ import typer
 
 from avtcli.cli.console import reporting, say, say_json, say_next
 from avtcli.cli.options import Json, Seed, Transform, component_options, option
+from avtcli.errors import AvtError
 
 _OUT = "Default: homographies-FAMILY-SIZE.safetensors."
 
@@ -35,6 +36,8 @@ def gen_homographies(
     asked = validate(Plugin, {"name": transform, **given.get("transform", {})}, where="--transform")
     plugin = resolve_plugin("transform", asked)
     out = out or Path(f"homographies-{plugin.name}-{size}.safetensors")
+    if out.suffix != ".safetensors":
+        raise AvtError(f"A bank is a file that ends in .safetensors, found {out}. Give {out.with_suffix('.safetensors')}.")
     with reporting() as on_event:
         result = generate_bank(out, plugin=plugin, size=size, count=count, seed=seed, on_event=on_event)
     if as_json:

@@ -13,7 +13,7 @@ from typing import TextIO
 SHORT = 16
 """Characters of a cell that is never split."""
 MIN_COLUMNS = 40
-"""A narrower terminal is written to as if it had as many."""
+"""Columns that lines are laid out for on a narrower terminal."""
 NBSP = "\N{NO-BREAK SPACE}"
 _FIGURE = re.compile(r"[-+]?[\d.][\d. ]*(e[-+]?\d+)?( ?[%x])?( ± [\d.]+)?( \(\d+ of \d+\))?[* ]?")
 

@@ -31,7 +31,7 @@ COMMAND_LINES = [
     "plugins list",
     "probe RUN --layer conv1,conv2 --limit-train 40 --head knn",
     "probe RUN --limit-train 40 --head knn --no-baseline --verbose",
-    "evaluate RUN --count 20 --layer conv1,conv3 --verbose",
+    "evaluate RUN --count 20 --layer conv1,conv3",
     "compare a b c",
     "bench --only homographies --rounds 1",
     "gen-homographies bank.safetensors --count 10",
@@ -243,6 +243,24 @@ def test_bad_usage_is_one_message_of_two_lines_at_most(avt, line: str) -> None:
     assert BAD[line] in result.stderr
     assert result.stderr.startswith("error: ")
     assert len(wrapped(result.stderr.strip(), 100, "  ", keep="  avt ")) <= 2
+
+
+def test_a_bank_is_a_file_of_safetensors(avt) -> None:
+    result = avt("gen-homographies bank.pt --count 10")
+
+    assert (result.code, list(Path().iterdir())) == (2, [])
+    assert "found bank.pt. Give bank.safetensors." in result.stderr
+
+
+def test_the_protocol_of_a_probe_takes_two_lines_and_verbose_shows_all(avt, tiny_run: Path) -> None:
+    line = f"probe {tiny_run} --limit-train 40 --head knn --layer conv1,conv2"
+    short, full = avt(line).stdout.rstrip().split("\n\n")[-1], avt(f"{line} --verbose").stdout.rstrip().split("\n\n")[-1]
+
+    assert [text.split()[0] for text in short.splitlines()] == ["protocol", "figures"]
+    assert all(
+        word in short for word in ("knn", "no augmentation", "k chosen on 10%", "40 training and 1000 test", "test split")
+    )
+    assert len(full.splitlines()) > 10
 
 
 def commands() -> list[tuple[str, Any]]:
