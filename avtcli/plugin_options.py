@@ -140,7 +140,7 @@ def _problems(kind: str, name: str, error: Any) -> str:
         elif detail["type"].startswith("missing"):
             problems.append(f"option '{where}' is needed: give `-o {kind}.{where}=VALUE`")
         else:
-            message = re.sub(r"^Input should be", "should be", detail["msg"])
+            message = detail["msg"].removeprefix("Input ").partition(", unable to parse")[0]
             problems.append(f"option '{where}' {message}, found {shown(detail['input'])}")
     return "; ".join(problems)
 

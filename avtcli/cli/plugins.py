@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
 from avtcli import registry
 from avtcli.cli.completion import complete_any_plugin
-from avtcli.cli.console import reporting, say, say_facts, say_json, say_table
+from avtcli.cli.console import reporting, say, say_facts, say_json, say_next, say_table
 from avtcli.cli.options import Json
 
 if TYPE_CHECKING:
@@ -18,9 +18,12 @@ app = typer.Typer(help="List, show, check and write plugins.", no_args_is_help=T
 
 KindName = Literal["backbone", "transform", "dataset", "objective", "exporter", "tracker"]
 _NAME = "A plugin; with :VARIANT or :PATH where it takes one."
+_KINDS = f"The plugin's kind: {', '.join(get_args(KindName))}."
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help=_NAME, autocompletion=complete_any_plugin)]
-OneKind = Annotated[KindName | None, typer.Option("--kind", help="The plugin's kind, where several kinds have the name.")]
+OneKind = Annotated[
+    KindName | None, typer.Option("--kind", metavar="KIND", help=f"{_KINDS} Default: the only one of the name.")
+]
 
 
 @app.callback()
@@ -30,7 +33,10 @@ def _plugins() -> None:
 
 @app.command("list")
 def list_plugins(as_json: Json = False) -> None:
-    """List every installed plugin by kind, with a sentence each, without importing it."""
+    """List every installed plugin by kind, with a sentence each, without importing it.
+
+    Example: `avt plugins list`
+    """
     from avtcli.inspection.plugin_source import read_function
 
     rows = [(info, read_function(info.kind, info.value).summary) for info in registry.listing()]
@@ -119,7 +125,7 @@ def check(
 @app.command("new")
 def new(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make; its name becomes the plugin's.")],
-    kind: Annotated[KindName, typer.Option(help="The plugin's kind.")] = "backbone",
+    kind: Annotated[KindName, typer.Option(metavar="KIND", help=_KINDS)] = "backbone",
 ) -> None:
     """Write a working plugin package with its test, to be changed into your own.
 
@@ -128,8 +134,8 @@ def new(
     from avtcli.plugin_kit.scaffold import new_plugin
 
     name, files = folder.absolute().name, new_plugin(folder, kind=kind)
-    say(f"wrote the {kind} '{name}' in {folder}: {', '.join(files)}", "next:")
-    say(f"  pip install -e {folder}", f"  avt plugins check {name}", f"  pytest {folder}")
+    say(f"wrote the {kind} '{name}' in {folder}: {', '.join(files)}")
+    say_next(("pip", "install", "-e", folder), ("avt", "plugins", "check", name), ("pytest", folder))
 
 
 def _foreign(info: registry.PluginInfo) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from avtcli.cli.completion import complete_recipe, complete_run
-from avtcli.cli.console import reporting, say, say_json
+from avtcli.cli.console import reporting, say, say_facts, say_json, say_next
 from avtcli.cli.options import Json, component_options, option
 from avtcli.cli.settings_options import settings_options
 from avtcli.config.components import component_kinds, flags_of
@@ -19,9 +19,9 @@ from avtcli.storage.run_folders import default_folder, is_run, newest_run
 
 KINDS = component_kinds(PretrainConfig)
 _RECIPE = "Settings to start from. Default: the published recipe of data set and backbone, else `default`."
-_LR = "Peak learning rate of the backbone; the others keep their ratio to it."
+_LR = "Peak learning rate of the backbone; the others keep their ratio to it. Default: the recipe's."
 _OUT = "Run folder. Default: runs/DATE-DATASET-BACKBONE-OBJECTIVE."
-_RESUME = "Continue a run; `last` is the newest under ./runs."
+_RESUME = "Continue a run; `last` is the newest under ./runs. Default: a new run."
 _DRY_RUN = "Check everything, print what would run, write nothing."
 
 
@@ -88,14 +88,15 @@ def pretrain(
         say_json(result)
     else:
         skipped = [(result.skipped_steps, "steps that were not finite"), (result.skipped_images, "images, see bad_images.csv")]
-        say(f"run      {result.run}", f"steps    {result.steps} ({result.epochs:g} epochs, {result.seconds:.0f} s)")
+        facts = {"run": result.run, "steps": f"{result.steps} ({result.epochs:g} epochs, {result.seconds:.0f} s)"}
         if result.loss is not None:
-            say(f"loss     {result.loss:.4f}")
+            facts["loss"] = f"{result.loss:.4f}"
         if result.mace_px is not None:
-            say(f"mace_px  {result.mace_px:.2f}  (mean corner error on {result.evaluated_on}, freshly transformed)")
+            facts["mace_px"] = f"{result.mace_px:.2f}  (mean corner error on {result.evaluated_on}, freshly transformed)"
         if any(count for count, _ in skipped):
-            say("skipped  " + ", ".join(f"{count} {what}" for count, what in skipped if count))
-        say(f"next     avt probe {result.run}", f"         avt export {result.run}")
+            facts["skipped"] = ", ".join(f"{count} {what}" for count, what in skipped if count)
+        say_facts(facts)
+        say_next(("avt", "probe", result.run), ("avt", "export", result.run))
 
 
 def _run_to_resume(name: str, given: dict[str, Any]) -> Path:
@@ -104,11 +105,8 @@ def _run_to_resume(name: str, given: dict[str, Any]) -> Path:
     if not is_run(run):
         raise AvtError(f"There is no run to resume in {run}: it has no folder `checkpoints`.")
     flags = flags_of(PretrainConfig)
-    names = {key: flag.option(key) for key, flag in flags.items()}
-    may_change = [key for key, flag in flags.items() if flag.on_resume]
-    fixed = [names.get(key, f"--{key}") for key, value in given.items() if value is not None and key not in may_change]
+    kept = [key for key, value in given.items() if value is not None and not (key in flags and flags[key].on_resume)]
+    fixed = [flags[key].option(key) if key in flags else f"--{key}" for key in kept]
     if fixed:
-        changing = ", ".join(names[key] for key in may_change)
-        hint = f"leave out {', '.join(fixed)}, or start a new run. Options that may change: {changing}."
-        raise AvtError(f"--resume continues with the run's own settings: {hint}")
+        raise AvtError(f"--resume continues with the run's own settings: leave out {', '.join(fixed)}, or start a new run.")
     return run

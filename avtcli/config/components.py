@@ -174,7 +174,9 @@ class Schedule(Frozen):
             AvtError: for a peak that is not above 0 and finite, or if all rates are 0.
         """
         if not 0 < peak < inf or self.peak <= 0:
-            raise AvtError(f"A learning rate must be above 0 and finite to scale the schedule, found {peak} and {self.peak}.")
+            raise AvtError(
+                f"A learning rate, --lr, must be above 0 and finite, found {peak}, of a schedule whose peak is {self.peak}."
+            )
         by, update = peak / self.peak, dict[str, Any](rate=peak)
         for name in ("pieces", "log_var_pieces"):
             update[name] = tuple(Piece(start=p.start, rate=p.rate * by, slope=p.slope * by) for p in getattr(self, name))

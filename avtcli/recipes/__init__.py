@@ -33,7 +33,7 @@ def text(name: str) -> str:
             raise AvtError(f"There is no recipe file {path}. Write one with `avt recipes copy default {path.name}`.")
         return read_text(path)
     if name not in names():
-        raise AvtError(f"No recipe is called '{name}'. {nearest(name, names())}Recipes: {', '.join(names())}.")
+        raise AvtError(f"No recipe is called '{name}'. {nearest(name, names())}See `avt recipes list`.")
     return (resources.files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
 
 

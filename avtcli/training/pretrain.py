@@ -69,7 +69,7 @@ def pretrain(config: PretrainConfig, *, run: Path | None, resume: bool, on_event
     if run is not None and not resume:
         refuse_existing(run)
     continues = resume and run is not None and bool(list_checkpoints(run / "checkpoints"))
-    with stop_signals() as stop:
+    with stop_signals(on_event) as stop:
         setup = build_training_setup(config, resume=continues, run=run if resume else None, on_event=on_event)
         tracking = Tracking(setup.config.trackers if setup.accelerator.is_main_process else (), on_event=on_event)
         with lost_processes_explained(), _run_folder(setup, run, resume=resume) as folder, tracking:
