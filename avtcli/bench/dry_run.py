@@ -43,7 +43,7 @@ class DryRun:
         steps: of the whole run.
         epochs: likewise.
         pairs_per_second: without the first steps, which compile, capture and fill caches.
-        seconds: of the steps, those that a resumed run has done left out; evaluations and checkpoints take a little more.
+        seconds: of steps and evaluations, without those that a resumed run has done.
         memory_bytes: peak of the GPU's memory, elsewhere of this process.
         disk_bytes: of the checkpoints that are kept, and the log.
         advice: how to end in about an hour, and whether the run takes more than a day; empty within an hour.

@@ -1,6 +1,7 @@
 """The length of a run: its epochs and steps, the time that they take at a measured speed, and what would end in an hour."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from typing import Final
 
 from avtcli.config.pretrain_config import PretrainConfig
@@ -8,6 +9,7 @@ from avtcli.events import Notice, OnEvent
 
 HOUR: Final = 3600.0
 DAY: Final = 24 * HOUR
+FORWARD_PASSES: Final = 6  # of one image, that cost as much as a training pair: two views, and twice that for the gradients
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,22 @@ class RunLength:
         steps_per_epoch: batches of an epoch.
         epochs: of the schedule.
         max_steps: steps after which the run stops early, or none.
+        evaluation: work of the run's evaluations, as a number of training pairs.
     """
 
     images: int
     steps_per_epoch: int
     epochs: int
     max_steps: int | None = None
+    evaluation: float = 0.0
+
+    @classmethod
+    def of(cls, config: PretrainConfig, images: int, steps_per_epoch: int, *, monitored: int) -> "RunLength":
+        """Return the length of a run on a number of images that is evaluated on `monitored` ones."""
+        plain = cls(images, steps_per_epoch, config.total_epochs, config.max_steps)
+        count = 1 + ceil(plain.steps / steps_per_epoch / config.eval_every) if config.eval_every else 0
+        passes = min(1000, images) + 2.5 * monitored  # codes of others and of half of these, and pairs of all of these
+        return replace(plain, evaluation=count * passes / FORWARD_PASSES)
 
     @property
     def steps(self) -> int:
@@ -38,8 +50,9 @@ class RunLength:
         return self.images / self.steps_per_epoch
 
     def seconds(self, speed: float, *, after: int = 0) -> float:
-        """Return the time of the steps that follow the first `after` ones, at a speed in pairs per second."""
-        return max(0, self.steps - after) * self.pairs_per_step / speed
+        """Return the time that the run takes after the first `after` steps, at a speed of steps in pairs per second."""
+        left = max(0, self.steps - after)
+        return left * (self.pairs_per_step + self.evaluation / self.steps) / speed
 
     def shorter(self, speed: float) -> str | None:
         """Return options for a run of about an hour at a speed in pairs per second; none where this one takes no longer."""

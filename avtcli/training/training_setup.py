@@ -67,7 +67,7 @@ class TrainingSetup:
     @property
     def length(self) -> RunLength:
         """Epochs and steps of the run."""
-        return _length(self.config, len(self.indices), self.steps_per_epoch)
+        return RunLength.of(self.config, len(self.indices), self.steps_per_epoch, monitored=len(self.monitored))
 
     @property
     def evaluated_on(self) -> str:
@@ -122,7 +122,7 @@ def build_training_setup(
     _check_shares(min(config.batch_size, len(indices)), processes)
     steps_per_epoch = len(batch_bounds(len(indices), config.batch_size, world=processes))
     config = within_budget(config, len(indices), on_event=on_event)
-    planned = _length(config, len(indices), steps_per_epoch).steps
+    planned = RunLength.of(config, len(indices), steps_per_epoch, monitored=len(monitored)).steps
     config = resolve_execution(config, device, processes=processes, steps=planned, on_event=on_event)
     size = image_size(data, config.augment)
     family, spec = build_transform(config, size), _specify(config, data, size)
@@ -176,10 +176,6 @@ def _check_shares(batch_size: int, processes: int) -> None:
             f"{processes} processes need batches of {2 * processes} images or more, two each; this run has {batch_size}. Give "
             "fewer --processes, a larger --batch-size or more images."
         )
-
-
-def _length(config: PretrainConfig, images: int, steps_per_epoch: int) -> RunLength:
-    return RunLength(images, steps_per_epoch, config.total_epochs, config.max_steps)
 
 
 def _open_data(config: PretrainConfig, run: Path | None) -> ImageData:
