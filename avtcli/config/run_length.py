@@ -9,7 +9,7 @@ from avtcli.events import Notice, OnEvent
 
 HOUR: Final = 3600.0
 DAY: Final = 24 * HOUR
-FORWARD_PASSES: Final = 6  # of one image, that cost as much as a training pair: two views, and twice that for the gradients
+EVALUATED_PER_PAIR: Final = 3  # images of an evaluation, decoded, searched and ranked, that take about as long as a training pair
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class RunLength:
         plain = cls(images, steps_per_epoch, config.total_epochs, config.max_steps)
         count = 1 + ceil(plain.steps / steps_per_epoch / config.eval_every) if config.eval_every else 0
         passes = min(1000, images) + 2.5 * monitored  # codes of others and of half of these, and pairs of all of these
-        return replace(plain, evaluation=count * passes / FORWARD_PASSES)
+        return replace(plain, evaluation=count * passes / EVALUATED_PER_PAIR)
 
     @property
     def steps(self) -> int:
