@@ -18,7 +18,7 @@ from avtcli.runtime.launcher import must_launch, read_launch
 from avtcli.storage.run_folders import is_run, newest_run
 
 KINDS = component_kinds(PretrainConfig)
-_RECIPE = "Settings to start from. Default: the published recipe of data set and backbone, else `default`."
+_RECIPE = "Settings to start from. Default: the published recipe of data set and backbone (imagenet: alexnet), else `default`."
 _LR = "Peak learning rate of the backbone; the others keep their ratio to it."
 _OUT = "Run folder. Default: runs/DATE-DATASET-BACKBONE-OBJECTIVE."
 _RESUME = "Continue a run; `last` is the newest under ./runs."

@@ -9,7 +9,7 @@ from avtcli.events import Notice, OnEvent
 
 HOUR: Final = 3600.0
 DAY: Final = 24 * HOUR
-EVALUATED_PER_PAIR: Final = 3  # images of an evaluation, decoded, searched and ranked, that take about as long as a training pair
+EVALUATED_PER_PAIR: Final = 5  # images of an evaluation, with all it does, take about as long as one training pair
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def test_evaluations_count_with_their_images() -> None:
     config = resolve({"epochs": 25, "eval_every": 10}, recipe="default")
     length = RunLength.of(config, 2_000, 20, monitored=1_000)
 
-    assert length.seconds(100) == pytest.approx((25 * 2_000 + 4 * 3_500 / 3) / 100)
+    assert length.seconds(100) == pytest.approx((25 * 2_000 + 4 * 3_500 / 5) / 100)
     assert RunLength.of(config.model_copy(update={"eval_every": 0}), 2_000, 20, monitored=1_000).seconds(100) == 500
 
 
