@@ -28,8 +28,8 @@ from avtcli.training.step import Trainer
 from avtcli.training.training_setup import TrainingSetup, build_training_setup
 
 SECONDS: Final = 5.0
-"""Time that the measured steps should take."""
-LEAST_STEPS, MOST_STEPS = 2, 50
+"""Time that the measured steps should take, where one step takes no longer."""
+MOST_STEPS: Final = 50
 LOG_LINE_BYTES: Final = 200
 
 
@@ -122,8 +122,8 @@ def _measure(setup: TrainingSetup, *, on_event: OnEvent) -> tuple[float, int]:
     take(1 + WARM_UP if device.type == "cuda" else 1)
     synchronise(device)
     pairs, seconds = take(1)
-    more = run_in_main(setup.group, lambda: min(MOST_STEPS, max(LEAST_STEPS, int(SECONDS / seconds))))
-    more_pairs, more_seconds = take(more)
+    more = run_in_main(setup.group, lambda: min(MOST_STEPS, int(SECONDS / seconds)))
+    more_pairs, more_seconds = take(more) if more else (0, 0.0)
     tensors = [*setup.net.state_dict().values(), *optimizer_tensors(trainer.optimizer)[0].values()]
     return (pairs + more_pairs) / (seconds + more_seconds), sum(tensor.nbytes for tensor in tensors)
 
