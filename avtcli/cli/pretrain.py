@@ -13,16 +13,17 @@ from avtcli.cli.settings_options import settings_options
 from avtcli.config.components import component_kinds, flags_of
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import merge, options_from_texts, resolve
+from avtcli.config.run_length import describe_seconds
 from avtcli.errors import AvtError
 from avtcli.runtime.launcher import must_launch, read_launch
-from avtcli.storage.run_folders import default_folder, is_run, newest_run
+from avtcli.storage.run_folders import is_run, newest_run
 
 KINDS = component_kinds(PretrainConfig)
-_RECIPE = "Settings to start from. Default: the published recipe of data set and backbone, else `default`."
+_RECIPE = "Settings to start from. Default: the published recipe of data set and backbone (imagenet: alexnet), else `default`."
 _LR = "Peak learning rate of the backbone; the others keep their ratio to it. Default: the recipe's."
 _OUT = "Run folder. Default: runs/DATE-DATASET-BACKBONE-OBJECTIVE."
 _RESUME = "Continue a run; `last` is the newest under ./runs. Default: a new run."
-_DRY_RUN = "Check everything, print what would run, write nothing."
+_DRY_RUN = "Check everything, take a few steps in memory, print the time, memory and disk space of the run, write nothing."
 
 
 @settings_options(PretrainConfig)
@@ -68,24 +69,27 @@ def pretrain(
             assert run is not None
             config = resumed_config(run, given, on_event=on_event)
         if dry_run:
-            from avtcli.training.training_setup import build_training_setup
+            from avtcli.bench.dry_run import dry_run as try_steps
 
-            steps = build_training_setup(
-                config, resume=resume is not None, run=run if resume else None, on_event=on_event
-            ).total_steps
+            tried = try_steps(config, run=run, resume=resume is not None, on_event=on_event)
         else:
             from avtcli.training.pretrain import pretrain as train
 
             result = train(config, run=run, resume=resume is not None, on_event=on_event)
     if read_launch().rank > 0:
         return
-    folder = run or default_folder(config.dataset.name, config.backbone.name, config.objective.name)
-    if dry_run and as_json:
-        say_json({"run": str(folder), "steps": steps, "recipe": config.recipe, "config": config.model_dump(mode="json")})
+    if as_json:
+        say_json(tried if dry_run else result)
     elif dry_run:
-        say(f"Configuration OK: {steps} steps into {folder}")
-    elif as_json:
-        say_json(result)
+        say(f"Configuration OK: {tried.steps} steps into {tried.run}")
+        say_facts(
+            {
+                "time": f"{describe_seconds(tried.seconds)}, at {tried.pairs_per_second:.0f} pairs/s",
+                "hint": tried.advice or None,
+                "memory": f"{tried.memory_bytes / 1e6:.1f} MB at the peak",
+                "disk": f"{tried.disk_bytes / 1e6:.1f} MB",
+            }
+        )
     else:
         skipped = [(result.skipped_steps, "steps that were not finite"), (result.skipped_images, "images, see bad_images.csv")]
         facts = {"run": result.run, "steps": f"{result.steps} ({result.epochs:g} epochs, {result.seconds:.0f} s)"}

@@ -19,6 +19,8 @@ class PretrainConfig(Frozen):
     """Passes over the images; the schedule is stretched or shrunk. Default: the schedule's own length."""
     max_steps: Annotated[int | None, Flag("Optimisation", metavar="N", on_resume=True)] = Field(default=None, gt=0)
     """Stop after N steps; the schedule stays as it is. Default: all."""
+    max_pairs: int | None = Field(default=None, gt=0)
+    """Budget where `epochs` is not given: the schedule's epochs, or fewer that have at most N pairs, at least one."""
     batch_size: Annotated[int, Flag("Optimisation", metavar="N")] = Field(default=128, ge=2)
     """Images per step, over all processes."""
     limit_train: Annotated[int | None, Flag("Data", metavar="N")] = Field(default=None, ge=2)

@@ -56,9 +56,13 @@ def load(name: str, *, kind: str) -> dict[str, Any]:
 
 
 def choose(settings: Mapping[str, Any]) -> str:
-    """Return the published recipe of a data set and a backbone, else the default."""
+    """Return the published recipe of a data set and a backbone, else the default.
+
+    A data set alone has the backbone that was published for it; a backbone alone has the default data set, so the default.
+    """
     given = {kind: (settings.get(kind) or {}).get("name") for kind in ("dataset", "backbone", "objective", "transform")}
     names = {kind: name.partition(":")[0] if isinstance(name, str) else "" for kind, name in given.items()}
-    pair = (names["dataset"], names["backbone"])
+    published = next((backbone for dataset, backbone, *_ in PUBLISHED if dataset == names["dataset"]), "")
+    pair = (names["dataset"], names["backbone"] or published)
     whole = (*pair, names["objective"], names["transform"] or "projective")
     return PUBLISHED.get(whole) or PUBLISHED.get(pair, "default")
