@@ -48,10 +48,15 @@ class RunSummary:
     figures: dict[FigureKey, float]
 
 
-def summarize_run(run: Path, *, on_event: OnEvent) -> RunSummary:
+def summarize_run(run: Path, *, losses: bool = True, on_event: OnEvent) -> RunSummary:
     """Read a run folder.
 
     Files that are damaged, or are of other weights than the newest checkpoint's, are left out with a notice.
+
+    Args:
+        run: the folder.
+        losses: whether the mean loss of the last epoch is among the figures, for which a part of the log is parsed.
+        on_event: receives the notices.
 
     Raises:
         AvtError: if it is no run folder, or its settings cannot be read.
@@ -74,7 +79,9 @@ def summarize_run(run: Path, *, on_event: OnEvent) -> RunSummary:
                 probes |= _probe_results(content)
         except (KeyError, TypeError, AttributeError):
             on_event(Notice(f"{path} has other fields than this version of avt writes. It is left out."))
-    figures = _training_figures(MetricsLog(run / "metrics.jsonl"), ended) | _probe_figures(probes) | evaluated
+    log = MetricsLog(run / "metrics.jsonl")
+    evaluations = losses or settings.get("eval_every") != 0
+    figures = _training_figures(log, ended, losses=losses, evaluations=evaluations) | _probe_figures(probes) | evaluated
     finite = {key: value for key, value in figures.items() if value is not None}
     return RunSummary(run, step, bool(ended), settings, finite)
 
@@ -105,15 +112,22 @@ def _results(run: Path, step: int, *, on_event: OnEvent) -> Iterator[tuple[Path,
         on_event(Notice(f"{run}: {', '.join(other)} left out, of other weights than those of step {step}"))
 
 
-def _training_figures(log: MetricsLog, ended: Mapping[str, Any]) -> dict[FigureKey, float | None]:
-    """The mean loss of the last epoch, and the last evaluation."""
-    evaluated: dict[str, Any] = next(log.newest("eval"), {}).get("eval", {})
+def _training_figures(
+    log: MetricsLog, ended: Mapping[str, Any], *, losses: bool, evaluations: bool
+) -> dict[FigureKey, float | None]:
+    """The last evaluation, and where `losses` the mean loss of the last epoch."""
+    evaluated: dict[str, Any] = next(log.newest("eval"), {}).get("eval", {}) if evaluations else {}
+    loss = _last_loss(log) if losses else None
+    figures = {"loss": loss, "mace_px": ended.get("mace_px"), **evaluated}
+    return {FigureKey("training", name): figures.get(name) for name in TRAINING}
+
+
+def _last_loss(log: MetricsLog) -> float | None:
     steps = log.newest("loss")
     last = next(steps, None)
     lines = [] if last is None else [last, *takewhile(lambda line: line["epoch"] == last["epoch"], steps)]
     losses = [line["loss"] for line in lines if line["loss"] is not None]
-    figures = {"loss": fmean(losses) if losses else None, "mace_px": ended.get("mace_px"), **evaluated}
-    return {FigureKey("training", name): figures.get(name) for name in TRAINING}
+    return fmean(losses) if losses else None
 
 
 def _probe_results(probe: Mapping[str, Any]) -> dict[tuple[FigureKey, str], list[Mapping[str, Any]]]:

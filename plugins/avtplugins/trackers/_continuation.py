@@ -27,22 +27,16 @@ class Continuation:
     def __init__(self, path: Path) -> None:
         kept = json.loads(path.read_text()) if path.exists() else {}
         self.path, self.id = path, kept.get("id")
-        self._steps: dict[str, int] = kept.get("steps", {})
-
-    def save_id(self, run_id: str) -> None:
-        """Keep the run's id."""
-        self.id = run_id
-        self._save()
+        self.steps: dict[str, int] = kept.get("steps", {})
 
     def take_new(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
-        """Return the figures that were not recorded at this step or a later one, which count as recorded from now on."""
-        new = {name: value for name, value in values.items() if step > self._steps.get(name, 0)}
-        if new:
-            self._steps |= dict.fromkeys(new, step)
-            self._save()
+        """Return the figures that were not recorded at this step or a later one."""
+        new = {name: value for name, value in values.items() if step > self.steps.get(name, 0)}
+        self.steps |= dict.fromkeys(new, step)
         return new
 
-    def _save(self) -> None:
+    def save(self, run_id: str) -> None:
+        """Keep the id, and that all figures taken until now are recorded."""
         written = self.path.with_suffix(".tmp")
-        written.write_text(json.dumps({"id": self.id, "steps": self._steps}))
+        written.write_text(json.dumps({"id": run_id, "steps": self.steps}))
         os.replace(written, self.path)

@@ -27,7 +27,8 @@ class MlflowRun(Tracker):
         known = self.kept.id
         self.tracker = MLflowTracker("avt", run_id=known, run_name=run_dir.resolve().name)
         self.tracker.start()
-        self.kept.save_id(self.tracker.active_run.info.run_id)
+        self.id = self.tracker.active_run.info.run_id
+        self.kept.save(self.id)
         if known is None:
             self.tracker.store_init_configuration(flat_settings(config))
 
@@ -36,6 +37,7 @@ class MlflowRun(Tracker):
         if new := self.kept.take_new(step, values):
             try:
                 self.tracker.log(new, step=step)
+                self.kept.save(self.id)
             except Exception:
                 self.finish()  # MLflow starts no other run in this process before
                 raise

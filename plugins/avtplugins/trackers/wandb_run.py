@@ -11,7 +11,10 @@ from avtplugins.trackers._continuation import Continuation, flat_settings
 
 
 class WandbRun(Tracker):
-    """A run of Weights & Biases; its figures have the axis `step`, since the service's own step never goes back."""
+    """A run of Weights & Biases; its figures have the axis `step`, since the service's own step never goes back.
+
+    wandb keeps what was logged in memory for a while: after a kill, all steps since the last end are recorded again.
+    """
 
     def start(self, run_dir: Path, config: Mapping[str, Any], step: int) -> None:
         """Begin a run, or continue the one whose id was kept."""
@@ -31,7 +34,7 @@ class WandbRun(Tracker):
             settings=wandb.Settings(console="off"),
         )
         self.tracker.start()
-        self.kept.save_id(self.tracker.run.id)
+        self.kept.save(self.tracker.run.id)
         self.tracker.run.define_metric("*", step_metric="step")
         self.tracker.store_init_configuration(flat_settings(config))
 
@@ -43,6 +46,7 @@ class WandbRun(Tracker):
     def finish(self) -> None:
         """Wait until all is sent, or in the run's file."""
         self.tracker.finish()
+        self.kept.save(self.tracker.run.id)
 
 
 def wandb() -> Tracker:
