@@ -84,7 +84,8 @@ def _describe(run: Path, since: float, *, last: bool) -> ListedRun:
     try:
         summary = summarize_run(run, losses=False, on_event=ignore)
     except _DAMAGES as error:
-        problem, summary = one_line(error) if not isinstance(error, AvtError) else str(error), RunSummary(run, 0, False, {}, {})
+        problem = str(error) if isinstance(error, AvtError) else one_line(error)
+        summary = RunSummary(run, 0, False, {}, {}, {})
     if problem is None and has_lost_checkpoints(run):
         problem = "no checkpoint has all of its files"
     state = _state(run, env, summary, damaged=problem is not None)

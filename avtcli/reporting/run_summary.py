@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any, Final
 
 from avtcli.errors import AvtError
@@ -38,7 +38,8 @@ class FigureKey:
 class RunSummary:
     """A run: its settings by dotted name, and its figures, those of its newest checkpoint where they need weights.
 
-    `complete` is false for a run that has not reached its last step.
+    `complete` is false for a run that has not reached its last step; `probe_stds` has the standard deviation (n - 1) of figures
+    that are means over several seeds of a probe.
     """
 
     run: Path
@@ -46,6 +47,7 @@ class RunSummary:
     complete: bool
     settings: dict[str, Any]
     figures: dict[FigureKey, float]
+    probe_stds: dict[FigureKey, float]
 
 
 def summarize_run(run: Path, *, losses: bool = True, on_event: OnEvent) -> RunSummary:
@@ -81,9 +83,12 @@ def summarize_run(run: Path, *, losses: bool = True, on_event: OnEvent) -> RunSu
             on_event(Notice(f"{path} has other fields than this version of avt writes. It is left out."))
     log = MetricsLog(run / "metrics.jsonl")
     evaluations = losses or settings.get("eval_every") != 0
-    figures = _training_figures(log, ended, losses=losses, evaluations=evaluations) | _probe_figures(probes) | evaluated
+    tops = _probe_top1(probes)
+    means = {key: fmean(seeds) for key, seeds in tops.items()}
+    figures = _training_figures(log, ended, losses=losses, evaluations=evaluations) | means | evaluated
     finite = {key: value for key, value in figures.items() if value is not None}
-    return RunSummary(run, step, bool(ended), settings, finite)
+    stds = {key: stdev(seeds) for key, seeds in tops.items() if len(seeds) > 1}
+    return RunSummary(run, step, bool(ended), settings, finite, stds)
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -138,14 +143,14 @@ def _probe_results(probe: Mapping[str, Any]) -> dict[tuple[FigureKey, str], list
     return out
 
 
-def _probe_figures(probes: Mapping[tuple[FigureKey, str], list[Mapping[str, Any]]]) -> dict[FigureKey, float | None]:
-    """Top-1 by layer and head: the mean over the probe's seeds, of the pooling that the held-out images prefer."""
-    best: dict[FigureKey, tuple[float, float]] = {}
+def _probe_top1(probes: Mapping[tuple[FigureKey, str], list[Mapping[str, Any]]]) -> dict[FigureKey, list[float]]:
+    """Top-1 of each of the probe's seeds, by layer and head, of the pooling that the held-out images prefer."""
+    best: dict[FigureKey, tuple[float, list[float]]] = {}
     for (key, _), results in probes.items():
         held_out = fmean(-1.0 if result["val_top1"] is None else result["val_top1"] for result in results)
-        found = held_out, fmean(result["top1"] for result in results)
-        best[key] = found if key not in best or held_out > best[key][0] else best[key]
-    return {key: top1 for key, (_, top1) in best.items()}
+        if key not in best or held_out > best[key][0]:
+            best[key] = held_out, [result["top1"] for result in results]
+    return {key: seeds for key, (_, seeds) in best.items()}
 
 
 def _probe_key(protocol: Mapping[str, Any], result: Mapping[str, Any]) -> FigureKey:

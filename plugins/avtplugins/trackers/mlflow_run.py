@@ -43,7 +43,7 @@ class MlflowRun(Tracker):
                 raise
 
     def finish(self) -> None:
-        """End the run; the next one of this process has a store of its own again."""
+        """End the run, and leave its store: the next run of this process has another."""
         import mlflow
 
         self.tracker.finish()
