@@ -43,7 +43,7 @@ class MlflowRun(Tracker):
                 raise
 
     def finish(self) -> None:
-        """End the run, and leave its store: the next run of this process has another."""
+        """End the run; the next run of this process has another store."""
         import mlflow
 
         self.tracker.finish()
