@@ -12,7 +12,7 @@ from avtcli.events import Notice, OnEvent, ignore
 from avtcli.input_files import open_regular, read_bytes
 from avtcli.storage.files import disk_errors_explained, write_file
 
-BLOCK_BYTES: Final = 65_536
+BLOCK_BYTES: Final = 16_384
 
 
 class MetricsLog:

@@ -106,7 +106,8 @@ def test_the_settings_are_read_back(run: Path) -> None:
     assert (start.hparams["backbone.width"].number_value, start.hparams["backbone.name"].string_value) == (0.05, "nin")
 
     records = [record for path in run.glob("trackers/wandb/offline-run-*/*.wandb") for record in wandb_records(path)]
-    kept = {item.key or item.nested_key[0]: item.value_json for record in records for item in record.config.update}
+    sent = [item for record in records for item in record.run.config.update]
+    kept = {item.key or item.nested_key[0]: item.value_json for item in sent}
     assert (json.loads(kept["backbone.width"]), json.loads(kept["backbone.name"])) == (0.05, "nin")
     assert len({record.run.run_id for record in records if record.HasField("run")}) == 1
 

@@ -31,12 +31,12 @@ class WandbRun(Tracker):
             name=run_dir.resolve().name,
             mode=mode,
             resume="allow" if self.kept.id and mode == "online" else None,
+            config=flat_settings(config),
             settings=wandb.Settings(console="off"),
         )
         self.tracker.start()
         self.kept.save(self.tracker.run.id)
         self.tracker.run.define_metric("*", step_metric="step")
-        self.tracker.store_init_configuration(flat_settings(config))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Record what is new."""
