@@ -34,10 +34,12 @@ def is_run(path: Path) -> bool:
 
 def newest_run(root: Path = RUNS) -> Path:
     """Return the run under `root` that was started or resumed last, of those with a checkpoint, else raise an `AvtError`."""
-    found = [path for path in root.iterdir() if any(path.glob("checkpoints/step-*/manifest.json"))] if root.is_dir() else []
-    if not found:
+    found = [path for path in root.iterdir() if is_run(path)] if root.is_dir() else []
+    newest_first = sorted(found, key=lambda path: (started(path), path.name), reverse=True)
+    newest = next((path for path in newest_first if any(path.glob("checkpoints/step-*/manifest.json"))), None)
+    if newest is None:
         raise AvtError(f"There is no run under {root}. Name a run folder, or make one with `avt pretrain`.")
-    return max(found, key=lambda path: (started(path), path.name))
+    return newest
 
 
 def started(run: Path) -> float:
