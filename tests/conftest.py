@@ -9,7 +9,8 @@ from pathlib import Path
 
 # Before torch is imported: two threads on two busy cores spin, and a library that woke up with two keeps other bits.
 os.environ |= {"OMP_NUM_THREADS": "1", "TERM": "dumb", "COLUMNS": "200"}
-for name in ("AVT_DATA", "GITHUB_ACTIONS", "FORCE_COLOR"):
+os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "MLFLOW_ALLOW_FILE_STORE": "true"}
+for name in ("AVT_DATA", "GITHUB_ACTIONS", "FORCE_COLOR", "MLFLOW_TRACKING_URI"):
     os.environ.pop(name, None)
 
 import pytest

@@ -110,10 +110,8 @@ def test_the_command_line_imports_nothing_heavy_at_its_top() -> None:
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    declared = {
-        re.split("[^a-z-]", text)[0]
-        for text in [*project["dependencies"], *extras["report"], *extras["parquet"], *extras["onnx"]]
-    }
+    texts = [*project["dependencies"], *(text for name, extra in extras.items() if name != "dev" for text in extra)]
+    declared = {re.split("[^a-z-]", text)[0] for text in texts}
     paths = [*(ROOT / "avtcli").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]
     modules = {name.split(".")[0] for path in paths for name in imports(path)} - sys.stdlib_module_names
     distribution = {module: names[0].lower().replace("_", "-") for module, names in packages_distributions().items()}

@@ -23,6 +23,7 @@ COMMANDS = {
     "pretrain": ("pretrain", "pretrain", "Pretrain a backbone without labels."),
     "probe": ("probe", "probe", "Train a classifier on frozen features and report its test accuracy."),
     "evaluate": ("evaluate", "evaluate", "Measure how equivariant a representation is."),
+    "runs": ("runs", "runs", "List runs with their state and best figures."),
     "compare": ("compare", "compare", "Compare the settings and figures of runs."),
     "embed": ("embed", "embed", "Write the features of every image to one file."),
     "export": ("export", "export", "Export the encoder's weights, load them back in a fresh process, and compare."),

@@ -29,8 +29,9 @@ def compare(
     """Compare the settings and figures of runs.
 
     Shows the settings that differ, the last figures of training, and what `avt probe` and `avt evaluate` stored in the run's
-    folder. Runs that differ by their seed alone are one row: mean ± standard deviation. Of several poolings of a layer the one
-    that held-out training images prefer is shown. A star marks the best figure of a column.
+    folder. Runs that differ by their seed alone are one row: mean ± standard deviation; for one run that over the seeds of its
+    probe. Of several poolings of a layer the one that held-out training images prefer is shown. A star marks the best figure of
+    a column.
 
     Example: `avt compare runs/*`
     """

@@ -98,7 +98,7 @@ def _open_folder(setup: TrainingSetup, run: Path | None, stack: ExitStack, *, re
             if run is not None or not os.path.lexists(folder):
                 raise
             folder = default_folder(*names)  # taken meanwhile
-    stack.enter_context(locked(folder))
+    stack.enter_context(locked(folder, steps=setup.total_steps))
     clear_leftovers(folder / "checkpoints", exclusive=True)
     if resume and not list_checkpoints(folder / "checkpoints"):
         MetricsLog(folder / "metrics.jsonl").cut_after(0)  # of steps whose state was never saved, or is gone

@@ -131,6 +131,8 @@ def build_training_setup(
     if config.channels_last:
         to_channels_last(net)
     used = [(kind, part) for kind in plugin_fields(PretrainConfig) for part in sum_parts(kind, getattr(config, kind).name)]
+    for tracker in config.trackers:
+        registry.build("tracker", tracker, {})  # a missing library ends a dry run too
     used += [("tracker", spec) for spec in config.trackers]
     plugins = [(kind, registry.split_name(spec)[0]) for kind, spec in used]
     environment = describe_environment(
