@@ -4,7 +4,8 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 # Before torch is imported: two threads on two busy cores spin, and a library that woke up with two keeps other bits.
@@ -13,9 +14,12 @@ for name in ("AVT_DATA", "GITHUB_ACTIONS", "FORCE_COLOR"):
     os.environ.pop(name, None)
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from avtcli.cli.app import app
+from avtcli.exporting import export
+from avtcli.models.encoder import Encoder
 from tests.support import Result, run_tiny
 
 
@@ -59,6 +63,20 @@ def avt_process() -> Callable[..., Result]:
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that tests read and do not change."""
     return run_tiny(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture
+def exports_load_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load exported files back in this process: that a fresh one loads each format is tested once."""
+
+    def compare(encoder: Encoder, x: torch.Tensor, path: Path, lines: Sequence[str]) -> float:
+        names: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")  # torch 2.11, in its own code
+            exec("\n".join(lines), names)
+            return float((torch.as_tensor(names["encoder"](x)).flatten() - encoder(x).flatten()).abs().max())
+
+    monkeypatch.setattr(export, "compare_loaded", compare)
 
 
 @pytest.fixture

@@ -71,6 +71,7 @@ def test_commands_say_which_step_their_weights_are_of(avt, tiny_run: Path, line:
         Path("x.npz").unlink(missing_ok=True)
 
 
+@pytest.mark.usefixtures("exports_load_here")
 def test_exporting_twice_gives_the_same_bytes_and_overwrites_nothing(avt, tiny_run: Path) -> None:
     avt(f"export {tiny_run} --out a.safetensors")
     first = Path("a.safetensors").read_bytes()
@@ -83,6 +84,7 @@ def test_exporting_twice_gives_the_same_bytes_and_overwrites_nothing(avt, tiny_r
     assert Path("a.safetensors").read_bytes() == first
 
 
+@pytest.mark.usefixtures("exports_load_here")
 def test_an_exported_file_states_an_encoder_alone(avt, tiny_run: Path) -> None:
     avt(f"export {tiny_run} --out a.safetensors")
     spec = open_weights("a.safetensors").spec
@@ -90,6 +92,7 @@ def test_an_exported_file_states_an_encoder_alone(avt, tiny_run: Path) -> None:
     assert (spec.objective, spec.transform, spec.backbone.name) == (None, None, "nin")
 
 
+@pytest.mark.usefixtures("exports_load_here")
 def test_an_exported_file_is_probed_and_exported_again(avt, tiny_run: Path) -> None:
     avt(f"export {tiny_run} --out a.safetensors")
 

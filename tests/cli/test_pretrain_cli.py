@@ -69,6 +69,7 @@ def test_resume_continues_the_newest_or_the_named_run(avt, last: str) -> None:
     assert (result.code, result.json["steps"]) == (0, 3)
 
 
+@pytest.mark.usefixtures("exports_load_here")
 def test_a_dry_run_of_a_resumed_run_needs_no_initial_weights(avt) -> None:
     avt(f"pretrain {TINY} --max-steps 1 --out first")
     avt("export first --out weights.safetensors")

@@ -47,6 +47,7 @@ def export(avt: Callable[..., Result], install: Callable[..., None], tiny_run: P
     return run
 
 
+@pytest.mark.usefixtures("exports_load_here")
 def test_a_folder_is_written_loaded_back_and_kept_when_written_again(export: Callable[..., list[Result]]) -> None:
     first, again, other = export(WRITE, "--out out", "--out out", "--out out --layer conv3")
 
