@@ -17,9 +17,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from avtcli import registry
 from avtcli.cli.app import app
 from avtcli.exporting import export
 from avtcli.models.encoder import Encoder
+from avtcli.training import training_setup
 from tests.support import Result, run_tiny
 
 
@@ -66,6 +68,12 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def few_held_out_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure runs on 60 images instead of 1000, which takes longer than to train them."""
+    monkeypatch.setattr(training_setup, "HELD_OUT_COUNT", 60)
+
+
+@pytest.fixture
 def exports_load_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load exported files back in this process: that a fresh one loads each format is tested once."""
 
@@ -94,6 +102,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         groups = (f"[{group}]\n" + "".join(f"{n} = {v}\n" for n, v in names.items()) for group, names in entries.items())
         (info / "entry_points.txt").write_text("\n".join(groups))
         importlib.invalidate_caches()
+        registry.entries_on.cache_clear()
 
     yield make
     for module in set(sys.modules) - before:

@@ -18,6 +18,8 @@ from avtcli import load_encoder, load_model
 from avtcli.models.weights import open_weights
 from tests.support import write_cifar10
 
+pytestmark = pytest.mark.usefixtures("few_held_out_images")
+
 
 def test_the_three_lines_of_the_readme_work_in_a_row(avt_process) -> None:
     write_cifar10(Path("data"), per_batch=20)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("few_held_out_images")
+
 TINY = "-o backbone.width=0.05 --limit-train 40 --batch-size 16 --device cpu --eval-every 0"
 
 
@@ -267,12 +269,3 @@ def test_a_killed_process_loses_nothing_that_was_saved(avt) -> None:
     assert weights("run", 60) == weights("whole", 60)
     steps = [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 61))
-
-
-def test_two_processes_share_each_batch_and_report_once(avt_process) -> None:
-    result = avt_process(f"pretrain {TINY} --max-steps 4 --out run --processes 2 --json")
-
-    assert result.code == 0, result.stderr
-    assert result.json["steps"] == 4
-    assert "batch     16 over 2 process(es)" in result.stderr
-    assert [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]

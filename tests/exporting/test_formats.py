@@ -42,7 +42,7 @@ def load_program(path: str) -> torch.export.ExportedProgram:
 
 @pytest.fixture(scope="module", params=["test_resnet", "test_vit"])
 def timm_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    args = {"patch_size": 4} if request.param == "test_vit" else {}
+    args = {"patch_size": 4, "depth": 2} if request.param == "test_vit" else {}
     folder = tmp_path_factory.mktemp("runs") / request.param
     return run_tiny(folder, backbone={"name": f"timm:{request.param}", "args": args}, batch_size=4, max_steps=1)
 

@@ -17,6 +17,8 @@ from avtcli.storage.checkpoints import load_newest
 from avtcli.training.training_setup import TrainingSetup, build_training_setup
 from tests.support import run_tiny, tiny_config
 
+pytestmark = pytest.mark.usefixtures("few_held_out_images")
+
 
 def begin(init_from: object = None, *, resume: bool = False, **over: Any) -> tuple[TrainingSetup, list[str]]:
     """A setup of another seed, and its notices."""

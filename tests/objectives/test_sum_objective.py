@@ -181,6 +181,7 @@ OVER = {
 }
 
 
+@pytest.mark.usefixtures("few_held_out_images")
 def test_a_sum_is_resumed_to_the_same_bits_and_evaluated(tmp_path: Path, avt: Any) -> None:
     whole = run_tiny(tmp_path / "whole", **OVER)
     run = run_tiny(tmp_path / "resumed", max_steps=4, **OVER)
