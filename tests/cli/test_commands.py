@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("few_held_out_images")
 
 
 def test_the_three_lines_of_the_readme_work_in_a_row(avt_process) -> None:
-    write_cifar10(Path("data"), per_batch=20)
+    write_cifar10(Path("data"), per_batch=4)
     pretrained = avt_process("pretrain --dataset cifar10 --backbone nin --max-steps 1")
     probed = avt_process("probe --layer conv2 --pool max")
     exported = avt_process("export --format safetensors")
