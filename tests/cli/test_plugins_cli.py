@@ -129,7 +129,10 @@ def test_each_failed_requirement_is_named(check_wrong: Callable[..., Result], pr
         (r"it imports in time .* s, pulls in torchvision\n", "import torchvision\n"),
     ],
 )
-def test_a_fresh_process_shows_what_an_import_needs(check_wrong: Callable[..., Result], problem: str, top: str) -> None:
+def test_a_fresh_process_shows_what_an_import_needs(
+    check_wrong: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, problem: str, top: str
+) -> None:
+    monkeypatch.setattr(plugin_checks, "IMPORT_SECONDS", 200.0)  # on a busy machine torchvision alone takes 20 s
     assert re.search(problem, check_wrong(docstring='"A."', text=f"{top}{OBJECTIVE}").stdout)
 
 
