@@ -133,7 +133,9 @@ def test_a_fresh_process_shows_what_an_import_needs(
     check_wrong: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, problem: str, top: str
 ) -> None:
     monkeypatch.setattr(plugin_checks, "IMPORT_SECONDS", 200.0)  # on a busy machine torchvision alone takes 20 s
-    assert re.search(problem, check_wrong(docstring='"A."', text=f"{top}{OBJECTIVE}").stdout)
+    result = check_wrong(docstring='"A."', text=f"{top}{OBJECTIVE}")
+
+    assert re.search(problem, result.stdout), result.stderr
 
 
 def test_a_timm_models_bare_name_gives_the_full_one(avt: Callable[..., Result]) -> None:
