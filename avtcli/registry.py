@@ -10,6 +10,7 @@ import inspect
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 from avtcli.errors import AvtError, nearest
@@ -50,6 +51,12 @@ class PluginInfo:
 
 
 def _entries(kind: str) -> list[PluginInfo]:
+    return entries_on(tuple(sys.path), kind)
+
+
+@cache
+def entries_on(path: tuple[str, ...], kind: str) -> list[PluginInfo]:
+    """Return the plugins of a kind on a module path, now `sys.path`; read once, as it parses the metadata of all packages."""
     unique = {}  # an editable install next to its build lists one distribution twice
     for entry in importlib.metadata.entry_points(group=f"avtcli.{kind}s"):
         name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("?", "?")

@@ -133,13 +133,11 @@ def test_the_command_line_loads_neither_torch_nor_a_plugin(line: str) -> None:
     assert not {m for m in modules if m.split(".")[0] in {"torch", "torchvision", "timm", "accelerate", "avtplugins"}}
 
 
-def test_pretraining_small_data_loads_neither_torchvision_nor_timm() -> None:
-    modules = loaded_by(
-        "import avtcli.training.pretrain; from avtcli import registry; registry.build('backbone', 'nin', {}, in_channels=1)"
-    )
+def test_pretraining_and_loading_an_encoder_import_no_torchvision_no_timm_and_no_compiler(tiny_run: Path) -> None:
+    modules = loaded_by(f"import avtcli.training.pretrain; avtcli.load_encoder({str(tiny_run)!r})")
 
-    assert "torch" in modules
-    assert not {m for m in modules if m.split(".")[0] in {"torchvision", "timm"}}
+    assert "avtplugins.backbones.nin" in modules
+    assert not modules & {"torchvision", "timm", "torch._dynamo"}
 
 
 def test_importing_avtcli_loads_no_torch() -> None:

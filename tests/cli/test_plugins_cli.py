@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from avtcli import registry
+from avtcli.plugin_kit import plugin_checks
+from avtcli.plugin_kit.plugin_checks import FreshImport
 from tests.support import Result
 
 KINDS = list(registry.KINDS)
@@ -36,6 +38,12 @@ def wrong(*, vector_dim: int, family: TransformFamily, weight=1.0, power: int = 
 
 
 @pytest.fixture
+def modules_import_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start no fresh process to import a module that another test imports in one."""
+    monkeypatch.setattr(plugin_checks, "import_afresh", lambda info: FreshImport(info.entry_point.module, seconds=0.0))
+
+
+@pytest.fixture
 def check_wrong(avt: Callable[..., Result], install) -> Callable[..., Result]:
     """Install an objective and check it; by default its decoder has an output too many."""
 
@@ -60,6 +68,7 @@ def test_each_passed_check_is_a_line(avt: Callable[..., Result]) -> None:
     assert "  with affine, euclidean, photometric, projective, " in result.stdout
 
 
+@pytest.mark.usefixtures("modules_import_here")
 def test_the_json_names_the_plugin_and_every_check(avt: Callable[..., Result]) -> None:
     result = avt("plugins check translation --kind transform --json")
 
@@ -72,6 +81,7 @@ def test_the_json_names_the_plugin_and_every_check(avt: Callable[..., Result]) -
     assert {"decoding is the inverse", "targets have the stated statistics"} <= names
 
 
+@pytest.mark.usefixtures("modules_import_here")
 def test_a_plugin_that_fails_checks_ends_with_1_and_names_them(check_wrong: Callable[..., Result]) -> None:
     result = check_wrong('"""Wrong.\n\n    Args:\n        weight: of it.\n    """')
 
@@ -85,6 +95,7 @@ def test_a_plugin_that_fails_checks_ends_with_1_and_names_them(check_wrong: Call
 DOCUMENTED = '"""Wrong.\n\n    Args:\n        weight (float): of it, not the\n            power of it.\n    """'
 
 
+@pytest.mark.usefixtures("modules_import_here")
 @pytest.mark.parametrize(
     ("problem", "wrong"),
     [
@@ -102,15 +113,29 @@ DOCUMENTED = '"""Wrong.\n\n    Args:\n        weight (float): of it, not the\n  
                 + OBJECTIVE.replace("super().__init__()", "raise AvtError('none')"),
             },
         ),
-        (
-            r"wrong_\d+ imports here and fails in a fresh process",
-            {"docstring": '"A."', "text": f"import sys\nif 'tests.support' not in sys.modules: raise ImportError\n{OBJECTIVE}"},
-        ),
-        (r"it imports in time .* s, pulls in torchvision\n", {"docstring": '"A."', "text": f"import torchvision\n{OBJECTIVE}"}),
     ],
 )
 def test_each_failed_requirement_is_named(check_wrong: Callable[..., Result], problem: str, wrong: dict[str, str]) -> None:
     assert re.search(problem, check_wrong(**wrong).stdout)
+
+
+@pytest.mark.parametrize(
+    ("problem", "top"),
+    [
+        (
+            r"wrong_\d+ imports here and fails in a fresh process",
+            "import sys\nif 'tests.support' not in sys.modules: raise ImportError\n",
+        ),
+        (r"it imports in time .* s, pulls in torchvision\n", "import torchvision\n"),
+    ],
+)
+def test_a_fresh_process_shows_what_an_import_needs(
+    check_wrong: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, problem: str, top: str
+) -> None:
+    monkeypatch.setattr(plugin_checks, "IMPORT_SECONDS", 200.0)  # on a busy machine torchvision alone takes 20 s
+    result = check_wrong(docstring='"A."', text=f"{top}{OBJECTIVE}")
+
+    assert re.search(problem, result.stdout), result.stderr
 
 
 def test_a_timm_models_bare_name_gives_the_full_one(avt: Callable[..., Result]) -> None:
@@ -141,6 +166,7 @@ def test_a_data_set_that_is_not_here_is_not_checked(avt: Callable[..., Result]) 
     assert f"The data set 'imagenet' is not in {Path.cwd()}/data/imagenet" in result.stderr
 
 
+@pytest.mark.usefixtures("few_held_out_images")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_package_works_as_it_is(avt: Callable[..., Result], install, tmp_path: Path, kind: str) -> None:
     written = avt(f"plugins new my-{kind} --kind {kind}")
