@@ -27,6 +27,7 @@ LAYERS = (
     {"probing", "evaluation", "embedding", "exporting"},
     {"reporting", "plugin_kit", "bench"},
     {"cli"},
+    {"api"},
 )
 """The packages and top-level modules of avtcli in the order of imports: none imports from a layer above its own."""
 

@@ -42,13 +42,24 @@ def results_alone_on_stdout() -> Iterator[None]:
 
 @contextlib.contextmanager
 def reporting() -> Iterator[events.OnEvent]:
-    """Render events on stderr, as a live bar on a terminal and as plain lines elsewhere; keep stdout for the result."""
+    """Render events, see `rendering`, and keep stdout for the result, of C code and child processes too."""
     saved_paths.clear()
-    with results_alone_on_stdout(), _renderer() as render:
+    with results_alone_on_stdout(), rendering() as render:
 
         def on_event(event: events.Event) -> None:
             if isinstance(event, events.Saved):
                 saved_paths.append(event.path)
+            render(event)
+
+        yield on_event
+
+
+@contextlib.contextmanager
+def rendering() -> Iterator[events.OnEvent]:
+    """Render events on stderr, as a live bar on a terminal and as plain lines elsewhere."""
+    with _renderer() as render:
+
+        def on_event(event: events.Event) -> None:
             with contextlib.suppress(OSError):  # the terminal may be gone, and the work goes on
                 render(event)
 

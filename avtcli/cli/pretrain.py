@@ -9,12 +9,12 @@ import typer
 from avtcli.cli.console import reporting, say, say_json
 from avtcli.cli.options import Json, component_options, option
 from avtcli.cli.settings_options import settings_options
-from avtcli.config.components import component_kinds, flags_of
+from avtcli.config.components import component_kinds
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import merge, options_from_texts, resolve
 from avtcli.errors import AvtError
 from avtcli.runtime.launcher import must_launch, read_launch
-from avtcli.storage.run_folders import default_folder, is_run, newest_run
+from avtcli.storage.run_folders import default_folder, run_to_resume
 
 KINDS = component_kinds(PretrainConfig)
 _RECIPE = "Settings to start from. Default: the published recipe of data set and backbone, else `default`."
@@ -52,7 +52,7 @@ def pretrain(
     elif out is not None or recipe is not None:
         raise AvtError("--resume continues in the run's own folder with its own settings: leave out --out and --recipe.")
     else:
-        run = _run_to_resume(resume, given)
+        run = run_to_resume(resume, given)
     if must_launch(processes):
         from avtcli.runtime.processes import launch
 
@@ -93,19 +93,3 @@ def pretrain(
         if any(count for count, _ in skipped):
             say("skipped  " + ", ".join(f"{count} {what}" for count, what in skipped if count))
         say(f"next     avt probe {result.run}", f"         avt export {result.run}")
-
-
-def _run_to_resume(name: str, given: dict[str, Any]) -> Path:
-    """Find the run, and refuse settings that may not change."""
-    run = newest_run() if name == "last" else Path(name)
-    if not is_run(run):
-        raise AvtError(f"There is no run to resume in {run}: it has no folder `checkpoints`.")
-    flags = flags_of(PretrainConfig)
-    names = {key: flag.option(key) for key, flag in flags.items()}
-    may_change = [key for key, flag in flags.items() if flag.on_resume]
-    fixed = [names.get(key, f"--{key}") for key, value in given.items() if value is not None and key not in may_change]
-    if fixed:
-        changing = ", ".join(names[key] for key in may_change)
-        hint = f"leave out {', '.join(fixed)}, or start a new run. Options that may change: {changing}."
-        raise AvtError(f"--resume continues with the run's own settings: {hint}")
-    return run

@@ -176,7 +176,9 @@ class Encoder(nn.Module):
         weight = next(self.parameters(), self.pixel_mean)
         if x.device != weight.device or (x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type)):
             images, weights = (f"{tensor.dtype} on {tensor.device}" for tensor in (x, weight))
-            raise AvtError(f"The images are {images}, the weights {weights}: give images.to('{weight.device}', {weight.dtype}).")
+            raise AvtError(
+                f"The images are {images}, the weights {weights}: give images.to('{weight.device}', {weight.dtype})."
+            )
 
     def check_values(self, x: Tensor) -> None:
         """Check as `check_input`, and on the CPU look for values that no normalised image has; a GPU would be waited for."""
@@ -189,7 +191,9 @@ class Encoder(nn.Module):
 def _check_layout(images: Any, channels: int) -> None:
     """Refuse what is no tensor (B, C, H, W) of as many channels, with the expression that makes one of it."""
     if not isinstance(images, Tensor):
-        raise AvtError(f"Images are a tensor, (B, {channels}, H, W), found {type(images).__name__}: give torch.as_tensor(images).")
+        raise AvtError(
+            f"Images are a tensor, (B, {channels}, H, W), found {type(images).__name__}: give torch.as_tensor(images)."
+        )
     shape = tuple(images.shape)
     if len(shape) == 4 and shape[1] == channels:
         return

@@ -10,12 +10,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from avtcli.config.components import flags_of
+from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.errors import AvtError
 from avtcli.input_files import TEXT_BYTES, parse_json_object, read_bytes
 from avtcli.storage.files import disk_errors_explained, has_process_ended, new_path, to_json, write_file
 from avtcli.storage.run_data import write_listings
 
 RUNS = Path("runs")
+LAST = "last"
+"""Stands for the newest run where a run is asked for."""
 READERS_SECONDS = 20.0  # in which the readers of a killed run, which hold its lock too, notice that it ended
 
 
@@ -38,6 +42,22 @@ def newest_run(root: Path = RUNS) -> Path:
     if not found:
         raise AvtError(f"There is no run under {root}. Name a run folder, or make one with `avt pretrain`.")
     return max(found, key=lambda path: (_started(path), path.name))
+
+
+def run_to_resume(name: str | Path, given: Mapping[str, Any]) -> Path:
+    """Find a run by its folder or `last`, to go on with other settings by field; an `AvtError` refuses those that are fixed."""
+    run = newest_run() if str(name) == LAST else Path(name)
+    if not is_run(run):
+        raise AvtError(f"There is no run to resume in {run}: it has no folder `checkpoints`.")
+    flags = flags_of(PretrainConfig)
+    names = {key: flag.option(key) for key, flag in flags.items()}
+    may_change = [key for key, flag in flags.items() if flag.on_resume]
+    fixed = [names.get(key, f"--{key}") for key, value in given.items() if value is not None and key not in may_change]
+    if fixed:
+        changing = ", ".join(names[key] for key in may_change)
+        hint = f"leave out {', '.join(fixed)}, or start a new run. Options that may change: {changing}."
+        raise AvtError(f"--resume continues with the run's own settings: {hint}")
+    return run
 
 
 def _started(run: Path) -> int:

@@ -3,8 +3,8 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -52,7 +52,14 @@ class PretrainResult:
     skipped_images: int
 
 
-def pretrain(config: PretrainConfig, *, run: Path | None, resume: bool, on_event: OnEvent) -> PretrainResult:
+def pretrain(
+    config: PretrainConfig,
+    *,
+    run: Path | None,
+    resume: bool,
+    on_event: OnEvent,
+    stopping: Callable[[], AbstractContextManager[Stop]] = stop_signals,
+) -> PretrainResult:
     """Pretrain into a run folder.
 
     Args:
@@ -60,6 +67,7 @@ def pretrain(config: PretrainConfig, *, run: Path | None, resume: bool, on_event
         run: the folder, new, or for a resumed run the one to go on in; none for a new one of the default name.
         resume: whether to go on from the newest checkpoint, or from the start where none was saved yet.
         on_event: receives what happens, in the main process only.
+        stopping: how signals become the wish to stop, while the run lasts.
 
     Raises:
         AvtError: before anything is written, if something is not right.
@@ -69,7 +77,7 @@ def pretrain(config: PretrainConfig, *, run: Path | None, resume: bool, on_event
     if run is not None and not resume:
         refuse_existing(run)
     continues = resume and run is not None and bool(list_checkpoints(run / "checkpoints"))
-    with stop_signals() as stop:
+    with stopping() as stop:
         setup = build_training_setup(config, resume=continues, run=run if resume else None, on_event=on_event)
         tracking = Tracking(setup.config.trackers if setup.accelerator.is_main_process else (), on_event=on_event)
         with lost_processes_explained(), _run_folder(setup, run, resume=resume) as folder, tracking:
