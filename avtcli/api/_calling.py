@@ -34,8 +34,8 @@ def path_of(given: str | Path | None) -> Path | None:
 
 
 def run_of(given: str | Path | None) -> Path | None:
-    """Return the path of a run; none or `last` is the newest under ./runs."""
-    return None if given is None or str(given) == "last" else absolute_path(given)
+    """Return the path of a run as `path_of` does, but for `last`, which names the newest one under ./runs."""
+    return Path("last") if str(given) == "last" else path_of(given)
 
 
 def settings_of(model: "type[BaseModel]", arguments: Mapping[str, Any], *, options: Options | None) -> dict[str, Any]:

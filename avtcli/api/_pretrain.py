@@ -99,7 +99,7 @@ def _pretrain(arguments: dict[str, Any]) -> "PretrainResult":
     from avtcli.config.pretrain_config import PretrainConfig
     from avtcli.config.resolution import resolve
     from avtcli.runtime.signals import interrupts
-    from avtcli.storage.run_folders import LAST, run_to_resume
+    from avtcli.storage.run_folders import run_to_resume
     from avtcli.training.pretrain import pretrain as train
     from avtcli.training.training_state import resumed_config
 
@@ -111,6 +111,6 @@ def _pretrain(arguments: dict[str, Any]) -> "PretrainResult":
         elif out is not None or recipe is not None:
             raise AvtError("resume goes on in the run's own folder with its own settings: leave out `out` and `recipe`.")
         else:
-            run = run_to_resume(run_of(resume) or LAST, given)
+            run = run_to_resume(run_of(resume), given)
             config = resumed_config(run, given, on_event=on_event)
         return train(config, run=run, resume=resume is not None, on_event=on_event, stopping=interrupts)

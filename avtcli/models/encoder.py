@@ -26,7 +26,7 @@ class Encoder(nn.Module):
         noise_scale: factor on the standard deviation; 0 means no log-variance branch.
         output: the tap that calling the encoder returns; none means the code tap.
         pixel_mean: mean of each channel of images in [0, 1].
-        pixel_std: standard deviation of each channel; as many as the images have channels.
+        pixel_std: standard deviation of each channel.
 
     Raises:
         AvtError: if the backbone has no tap called `output`.
@@ -189,7 +189,7 @@ class Encoder(nn.Module):
 
 
 def _check_layout(images: Any, channels: int) -> None:
-    """Refuse what is no tensor (B, C, H, W) of as many channels, with the expression that makes one of it."""
+    """Refuse what is no tensor (B, channels, H, W), with the expression that makes one of it."""
     if not isinstance(images, Tensor):
         raise AvtError(
             f"Images are a tensor, (B, {channels}, H, W), found {type(images).__name__}: give torch.as_tensor(images)."
@@ -200,6 +200,8 @@ def _check_layout(images: Any, channels: int) -> None:
     advice = "give images[None] for one image" if len(shape) == 3 else "give another shape"
     if len(shape) == 4 and shape[3] == channels:
         advice = "give images.permute(0, 3, 1, 2)"
+    elif len(shape) == 3 and shape[2] == channels != shape[0]:
+        advice = "give images.permute(2, 0, 1)[None]"
     elif len(shape) == 4 and channels == 1:
         advice = "give images.mean(1, keepdim=True) for grey ones"
     elif len(shape) == 4 and shape[1] == 1:

@@ -74,7 +74,7 @@ def interrupts() -> Iterator[Stop]:
         try:
             yield stop
         except InterruptedRunError as stopped:
-            raise KeyboardInterrupt(str(stopped)) from None
+            raise KeyboardInterrupt(f"The state is saved. Go on with avtcli.pretrain(resume={str(stopped.run)!r}).") from None
     if stop.number:
         raise KeyboardInterrupt("The run was complete before it could stop.")
 

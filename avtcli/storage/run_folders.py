@@ -44,9 +44,9 @@ def newest_run(root: Path = RUNS) -> Path:
     return max(found, key=lambda path: (_started(path), path.name))
 
 
-def run_to_resume(name: str | Path, given: Mapping[str, Any]) -> Path:
+def run_to_resume(name: str | Path | None, given: Mapping[str, Any]) -> Path:
     """Find a run by its folder or `last`, to go on with other settings by field; an `AvtError` refuses those that are fixed."""
-    run = newest_run() if str(name) == LAST else Path(name)
+    run = newest_run() if name is None or str(name) == LAST else Path(name)
     if not is_run(run):
         raise AvtError(f"There is no run to resume in {run}: it has no folder `checkpoints`.")
     flags = flags_of(PretrainConfig)

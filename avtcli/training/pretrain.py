@@ -206,7 +206,7 @@ def _ending(setup: TrainingSetup, run: Path, step: int, outcome: Outcome) -> Avt
     saved = f"The state after step {step} is saved in {run}."
     if outcome.signal:
         text = f"Stopped by signal {outcome.signal} after step {step}; the state is saved. {go_on}"
-        return InterruptedRunError(text, outcome.signal)
+        return InterruptedRunError(text, outcome.signal, run.absolute())
     if outcome.failure:
         return RunFailedError(f"{outcome.failure}\n{saved} {go_on}" if step else outcome.failure)
     if outcome.collapse:

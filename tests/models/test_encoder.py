@@ -142,6 +142,7 @@ def refusal(call: Callable[[], object]) -> str:
         (torch.rand(2, 32, 32, 3), 3, "Images are (B, 3, H, W), found (2, 32, 32, 3): give images.permute(0, 3, 1, 2)"),
         (torch.rand(2, 32, 32, 1), 1, "Images are (B, 1, H, W), found (2, 32, 32, 1): give images.permute(0, 3, 1, 2)"),
         (torch.rand(3, 32, 32), 3, "Images are (B, 3, H, W), found (3, 32, 32): give images[None]"),
+        (torch.rand(32, 32, 3), 3, "Images are (B, 3, H, W), found (32, 32, 3): give images.permute(2, 0, 1)[None]"),
         (torch.rand(2, 5, 32, 32), 3, "Images are (B, 3, H, W), found (2, 5, 32, 32): give another shape"),
         (np.zeros((2, 1, 32, 32), np.float32), 1, "a tensor, (B, 1, H, W), found ndarray: give torch.as_tensor(images)"),
     ],
