@@ -211,8 +211,9 @@ def _check_layout(images: Any, channels: int) -> None:
 
 def _check_values(images: Tensor, lowest: float, highest: float, wanted: str, advice: str) -> None:
     """Refuse values outside of bounds; what is compiled or captured for a GPU, or has no values, is not looked at."""
-    capturing = images.is_cuda and torch.cuda.is_current_stream_capturing()
-    if torch.compiler.is_compiling() or capturing or images.is_meta or not images.numel():
+    if torch.compiler.is_compiling() or images.is_meta or not images.numel():
+        return
+    if images.is_cuda and torch.cuda.is_current_stream_capturing():
         return
     least, most = (float(value) for value in images.detach().aminmax())
     if not (lowest <= least and most <= highest):  # NaN is within no bounds
