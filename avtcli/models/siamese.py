@@ -80,6 +80,10 @@ class SiameseModel(nn.Module):
         """Normalise images, float in [0, 1] or uint8, (B, C, H, W), by channel; see `Encoder.normalise`."""
         return self.encoder.normalise(images)
 
+    def standardise(self, images: Tensor) -> Tensor:
+        """Normalise without checks; see `Encoder.standardise`."""
+        return self.encoder.standardise(images)
+
     def encode(
         self, views: Sequence[Tensor], noise: Sequence[Tensor | None] | None = None, roles: Sequence[Role] | None = None
     ) -> tuple[Tensor, ...]:

@@ -123,7 +123,7 @@ class Oracle(nn.Module):
         super().__init__()
         self.answers, self.log_var = torch.cat(answers), log_var
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def standardise(self, images: Tensor) -> Tensor:
         return images
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
