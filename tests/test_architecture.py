@@ -28,6 +28,7 @@ LAYERS = (
     {"inspection"},
     {"reporting", "plugin_kit", "bench"},
     {"cli"},
+    {"api"},
 )
 """The packages and top-level modules of avtcli in the order of imports: none imports from a layer above its own."""
 
