@@ -23,6 +23,7 @@ COMMANDS = {
     "probe": ("probe", "probe", "Train a classifier on frozen features and report its test accuracy."),
     "evaluate": ("evaluate", "evaluate", "Measure how equivariant a representation is."),
     "compare": ("compare", "compare", "Compare the settings and figures of runs."),
+    "report": ("report", "report", "Write one HTML page on runs: curves, decoded images, probes, settings."),
     "embed": ("embed", "embed", "Write the features of every image to one file."),
     "export": ("export", "export", "Export the encoder's weights, load them back in a fresh process, and compare."),
     "import": ("import_", "import_", "Convert a published checkpoint to a run folder; no code in the file is executed."),
