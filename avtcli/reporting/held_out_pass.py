@@ -12,7 +12,7 @@ from avtcli.data.held_out import limited, partition
 from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, evaluation_batches
 from avtcli.evaluation.evaluation_setup import choose_transform, run_family, why_no_decoder
-from avtcli.events import OnEvent, Progress
+from avtcli.events import OnEvent, Progress, ignore
 from avtcli.features.evaluation_target import load_target, read_images
 from avtcli.features.finite_check import FiniteCheck
 from avtcli.features.pooling import pool_features
@@ -109,12 +109,12 @@ def read_held_out(run: Path, *, on_event: OnEvent) -> HeldOutPass:
         codes=torch.cat(codes),
         labels=own,
         classes=list(names),
-        pairs=_decode_pairs(model, source, images, size, on_event=on_event) if model else f"{no_decoder}",
+        pairs=_decode_pairs(model, source, images, size) if model else f"{no_decoder}",
         filters=_first_filters(encoder),
     )
 
 
-def _decode_pairs(net: SiameseModel, source: Weights, images: Images, size: Size, *, on_event: OnEvent) -> DecodedPairs | str:
+def _decode_pairs(net: SiameseModel, source: Weights, images: Images, size: Size) -> DecodedPairs | str:
     """Decode some pairs, drawn by the data alone; or say why they have no decoded corners."""
     if net.objective.prediction is None:
         return "its objective has no decoder"
@@ -125,8 +125,8 @@ def _decode_pairs(net: SiameseModel, source: Weights, images: Images, size: Size
         return "its transformations move no corners"
     rows = subset(len(images), min(PAIRS, len(images)), "report pairs")
     pairs = TransformedPairs(images, rows, family, family.sample(len(rows), size, keyed_generator("report pairs")), size)
-    predicted, _ = predict(net, pairs, task="pairs of the report", on_event=on_event)
-    ((original, transformed),) = read_pairs(pairs, task="pairs of the report", on_event=on_event)
+    predicted, _ = predict(net, pairs, on_event=ignore)
+    ((original, transformed),) = read_pairs(pairs, task="", on_event=ignore)
     parameters, corners = family.decode(predicted, size), corners_of(size)
     return DecodedPairs(
         original=original.cpu(),

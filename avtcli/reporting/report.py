@@ -1,6 +1,8 @@
 """The report on runs: one HTML file that needs no network and runs no script."""
 
+import html
 import importlib.util
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,7 +76,7 @@ def write_report(runs: Sequence[Path], *, out: Path | None, on_event: OnEvent = 
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"kind": _kind, "text": _text}
+    environment.filters |= {"kind": _kind, "text": _text, "prose": _prose}
     page = environment.get_template(f"{REPORT}.j2").render(
         runs=collected, sections=sections, left_out=left_out, made=datetime.now().strftime("%Y-%m-%d %H:%M")
     )
@@ -87,6 +89,11 @@ def write_report(runs: Sequence[Path], *, out: Path | None, on_event: OnEvent = 
 
 def _kind(block: object) -> str:
     return type(block).__name__
+
+
+def _prose(text: str) -> str:
+    """Escape text, and mark what stands between backticks as code."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(text))
 
 
 def _text(value: Any) -> str:

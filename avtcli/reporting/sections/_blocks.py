@@ -40,13 +40,14 @@ class Charts:
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure next to that of a baseline, if it has one."""
+    """A figure next to that of a baseline, if it has one; `own` is false for a predictor that is none of the run."""
 
     label: str
     value: float
     text: str
     floor: float | None = None
     floor_text: str = ""
+    own: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,13 @@ class Fold:
     """Blocks that are shown on request."""
 
     title: str
+    blocks: "Sequence[Block]"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Blocks next to each other, where there is room."""
+
     blocks: "Sequence[Block]"
 
 
@@ -152,7 +160,7 @@ class Columns:
     columns: list[Column]
 
 
-Block = Tiles | Charts | Bars | Table | Facts | Command | Fold | Pairs | Neighbours | Mosaic | Columns
+Block = Tiles | Charts | Bars | Table | Facts | Command | Fold | Grid | Pairs | Neighbours | Mosaic | Columns
 
 
 def side_by_side(runs: Sequence[CollectedRun], build: "Callable[[CollectedRun], Sequence[Block]]") -> "Sequence[Block]":

@@ -17,6 +17,7 @@ def comparison_tables(runs: Sequence[CollectedRun]) -> Section | None:
         return None
     result = compare_runs([run.summary.run for run in runs], on_event=ignore)
     header, rows = setting_rows(result)
-    tables = [Table(header, rows, title="Settings that differ", figures=False)]
+    names, *settings = zip(header, *rows, strict=True)  # a column a group: settings may be many
+    tables = [Table(names, settings, title="Settings that differ", figures=False)]
     tables += [Table(["", *columns], rows, title=title) for title, columns, rows in figure_rows(result)]
     return Section(10, "Comparison", LEAD, tables)

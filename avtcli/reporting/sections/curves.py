@@ -56,7 +56,8 @@ def curves(runs: Sequence[CollectedRun]) -> Section | None:
         found = {index: points for index, points in found.items() if points}
         if not found:
             continue
-        limit = _last(runs[next(iter(found))], curve.limit[0]) if curve.limit else None
+        limits = {_last(runs[index], curve.limit[0]) for index in found} if curve.limit else set()
+        limit = limits.pop() if len(limits) == 1 else None
         means = {run.index: _means(run) for run in runs if curve.name == "loss" and by_epoch}
         svg = draw(partial(_plot, found=found, means=means, limit=limit, by_epoch=by_epoch), label=f"{curve.title} by epoch")
         charts.append((curve.title, svg, _note(curve, found, limit)))

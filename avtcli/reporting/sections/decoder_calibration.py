@@ -6,7 +6,7 @@ from functools import partial
 from avtcli.errors import AvtError
 from avtcli.evaluation.calibration_picture import plot_calibration
 from avtcli.reporting.collected_run import CollectedRun
-from avtcli.reporting.sections._blocks import Block, Charts, Section, Table, figure_text, side_by_side
+from avtcli.reporting.sections._blocks import Block, Charts, Grid, Section, Table, figure_text, side_by_side
 from avtcli.reporting.sections._pictures import CLASSES, draw
 from avtcli.reporting.sections.equivariance_figures import stored_evaluation
 
@@ -36,4 +36,4 @@ def _calibration(run: CollectedRun) -> list[Block]:
         for name, own in scaled.items()
         if own is not None
     ]
-    return [Charts([("", svg, "")]), Table(["temperature", "calibration error", "nll, nats"], rows)]
+    return [Grid([Charts([("", svg, "")]), Table(["temperature", "calibration error", "nll, nats"], rows)])]

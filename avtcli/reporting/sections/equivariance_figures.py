@@ -10,7 +10,7 @@ from avtcli.reporting.sections._blocks import Bar, Bars, Block, Fold, Section, T
 BASELINES = {"rotation_oracle": "90-degree rotation known", "constant": "best constant", "identity": "identity"}
 LEAD = (
     "The mean corner error of predicted transformations of held-out images, in pixels: lower is better. Ridge regression reads "
-    "frozen features; the last rows see no image."
+    "frozen features; the predictors in grey see no image."
 )
 
 
@@ -34,14 +34,13 @@ def _evaluation(run: CollectedRun) -> list[Block]:
     found = stored_evaluation(run)
     fits = [("decoder", found["mace_px"], None)]
     fits += [(f"ridge on {ridge['layer']}", ridge["mace_px"], ridge["random"]["mace_px"]) for ridge in found["ridge"]]
-    fits += [
-        (title, found["baselines"][name]["mace_px"], None) for name, title in BASELINES.items() if name in found["baselines"]
-    ]
     bars = [
         Bar(label, value, f"{value:.1f} px", floor, "" if floor is None else f"{floor:.1f} px")
         for label, value, floor in fits
         if value is not None
     ]
+    blind = {title: found["baselines"].get(name, {}).get("mace_px") for name, title in BASELINES.items()}
+    bars += [Bar(title, value, f"{value:.1f} px", own=False) for title, value in blind.items() if value is not None]
     scores: dict[str, dict[str, float | None]] = {f"ridge on {ridge['layer']}": _scores(ridge) for ridge in found["ridge"]}
     if found["r2_per_parameter"] is not None:
         scores = {"decoder": _scores(found), **scores}

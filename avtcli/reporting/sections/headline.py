@@ -20,12 +20,18 @@ def _tiles(run: CollectedRun) -> list[Block]:
     mace = figures.get(FigureKey("training", "mace_px"))
     if mace is not None:
         constant = last.get("constant_mace_px")
-        note = "" if constant is None else f"guessing: {constant:.1f} px"
-        tiles.append(("mean corner error", f"{mace:.1f} px", note))
+        note = "" if constant is None else f"guessing: {constant:.1f}\N{NO-BREAK SPACE}px"
+        tiles.append(("mean corner error", f"{mace:.1f}\N{NO-BREAK SPACE}px", note))
     knn = figures.get(FigureKey("training", "knn_top1"))
     if knn is not None:
         before = first.get("knn_top1")
-        tiles.append(("k-NN during training", f"{knn:.1f} %", "" if before is None else f"before training: {before:.1f} %"))
+        tiles.append(
+            (
+                "k-NN during training",
+                f"{knn:.1f}\N{NO-BREAK SPACE}%",
+                "" if before is None else f"before training: {before:.1f}\N{NO-BREAK SPACE}%",
+            )
+        )
     if probe := _best_probe(run):
         tiles.append(probe)
     if last.get("rankme") is not None:
@@ -43,7 +49,12 @@ def _best_probe(run: CollectedRun) -> tuple[str, str, str] | None:
     for content in run.results.values():
         for result, random in zip(content.get("results", ()), content.get("baseline", ()), strict=False):
             label = f"best probe: {result['head']} on {result['layer']}"
-            found = result["top1"], label, f"{result['top1']:.1f} %", f"random weights: {random['top1']:.1f} %"
+            found = (
+                result["top1"],
+                label,
+                f"{result['top1']:.1f}\N{NO-BREAK SPACE}%",
+                f"random weights: {random['top1']:.1f}\N{NO-BREAK SPACE}%",
+            )
             best = found if best is None or found[0] > best[0] else best
     return None if best is None else best[1:]
 

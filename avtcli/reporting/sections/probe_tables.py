@@ -6,7 +6,7 @@ from typing import Any
 
 from avtcli.errors import AvtError
 from avtcli.reporting.collected_run import CollectedRun
-from avtcli.reporting.sections._blocks import Bar, Bars, Block, Section, side_by_side
+from avtcli.reporting.sections._blocks import Bar, Bars, Block, Grid, Section, side_by_side
 
 LEAD = (
     "Top-1 accuracy on the test split of classifiers on frozen features, next to the same protocol on random weights. Unfold "
@@ -23,7 +23,7 @@ def _probes(run: CollectedRun) -> list[Block]:
     probes = [content for content in run.results.values() if "results" in content and "protocol" in content]
     if not probes:
         raise AvtError(f"no probe of these weights is stored. Probe them with `avt probe {run.summary.run} --layer all`")
-    return [_bars(probe) for probe in probes]
+    return [Grid([_bars(probe) for probe in probes])]
 
 
 def _bars(probe: Mapping[str, Any]) -> Bars:

@@ -32,7 +32,7 @@ def _settings(run: CollectedRun) -> list[Block]:
     recipe = _recipe_settings(settings.get("recipe"))
     if recipe is not None:
         names = [name for name in {**recipe, **settings} if name not in PLACES and settings.get(name) != recipe.get(name)]
-        rows = [[name, value_text(settings.get(name)), value_text(recipe.get(name))] for name in names]
+        rows = [[name, *(value_text(own.get(name, "not set")) for own in (settings, recipe))] for name in names]
         header = ["setting", "this run", f"recipe {settings['recipe']}"]
         blocks.append(Table(header, rows, title="What differs from the recipe", figures=False))
     stated = {name: value for name, value in environment.items() if name not in PRIVATE}
