@@ -29,7 +29,7 @@ COMMANDS = {
     "import": ("import_", "import_", "Convert a published checkpoint to a run folder; no code in the file is executed."),
     "gen-homographies": ("homographies", "gen_homographies", "Sample a bank of homographies for pretraining."),
     "bench": ("bench", "bench", "Benchmark each component against a baseline implementation on this machine."),
-    "demo": ("demo", "demo", "End-to-end demo on bundled images: pretrain, probe, export."),
+    "demo": ("demo", "demo", "End-to-end demo on bundled images: pretrain, probe, export, report."),
     "recipes": ("recipes", "app", "List, show and copy recipes."),
     "plugins": ("plugins", "app", "List, check and write plugins."),
 }
