@@ -18,7 +18,7 @@ class Page:
     """A page, and the events that the browser reported."""
 
     def __init__(self, reader: int, writer: int) -> None:
-        self.reader, self.writer, self.events, self.session = os.fdopen(reader, "rb"), writer, list[dict[str, Any]](), ""
+        self.reader, self.writer, self.events, self.session = reader, writer, list[dict[str, Any]](), ""
         self.buffer, self.number = b"", 0
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -27,7 +27,9 @@ class Page:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self.buffer:
-            self.buffer += os.read(self.reader.fileno(), 1 << 16)
+            content = os.read(self.reader, 1 << 16)
+            assert content, "the browser ended"
+            self.buffer += content
         message, _, self.buffer = self.buffer.partition(b"\0")
         found: dict[str, Any] = json.loads(message)
         return found
@@ -80,19 +82,16 @@ def browser() -> Iterator[Page]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
         process = subprocess.Popen(
-            ["sh", "-c", command, CHROMIUM, *flags, f"--user-data-dir={profile}"],
+            ["bash", "-c", command, CHROMIUM, *flags, f"--user-data-dir={profile}"],
             pass_fds=(theirs_in, theirs_out),
             stderr=subprocess.DEVNULL,
         )
         os.close(theirs_in)
         os.close(theirs_out)
         try:
-            page = Page(ours_in, ours_out)
-            try:
-                yield page
-            finally:
-                page.reader.close()
-                os.close(ours_out)
+            yield Page(ours_in, ours_out)
         finally:
             process.kill()
             process.wait()
+            os.close(ours_in)
+            os.close(ours_out)

@@ -5,7 +5,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -29,20 +29,27 @@ VOID = ("meta", "link", "img", "input", "br", "path", "polygon", "image", "rect"
 
 @dataclass
 class Node:
-    """An element with its attributes, its text and what is in it."""
+    """An element with its attributes, and the elements and texts in it."""
 
     tag: str
     attributes: dict[str, str]
-    children: list["Node"] = field(default_factory=list)
-    text: str = ""
+    parts: list["Node | str"] = field(default_factory=list)
+
+    @property
+    def children(self) -> list["Node"]:
+        return [part for part in self.parts if isinstance(part, Node)]
+
+    def walk(self) -> Iterator["Node"]:
+        yield self
+        for child in self.children:
+            yield from child.walk()
 
     def all(self, tag: str, **wanted: str) -> list["Node"]:
         """Elements in it with a tag, and a class or an id."""
-        found = [self] if self.tag == tag and all(self.attributes.get(key) == value for key, value in wanted.items()) else []
-        return found + [node for child in self.children for node in child.all(tag, **wanted)]
+        return [node for node in self.walk() if node.tag == tag and wanted.items() <= node.attributes.items()]
 
     def words(self) -> str:
-        return " ".join(" ".join([self.text, *(child.words() for child in self.children)]).split())
+        return " ".join(" ".join(part if isinstance(part, str) else part.words() for part in self.parts).split())
 
 
 class Tree(HTMLParser):
@@ -56,19 +63,19 @@ class Tree(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         node = Node(tag, {"class" if key == "class" else key: value or "" for key, value in attrs})
-        self.open[-1].children.append(node)
+        self.open[-1].parts.append(node)
         if tag not in VOID:
             self.open.append(node)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.open[-1].children.append(Node(tag, {key: value or "" for key, value in attrs}))
+        self.open[-1].parts.append(Node(tag, {key: value or "" for key, value in attrs}))
 
     def handle_endtag(self, tag: str) -> None:
         if tag not in VOID:
             assert self.open.pop().tag == tag
 
     def handle_data(self, data: str) -> None:
-        self.open[-1].text += data
+        self.open[-1].parts.append(data)
 
 
 def page(report: Report) -> Node:
@@ -193,7 +200,7 @@ def test_outlines_pictures_and_errors_of_pairs_agree(full: Report) -> None:
             image = Image.fromarray(original.astype(np.uint8))
             size, method, bilinear = (side, side), Image.Transform.PERSPECTIVE, Image.Resampling.BILINEAR
             warped = image.transform(size, method, coefficients.tolist(), bilinear, fillcolor=128)
-            assert np.median(np.abs(np.asarray(warped, dtype=float) - other)) <= 1  # points have two digits
+            assert np.abs(np.asarray(warped, dtype=float) - other).mean() < 3  # of 255: points have two digits
 
 
 def test_neighbours_of_another_class_are_marked(full: Report) -> None:
@@ -209,10 +216,10 @@ def test_neighbours_of_another_class_are_marked(full: Report) -> None:
 
 def test_the_page_is_small_and_loads_nothing(full: Report) -> None:
     text = Path(full.file).read_text(encoding="utf-8")
-    nodes = [node for tag in sorted({*re.findall(r"<([a-z]+)", text)}) for node in page(full).all(tag)]
-    addresses = [node.attributes[key] for node in nodes for key in ("src", "href", "xlink:href") if key in node.attributes]
+    addresses = [value for node in page(full).walk() for key, value in node.attributes.items() if key.endswith(("src", "href"))]
 
     assert full.bytes == len(text.encode()) < 5e6
+    assert len(addresses) > 100
     assert all(address.startswith(("data:", "#")) for address in addresses)
     assert not re.search(r"https?://|@import|<script|url\((?!#)", text)
 
@@ -227,7 +234,7 @@ def test_markup_in_names_is_text(full: Report) -> None:
 
 
 def test_markup_in_settings_and_results_is_text() -> None:
-    run = made(Path("a"), config=f"seed = 0\nobjective.name = '''{HOSTILE}'''\n'''{HOSTILE}''' = 1\n")
+    run = made(Path("a"), config=f"seed = 0\nobjective.name = {json.dumps(HOSTILE)}\n{json.dumps(HOSTILE)} = 1\n")
     probed(run, "a", 50.0, layer="</style><script>alert(1)</script>")
     write(run / "env.json", {"command": ["avt", "</code><script>"], "</dd>": "<b>"})
     root = page(write_report([run], out=None))
@@ -241,13 +248,13 @@ def test_markup_in_settings_and_results_is_text() -> None:
 def test_a_run_without_weights_and_results_says_what_is_missing() -> None:
     events: list[Event] = []
     report = write_report([made(Path("a"))], out=None, on_event=events.append)
-    left_out = section(page(report), "left_out").words()
+    left_out = "".join(section(page(report), "left_out").words().split())
 
     assert report.sections == ["headline", "curves", "run_settings"]
     assert "avt probe a --layer all" in report.left_out["probe_tables"]
     assert "avt evaluate a" in report.left_out["equivariance_figures"]
     assert report.left_out["decoded_pairs"] == report.left_out["embedding_map"]  # why there are no images
-    assert all(reason.replace("`", "") in left_out for reason in report.left_out.values())
+    assert all("".join(reason.replace("`", "").split()) in left_out for reason in report.left_out.values())
     assert len([event for event in events if isinstance(event, Notice) and "images are left out" in event.text]) == 1
 
 
@@ -324,18 +331,15 @@ def test_the_demo_goes_on_without_the_extra(avt: Callable[..., Any], tiny_run: P
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
-def test_a_browser_shows_it_without_complaint_at_any_width(full: Report, tiny_run: Path) -> None:
+def test_a_browser_shows_it_without_complaint_at_any_width(full: Report) -> None:
     several = write_report([Path(full.runs[0]), *(made(Path(name)) for name in ("a", "b"))], out=Path("several.html"))
     with browser() as shown:
-        for report in (full, several):
-            for width in (360, 768, 1280):
-                for scheme in ("light", "dark"):
-                    shown.open(Path(report.file), width=width, prefers_color_scheme=scheme)
-                    assert shown.evaluate("document.documentElement.scrollWidth") == width
-                    assert shown.complaints() == []
-                    assert shown.evaluate("document.querySelectorAll('section').length") == len(page(report).all("section"))
-                    assert all(address.startswith(("data:", "file:")) for address in shown.requested())
-                    dark = shown.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0] < 64")
-                    assert dark == (scheme == "dark")
-                    broken = "[...document.images].filter(image => image.complete && !image.naturalWidth).length"
-                    assert shown.evaluate(broken) == 0
+        for report, width, scheme in ((full, 360, "dark"), (full, 1280, "light"), (several, 360, "light")):
+            shown.open(Path(report.file), width=width, prefers_color_scheme=scheme)
+            assert shown.evaluate("document.documentElement.scrollWidth") == width
+            assert shown.complaints() == []
+            assert shown.evaluate("document.querySelectorAll('section').length") == len(report.sections) + bool(report.left_out)
+            assert all(address.startswith(("data:", "file:")) for address in shown.requested())
+            assert shown.evaluate("[...document.images].filter(image => !image.naturalWidth).length") == 0
+            dark = shown.evaluate("Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]) < 64")
+            assert dark == (scheme == "dark")
