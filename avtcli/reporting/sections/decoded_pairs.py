@@ -18,7 +18,7 @@ LEAD = (
     "Held-out images, drawn at random. The network sees the first two pictures of each and decodes the transformation between "
     "them; the third is the original under the decoded transformation, so that a perfect decoder's is the second. Outlines in "
     "the first: the part that the transformed image shows, in truth and as decoded, each with a dot at its top left corner. "
-    "The figure is the mean distance of the corners."
+    "The figure in px is the mean distance between the corners of both."
 )
 
 
