@@ -28,6 +28,7 @@ LAYERS = (
     {"features"},
     {"training"},
     {"probing", "evaluation", "embedding", "exporting"},
+    {"inspection"},
     {"reporting", "plugin_kit", "bench"},
     {"cli"},
 )

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from avtcli.cli.completion import complete_run
 from avtcli.cli.console import reporting, say, say_json, say_table
 from avtcli.cli.options import Json
 from avtcli.reporting.comparison import compare_runs
@@ -12,14 +13,14 @@ from avtcli.reporting.comparison_rows import figure_rows, setting_rows
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.", autocompletion=complete_run)],
     as_json: Json = False,
 ) -> None:
     """Compare the settings and figures of runs.
 
     Shows the settings that differ, the last figures of training, and what `avt probe` and `avt evaluate` stored in the run's
     folder. Runs that differ by their seed alone are one row: mean ± standard deviation. Of several poolings of a layer the one
-    that held-out training images prefer is shown.
+    that held-out training images prefer is shown. A star marks the best figure of a column.
 
     Example: `avt compare runs/*`
     """

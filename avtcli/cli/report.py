@@ -5,12 +5,16 @@ from typing import Annotated
 
 import typer
 
+from avtcli.cli.completion import complete_run
 from avtcli.cli.console import reporting, say, say_json
 from avtcli.cli.options import Json, option
 
 
 def report(
-    runs: Annotated[list[Path] | None, typer.Argument(metavar="RUN...", help="Run folders. Default: the newest run.")] = None,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="RUN...", help="Run folders. Default: the newest run.", autocompletion=complete_run),
+    ] = None,
     out: Annotated[
         Path | None,
         option("File to write. Default: report.html in the run's folder; of several runs, here.", "FILE.html", panel="Output"),

@@ -12,6 +12,10 @@ TITLES = {
 }
 
 
+LOWER_IS_BETTER = ("loss", "mace_px", "mse_normalised", "nll", "calibration_error")
+NEITHER = ("rankme", "temperature")
+
+
 def _name(group: RunGroup) -> str:
     return group.runs[0] + (f" +{len(group.runs) - 1}" if len(group.runs) > 1 else "")
 
@@ -42,7 +46,18 @@ def figure_rows(result: RunComparison) -> Iterator[tuple[str, list[str], list[li
             own = {figure.name: figure for figure in group.figures if _kind(figure) == kind}
             if own:
                 rows.append([_name(group), *(_text(own.get(name), of=len(group.runs)) for name in names)])
+        _mark_best(names, rows)
         yield ", ".join([TITLES[kind[0]], *(f"{name}={value}" for name, value in kind[1:])]), names, rows
+
+
+def _mark_best(names: list[str], rows: list[list[str]]) -> None:
+    """Mark the best figure of each column by a star, where there are several."""
+    for column, name in enumerate(names, 1):
+        means = {i: float(row[column].split(" ")[0]) for i, row in enumerate(rows) if row[column] != "-"}
+        if len(means) > 1 and len({*means.values()}) > 1 and name not in NEITHER:
+            best = (min if name in LOWER_IS_BETTER else max)(means.values())
+            for i, row in enumerate(rows):
+                row[column] += "*" if means.get(i) == best else " "
 
 
 def _kind(figure: GroupFigure) -> tuple[Any, ...]:

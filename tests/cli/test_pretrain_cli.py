@@ -43,7 +43,7 @@ def test_stderr_states_recipe_device_data_batch_and_steps(avt) -> None:
         assert text in result.stderr
     assert "steps     6 (3 an epoch, 2 epochs)" in result.stderr
     assert "run      run" in result.stdout
-    assert "next     avt probe run" in result.stdout
+    assert "\nnext:\n  avt probe run\n" in result.stdout
 
 
 def test_a_dry_run_checks_all_and_writes_nothing(avt) -> None:

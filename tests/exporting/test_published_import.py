@@ -283,7 +283,8 @@ def test_the_command_prints_the_counts_and_the_next_command(command, tmp_path):
         "backbone  nin",
         "layout    state dict",
         "names     82 matched, 0 missing, 0 unexpected",
-        f"next      avt probe {tmp_path}/run",
+        "next:",
+        f"  avt probe {tmp_path}/run",
     ]
 
 

@@ -65,11 +65,17 @@ def read_batch(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return images, labels
 
 
+def cifar10_folder(data_dir: Path) -> Path | None:
+    """Find the folder of CIFAR-10's batches, at or below a folder."""
+    files = (*TRAIN, "test_batch")
+    return next((folder for folder in (data_dir / FOLDER, data_dir) if any((folder / file).exists() for file in files)), None)
+
+
 def _find(path: Path | None, data_dir: Path) -> Path:
     root = path or data_dir
-    for folder in (root / FOLDER, root):
-        if any((folder / file).exists() for file in (*TRAIN, "test_batch")):
-            return folder
+    found = cifar10_folder(root)
+    if found is not None:
+        return found
     if path:
         raise missing_data("cifar10", where=root, layout=LAYOUT)
 

@@ -63,6 +63,15 @@ def fashion_mini() -> ImageData:
     return _read(Path(__file__).parent / "fashion_mini")
 
 
+def fashion_mnist_folder(data_dir: Path) -> Path | None:
+    """Find the folder of Fashion-MNIST's files: downloaded, copied, or Debian's."""
+    return _first_with_files(data_dir / "FashionMNIST" / "raw", data_dir / "fashion-mnist", data_dir, DEBIAN)
+
+
+def _first_with_files(*folders: Path) -> Path | None:
+    return next((folder for folder in folders if any((folder / file).is_file() for file in FILES)), None)
+
+
 def fashion_mnist(path: Path | None = None, /, *, data_dir: Path) -> ImageData:
     """Fashion-MNIST: 60 000 + 10 000 grey images of 28 px, padded to 32, in ten classes; downloaded where it is missing.
 
@@ -70,14 +79,12 @@ def fashion_mnist(path: Path | None = None, /, *, data_dir: Path) -> ImageData:
         path: a folder with the four IDX .gz files, such as Debian's /usr/share/datasets/fashion-mnist.
         data_dir: the folder that is searched, and downloaded to, without a path.
     """
-    downloaded = data_dir / "FashionMNIST" / "raw"
-    candidates = [path] if path else [downloaded, data_dir / "fashion-mnist", data_dir, DEBIAN]
-    for folder in candidates:
-        if any((folder / file).is_file() for file in FILES):
-            require_files("fashion-mnist", folder, FILES)
-            return _read(folder)
+    folder = _first_with_files(path) if path else fashion_mnist_folder(data_dir)
+    if folder is not None:
+        require_files("fashion-mnist", folder, FILES)
+        return _read(folder)
     if path:
-        raise missing_data("fashion-mnist", where=candidates[0], layout=LAYOUT)
+        raise missing_data("fashion-mnist", where=path, layout=LAYOUT)
 
     def fetch() -> None:
         from torchvision.datasets import FashionMNIST
@@ -85,4 +92,4 @@ def fashion_mnist(path: Path | None = None, /, *, data_dir: Path) -> ImageData:
         FashionMNIST(str(data_dir), download=True)
 
     download("fashion-mnist", fetch, where=data_dir, layout=LAYOUT)
-    return _read(downloaded)
+    return _read(data_dir / "FashionMNIST" / "raw")

@@ -8,7 +8,17 @@ from typing import Final
 from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
 from avtplugins.datasets._files import RGB
-from avtplugins.datasets._image_files import MEAN, STD, FileSplit, ListedFile, file_data, find_root, list_folder, write_listing
+from avtplugins.datasets._image_files import (
+    MEAN,
+    STD,
+    FileSplit,
+    ListedFile,
+    file_data,
+    find_root,
+    found_root,
+    list_folder,
+    write_listing,
+)
 
 LAYOUT: Final = (
     "train/CLASS/*.JPEG and val/CLASS/*.JPEG, one folder per class (ImageNet needs an account, avt does not download it)"
@@ -40,6 +50,11 @@ def _files(folder: Path, classes: list[str]) -> Iterator[ListedFile]:
             yield os.path.join(os.fsencode(name), file), size, label
     if empty:
         raise AvtError(f"{len(empty)} class folders in {folder} hold no images, the first is {empty[0]}. Fill or remove them.")
+
+
+def imagenet_folder(data_dir: Path) -> Path | None:
+    """Find the folder of the data set in the data folder."""
+    return found_root("imagenet", data_dir, needs=("train", "val"))
 
 
 def imagenet(path: Path | None = None, /, *, data_dir: Path, mean: RGB = MEAN, std: RGB = STD) -> ImageData:
