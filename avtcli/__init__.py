@@ -20,6 +20,7 @@ from avtcli.api._export import export
 from avtcli.api._loading import load_encoder, load_model
 from avtcli.api._pretrain import pretrain
 from avtcli.api._probe import probe
+from avtcli.api._report import report
 from avtcli.errors import AvtError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from avtcli.models.encoder import Encoder
     from avtcli.models.siamese import SiameseModel
     from avtcli.probing.probe import ProbeResult
+    from avtcli.reporting.report import Report
     from avtcli.training.pretrain import PretrainResult
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "ExportResult",
     "PretrainResult",
     "ProbeResult",
+    "Report",
     "SiameseModel",
     "embed",
     "evaluate",
@@ -47,6 +50,7 @@ __all__ = [
     "load_model",
     "pretrain",
     "probe",
+    "report",
 ]
 
 _TYPES = {
@@ -56,6 +60,7 @@ _TYPES = {
     "ExportResult": "avtcli.exporting.export",
     "PretrainResult": "avtcli.training.pretrain",
     "ProbeResult": "avtcli.probing.probe",
+    "Report": "avtcli.reporting.report",
     "SiameseModel": "avtcli.models.siamese",
 }
 """What needs PyTorch, and is imported when it is asked for: the modules by name."""

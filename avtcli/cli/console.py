@@ -12,6 +12,8 @@ from typing import Any
 
 from avtcli import events
 from avtcli.cli.layout import fact_lines, printable, table_lines, width_of, wrapped
+from avtcli.cli.progress import renderer
+from avtcli.runtime.launcher import read_launch
 
 saved_paths: list[Path] = []
 """What the running command has saved so far, in order."""

@@ -89,7 +89,7 @@ def build_evaluation_setup(target: EvaluationTarget, request: EvaluationRequest,
     tap_shapes(encoder, layers, size)  # refuses layers and sizes before any image is read
     transform = choose_transform(source.config, request.transform)
     no_decoder = why_no_decoder(source, transform, size)
-    family = _run_family(source) if no_decoder is None else build_family(transform.name, transform.options)
+    family = run_family(source) if no_decoder is None else build_family(transform.name, transform.options)
     chosen = choose_images(prepared, request.count)
     images = read_images(chosen.parts.split, chosen.held_out, prepared, context=context)
     to_fit = read_images(prepared.data.train, chosen.fit, prepared, context=context)
@@ -150,7 +150,7 @@ def choose_images(prepared: PreparedImages, count: int | None) -> EvaluationImag
     return EvaluationImages(parts, held_out, limited(parts.train, min(FIT_PAIRS * len(held_out), len(parts.train))))
 
 
-def _run_family(source: Weights) -> TransformFamily:
+def run_family(source: Weights) -> TransformFamily:
     """The run's family with its statistics; for a bank, the distribution that it was drawn from."""
     assert source.config is not None
     distribution = build_transform(source.config, source.spec.size)

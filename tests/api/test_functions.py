@@ -20,7 +20,7 @@ from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.probe_config import ProbeConfig
 from tests.support import Result
 
-COMMANDS = ("pretrain", "probe", "evaluate", "embed", "export")
+COMMANDS = ("pretrain", "probe", "evaluate", "embed", "export", "report")
 OF_A_TERMINAL = {"json", "dry_run", "processes", "verbose"}
 """Options without an argument: what they ask for is the result, or belongs to the process."""
 RUN = "--limit-train 40 --batch-size 16 --epochs 1 --eval-every 0 --seed 3 -o backbone.width=0.05 -o schedule.warmup=0.2"
@@ -45,7 +45,8 @@ def test_a_function_takes_the_options_of_its_command(command: str) -> None:
 
     assert set(parameters) == {*options_of(command), "progress"}
     kinds = {name: parameter.kind for name, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY}
-    assert kinds == ({} if command == "pretrain" else {"run": inspect.Parameter.POSITIONAL_OR_KEYWORD})
+    positional = {"pretrain": [], "report": ["runs"]}.get(command, ["run"])
+    assert kinds == dict.fromkeys(positional, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def annotation_of(field: Any, flag: Flag) -> Any:
