@@ -35,7 +35,7 @@ PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 AVT = [found[0] for line in LINES if (found := re.search(r"\bavt(cli)? .*", line)) and not line.startswith("python3")]
 
 SHORTER = {
-    "pretrain": "--max-steps 2 --limit-train 400 --batch-size 16 --eval-every 0",
+    "pretrain": "--max-steps 2 --limit-train 400 --batch-size 16 --eval-every 50",
     "probe": "--limit-train 400 --epochs 1",
     "evaluate": "--count 100",
 }
@@ -109,7 +109,7 @@ def folder_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder but for the files that the README takes for granted, and the programs that it calls."""
     rng = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
-    for i in range(60):
+    for i in range(480):
         Image.fromarray(rng.integers(0, 256, (48, 56, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
     write_cifar10(tmp_path / "data", per_batch=100)
     torch.save({f"module.{name}": tensor for name, tensor in released_state_dict("nin").items()}, tmp_path / "nin.pth")

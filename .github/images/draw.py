@@ -89,9 +89,7 @@ def draw(run: Path) -> str:
         text(686, 50, "decoded", "key-decoded"),
         text(660, 310, f"corner error {pairs.errors[n]:.1f} px of {side}"),
     ]
-    label = (
-        "One encoder encodes an image and its transformation; a decoder predicts the transformation from both codes."
-    )
+    label = "One encoder encodes an image and its transformation; a decoder predicts the transformation from both codes."
     head = (
         '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
         '<path d="M0 0L8 4L0 8z" class="head"/></marker>'
