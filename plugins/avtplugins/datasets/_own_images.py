@@ -78,10 +78,11 @@ def _complete(data: ImageData, channels: int | None, mean: Figures, std: Figures
     first, square = (torch.stack(parts).mean(0)[: how.channels] for parts in (firsts, squares))
     measured = {"mean": first, "std": (square - first.square()).clamp(min=1e-4).sqrt()}
     figures = {name: tuple(round(x, 4) for x in values.tolist()) for name, values in measured.items()}
-    given = {"channels": channels, "mean": mean, "std": std}
+    given: dict[str, Any] = {"channels": channels, "mean": mean, "std": std}
     chosen = {key: value for key, value in {"channels": how.channels, **figures}.items() if given[key] is None}
     kind = "grey" if how.channels == 1 else "RGB"
-    note = f"images: {kind}, mean {_text(mean or figures['mean'])}, std {_text(std or figures['std'])}, measured on {len(sides)} of them"
+    described = [kind, *(f"{name} {_text(given[name] or figures[name])}" for name in figures)]
+    note = f"images: {', '.join(described)}, measured on {len(sides)} of them"
     return replace(
         data,
         train=split.decoded(how),
