@@ -29,6 +29,7 @@ COMMANDS = {
     "gen-homographies": ("homographies", "gen_homographies", "Sample a bank of homographies for pretraining."),
     "bench": ("bench", "bench", "Benchmark each component against a baseline implementation on this machine."),
     "demo": ("demo", "demo", "End-to-end demo on bundled images: pretrain, probe, export."),
+    "data": ("data", "app", "Check the images of a data set."),
     "recipes": ("recipes", "app", "List, show and copy recipes."),
     "plugins": ("plugins", "app", "List, check and write plugins."),
 }

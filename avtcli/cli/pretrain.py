@@ -17,6 +17,7 @@ from avtcli.runtime.launcher import must_launch, read_launch
 from avtcli.storage.run_folders import default_folder, is_run, newest_run
 
 KINDS = component_kinds(PretrainConfig)
+_FOLDER = "Pretrain on the images in this folder, as `--dataset folder:DIR`."
 _RECIPE = "Settings to start from. Default: the published recipe of data set and backbone, else `default`."
 _LR = "Peak learning rate of the backbone; the others keep their ratio to it."
 _OUT = "Run folder. Default: runs/DATE-DATASET-BACKBONE-OBJECTIVE."
@@ -26,6 +27,7 @@ _DRY_RUN = "Check everything, print what would run, write nothing."
 
 @settings_options(PretrainConfig)
 def pretrain(
+    folder: Annotated[Path | None, typer.Argument(metavar="DIR", help=_FOLDER)] = None,
     *,
     recipe: Annotated[str | None, option(_RECIPE, "NAME|FILE.toml", panel="Model")] = None,
     overrides: Annotated[list[str] | None, component_options(*KINDS)] = None,
@@ -45,6 +47,10 @@ def pretrain(
 
     Example: `avt pretrain --dataset cifar10 --backbone nin`
     """
+    if folder is not None and "dataset" in settings:
+        raise AvtError(f"Both the folder {folder} and --dataset were given: give one of them.")
+    if folder is not None:
+        settings["dataset"] = {"name": f"folder:{folder}"}
     given = merge({**settings, "lr": lr}, options_from_texts(overrides or [], kinds=KINDS))
     run, config = out, None
     if resume is None:
@@ -76,11 +82,11 @@ def pretrain(
             result = train(config, run=run, resume=resume is not None, on_event=on_event)
     if read_launch().rank > 0:
         return
-    folder = run or default_folder(config.dataset.name, config.backbone.name, config.objective.name)
+    place = run or default_folder(config.dataset.name, config.backbone.name, config.objective.name)
     if dry_run and as_json:
-        say_json({"run": str(folder), "steps": steps, "recipe": config.recipe, "config": config.model_dump(mode="json")})
+        say_json({"run": str(place), "steps": steps, "recipe": config.recipe, "config": config.model_dump(mode="json")})
     elif dry_run:
-        say(f"Configuration OK: {steps} steps into {folder}")
+        say(f"Configuration OK: {steps} steps into {place}")
     elif as_json:
         say_json(result)
     else:
