@@ -4,11 +4,12 @@ import csv
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
+
+import numpy as np
 
 from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
@@ -19,15 +20,6 @@ from avtplugins.datasets._own_images import WHITE, Channels, Colour, Figures, ow
 COLUMNS: Final = ("path", "label", "split")
 SPLITS: Final = {"": "train", "train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 EXPECTED: Final = "a text file with a path in each line, or a .csv file with the columns path, label and split"
-
-
-@dataclass
-class _Rows:
-    """The rows of a list: each image's (name, size) by split, its label, and what is wrong."""
-
-    images: dict[str, list[tuple[bytes, int, str]]] = field(default_factory=dict)
-    missing: int = 0
-    first: str = ""
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -48,34 +40,41 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 yield reader.line_num, dict(zip(header, cells, strict=False))
 
 
-def _read(path: Path) -> _Rows:
-    folder, rows, seen = path.parent, _Rows(), set[bytes]()
+def _listed(path: Path, index: Mapping[str, int]) -> Iterator[tuple[str, ListedFile]]:
+    """Yield the split and the file of each row, the label as the index states it.
+
+    Raises:
+        AvtError: for a row that is not right, or files that are missing, with the first.
+    """
+    folder, missing, first, count = os.path.join(path.parent, ""), 0, "", 0
     for number, row in _lines(path):
         given, split = row.get("path", ""), SPLITS.get(row.get("split", "").lower())
         if not given or "\0" in given or split is None:
             what = "a path" if split is not None else f"a split of {', '.join(filter(None, SPLITS))}, or none"
             raise AvtError(f"{path}, line {number}: expected {what}, found {list(row.values())}.")
-        name = _name(given, folder)
-        key = blake2b(name, digest_size=8).digest()
-        if key in seen:
-            raise AvtError(f"{path}, line {number}: {given} is there twice. Name each image once.")
-        seen.add(key)
+        count += 1
+        name = os.path.normpath(os.path.expanduser(given)).removeprefix(folder)  # so that moving all of it changes nothing
         try:
-            found = os.stat(os.path.join(os.fsencode(folder), name))
+            found = os.stat(folder + name if name[0] != "/" else name)
         except OSError:
             found = None
-        if found is None or not stat.S_ISREG(found.st_mode):
-            rows.missing, rows.first = rows.missing + 1, rows.first or given
-            continue
-        rows.images.setdefault(split, []).append((name, found.st_size, row.get("label", "")))
-    return rows
+        if found is not None and stat.S_ISREG(found.st_mode):
+            yield split, (os.fsencode(name), found.st_size, index.get(row.get("label", ""), -1))
+        else:
+            missing, first = missing + 1, first or given
+    if missing:
+        raise AvtError(
+            f"{path} names {count} images, {missing} of them are no files, the first is {first}. Paths are absolute or "
+            "relative to the list."
+        )
 
 
-def _name(given: str, folder: Path) -> bytes:
-    """A path relative to the list's folder where it lies below it, so that moving both changes nothing."""
-    path = os.path.expanduser(given)
-    inside = os.path.isabs(path) and Path(path).is_relative_to(folder)
-    return os.fsencode(os.path.relpath(path, folder) if inside else os.path.normpath(path))
+def _refuse_repeats(path: Path, keys: bytes, splits: Iterable[FileSplit]) -> None:
+    """Refuse an image that is there twice: it could be in training and in test."""
+    hashes = np.frombuffer(keys, np.uint64)
+    if len(np.unique(hashes)) < len(hashes):
+        counts = Counter(split.name(i) for split in splits for i in range(len(split)))
+        raise AvtError(f"The list {path} names {counts.most_common(1)[0][0]} twice. Name each image once.")
 
 
 def _order(label: str) -> tuple[bool, int, str]:
@@ -107,32 +106,23 @@ def files(
         mean: per channel, for normalisation; left out, that of a sample of the images.
         std: per channel, for normalisation; left out, that of a sample of the images.
     """
+    listings, keys = dict[str, bytearray](), bytearray()  # no Python object stays for each of a million rows
     try:
-        rows = _read(path)
+        classes = tuple(sorted({row.get("label", "") for _, row in _lines(path)} - {""}, key=_order))
+        index = {label: i for i, label in enumerate(classes)}
+        for part, file in _listed(path, index):
+            listings.setdefault(part, bytearray()).extend(write_listing([file]))
+            keys += blake2b(file[0], digest_size=8).digest()
     except (OSError, csv.Error) as error:
         cause = error.strerror if isinstance(error, OSError) else error
         raise AvtError(f"The list {path} cannot be read: {cause}. Expected {EXPECTED}.") from error
-    found = rows.images
-    if rows.missing:
-        count = rows.missing + sum(map(len, found.values()))
-        raise AvtError(
-            f"{path} names {count} images, {rows.missing} of them are no files, the first is {rows.first}. Paths are absolute "
-            "or relative to the list."
-        )
-    if "train" not in found:
+    splits = {part: FileSplit(path.parent, bytes(listing), labelled=bool(classes)) for part, listing in listings.items()}
+    _refuse_repeats(path, bytes(keys), splits.values())
+    if "train" not in splits:
         raise AvtError(f"The list {path} names no training images. Expected {EXPECTED}.")
-    classes = tuple(sorted({label for images in found.values() for _, _, label in images if label}, key=_order))
-    index = {label: i for i, label in enumerate(classes)}
-
-    def split(part: str) -> FileSplit:
-        listed: Iterator[ListedFile] = ((name, size, index.get(label, -1)) for name, size, label in found.pop(part))
-        return FileSplit(path.parent, write_listing(listed), labelled=bool(classes))
-
-    train = split("train")
-    held = next((part for part in ("test", "val") if part in found), None)
-    test = None if held is None else split(held)
-    left_out = Counter({f"of the split {part}": len(images) for part, images in found.items()})
+    held = next((part for part in ("test", "val") if part in splits), None)
+    left_out = {f"of the split {part}": len(split) for part, split in splits.items() if part not in ("train", held)}
     notes = [f"labels: {len(classes)} classes" if classes else "labels: none"] + ([f"splits: train and {held}"] if held else [])
     facts = {"classes": classes or None, "notes": tuple(notes), "left_out": left_out}
     how = Decoding(orient=orient, background=background)
-    return own_images(train, test, how, channels, mean=mean, std=std, **facts)
+    return own_images(splits["train"], splits.get(held or ""), how, channels, mean=mean, std=std, **facts)
