@@ -5,6 +5,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import dedent
 from typing import Any, Final
 
 from avtcli.errors import AvtError, nearest, shown
@@ -33,6 +34,13 @@ def option_names(kind: str, function: Callable[..., Any], *, who: str) -> list[s
         if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
             raise AvtError(f"{who} takes {p}: a plugin names each of its options.")
     return [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name not in GIVEN.get(kind, ())]
+
+
+def option_helps(doc: str) -> dict[str, str]:
+    """Return the help of each parameter: the entries of a docstring's section Args, each as one line."""
+    section = dedent(doc.partition("\nArgs:\n")[2].partition("\n\n")[0])
+    entries = re.findall(r"^(\w+)(?: \([^)]*\))?:((?:.*\n?)(?:[ \t]+.*\n?)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
 
 
 def parse_value(text: str) -> Any:
@@ -132,7 +140,7 @@ def _problems(kind: str, name: str, error: Any) -> str:
         elif detail["type"].startswith("missing"):
             problems.append(f"option '{where}' is needed: give `-o {kind}.{where}=VALUE`")
         else:
-            message = re.sub(r"^Input should be", "should be", detail["msg"])
+            message = detail["msg"].removeprefix("Input ").partition(", unable to parse")[0]
             problems.append(f"option '{where}' {message}, found {shown(detail['input'])}")
     return "; ".join(problems)
 

@@ -8,8 +8,9 @@ import contextlib
 import importlib.metadata
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 from avtcli.errors import AvtError, nearest
@@ -54,6 +55,12 @@ class PluginInfo:
 
 
 def _entries(kind: str) -> list[PluginInfo]:
+    return entries_on(tuple(sys.path), kind)
+
+
+@cache
+def entries_on(path: tuple[str, ...], kind: str) -> list[PluginInfo]:
+    """Return the plugins of a kind on a module path, now `sys.path`; read once, as it parses the metadata of all packages."""
     unique = {}  # an editable install next to its build lists one distribution twice
     for entry in importlib.metadata.entry_points(group=f"avtcli.{kind}s"):
         name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("?", "?")
@@ -66,9 +73,9 @@ def names(kind: str) -> list[str]:
     return sorted({entry.name for entry in _entries(kind)})
 
 
-def listing() -> list[PluginInfo]:
-    """Return every installed plugin, sorted by kind and name, importing none of them."""
-    return [entry for kind in KINDS for entry in _entries(kind)]
+def listing(*kinds: str) -> list[PluginInfo]:
+    """Return every installed plugin, or those of some kinds, sorted by kind and name, importing none of them."""
+    return [entry for kind in kinds or KINDS for entry in _entries(kind)]
 
 
 def info(kind: str, name: str) -> PluginInfo:
@@ -111,12 +118,21 @@ def _variants(kind: str) -> dict[str, str]:
     return {variant: name for name, variants in provided(f"{kind}_variant").items() for variant in variants}
 
 
-def provided(group: str) -> dict[str, Any]:
+def completions(kind: str, name: str) -> Collection[str]:
+    """Return what shell completion offers after `NAME:`, from the entry point NAME of the group `avtcli.KIND_completions`.
+
+    It is a function without parameters that returns names, in a module that imports nothing slow; none where there is none.
+    """
+    found = [entry for entry in _entries(f"{kind}_completion") if entry.name == name]
+    return load(found[0])() if found else ()
+
+
+def provided(group: str, *arguments: Any) -> dict[str, Any]:
     """Call every function of the entry-point group `avtcli.GROUPs`; what they return, by name, without the broken ones."""
     found: dict[str, Any] = {}
     for entry in _entries(group):
         with contextlib.suppress(Exception, SystemExit):  # a plugin's code can fail in any way
-            found[entry.name] = load(entry)()
+            found[entry.name] = load(entry)(*arguments)
     return found
 
 

@@ -4,18 +4,25 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 # Before torch is imported: two threads on two busy cores spin, and a library that woke up with two keeps other bits.
 os.environ |= {"OMP_NUM_THREADS": "1", "TERM": "dumb", "COLUMNS": "200"}
-for name in ("AVT_DATA", "GITHUB_ACTIONS", "FORCE_COLOR"):
+os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "MLFLOW_ALLOW_FILE_STORE": "true"}
+for name in ("AVT_DATA", "GITHUB_ACTIONS", "FORCE_COLOR", "MLFLOW_TRACKING_URI"):
     os.environ.pop(name, None)
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from avtcli import registry
 from avtcli.cli.app import app
+from avtcli.exporting import export
+from avtcli.models.encoder import Encoder
+from avtcli.training import training_setup
 from tests.support import Result, run_tiny
 
 
@@ -62,6 +69,26 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def few_held_out_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure runs on 60 images instead of 1000, which takes longer than to train them."""
+    monkeypatch.setattr(training_setup, "HELD_OUT_COUNT", 60)
+
+
+@pytest.fixture
+def exports_load_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load exported files back in this process: that a fresh one loads each format is tested once."""
+
+    def compare(encoder: Encoder, x: torch.Tensor, path: Path, lines: Sequence[str]) -> float:
+        names: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")  # torch 2.11, in its own code
+            exec("\n".join(lines), names)
+            return float((torch.as_tensor(names["encoder"](x)).flatten() - encoder(x).flatten()).abs().max())
+
+    monkeypatch.setattr(export, "compare_loaded", compare)
+
+
+@pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Leave a distribution where pip would: modules, and the entry points of a group."""
     before = set(sys.modules)
@@ -76,6 +103,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         groups = (f"[{group}]\n" + "".join(f"{n} = {v}\n" for n, v in names.items()) for group, names in entries.items())
         (info / "entry_points.txt").write_text("\n".join(groups))
         importlib.invalidate_caches()
+        registry.entries_on.cache_clear()
 
     yield make
     for module in set(sys.modules) - before:

@@ -25,6 +25,7 @@ LAYERS = (
     {"features"},
     {"training"},
     {"probing", "evaluation", "embedding", "exporting"},
+    {"inspection"},
     {"reporting", "plugin_kit", "bench"},
     {"cli"},
 )
@@ -109,10 +110,8 @@ def test_the_command_line_imports_nothing_heavy_at_its_top() -> None:
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    declared = {
-        re.split("[^a-z-]", text)[0]
-        for text in [*project["dependencies"], *(text for name, texts in extras.items() if name != "dev" for text in texts)]
-    }
+    texts = [*project["dependencies"], *(text for name, extra in extras.items() if name != "dev" for text in extra)]
+    declared = {re.split("[^a-z-]", text)[0] for text in texts}
     paths = [*(ROOT / "avtcli").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]
     modules = {name.split(".")[0] for path in paths for name in imports(path)} - sys.stdlib_module_names
     distribution = {module: names[0].lower().replace("_", "-") for module, names in packages_distributions().items()}
@@ -134,13 +133,11 @@ def test_the_command_line_loads_neither_torch_nor_a_plugin(line: str) -> None:
     assert not {m for m in modules if m.split(".")[0] in {"torch", "torchvision", "timm", "accelerate", "avtplugins"}}
 
 
-def test_pretraining_small_data_loads_neither_torchvision_nor_timm() -> None:
-    modules = loaded_by(
-        "import avtcli.training.pretrain; from avtcli import registry; registry.build('backbone', 'nin', {}, in_channels=1)"
-    )
+def test_pretraining_and_loading_an_encoder_import_no_torchvision_no_timm_and_no_compiler(tiny_run: Path) -> None:
+    modules = loaded_by(f"import avtcli.training.pretrain; avtcli.load_encoder({str(tiny_run)!r})")
 
-    assert "torch" in modules
-    assert not {m for m in modules if m.split(".")[0] in {"torchvision", "timm"}}
+    assert "avtplugins.backbones.nin" in modules
+    assert not modules & {"torchvision", "timm", "torch._dynamo"}
 
 
 def test_importing_avtcli_loads_no_torch() -> None:

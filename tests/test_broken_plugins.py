@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from avtcli import registry
 from avtcli.plugin_kit import plugin_checks
 from tests.hostile.broken import KINDS, imported, install, name_of
 from tests.support import Result
+
+pytestmark = pytest.mark.usefixtures("few_held_out_images")
 
 TINY = "-o backbone.width=0.05 --limit-train 40 --batch-size 16 --eval-every 0"
 PRETRAIN = f"pretrain {TINY} --dry-run --objective"
@@ -41,6 +44,7 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     install(folder)
     monkeypatch.syspath_prepend(str(folder))
     importlib.invalidate_caches()
+    registry.entries_on.cache_clear()
     yield folder
     for kind in KINDS:
         sys.modules.pop(f"hostile_{kind}", None)

@@ -1,8 +1,10 @@
 """The published pretraining recipes, against the papers' and releases' figures typed in here."""
 
+import tomllib
+
 import pytest
 
-from avtcli import registry
+from avtcli import recipes, registry
 from avtcli.config.components import Augment, Optimizer
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import resolve
@@ -99,9 +101,48 @@ def test_aets_rates_are_the_published_ones_in_every_epoch(name: str, distributio
         ("cifar10", "aet", "affine", "cifar10-nin-aet-affine"),
         ("cifar10", "gaussian", None, "cifar10-nin"),
         ("fashion-mini", None, None, "default"),
+        (None, None, None, "default"),
     ],
 )
 def test_data_set_backbone_objective_and_family_choose_the_recipe(dataset, objective, family, chosen: str) -> None:
     named = {"dataset": dataset, "backbone": "nin", "objective": objective, "transform": family}
 
     assert resolve({kind: {"name": name} for kind, name in named.items() if name}, recipe=None).recipe == chosen
+
+
+@pytest.mark.parametrize(
+    ("given", "same_as", "recipe"),
+    [
+        ("dataset=cifar10", "dataset=cifar10 backbone=nin", "cifar10-nin"),
+        ("dataset=cifar10", "dataset=cifar10 backbone=nin objective=avt transform=projective", "cifar10-nin"),
+        ("dataset=cifar10:/d", "dataset=cifar10:/d backbone=nin", "cifar10-nin"),
+        ("dataset=cifar10 objective=aet", "dataset=cifar10 backbone=nin objective=aet", "cifar10-nin-aet"),
+        ("dataset=imagenet:/d", "dataset=imagenet:/d backbone=alexnet", "imagenet-alexnet"),
+        ("dataset=imagenet:/d objective=aet", "dataset=imagenet:/d backbone=alexnet objective=aet", "imagenet-alexnet-aet"),
+        ("dataset=imagenet:/d backbone=nin", "dataset=imagenet:/d backbone=nin objective=avt", "default"),
+        ("dataset=fashion-mnist", "dataset=fashion-mnist backbone=nin", "default"),
+        ("backbone=alexnet", "backbone=alexnet dataset=fashion-mini", "default"),
+        ("backbone=nin", "", "default"),
+        ("", "dataset=fashion-mini backbone=nin objective=avt transform=projective", "default"),
+    ],
+)
+def test_one_pair_is_one_recipe_given_or_defaulted_on_every_device(given: str, same_as: str, recipe: str) -> None:
+    def resolved(line: str, device: str) -> PretrainConfig:
+        named = {kind: {"name": name} for kind, name in (word.split("=") for word in line.split())}
+        return resolve({**named, "device": device}, recipe=None)
+
+    assert resolved(given, "cpu") == resolved(same_as, "cpu")
+    assert resolved(given, "cpu").model_copy(update={"device": "cuda"}) == resolved(given, "cuda")
+    assert resolved(given, "cpu").recipe == recipe
+
+
+def test_the_default_recipe_is_taken_by_name_for_a_published_pair() -> None:
+    config = resolve({"dataset": {"name": "cifar10"}}, recipe="default")
+
+    assert (config.recipe, config.schedule.epochs, config.optimizer.name) == ("default", 30, "adamw")
+
+
+def test_only_the_default_recipe_has_a_budget() -> None:
+    with_budget = {name for name in recipes.names() if "max_pairs" in tomllib.loads(recipes.text(name))}
+
+    assert with_budget == {"default"}

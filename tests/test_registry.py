@@ -1,5 +1,7 @@
 """The plugin registry: plugins are found and built by name, and broken ones are named."""
 
+import importlib.metadata
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +47,17 @@ def test_an_installed_plugin_is_built_by_name_with_options_from_text(install) ->
     built = registry.build("objective", "fixed", {"value": "0.25"})
 
     assert built.noise_scale == 0.25
+
+
+def test_the_metadata_of_packages_are_read_once_for_a_module_path(install, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, asked = importlib.metadata.entry_points, []
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **of: (asked.append(of), read(**of))[1])
+    install("stranger_q", source())
+    first = registry.names("objective")
+
+    assert (registry.names("objective"), "fixed" in first, asked) == (first, True, [{"group": "avtcli.objectives"}])
+    monkeypatch.setattr(sys, "path", sys.path[1:])
+    assert "fixed" not in registry.names("objective")
 
 
 def test_the_options_of_a_plugin_are_its_signature() -> None:

@@ -5,6 +5,7 @@ import errno
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from types import FrameType
@@ -14,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from avtcli import __version__
-from avtcli.errors import AvtError, InterruptedRunError, SignalReceived
+from avtcli.errors import AvtError, InterruptedRunError, SignalReceived, shown
 from avtcli.runtime.launcher import Launch, is_first_to_report, is_launched, read_launch
 from avtcli.runtime.signals import handled_by, leave_at_once
 
@@ -22,6 +23,7 @@ COMMANDS = {
     "pretrain": ("pretrain", "pretrain", "Pretrain a backbone without labels."),
     "probe": ("probe", "probe", "Train a classifier on frozen features and report its test accuracy."),
     "evaluate": ("evaluate", "evaluate", "Measure how equivariant a representation is."),
+    "runs": ("runs", "runs", "List runs with their state and best figures."),
     "compare": ("compare", "compare", "Compare the settings and figures of runs."),
     "embed": ("embed", "embed", "Write the features of every image to one file."),
     "export": ("export", "export", "Export the encoder's weights, load them back in a fresh process, and compare."),
@@ -30,10 +32,15 @@ COMMANDS = {
     "bench": ("bench", "bench", "Benchmark each component against a baseline implementation on this machine."),
     "demo": ("demo", "demo", "End-to-end demo on bundled images: pretrain, probe, export."),
     "data": ("data", "app", "Check the images of a data set."),
+    "doctor": ("doctor", "doctor", "Check the installation and this machine."),
     "recipes": ("recipes", "app", "List, show and copy recipes."),
-    "plugins": ("plugins", "app", "List, check and write plugins."),
+    "plugins": ("plugins", "app", "List, show, check and write plugins."),
 }
 """By name: the module in `avtcli.cli`, the function or Typer app in it, and the first line of its help."""
+
+
+TABLE_COLUMNS = 120
+"""Columns of a terminal from which the help is a table."""
 
 
 def load_command(name: str) -> Any:
@@ -41,10 +48,20 @@ def load_command(name: str) -> Any:
     module, attribute, _ = COMMANDS[name]
     loaded = getattr(importlib.import_module(f"avtcli.cli.{module}"), attribute)
     if isinstance(loaded, typer.Typer):
-        return typer.main.get_group(loaded)
+        return _readable(typer.main.get_group(loaded))
     alone = typer.Typer(add_completion=False, rich_markup_mode="markdown")
     alone.command(name)(loaded)
-    return typer.main.get_command(alone)
+    return _readable(typer.main.get_command(alone))
+
+
+def _readable(command: Any) -> Any:
+    """Show the help of a command as plain lines where the columns of its table would cut options off."""
+    from avtcli.cli.layout import width_of
+
+    if (width_of(sys.stdout) or TABLE_COLUMNS) < TABLE_COLUMNS:
+        for each in (command, *getattr(command, "commands", {}).values()):
+            each.rich_markup_mode = None
+    return command
 
 
 @contextlib.contextmanager
@@ -73,17 +90,26 @@ class AvtGroup(TyperGroup):
         name, _, rest = super().resolve_command(ctx, args)
         return name, load_command(name) if name else None, rest
 
-    def make_context(self, *args: Any, **named: Any) -> Any:
-        """Parse the command line; what it refuses is quoted escaped."""
-        with _escaped_usage_errors():
-            return super().make_context(*args, **named)
+    def _main_shell_completion(self, *args: Any, **named: Any) -> None:
+        """Answer a shell that completes a command line, as its variable says; typer ends the process then."""
+        if any(name.startswith("_") and name.endswith("_COMPLETE") for name in os.environ):
+            from avtcli.cli.completion import quiet_completion
+
+            with quiet_completion():
+                super()._main_shell_completion(*args, **named)
+
+    def make_context(self, info_name: str | None, args: list[str], *others: Any, **named: Any) -> Any:
+        """Parse the command line, with `~` as the home folder after `=` too, where a shell leaves it."""
+        _readable(self)
+        with _usage_errors_in_one_message():
+            return super().make_context(info_name, [*map(_expanded, args)], *others, **named)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; exit with the code of an `AvtError`, 1 for what the system refuses, or 128 + n after signal n."""
         launch = Launch()
         try:
             launch = read_launch()
-            with raising_signals(), _escaped_usage_errors():
+            with raising_signals(), _usage_errors_in_one_message():
                 return super().invoke(ctx)
         except SignalReceived as stop:
             from avtcli.cli.console import saved_paths
@@ -104,27 +130,38 @@ class AvtGroup(TyperGroup):
             raise typer.Exit(1) from None
 
 
-def _printable(text: str) -> str:
-    from avtcli.cli.console import printable
-
-    return printable(text)
+def _expanded(text: str) -> str:
+    flag, equals, path = text.partition("=") if text.startswith("--") else ("", "", text)
+    return f"{flag}{equals}{os.path.expanduser(path)}"
 
 
 def _print(message: str) -> None:
     """Print a message on stderr, once for all processes that fail alike."""
+    from avtcli.cli.layout import printable, width_of, wrapped
+
     if is_first_to_report(message):
         with contextlib.suppress(OSError):  # the terminal may be gone
-            typer.echo(_printable(message), err=True)
+            typer.echo("\n".join(wrapped(printable(message), width_of(sys.stderr), "  ", keep="  avt ")), err=True)
 
 
 @contextlib.contextmanager
-def _escaped_usage_errors() -> Iterator[None]:
+def _usage_errors_in_one_message() -> Iterator[None]:
+    """Print what the command line's parser refuses as any other error, with the help that has the way out."""
     try:
         yield
     except Exception as error:
-        if isinstance(message := getattr(error, "message", None), str):
-            error.message = _printable(message)  # type: ignore[attr-defined]
-        raise
+        message = error.format_message().removesuffix(".") if hasattr(error, "format_message") else ""
+        if not message:  # no error of the parser, or the help, which is printed already
+            raise
+        message = re.sub("Value error, |, unable to parse.*", "", message)
+        if isinstance(cause := error.__cause__, ValueError) and hasattr(cause, "errors") and " is not one of " not in message:
+            message += f", found {shown(cause.errors()[0]['input'])}"
+        if "'cuda:" in message:
+            message += "; choose a GPU by CUDA_VISIBLE_DEVICES=N, and give --device cuda"
+        context = getattr(error, "ctx", None)
+        way_out = f" See `{context.command_path} --help`." if context else ""
+        _print(f"error: {message}{'' if message.endswith('?') else '.'}{way_out}")
+        raise typer.Exit(2) from None
 
 
 app = typer.Typer(
@@ -163,7 +200,7 @@ def main() -> None:
             with contextlib.suppress(OSError):  # the terminal may be gone
                 stream.reconfigure(errors="backslashreplace")  # letters that its encoding lacks
     try:
-        app()
+        app(prog_name="avt")
     except SystemExit as end:
         if not is_launched():
             raise

@@ -1,10 +1,10 @@
 """`avt bench`."""
 
-import textwrap
 from typing import Annotated, Literal
 
-from avtcli.cli.console import reporting, say, say_json, say_table
-from avtcli.cli.options import Device, Json, complete_plugin, component_options, option, parts_of
+from avtcli.cli.completion import complete_plugin
+from avtcli.cli.console import reporting, say, say_json, say_next, say_table
+from avtcli.cli.options import Device, Json, component_options, option, parts_of
 from avtcli.config.components import Plugin
 from avtcli.config.resolution import options_from_texts, validate
 
@@ -68,11 +68,12 @@ def bench(
     say_table(("", "avt", "baseline", "ratio", "lowest", "highest", ""), rows)
     say("")
     for m in result.measurements:
-        say(*textwrap.wrap(f"{m.name}: {m.what}", 100, subsequent_indent="  "))
+        say(f"{m.name}: {m.what}")
         for name, value in m.figures.items():
             say(f"  {name.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}")
     if result.rounds < 9:
-        say("", "next: avt bench --rounds 9 --only NAME, on an idle machine")
+        say("", "For figures to report, on an idle machine:")
+        say_next(("avt", "bench", "--rounds", "9", *(("--only", only) if only else ())))
 
 
 def _short(rate: float) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from avtcli.cli.completion import complete_run
 from avtcli.cli.console import reporting, say, say_json, say_table
 from avtcli.cli.options import Json
 from avtcli.reporting.comparison import GroupFigure, RunComparison, RunGroup, compare_runs
@@ -17,15 +18,20 @@ TITLES = {
 }
 
 
+LOWER_IS_BETTER = ("loss", "mace_px", "mse_normalised", "nll", "calibration_error")
+NEITHER = ("rankme", "temperature")
+
+
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.", autocompletion=complete_run)],
     as_json: Json = False,
 ) -> None:
     """Compare the settings and figures of runs.
 
     Shows the settings that differ, the last figures of training, and what `avt probe` and `avt evaluate` stored in the run's
-    folder. Runs that differ by their seed alone are one row: mean ± standard deviation. Of several poolings of a layer the one
-    that held-out training images prefer is shown.
+    folder. Runs that differ by their seed alone are one row: mean ± standard deviation; for one run that over the seeds of its
+    probe. Of several poolings of a layer the one that held-out training images prefer is shown. A star marks the best figure of
+    a column.
 
     Example: `avt compare runs/*`
     """
@@ -69,7 +75,18 @@ def _tables(result: RunComparison) -> Iterator[tuple[str, list[str], list[list[s
             own = {figure.name: figure for figure in group.figures if _kind(figure) == kind}
             if own:
                 rows.append([_name(group), *(_text(own.get(name), of=len(group.runs)) for name in names)])
+        _mark_best(names, rows)
         yield ", ".join([TITLES[kind[0]], *(f"{name}={value}" for name, value in kind[1:])]), names, rows
+
+
+def _mark_best(names: list[str], rows: list[list[str]]) -> None:
+    """Mark the best figure of each column by a star, where there are several."""
+    for column, name in enumerate(names, 1):
+        means = {i: float(row[column].split(" ")[0]) for i, row in enumerate(rows) if row[column] != "-"}
+        if len(means) > 1 and len({*means.values()}) > 1 and name not in NEITHER:
+            best = (min if name in LOWER_IS_BETTER else max)(means.values())
+            for i, row in enumerate(rows):
+                row[column] += "*" if means.get(i) == best else " "
 
 
 def _kind(figure: GroupFigure) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from avtcli.cli.console import reporting, say, say_json, say_table
+from avtcli.cli.console import reporting, say, say_json, say_next, say_table
 from avtcli.cli.options import Json, option
 
 
@@ -15,6 +15,8 @@ def demo(
     """End-to-end demo on bundled images: pretrain, probe, export.
 
     Takes minutes on a CPU and needs no network.
+
+    Example: `avt demo --out runs/demo`
     """
     from avtcli.config.probe_config import ProbeConfig
     from avtcli.config.resolution import resolve
@@ -36,7 +38,9 @@ def demo(
     say(f"Pretrained on 2 000 images of Fashion-MNIST without labels in {pretrained.seconds:.0f} s: {pretrained.run}")
     say(f"Mean corner error {pretrained.mace_px:.1f} px (guessing: 23.7 px).", "")  # of the best constant prediction
     rows = [("pretrained", f"{trained.top1:.1f}"), ("random weights", f"{random.top1:.1f}")]
-    say_table((f"linear probe at {trained.layer}, {trained.pool} pooling", "top-1 %"), rows)
+    best = int(random.top1 > trained.top1)
+    say_table((f"linear probe at {trained.layer}, {trained.pool} pooling", "top-1 %"), rows, best=best)
     say("", f"Weights: {exported.file}. Load them with", *(f"  {line}" for line in exported.load_with.split("; ")))
-    say("", "Next:", "  avt pretrain --dataset cifar10 --backbone nin")
-    say(f"  avt probe {pretrained.run} --layer all", "  avt pretrain --help")
+    say("")
+    cifar = ("avt", "pretrain", "--dataset", "cifar10", "--backbone", "nin")
+    say_next(cifar, ("avt", "probe", pretrained.run, "--layer", "all"), ("avt", "pretrain", "--help"))

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from avtcli.cli import options
+from avtcli.cli.completion import complete_layers
 from avtcli.cli.console import reporting, say, say_json
 from avtcli.cli.options import component_options, option
 from avtcli.errors import AvtError
 
+_LAYER = "Layers to embed. Default: the code."
 _SPLIT = "Images to embed; all: the training images, then the test images."
 _SIDE = "Side of a map after pooling. Default: 1, one vector per image."
 _OUT = "A file ending in .safetensors, .npz or .parquet. Default: embeddings.safetensors in the run folder."
@@ -16,7 +18,7 @@ _OUT = "A file ending in .safetensors, .npz or .parquet. Default: embeddings.saf
 def embed(
     run: options.Run = None,
     backbone: options.Backbone = None,
-    layer: Annotated[str | None, option("Layers to embed. Default: the code.", "NAME[,NAME...]")] = None,
+    layer: Annotated[str | None, option(_LAYER, "NAME[,NAME...]", autocompletion=complete_layers())] = None,
     pool: Annotated[Literal["avg", "max", "none"], option("Spatial pooling of feature maps.")] = "avg",
     pool_size: Annotated[int | None, option(_SIDE, "N", min=1)] = None,
     split: Annotated[Literal["train", "test", "all"], option(_SPLIT, panel="Data")] = "all",

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 from avtcli.cli import options
+from avtcli.cli.completion import complete_layers
 from avtcli.cli.console import reporting, say, say_facts, say_json, say_table
 from avtcli.cli.options import component_options, option, parts_of
 
@@ -33,7 +34,7 @@ def evaluate(
     run: options.Run = None,
     backbone: options.Backbone = None,
     transform: options.Transform = None,
-    layer: Annotated[str | None, option(_LAYER, "NAME[,NAME...]|all")] = None,
+    layer: Annotated[str | None, option(_LAYER, "NAME[,NAME...]|all", autocompletion=complete_layers(all_of_them=True))] = None,
     dataset: options.Dataset = None,
     data_dir: options.DataDir = None,
     count: Annotated[int | None, option("Held-out images. Default: 1000, or all.", "N", panel="Data", min=2)] = None,
@@ -69,9 +70,10 @@ def evaluate(
         say_json(result)
         return
     say(f"run  {result.run}" if result.step is None else f"run  {result.run}, step {result.step}", "")
-    for table in (_fits(result), _parameters(result), _by_class(result), _calibration(result)):
+    fits = _fits(result)
+    for table in (fits, _parameters(result), _by_class(result), _calibration(result)):
         if table[1]:
-            say_table(*table)
+            say_table(*table, best=_best(fits[1]) if table is fits else None)
             say("")
     say_facts(_scalars(result))
     say("")
@@ -86,6 +88,17 @@ def _fits(result: "EvaluateResult") -> tuple[list[str], list[list[str]]]:
     rows += [(title, result.baselines[name]) for name, title in BASELINES.items() if name in result.baselines]
     columns = {"MACE px": ("mace_px", 2), **(TURNS if turns else {}), "MSE": ("mse_normalised", 3), "R2": ("r2", 3)}
     return ["", *columns], [[title, *(_text(fit.get(key), digits) for key, digits in columns.values())] for title, fit in rows]
+
+
+def _best(rows: list[list[str]]) -> int | None:
+    """The row of the least corner error, else of the highest R2; the oracle, which knows the truth in part, is none."""
+    by_error = any(row[1] != "-" for row in rows)
+    figures = {i: float(row[1]) if by_error else -float(row[-1]) for i, row in enumerate(rows) if _is_predictor(row, by_error)}
+    return min(figures, key=lambda i: figures[i], default=None)
+
+
+def _is_predictor(row: list[str], by_error: bool) -> bool:
+    return row[0] != BASELINES["rotation_oracle"] and row[1 if by_error else -1] != "-"
 
 
 def _parameters(result: "EvaluateResult") -> tuple[list[str], list[list[str]]]:

@@ -3,17 +3,21 @@
 from pathlib import Path
 from typing import Annotated
 
+from avtcli.cli.completion import complete_layers, complete_plugin
 from avtcli.cli.console import reporting, say, say_facts, say_json
 from avtcli.cli.options import Json, Run, option
+
+_FORMAT = "torch, timm, onnx, pt2; see `avt plugins list`."
+_LAYER = "The layer that the loaded encoder returns. Default: the code."
 
 
 def export(
     run: Run = None,
     file_format: Annotated[
-        str, option("torch, timm, onnx, pt2; see `avt plugins list`.", "NAME", flag="--format")
+        str, option(_FORMAT, "NAME", flag="--format", autocompletion=complete_plugin("exporter"))
     ] = "safetensors",
     out: Annotated[Path | None, option("The file. Default: `encoder` with the format's ending in the run.", "PATH")] = None,
-    layer: Annotated[str | None, option("The layer that the loaded encoder returns. Default: the code.", "NAME")] = None,
+    layer: Annotated[str | None, option(_LAYER, "NAME", autocompletion=complete_layers(several=False))] = None,
     as_json: Json = False,
 ) -> None:
     """Export the encoder's weights, load them back in a fresh process, and compare.

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from avtcli.cli.console import reporting, say, say_json
+from avtcli.cli.console import reporting, say, say_json, say_next
 from avtcli.cli.options import Json, Seed, Transform, component_options, option
+from avtcli.errors import AvtError
 
 _OUT = "Default: homographies-FAMILY-SIZE.safetensors."
 
@@ -35,6 +36,8 @@ def gen_homographies(
     asked = validate(Plugin, {"name": transform, **given.get("transform", {})}, where="--transform")
     plugin = resolve_plugin("transform", asked)
     out = out or Path(f"homographies-{plugin.name}-{size}.safetensors")
+    if out.suffix != ".safetensors":
+        raise AvtError(f"A bank is a file that ends in .safetensors, found {out}. Give {out.with_suffix('.safetensors')}.")
     with reporting() as on_event:
         result = generate_bank(out, plugin=plugin, size=size, count=count, seed=seed, on_event=on_event)
     if as_json:
@@ -43,4 +46,4 @@ def gen_homographies(
     say(f"{result.count} homographies for {result.size} px in {result.file} ({result.seconds} s)")
     say("mean  " + "  ".join(f"{value:.4g}" for value in result.mean))
     say("std   " + "  ".join(f"{value:.4g}" for value in result.std))
-    say(f"next: avt pretrain --homographies {result.file}")
+    say_next(("avt", "pretrain", "--homographies", result.file))

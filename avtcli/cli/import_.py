@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from avtcli.cli.console import reporting, say_facts, say_json
+from avtcli.cli.console import reporting, say_facts, say_json, say_next
 from avtcli.cli.options import Json, option
 
 
@@ -30,4 +30,5 @@ def import_(
         return
     names = f"{len(result.matched)} matched, {len(result.missing)} missing, {len(result.unexpected)} unexpected"
     facts = {"run": result.run, "backbone": result.backbone, "layout": result.layout.replace("_", " "), "epoch": result.epoch}
-    say_facts({**facts, "names": names, "next": f"avt probe {result.run}"})
+    say_facts({**facts, "names": names})
+    say_next(("avt", "probe", result.run))

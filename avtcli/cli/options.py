@@ -1,12 +1,11 @@
 """Options that several commands share, and the reading of their values."""
 
-import importlib.metadata
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from avtcli.cli.completion import complete_component_options, complete_plugin, complete_run
 from avtcli.errors import AvtError
 
 
@@ -17,18 +16,9 @@ def option(text: str, metavar: str | None = None, *, flag: str | None = None, pa
 
 def component_options(*kinds: str) -> Any:
     """Make the option `-o` of a command that takes components of these kinds."""
-    text = f"Override an option of a component; KIND is {', '.join(kinds)}."
-    return option(text, "KIND.KEY=VALUE", flag="-o", panel="Model")
-
-
-def complete_plugin(kind: str) -> Callable[[str], list[str]]:
-    """Return a completion of the names of installed plugins; it imports none of them."""
-
-    def complete(incomplete: str) -> list[str]:
-        found = {entry.name for entry in importlib.metadata.entry_points(group=f"avtcli.{kind}s")}
-        return sorted(name for name in found if name.startswith(incomplete))
-
-    return complete
+    text = f"Override an option of a component; KIND is {', '.join(kinds)}. Defaults: `avt plugins show NAME`."
+    complete = complete_component_options(*kinds)
+    return option(text, "KIND.KEY=VALUE", flag="-o", panel="Model", autocompletion=complete)
 
 
 def number_or_auto(text: str) -> int | None:
@@ -38,16 +28,18 @@ def number_or_auto(text: str) -> int | None:
     return None if text == "auto" else int(text)
 
 
-_BACKBONE = "Backbone by name instead of a run: random weights, or published ones with `-o backbone.pretrained=true`."
-_FAMILY = "Family of transformations."
+_BACKBONE = (
+    "Backbone by name instead of a run: random weights, or published ones with `-o backbone.pretrained=true`. Default: none."
+)
+_FAMILY = "Family of transformations. Default: that of the run, else projective."
 _DATASET = "Images. Default: those of the run."
-_LIMIT = "Use a random subset of N training images, the same in every command."
+_LIMIT = "Use a random subset of N training images, the same in every command. Default: all."
 _CALIBRATE = "Replace the network's BatchNorm statistics by those of 1000 training images, for weights that never saw the data."
 _DEVICE = "Compute device; auto takes CUDA, then MPS, then the CPU."
 _RUN = "A run folder, a checkpoint or an exported file. Default: the newest run under ./runs."
 _WORKERS = "Processes that decode images which do not fit in memory. Default: one fewer than the CPUs, at most 8."
 
-Run = Annotated[Path | None, typer.Argument(metavar="RUN", help=_RUN)]
+Run = Annotated[Path | None, typer.Argument(metavar="RUN", help=_RUN, autocompletion=complete_run)]
 Backbone = Annotated[str | None, option(_BACKBONE, "NAME[:VARIANT]", panel="Model", autocompletion=complete_plugin("backbone"))]
 Transform = Annotated[str | None, option(_FAMILY, "NAME[+NAME...]", panel="Model", autocompletion=complete_plugin("transform"))]
 Dataset = Annotated[str | None, option(_DATASET, "NAME[:PATH]", panel="Data", autocompletion=complete_plugin("dataset"))]
@@ -57,7 +49,10 @@ CalibrateBatchNorm = Annotated[bool, option(_CALIBRATE, flag="--calibrate-bn")]
 Seed = Annotated[int, option("Seed of every random draw.", "N", panel="Optimisation")]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], option(_DEVICE, panel="Hardware")]
 Workers = Annotated[int | None, option(_WORKERS, "N|auto", panel="Hardware", parser=number_or_auto)]
-OutJson = Annotated[Path | None, option("Also write the result to this file.", "FILE.json", panel="Output")]
+OutJson = Annotated[
+    Path | None, option("Also write the result to this file. Default: the run folder alone.", "FILE.json", panel="Output")
+]
+Verbose = Annotated[bool, option("Print the whole protocol.", flag="--verbose", panel="Output")]
 Json = Annotated[bool, option("Print one JSON document on stdout.", flag="--json", panel="Output")]
 
 

@@ -1,16 +1,29 @@
-"""`avt plugins`: list, check and write plugins."""
+"""`avt plugins`: list, show, check and write plugins."""
 
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from avtcli.cli.console import reporting, say, say_json, say_table
+from avtcli import registry
+from avtcli.cli.completion import complete_any_plugin
+from avtcli.cli.console import reporting, say, say_facts, say_json, say_next, say_table
 from avtcli.cli.options import Json
 
-app = typer.Typer(help="List, check and write plugins.", no_args_is_help=True, rich_markup_mode="markdown")
+if TYPE_CHECKING:
+    from avtcli.inspection.plugin_facts import BackboneFacts, PluginFacts
+
+app = typer.Typer(help="List, show, check and write plugins.", no_args_is_help=True, rich_markup_mode="markdown")
 
 KindName = Literal["backbone", "transform", "dataset", "objective", "exporter", "tracker"]
+_NAME = "A plugin; with :VARIANT or :PATH where it takes one."
+_KINDS = f"The plugin's kind: {', '.join(get_args(KindName))}."
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help=_NAME, autocompletion=complete_any_plugin)]
+OneKind = Annotated[
+    KindName | None, typer.Option("--kind", metavar="KIND", help=f"{_KINDS} Default: the only one of the name.")
+]
 
 
 @app.callback()
@@ -20,21 +33,67 @@ def _plugins() -> None:
 
 @app.command("list")
 def list_plugins(as_json: Json = False) -> None:
-    """List every installed plugin without importing it: kind, name, distribution."""
-    from avtcli import registry
+    """List every installed plugin by kind, with a sentence each, without importing it.
 
-    infos = registry.listing()
+    Example: `avt plugins list`
+    """
+    from avtcli.inspection.plugin_source import read_function
+
+    rows = [(info, read_function(info.kind, info.value).summary) for info in registry.listing()]
     if as_json:
         fields = ("kind", "name", "value", "distribution", "version")
-        say_json([{field: getattr(info, field) for field in fields} for info in infos])
-    else:
-        say_table(("kind", "name", "from"), [(info.kind, info.name, info.origin) for info in infos])
+        say_json([{**{field: getattr(info, field) for field in fields}, "summary": summary} for info, summary in rows])
+        return
+    width = max(len(info.name) for info, _ in rows)
+    for kind in registry.KINDS:
+        say(f"{kind}s")
+        own = {f" {info.name:<{width}}": (info, summary) for info, summary in rows if info.kind == kind}
+        say_facts({label: f"{summary}{_foreign(info)}" for label, (info, summary) in own.items()})
+        say("")
+    say("`avt plugins show NAME` has the options of each.")
+
+
+@app.command("show")
+def show(
+    name: Name,
+    kind: OneKind = None,
+    size: Annotated[int, typer.Option(metavar="PX", min=8, help="Side of the images for which a backbone is built.")] = 224,
+    as_json: Json = False,
+) -> None:
+    """Show a plugin: its options with types, bounds and defaults, a backbone's layers, a family's parameters.
+
+    Example: `avt plugins show timm:resnet18`
+    """
+    from avtcli.inspection.plugin_facts import describe_plugin
+    from avtcli.plugin_kit.plugin_checks import find_plugin
+
+    info = find_plugin(name, kind)
+    with reporting():
+        facts = describe_plugin(info, name, side=size)
+    if as_json:
+        say_json(facts)
+        return
+    say(f"{facts.kind} {facts.name}, of {facts.distribution} {facts.version}")
+    for paragraph in facts.help.split("\n\n"):
+        say("", " ".join(paragraph.split()))
+    if facts.variant is not None:
+        say("")
+        say_facts({f"after `{info.name}:`": facts.variant})
+    _say_options(facts)
+    if facts.backbone is not None:
+        _say_layers(facts.backbone)
+    if facts.parameters is not None:
+        say("", "parameters that are predicted")
+        say_table(("  parameter", "unit"), [(f"  {own}", unit or "-") for own, unit in facts.parameters.items()])
+    if facts.problem is not None:
+        say("")
+        say_facts({"not shown: layers" if info.kind == "backbone" else "not shown: parameters": facts.problem})
 
 
 @app.command("check")
 def check(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A plugin; with :VARIANT or :PATH where it takes one.")],
-    kind: Annotated[KindName | None, typer.Option(help="The plugin's kind, where several kinds have the name.")] = None,
+    name: Name,
+    kind: OneKind = None,
     as_json: Json = False,
 ) -> None:
     """Run the conformance checks: seed, shapes, gradients, statistics, inverse, documentation, import.
@@ -66,7 +125,7 @@ def check(
 @app.command("new")
 def new(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make; its name becomes the plugin's.")],
-    kind: Annotated[KindName, typer.Option(help="The plugin's kind.")] = "backbone",
+    kind: Annotated[KindName, typer.Option(metavar="KIND", help=_KINDS)] = "backbone",
 ) -> None:
     """Write a working plugin package with its test, to be changed into your own.
 
@@ -75,5 +134,32 @@ def new(
     from avtcli.plugin_kit.scaffold import new_plugin
 
     name, files = folder.absolute().name, new_plugin(folder, kind=kind)
-    say(f"wrote the {kind} '{name}' in {folder}: {', '.join(files)}", "next:")
-    say(f"  pip install -e {folder}", f"  avt plugins check {name}", f"  pytest {folder}")
+    say(f"wrote the {kind} '{name}' in {folder}: {', '.join(files)}")
+    say_next(("pip", "install", "-e", folder), ("avt", "plugins", "check", name), ("pytest", folder))
+
+
+def _foreign(info: registry.PluginInfo) -> str:
+    return "" if info.distribution == "avtcli" else f" ({info.origin})"
+
+
+def _say_options(facts: "PluginFacts") -> None:
+    say("", f"options, as `-o {facts.kind}.KEY=VALUE`" if facts.options else "no options")
+    rows = {}
+    for option in facts.options:
+        stated = f"{option.type}, {'needed' if option.required else _default(option.default)}"
+        rows[f" {option.name}"] = f"{stated}: {option.help}" if option.help else stated
+    say_facts(rows)
+
+
+def _default(value: Any) -> str:
+    return "no default" if value is None else f"default {json.dumps(value)}"
+
+
+def _say_layers(facts: "BackboneFacts") -> None:
+    image = "x".join(map(str, facts.image))
+    say("", f"layers for images of {image} ({facts.weights:,} weights)".replace(",", " "))
+    rows = [
+        (f"  {layer}", str(shape[0]), "x".join(map(str, shape[1:])) or "vector", "the code" if layer == facts.code else "")
+        for layer, shape in facts.layers.items()
+    ]
+    say_table(("  layer", "channels", "map", ""), rows)

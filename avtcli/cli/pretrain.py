@@ -6,35 +6,39 @@ from typing import Annotated, Any
 
 import typer
 
-from avtcli.cli.console import reporting, say, say_json
+from avtcli.cli.completion import complete_recipe, complete_run
+from avtcli.cli.console import reporting, say, say_facts, say_json, say_next
 from avtcli.cli.options import Json, component_options, option
 from avtcli.cli.settings_options import settings_options
 from avtcli.config.components import component_kinds, flags_of
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import merge, options_from_texts, resolve
+from avtcli.config.run_length import describe_seconds
 from avtcli.errors import AvtError
 from avtcli.runtime.launcher import must_launch, read_launch
-from avtcli.storage.run_folders import default_folder, is_run, newest_run
+from avtcli.storage.run_folders import is_run, newest_run
 
 KINDS = component_kinds(PretrainConfig)
 _FOLDER = "Pretrain on the images in this folder, as `--dataset folder:DIR`."
-_RECIPE = "Settings to start from. Default: the published recipe of data set and backbone, else `default`."
-_LR = "Peak learning rate of the backbone; the others keep their ratio to it."
+_RECIPE = "Settings to start from. Default: the published recipe of data set and backbone (imagenet: alexnet), else `default`."
+_LR = "Peak learning rate of the backbone; the others keep their ratio to it. Default: the recipe's."
 _OUT = "Run folder. Default: runs/DATE-DATASET-BACKBONE-OBJECTIVE."
-_RESUME = "Continue a run; `last` is the newest under ./runs."
-_DRY_RUN = "Check everything, print what would run, write nothing."
+_RESUME = "Continue a run; `last` is the newest under ./runs. Default: a new run."
+_DRY_RUN = "Check everything, take a few steps in memory, print the time, memory and disk space of the run, write nothing."
 
 
 @settings_options(PretrainConfig)
 def pretrain(
     folder: Annotated[Path | None, typer.Argument(metavar="DIR", help=_FOLDER)] = None,
     *,
-    recipe: Annotated[str | None, option(_RECIPE, "NAME|FILE.toml", panel="Model")] = None,
+    recipe: Annotated[
+        str | None, option(_RECIPE, "NAME|FILE.toml", panel="Model", autocompletion=complete_recipe("pretrain"))
+    ] = None,
     overrides: Annotated[list[str] | None, component_options(*KINDS)] = None,
     lr: Annotated[float | None, option(_LR, "X", panel="Optimisation", min=0)] = None,
     processes: Annotated[int, option("Processes that share each batch.", "N", panel="Hardware", min=1)] = 1,
     out: Annotated[Path | None, option(_OUT, "DIR", panel="Output")] = None,
-    resume: Annotated[str | None, option(_RESUME, "RUN|last", panel="Output")] = None,
+    resume: Annotated[str | None, option(_RESUME, "RUN|last", panel="Output", autocompletion=complete_run)] = None,
     dry_run: Annotated[bool, option(_DRY_RUN, flag="--dry-run", panel="Output")] = False,
     as_json: Json = False,
     **settings: Any,
@@ -71,34 +75,38 @@ def pretrain(
             assert run is not None
             config = resumed_config(run, given, on_event=on_event)
         if dry_run:
-            from avtcli.training.training_setup import build_training_setup
+            from avtcli.bench.dry_run import dry_run as try_steps
 
-            steps = build_training_setup(
-                config, resume=resume is not None, run=run if resume else None, on_event=on_event
-            ).total_steps
+            tried = try_steps(config, run=run, resume=resume is not None, on_event=on_event)
         else:
             from avtcli.training.pretrain import pretrain as train
 
             result = train(config, run=run, resume=resume is not None, on_event=on_event)
     if read_launch().rank > 0:
         return
-    place = run or default_folder(config.dataset.name, config.backbone.name, config.objective.name)
-    if dry_run and as_json:
-        say_json({"run": str(place), "steps": steps, "recipe": config.recipe, "config": config.model_dump(mode="json")})
+    if as_json:
+        say_json(tried if dry_run else result)
     elif dry_run:
-        say(f"Configuration OK: {steps} steps into {place}")
-    elif as_json:
-        say_json(result)
+        say(f"Configuration OK: {tried.steps} steps into {tried.run}")
+        say_facts(
+            {
+                "time": f"{describe_seconds(tried.seconds)}, at {tried.pairs_per_second:.0f} pairs/s",
+                "hint": tried.advice or None,
+                "memory": f"{tried.memory_bytes / 1e6:.1f} MB at the peak",
+                "disk": f"{tried.disk_bytes / 1e6:.1f} MB",
+            }
+        )
     else:
         skipped = [(result.skipped_steps, "steps that were not finite"), (result.skipped_images, "images, see bad_images.csv")]
-        say(f"run      {result.run}", f"steps    {result.steps} ({result.epochs:g} epochs, {result.seconds:.0f} s)")
+        facts = {"run": result.run, "steps": f"{result.steps} ({result.epochs:g} epochs, {result.seconds:.0f} s)"}
         if result.loss is not None:
-            say(f"loss     {result.loss:.4f}")
+            facts["loss"] = f"{result.loss:.4f}"
         if result.mace_px is not None:
-            say(f"mace_px  {result.mace_px:.2f}  (mean corner error on {result.evaluated_on}, freshly transformed)")
+            facts["mace_px"] = f"{result.mace_px:.2f}  (mean corner error on {result.evaluated_on}, freshly transformed)"
         if any(count for count, _ in skipped):
-            say("skipped  " + ", ".join(f"{count} {what}" for count, what in skipped if count))
-        say(f"next     avt probe {result.run}", f"         avt export {result.run}")
+            facts["skipped"] = ", ".join(f"{count} {what}" for count, what in skipped if count)
+        say_facts(facts)
+        say_next(("avt", "probe", result.run), ("avt", "export", result.run))
 
 
 def _run_to_resume(name: str, given: dict[str, Any]) -> Path:
@@ -107,11 +115,8 @@ def _run_to_resume(name: str, given: dict[str, Any]) -> Path:
     if not is_run(run):
         raise AvtError(f"There is no run to resume in {run}: it has no folder `checkpoints`.")
     flags = flags_of(PretrainConfig)
-    names = {key: flag.option(key) for key, flag in flags.items()}
-    may_change = [key for key, flag in flags.items() if flag.on_resume]
-    fixed = [names.get(key, f"--{key}") for key, value in given.items() if value is not None and key not in may_change]
+    kept = [key for key, value in given.items() if value is not None and not (key in flags and flags[key].on_resume)]
+    fixed = [flags[key].option(key) if key in flags else f"--{key}" for key in kept]
     if fixed:
-        changing = ", ".join(names[key] for key in may_change)
-        hint = f"leave out {', '.join(fixed)}, or start a new run. Options that may change: {changing}."
-        raise AvtError(f"--resume continues with the run's own settings: {hint}")
+        raise AvtError(f"--resume continues with the run's own settings: leave out {', '.join(fixed)}, or start a new run.")
     return run

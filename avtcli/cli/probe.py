@@ -5,8 +5,9 @@ from operator import attrgetter
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Annotated, Any
 
+from avtcli.cli.completion import complete_recipe
 from avtcli.cli.console import reporting, say, say_facts, say_json, say_table
-from avtcli.cli.options import Json, OutJson, Run, component_options, option
+from avtcli.cli.options import Json, OutJson, Run, Verbose, component_options, option
 from avtcli.cli.settings_options import settings_options
 from avtcli.config.components import component_kinds
 from avtcli.config.probe_config import ProbeConfig
@@ -29,10 +30,13 @@ _COLUMNS = ("dataset", "layer", "pool", "head", "shots")
 def probe(
     run: Run = None,
     *,
-    recipe: Annotated[str | None, option(_RECIPE, "NAME|FILE.toml", panel="Probe")] = None,
+    recipe: Annotated[
+        str | None, option(_RECIPE, "NAME|FILE.toml", panel="Probe", autocompletion=complete_recipe("probe"))
+    ] = None,
     overrides: Annotated[list[str] | None, component_options(*KINDS)] = None,
     lr: Annotated[float | None, option(_LR, "X", panel="Optimisation", min=1e-12)] = None,
     out: OutJson = None,
+    verbose: Verbose = False,
     as_json: Json = False,
     **settings: Any,
 ) -> None:
@@ -60,9 +64,10 @@ def probe(
         say_json(result)
         return
     say(f"run  {result.run}" if result.step is None else f"run  {result.run}, step {result.step}", "")
-    say_table(*_table(result))
+    header, rows = _table(result)
+    say_table(header, rows, best=_best(result))
     say("")
-    say_facts(result.protocol)
+    say_facts(result.protocol if verbose else _protocol(result.protocol))
 
 
 probe.__doc__ = (probe.__doc__ or "").replace("HEADS", ", ".join(HEADS))
@@ -70,11 +75,7 @@ probe.__doc__ = (probe.__doc__ or "").replace("HEADS", ", ".join(HEADS))
 
 def _table(result: "ProbeResult") -> tuple[list[str], list[list[str]]]:
     sides = result.protocol["pool_size"] or {}
-    key_of = attrgetter(*_COLUMNS)
-    trained, random, supervised = (
-        {key_of(head): [other for other in heads if key_of(other) == key_of(head)] for head in heads}
-        for heads in (result.results, result.baseline, result.supervised)
-    )
+    trained, random, supervised = map(_by_row, (result.results, result.baseline, result.supervised))
     shown = [c for c in _COLUMNS if c in ("layer", "pool", "head") or len({getattr(h, c) for h in result.results}) > 1]
     rows = []
     for key, heads in trained.items():
@@ -89,6 +90,38 @@ def _table(result: "ProbeResult") -> tuple[list[str], list[list[str]]]:
             row["supervised top-1 %"] = _mean_top(supervised[key], "top1")
         rows.append(row)
     return [*rows[0]], [[*row.values()] for row in rows]
+
+
+def _by_row(heads: "Sequence[HeadResult]") -> "dict[tuple[Any, ...], list[HeadResult]]":
+    """The heads of each row: those that differ by their seed alone."""
+    key_of, rows = attrgetter(*_COLUMNS), dict[tuple[Any, ...], list[Any]]()
+    for head in heads:
+        rows.setdefault(key_of(head), []).append(head)
+    return rows
+
+
+def _best(result: "ProbeResult") -> int | None:
+    """The row of the highest accuracy; none among rows of several data sets or numbers of images."""
+    tops = [mean(head.top1 for head in heads) for heads in _by_row(result.results).values()]
+    comparable = len({(head.dataset, head.shots) for head in result.results}) == 1
+    return tops.index(max(tops)) if comparable and len(tops) > 1 else None
+
+
+def _protocol(protocol: dict[str, Any]) -> dict[str, object]:
+    """The protocol in two lines."""
+    chosen, baseline = protocol["chosen"], protocol["baseline"]
+    how = [protocol["head"]["name"], f"{protocol['epochs']} epochs" if "epochs" in protocol else ""]
+    how += ["fine-tuned" if protocol["finetune"] else "", "augmented" if protocol["augmentation"] else "no augmentation"]
+    if chosen is not None:
+        names = ", ".join(name for name in chosen if name not in ("held_out", "steps"))
+        how.append(f"{names} chosen on {chosen['held_out']:.0%} of the training images")
+    data = [f"{d['dataset']}, {d['train_images']} training and {d['test_images']} test images" for d in protocol["data"]]
+    figures = [*data, protocol["reported"], f"baseline: {baseline['backbone']}" if baseline else ""]
+    return {
+        "protocol": f"{protocol['recipe'] or 'default'}: {', '.join(filter(None, how))} (all of it: --verbose)",
+        "figures": "; ".join(filter(None, figures)),
+        "calibrated": protocol["calibrated"],
+    }
 
 
 def _mean_top(heads: "Sequence[HeadResult]", figure: str) -> str:

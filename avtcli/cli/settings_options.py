@@ -5,7 +5,8 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
-from avtcli.cli.options import complete_plugin, number_or_auto, option, parts_of
+from avtcli.cli.completion import complete_setting
+from avtcli.cli.options import number_or_auto, option, parts_of
 from avtcli.config.components import Flag, Panel, Plugin, flags_of
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ def _parameter(name: str, field: "FieldInfo", flag: Flag) -> inspect.Parameter:
     more: dict[str, Any] = _bounds(field) if kind in (int, float) and not flag.auto else {}
     if flag.auto:
         more["parser"] = number_or_auto
-    if kind is Plugin:
-        more["autocompletion"] = complete_plugin(name)
+    more["autocompletion"] = complete_setting(name, plugin=kind is Plugin)
     if kind is bool:
         declared = f"{declared}/--no-{declared.removeprefix('--')}"
     taken: Any = list[str] if flag.repeat else str if kind is Plugin or get_origin(kind) is tuple else kind

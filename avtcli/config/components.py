@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -174,8 +174,14 @@ class Schedule(Frozen):
             AvtError: for a peak that is not above 0 and finite, or if all rates are 0.
         """
         if not 0 < peak < inf or self.peak <= 0:
-            raise AvtError(f"A learning rate must be above 0 and finite to scale the schedule, found {peak} and {self.peak}.")
+            raise AvtError(
+                f"A learning rate, --lr, must be above 0 and finite, found {peak}, of a schedule whose peak is {self.peak}."
+            )
         by, update = peak / self.peak, dict[str, Any](rate=peak)
         for name in ("pieces", "log_var_pieces"):
             update[name] = tuple(Piece(start=p.start, rate=p.rate * by, slope=p.slope * by) for p in getattr(self, name))
         return self.model_copy(update=update)
+
+
+TABLES: Final[dict[str, type[BaseModel]]] = dict(model=Model, augment=Augment, optimizer=Optimizer, schedule=Schedule)
+"""The components that are no plugins, by kind."""

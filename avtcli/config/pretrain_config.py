@@ -18,11 +18,13 @@ class PretrainConfig(Frozen):
     epochs: Annotated[int | None, Flag("Optimisation", metavar="N", on_resume=True)] = Field(default=None, gt=0)
     """Passes over the images; the schedule is stretched or shrunk. Default: the schedule's own length."""
     max_steps: Annotated[int | None, Flag("Optimisation", metavar="N", on_resume=True)] = Field(default=None, gt=0)
-    """Stop after N steps; the schedule stays as it is."""
+    """Stop after N steps; the schedule stays as it is. Default: all."""
+    max_pairs: int | None = Field(default=None, gt=0)
+    """Budget where `epochs` is not given: the schedule's epochs, or fewer that have at most N pairs, at least one."""
     batch_size: Annotated[int, Flag("Optimisation", metavar="N")] = Field(default=128, ge=2)
     """Images per step, over all processes."""
     limit_train: Annotated[int | None, Flag("Data", metavar="N")] = Field(default=None, ge=2)
-    """Train on a random subset of N images, the same in every command and for every seed."""
+    """Train on a random subset of N images, the same in every command and for every seed. Default: all."""
     data_dir: Annotated[str | None, Flag("Data", metavar="DIR", on_resume=True)] = None
     """Folder of the data sets. Default: $AVT_DATA, else ./data."""
     on_bad_image: Annotated[Literal["skip", "raise"], Flag("Data", on_resume=True)] = "skip"
@@ -32,9 +34,9 @@ class PretrainConfig(Frozen):
     workers: Annotated[int | None, Flag("Hardware", metavar="N|auto", auto=True, on_resume=True)] = Field(default=None, ge=0)
     """Processes that decode images which do not fit in memory. Default: one fewer than the CPUs, at most 8."""
     init_from: Annotated[str | None, Flag("Model", metavar="RUN|FILE")] = None
-    """Initial weights: a run, a checkpoint, a safetensors file or one of torch.save; tensors that match by name and shape."""
+    """Initial weights: a run, a checkpoint, a safetensors or torch.save file; matched by name and shape. Default: none."""
     homographies: Annotated[str | None, Flag("Data", metavar="FILE")] = None
-    """Sample transformations from this bank; see `avt gen-homographies`."""
+    """Sample transformations from this bank; see `avt gen-homographies`. Default: fresh draws."""
     bank_count: int | None = Field(default=None, ge=2, le=5_000_000)
     """Size of a bank that is sampled at the start and drawn from, where no file is given."""
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Flag("Hardware", on_resume=True)] = "auto"
@@ -56,7 +58,7 @@ class PretrainConfig(Frozen):
     stop_on_collapse: Annotated[bool, Flag("Output", on_resume=True)] = False
     """Stop, with the state saved, when an evaluation detects a collapse."""
     trackers: Annotated[tuple[str, ...], Flag("Output", name="tracker", metavar="NAME", repeat=True, on_resume=True)] = ()
-    """Experiment trackers that receive the metrics; see `avt plugins list`."""
+    """Experiment trackers that receive the metrics; see `avt plugins list`. Default: none."""
     dataset: Annotated[Plugin, Flag("Data", metavar="NAME[:PATH]", on_resume=True)] = Plugin(name="fashion-mini")
     """Training images; see `avt plugins list`."""
     model: Model = Model()

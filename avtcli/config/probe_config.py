@@ -55,11 +55,11 @@ class ProbeConfig(Frozen):
     held_out: float = Field(default=0.1, gt=0, lt=1)
     """Fraction of the training images that is held out for choices."""
     limit_train: Annotated[int | None, Flag("Data", metavar="N")] = Field(default=None, ge=20)
-    """Train on a random subset of N images, the same in every command and for every seed."""
+    """Train on a random subset of N images, the same in every command and for every seed. Default: all."""
     shots: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Flag("Data", metavar="N[,N...]")] = ()
-    """Train on N images per class, one head for each N; each seed samples its own, the smaller sets within the larger."""
+    """Train on N images per class, a head for each N; each seed samples its own, nested. Default: all images."""
     fraction: Annotated[float | None, Flag("Data", metavar="X")] = Field(default=None, gt=0, le=1)
-    """Train on a fraction of each class, at least one image; each seed samples its own."""
+    """Train on a fraction of each class, at least one image; each seed samples its own. Default: all."""
     seed: Annotated[int, Flag("Optimisation", metavar="N")] = 0
     """Seed of the heads' weights, order and augmentation of the images, samples of the code and random baseline."""
     seeds: Annotated[int, Flag("Optimisation", metavar="N")] = Field(default=1, gt=0)
@@ -69,7 +69,7 @@ class ProbeConfig(Frozen):
     calibrate_bn: Annotated[bool, Flag("Probe")] = False
     """Replace the network's BatchNorm statistics by those of 1000 training images, for weights that never saw the data."""
     backbone: Annotated[Plugin | None, Flag("Model", metavar="NAME[:VARIANT]")] = None
-    """Backbone by name instead of a run: random weights, or published ones with `-o backbone.pretrained=true`."""
+    """Backbone by name instead of a run: random, or published weights by `-o backbone.pretrained=true`. Default: none."""
     dataset: Annotated[Plugin | None, Flag("Data", metavar="NAME[:PATH][,...]")] = None
     """Labelled images, of several data sets if given with commas. Default: those of the run."""
     data_dir: Annotated[str | None, Flag("Data", metavar="DIR")] = None

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from avtcli import recipes, registry
-from avtcli.config.components import Plugin, plugin_fields
+from avtcli.config.components import Plugin, flags_of, plugin_fields
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.errors import AvtError, nearest, shown
@@ -114,7 +114,13 @@ def _problem(model: type[BaseModel], detail: Any) -> str:
         return f"{path[0]}: found options ({', '.join(detail['input'])}) and no name: give --{path[0]} too"
     if detail["type"] == "model_type":
         return f'{where}: found {shown(detail["input"])}, expected a table, as in [{where}] with name = "NAME" below it'
-    return f"{where}: {detail['msg']}, found {shown(detail['input'])}"
+    return f"{where}: {detail['msg']}, found {shown(detail['input'])}{_option(model, path)}"
+
+
+def _option(model: type[BaseModel], path: list[str]) -> str:
+    """Name the option of a setting that the command line takes by another name."""
+    flag = flags_of(model).get(path[0])
+    return f" (option {flag.option(path[0])})" if flag is not None and not path[1:2] == ["name"] else ""
 
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:

@@ -49,6 +49,7 @@ def read_pairs(pairs: TransformedPairs, *, task: str, on_event: OnEvent) -> Iter
     count = len(pairs.rows)
     chunks = list(torch.split(torch.arange(count), eval_batch_size(pairs.images, pairs.size)))
     batches = evaluation_batches(pairs.images, [pairs.rows[chunk] for chunk in chunks], pairs.size)
+    on_event(Progress(task, 0, count, "pairs"))  # shown at once
     for chunk, batch in zip(chunks, batches, strict=True):
         x = to_float(batch)
         yield x, pairs.family.apply(x, to_device(pairs.parameters[chunk], x.device))

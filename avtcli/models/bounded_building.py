@@ -30,6 +30,11 @@ class BoundedBuilding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         held = sum(tensor.numel() * max(4, tensor.element_size()) for tensor in weights.values())
         self.left_bytes, self.left_tensors = 4 * held + ROOM_BYTES, 16 * len(weights) + ROOM_TENSORS
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled while a network is built, and to exclude this class torch would import its compiler."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

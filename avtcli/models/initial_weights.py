@@ -91,6 +91,8 @@ def load_matching(net: SiameseModel, path: str | Path, *, on_event: OnEvent) -> 
 
 
 def _read(path: Path, *, on_event: OnEvent) -> dict[str, Tensor]:
+    if not os.path.exists(path):
+        raise AvtError(f"There is no run folder, checkpoint or file {path}, which --init-from names.")
     if not os.path.isfile(path):
         return open_weights(path, on_event=on_event).tensors
     return read_tensors(path).tensors if path.suffix == ".safetensors" else tensors_within(read_torch(path))

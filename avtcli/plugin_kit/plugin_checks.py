@@ -3,7 +3,6 @@
 import inspect
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +11,10 @@ from typing import Final
 
 from avtcli import registry
 from avtcli.errors import AvtError, nearest
+from avtcli.inspection.plugin_source import read_plugin
 from avtcli.plugin_kit import backbone_checks, dataset_checks, objective_checks, output_checks, transform_checks
 from avtcli.plugin_kit.checking import Check, Trial, expect, failed_check, run_check, run_checks
+from avtcli.plugin_options import option_helps
 from avtcli.registry import PluginInfo
 
 IMPORT_SECONDS: Final = 20.0  # on top of the import of the contracts, which is torch's
@@ -41,6 +42,8 @@ def find_plugin(spec: str, kind: str | None = None) -> PluginInfo:
     if kind is not None:
         return registry.info(kind, name)
     kinds = [kind for kind in registry.KINDS if name in registry.names(kind)]
+    if len(kinds) > 1 and spec != name:  # only some plugins take something after the colon
+        kinds = [kind for kind in kinds if read_plugin(kind, name).takes_variant] or kinds
     if len(kinds) > 1:
         flags = " or ".join(f"--kind {kind}" for kind in kinds)
         raise AvtError(f"Several kinds have a plugin called '{name}': {', '.join(kinds)}. Give {flags}.")
@@ -139,8 +142,7 @@ def it_has_a_help_text(plugin: PluginInfo) -> str:
 def every_option_is_typed_and_documented(plugin: PluginInfo) -> str:
     """Each has a type in the signature, and a line among the docstring's Args."""
     function, options = registry.load(plugin), registry.options(plugin)
-    parameters, doc = inspect.signature(function).parameters, inspect.getdoc(function) or ""
-    documented = set(re.findall(r"^\s+(\w+)(?: \([^)]*\))?:", doc.partition("\nArgs:")[2], re.MULTILINE))
+    parameters, documented = inspect.signature(function).parameters, option_helps(inspect.getdoc(function) or "")
     for name in options:
         typed = parameters[name].annotation is not inspect.Parameter.empty
         expect(typed, f"the option {name} has no type in the signature, so that text cannot be converted to it")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from avtcli.config.probe_config import Pool, ProbeConfig
 from avtcli.errors import AvtError
+from avtcli.features.cache_storage import memory_bytes
 from avtcli.metrics.accuracy import topk_percent
 
 
@@ -46,6 +47,15 @@ class HeadData:
         """Top-1 and top-5 in percent of logits (m, classes) on test."""
         labels = self.test_labels.to(logits.device)
         return topk_percent(logits, labels, 1), topk_percent(logits, labels, min(5, logits.shape[1]))
+
+    def require_memory(self, needed: int, method: str) -> None:
+        """Refuse a method that needs more bytes than half of the memory."""
+        if needed > memory_bytes() / 2:
+            size = f"{len(self.rows)} images of {self.train.shape[1]} features and {self.classes} classes"
+            raise AvtError(
+                f"{method} on {size} would take {needed / 1e9:.0f} GB, more than half of the {memory_bytes() / 1e9:.0f} GB of "
+                "memory. Give a smaller --pool-size, --limit-train or --head linear."
+            )
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def text(name: str) -> str:
             raise AvtError(f"There is no recipe file {path}. Write one with `avt recipes copy default {path.name}`.")
         return read_text(path)
     if name not in names():
-        raise AvtError(f"No recipe is called '{name}'. {nearest(name, names())}Recipes: {', '.join(names())}.")
+        raise AvtError(f"No recipe is called '{name}'. {nearest(name, names())}See `avt recipes list`.")
     return (resources.files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
 
 
@@ -56,9 +56,13 @@ def load(name: str, *, kind: str) -> dict[str, Any]:
 
 
 def choose(settings: Mapping[str, Any]) -> str:
-    """Return the published recipe of a data set and a backbone, else the default."""
+    """Return the published recipe of a data set and a backbone, else the default.
+
+    A data set alone has the backbone that was published for it; a backbone alone has the default data set, so the default.
+    """
     given = {kind: (settings.get(kind) or {}).get("name") for kind in ("dataset", "backbone", "objective", "transform")}
     names = {kind: name.partition(":")[0] if isinstance(name, str) else "" for kind, name in given.items()}
-    pair = (names["dataset"], names["backbone"])
+    published = next((backbone for dataset, backbone, *_ in PUBLISHED if dataset == names["dataset"]), "")
+    pair = (names["dataset"], names["backbone"] or published)
     whole = (*pair, names["objective"], names["transform"] or "projective")
     return PUBLISHED.get(whole) or PUBLISHED.get(pair, "default")

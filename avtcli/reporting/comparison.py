@@ -15,7 +15,7 @@ from avtcli.reporting.run_summary import FigureKey, RunSummary, summarize_run
 class GroupFigure:
     """A figure of a group: see `FigureKey`; its mean and standard deviation (n - 1) over the runs that have it.
 
-    `std` is none for one run.
+    Of one run, `std` is that over the seeds of its probe, else none.
     """
 
     section: str
@@ -69,10 +69,11 @@ def _group(members: Sequence[RunSummary], differing: Sequence[str]) -> RunGroup:
         steps=[member.step for member in members],
         complete=[member.complete for member in members],
         settings={name: members[0].settings.get(name) for name in differing},
-        figures=[_figure(key, [member.figures[key] for member in members if key in member.figures]) for key in keys],
+        figures=[_figure(key, [member for member in members if key in member.figures]) for key in keys],
     )
 
 
-def _figure(key: FigureKey, values: Sequence[float]) -> GroupFigure:
-    std = stdev(values) if len(values) > 1 else None
+def _figure(key: FigureKey, members: Sequence[RunSummary]) -> GroupFigure:
+    values = [member.figures[key] for member in members]
+    std = stdev(values) if len(values) > 1 else members[0].probe_stds.get(key)
     return GroupFigure(key.section, key.name, dict(key.conditions), fmean(values), std, len(values))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any, Final
 
 from avtcli.errors import AvtError
@@ -38,7 +38,8 @@ class FigureKey:
 class RunSummary:
     """A run: its settings by dotted name, and its figures, those of its newest checkpoint where they need weights.
 
-    `complete` is false for a run that has not reached its last step.
+    `complete` is false for a run that has not reached its last step; `probe_stds` has the standard deviation (n - 1) of figures
+    that are means over several seeds of a probe.
     """
 
     run: Path
@@ -46,12 +47,18 @@ class RunSummary:
     complete: bool
     settings: dict[str, Any]
     figures: dict[FigureKey, float]
+    probe_stds: dict[FigureKey, float]
 
 
-def summarize_run(run: Path, *, on_event: OnEvent) -> RunSummary:
+def summarize_run(run: Path, *, losses: bool = True, on_event: OnEvent) -> RunSummary:
     """Read a run folder.
 
     Files that are damaged, or are of other weights than the newest checkpoint's, are left out with a notice.
+
+    Args:
+        run: the folder.
+        losses: whether the mean loss of the last epoch is among the figures, for which a part of the log is parsed.
+        on_event: receives the notices.
 
     Raises:
         AvtError: if it is no run folder, or its settings cannot be read.
@@ -74,9 +81,14 @@ def summarize_run(run: Path, *, on_event: OnEvent) -> RunSummary:
                 probes |= _probe_results(content)
         except (KeyError, TypeError, AttributeError):
             on_event(Notice(f"{path} has other fields than this version of avt writes. It is left out."))
-    figures = _training_figures(MetricsLog(run / "metrics.jsonl"), ended) | _probe_figures(probes) | evaluated
+    log = MetricsLog(run / "metrics.jsonl")
+    evaluations = losses or settings.get("eval_every") != 0
+    tops = _probe_top1(probes)
+    means = {key: fmean(seeds) for key, seeds in tops.items()}
+    figures = _training_figures(log, ended, losses=losses, evaluations=evaluations) | means | evaluated
     finite = {key: value for key, value in figures.items() if value is not None}
-    return RunSummary(run, step, bool(ended), settings, finite)
+    stds = {key: stdev(seeds) for key, seeds in tops.items() if len(seeds) > 1}
+    return RunSummary(run, step, bool(ended), settings, finite, stds)
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -105,15 +117,22 @@ def _results(run: Path, step: int, *, on_event: OnEvent) -> Iterator[tuple[Path,
         on_event(Notice(f"{run}: {', '.join(other)} left out, of other weights than those of step {step}"))
 
 
-def _training_figures(log: MetricsLog, ended: Mapping[str, Any]) -> dict[FigureKey, float | None]:
-    """The mean loss of the last epoch, and the last evaluation."""
-    evaluated: dict[str, Any] = next(log.newest("eval"), {}).get("eval", {})
+def _training_figures(
+    log: MetricsLog, ended: Mapping[str, Any], *, losses: bool, evaluations: bool
+) -> dict[FigureKey, float | None]:
+    """The last evaluation, and where `losses` the mean loss of the last epoch."""
+    evaluated: dict[str, Any] = next(log.newest("eval"), {}).get("eval", {}) if evaluations else {}
+    loss = _last_loss(log) if losses else None
+    figures = {"loss": loss, "mace_px": ended.get("mace_px"), **evaluated}
+    return {FigureKey("training", name): figures.get(name) for name in TRAINING}
+
+
+def _last_loss(log: MetricsLog) -> float | None:
     steps = log.newest("loss")
     last = next(steps, None)
     lines = [] if last is None else [last, *takewhile(lambda line: line["epoch"] == last["epoch"], steps)]
     losses = [line["loss"] for line in lines if line["loss"] is not None]
-    figures = {"loss": fmean(losses) if losses else None, "mace_px": ended.get("mace_px"), **evaluated}
-    return {FigureKey("training", name): figures.get(name) for name in TRAINING}
+    return fmean(losses) if losses else None
 
 
 def _probe_results(probe: Mapping[str, Any]) -> dict[tuple[FigureKey, str], list[Mapping[str, Any]]]:
@@ -124,14 +143,14 @@ def _probe_results(probe: Mapping[str, Any]) -> dict[tuple[FigureKey, str], list
     return out
 
 
-def _probe_figures(probes: Mapping[tuple[FigureKey, str], list[Mapping[str, Any]]]) -> dict[FigureKey, float | None]:
-    """Top-1 by layer and head: the mean over the probe's seeds, of the pooling that the held-out images prefer."""
-    best: dict[FigureKey, tuple[float, float]] = {}
+def _probe_top1(probes: Mapping[tuple[FigureKey, str], list[Mapping[str, Any]]]) -> dict[FigureKey, list[float]]:
+    """Top-1 of each of the probe's seeds, by layer and head, of the pooling that the held-out images prefer."""
+    best: dict[FigureKey, tuple[float, list[float]]] = {}
     for (key, _), results in probes.items():
         held_out = fmean(-1.0 if result["val_top1"] is None else result["val_top1"] for result in results)
-        found = held_out, fmean(result["top1"] for result in results)
-        best[key] = found if key not in best or held_out > best[key][0] else best[key]
-    return {key: top1 for key, (_, top1) in best.items()}
+        if key not in best or held_out > best[key][0]:
+            best[key] = held_out, [result["top1"] for result in results]
+    return {key: seeds for key, (_, seeds) in best.items()}
 
 
 def _probe_key(protocol: Mapping[str, Any], result: Mapping[str, Any]) -> FigureKey:

@@ -13,7 +13,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from avtcli.errors import AvtError
+from avtcli.errors import AvtError, RunFailedError, one_line
 from avtcli.events import Notice, OnEvent, ignore
 from avtcli.runtime.launcher import VARIABLES, read_launch
 from avtcli.runtime.processes import WAIT
@@ -104,6 +104,20 @@ def has_room(device: torch.device, count: int) -> bool:
         return True
     idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # cached by PyTorch
     return 2 * count <= torch.cuda.mem_get_info(device)[0] + idle
+
+
+@contextmanager
+def memory_errors_explained() -> Iterator[None]:
+    """Turn the failure to allocate a tensor, on a GPU or the CPU, into a `RunFailedError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise RunFailedError(
+            f"A training step does not fit in memory ({one_line(error)}). Give a smaller --batch-size or network, smaller "
+            "images (`-o augment.resize=N -o augment.crop=N`), or checkpoint_activations = true in a recipe."
+        ) from error
 
 
 def seed_model(seed: int, device: torch.device) -> None:

@@ -4,12 +4,14 @@ import contextlib
 import os
 import signal
 import time
+from _thread import start_new_thread
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
-from avtcli.runtime.launcher import is_launched, read_launch
+from avtcli.events import Notice, OnEvent
+from avtcli.runtime.launcher import is_launched
 
 NAMES: Final = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 """From a terminal, a container, or a cluster's scheduler before it ends a job."""
@@ -29,7 +31,7 @@ class Stop:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Stop]:
+def stop_signals(on_event: OnEvent) -> Iterator[Stop]:
     """Turn the signals that ask to stop into a request to finish the step; a second one exits at once.
 
     In one of several processes a second signal within a second is the same one: the launcher passes on what the whole group
@@ -41,7 +43,8 @@ def stop_signals() -> Iterator[Stop]:
         nonlocal since
         if not stop.number:
             stop.number, since = number, time.monotonic()
-            _tell("stopping after this step; again to leave at once")
+            # from a thread: the one that was interrupted may be in the middle of writing
+            start_new_thread(on_event, (Notice("stopping after this step; again to leave at once"),))
         elif not shared or time.monotonic() - since > _REPEAT_SECONDS:
             leave_at_once(number)
 
@@ -68,10 +71,3 @@ def leave_at_once(number: int) -> None:
     with contextlib.suppress(OSError):
         os.write(2, b"\x1b[?25h" * os.isatty(2))
     os._exit(128 + number)
-
-
-def _tell(text: str) -> None:
-    """Write a line to stderr at once: Python's own stream may be in use where the signal arrived."""
-    if read_launch().rank == 0:
-        with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
-            os.write(2, f"{chr(10) * os.isatty(2)}{text}\n".encode())

@@ -1,15 +1,18 @@
 """The log of a run: metrics.jsonl, complete lines only."""
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, ignore
-from avtcli.input_files import read_bytes
+from avtcli.input_files import open_regular, read_bytes
 from avtcli.storage.files import disk_errors_explained, write_file
+
+BLOCK_BYTES: Final = 16_384
 
 
 class MetricsLog:
@@ -50,12 +53,26 @@ class MetricsLog:
         return lines
 
     def newest(self, key: str) -> Iterator[dict[str, Any]]:
-        """Yield the lines that have a key, the newest first; only these are parsed."""
+        """Yield the lines that have a key, the newest first; only these are parsed, and no more of the file is read."""
         name = f'"{key}"'.encode()
-        for text in reversed(self._texts(ignore)):
-            line = _decode(text) if name in text else None
-            if line is not None and key in line:
-                yield line
+        with contextlib.suppress(AvtError):
+            for text in self._texts_from_the_end():
+                line = _decode(text) if name in text else None
+                if line is not None and key in line:
+                    yield line
+
+    def _texts_from_the_end(self) -> Iterator[bytes]:
+        if not os.path.lexists(self.path):
+            return
+        with open_regular(self.path) as file:
+            start, rest = file.seek(0, os.SEEK_END), b""
+            while start:
+                length = min(start, BLOCK_BYTES)
+                start -= length
+                file.seek(start)
+                rest, *texts = (file.read(length) + rest).split(b"\n")
+                yield from reversed(texts)
+            yield rest
 
     def _texts(self, on_event: OnEvent) -> list[bytes]:
         try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from avtcli.errors import AvtError
+from avtcli.errors import AvtError, InterruptedRunError, one_line
 from avtcli.input_files import TEXT_BYTES, parse_json_object, read_bytes
 from avtcli.storage.files import disk_errors_explained, has_process_ended, new_path, to_json, write_file
 from avtcli.storage.run_data import write_listings
@@ -34,15 +34,37 @@ def is_run(path: Path) -> bool:
 
 def newest_run(root: Path = RUNS) -> Path:
     """Return the run under `root` that was started or resumed last, of those with a checkpoint, else raise an `AvtError`."""
-    found = [path for path in root.iterdir() if any(path.glob("checkpoints/step-*/manifest.json"))] if root.is_dir() else []
+    found = list_runs(root)
     if not found:
         raise AvtError(f"There is no run under {root}. Name a run folder, or make one with `avt pretrain`.")
-    return max(found, key=lambda path: (_started(path), path.name))
+    return found[0]
 
 
-def _started(run: Path) -> int:
+def list_runs(root: Path = RUNS) -> list[Path]:
+    """List the runs under `root` that have a checkpoint, those started or resumed last first."""
+    found = [path for path in root.iterdir() if any(path.glob("checkpoints/step-*/manifest.json"))] if root.is_dir() else []
+    return sorted(found, key=lambda path: (started(path), path.name), reverse=True)
+
+
+def started(run: Path) -> float:
+    """Return when a run was started or resumed last, in seconds since 1970; 0 if it has no settings."""
     config = run / "config.toml"
-    return config.stat().st_mtime_ns if config.exists() else 0
+    return config.stat().st_mtime if config.exists() else 0.0
+
+
+def has_lost_checkpoints(run: Path) -> bool:
+    """Whether there are checkpoints, and none whose files have the sizes that its manifest states; no hash is computed."""
+    found = sorted((run / "checkpoints").glob("step-*"), reverse=True)
+    return bool(found) and not any(_is_of_size(path) for path in found if ".damaged" not in path.name)
+
+
+def _is_of_size(checkpoint: Path) -> bool:
+    path = checkpoint / "manifest.json"
+    try:
+        manifest = parse_json_object(read_bytes(path, limit=TEXT_BYTES), path)
+        return bool(manifest) and all(os.stat(checkpoint / name).st_size == manifest[name]["size"] for name in manifest)
+    except (AvtError, OSError, LookupError, TypeError, ValueError):
+        return False
 
 
 def create_run(path: Path, config_toml: str, env: dict[str, Any], *, listings: Mapping[str, bytes] | None = None) -> None:
@@ -60,30 +82,56 @@ def create_run(path: Path, config_toml: str, env: dict[str, Any], *, listings: M
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the run's lock, see `lock_run`."""
-    lock = lock_run(path)
+def locked(path: Path, *, steps: int) -> Iterator[None]:
+    """Hold the run's lock, see `lock_run`; env.json keeps the number of steps, and the error that ends the run."""
+    lock = lock_run(path, steps=steps, failure=None)
     try:
         yield
+    except InterruptedRunError:
+        raise
+    except Exception as error:
+        with contextlib.suppress(AvtError):  # the disk may be what failed
+            write_env(path, {**read_env(path), "failure": one_line(error)})
+        raise
     finally:
         with contextlib.suppress(OSError):  # the kernel releases it when the process ends
             lock.release()
 
 
-def lock_run(path: Path) -> FileLock:
-    """Acquire the run's lock, else raise an `AvtError`; the kernel releases it when the process ends."""
+def lock_run(path: Path, **about: Any) -> FileLock:
+    """Acquire the run's lock, else raise an `AvtError`; env.json keeps the holder and `about`.
+
+    The kernel releases it when the process ends.
+    """
     lock = FileLock(path / "lock")
     with disk_errors_explained(path / "lock"):
-        env = read_env(path)
-        killed = env.get("host") == socket.gethostname() and type(env.get("pid")) is int and has_process_ended(env["pid"])
         try:
-            lock.acquire(timeout=READERS_SECONDS if killed else 0)
+            lock.acquire(timeout=READERS_SECONDS if _holder_ended(read_env(path)) else 0)
         except Timeout:
             env = read_env(path)
             holder = f"process {env.get('pid', '?')} on {env.get('host', '?')}"
             raise AvtError(f"{path} is in use by {holder}. Wait for it, or choose another --out.") from None
-    write_env(path, {**read_env(path), "pid": os.getpid(), "host": socket.gethostname()})
+    write_env(path, {**read_env(path), "pid": os.getpid(), "host": socket.gethostname(), **about})
     return lock
+
+
+def _holder_ended(env: Mapping[str, Any]) -> bool:
+    return env.get("host") == socket.gethostname() and type(env.get("pid")) is int and has_process_ended(env["pid"])
+
+
+def is_running(path: Path, env: Mapping[str, Any]) -> bool:
+    """Whether a living process holds the run's lock; `env` is the run's env.json."""
+    if _holder_ended(env) or not (path / "lock").exists():
+        return False
+    lock = FileLock(path / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:  # as on a disk that is read alone
+        return False
+    lock.release()
+    return False
 
 
 def read_env(path: Path) -> dict[str, Any]:

@@ -208,6 +208,7 @@ def _codes(
     """
     images = setup.open_for_evaluation(indices)
     maps, vectors = [], []
+    on_event(Progress("evaluating", 0, len(images), "images"))  # shown at once
     for batch in evaluation_batches(images, torch.split(torch.arange(len(images)), EVAL_BATCH_SIZE), setup.size):
         code = encoder(encoder.normalise(batch)).float().cpu().double()  # the square of a large code is finite
         maps.append(pool_features(code, "avg", SIDE).flatten(1))

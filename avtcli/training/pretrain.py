@@ -17,6 +17,7 @@ from avtcli.data.datasets import listings_of
 from avtcli.data.training_loader import Batch
 from avtcli.errors import AvtError, InterruptedRunError, RunFailedError
 from avtcli.events import OnEvent, Progress, Saved
+from avtcli.runtime.devices import memory_errors_explained
 from avtcli.runtime.processes import lost_processes_explained, resume_command, run_in_main
 from avtcli.runtime.signals import Stop, stop_signals
 from avtcli.storage.checkpoints import list_checkpoints
@@ -26,7 +27,7 @@ from avtcli.storage.run_data import read_bad_images
 from avtcli.storage.run_folders import create_run, default_folder, locked
 from avtcli.training.monitor import Monitor, Outcome
 from avtcli.training.optimizer import build_optimizer
-from avtcli.training.run_log import LossLog, Tracking, record_bad_images
+from avtcli.training.run_log import EARLY_REPORTS, LossLog, Tracking, record_bad_images
 from avtcli.training.step import Trainer
 from avtcli.training.training_setup import TrainingSetup, build_training_setup
 from avtcli.training.training_state import restore_state, save_state
@@ -69,11 +70,12 @@ def pretrain(config: PretrainConfig, *, run: Path | None, resume: bool, on_event
     if run is not None and not resume:
         refuse_existing(run)
     continues = resume and run is not None and bool(list_checkpoints(run / "checkpoints"))
-    with stop_signals() as stop:
+    with stop_signals(on_event) as stop:
         setup = build_training_setup(config, resume=continues, run=run if resume else None, on_event=on_event)
         tracking = Tracking(setup.config.trackers if setup.accelerator.is_main_process else (), on_event=on_event)
-        with lost_processes_explained(), _run_folder(setup, run, resume=resume) as folder, tracking:
-            return _train(setup, folder, tracking, resume=continues, stop=stop, on_event=on_event)
+        folder = _run_folder(setup, run, resume=resume)
+        with lost_processes_explained(), memory_errors_explained(), folder as opened, tracking:
+            return _train(setup, opened, tracking, resume=continues, stop=stop, on_event=on_event)
 
 
 @contextmanager
@@ -96,7 +98,7 @@ def _open_folder(setup: TrainingSetup, run: Path | None, stack: ExitStack, *, re
             if run is not None or not os.path.lexists(folder):
                 raise
             folder = default_folder(*names)  # taken meanwhile
-    stack.enter_context(locked(folder))
+    stack.enter_context(locked(folder, steps=setup.total_steps))
     clear_leftovers(folder / "checkpoints", exclusive=True)
     if resume and not list_checkpoints(folder / "checkpoints"):
         MetricsLog(folder / "metrics.jsonl").cut_after(0)  # of steps whose state was never saved, or is gone
@@ -149,7 +151,8 @@ def _train(
         # what is due after `step` steps, in every process alike
         overdue = main and time.monotonic() > save_at
         signalled, due, failure = _agree(setup.group, stop.number * (step < total), overdue, failure)
-        if step % LOG_EVERY == 0 or step % setup.steps_per_epoch == 0 or step == total or due or signalled or failure:
+        reported = step % LOG_EVERY == 0 or step - start in EARLY_REPORTS or step % setup.steps_per_epoch == 0 or step == total
+        if reported or due or signalled or failure:
             losses.flush(wait=bool(step == total or due or signalled or failure or monitor.is_due(step)))
             failure = record_bad_images(setup, run, on_event=on_event) or failure
         if step == total or due or (step == 0 and not failure):  # at 0: a disk that is too small fails here, not after an hour

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from avtcli import registry
+from avtcli.config.run_length import describe_seconds
 from avtcli.contracts import Tracker
 from avtcli.events import Notice, OnEvent, Progress
 from avtcli.runtime.devices import download, end_of_work
@@ -20,6 +21,10 @@ from avtcli.storage.run_data import BadImage, append_bad_images, read_bad_images
 from avtcli.training.collapse import format_figure
 from avtcli.training.step import StepResult
 from avtcli.training.training_setup import TrainingSetup
+
+SLOW_STEPS, SLOW_STEPS_ON_GPU = 2, 20  # first steps, which compile, capture and fill caches, or have an evaluation among them
+MEASURED_STEPS, MEASURED_SECONDS = 20, 5.0  # after them, of which either is enough to state the speed
+EARLY_REPORTS = (2, 4, 8)  # steps after which losses are also read, so that slow steps are measured soon
 
 
 class Tracking:
@@ -67,13 +72,15 @@ class Tracking:
 class LossLog:
     """Collects the losses of steps; in the main process, logs one line per step and passes it to the trackers.
 
-    `skipped_in_a_row` is the longest series of skipped steps among those read from the device so far. The speed that it reports
-    leaves out the steps before the first report, which compile and fill caches.
+    `skipped_in_a_row` is the longest series of skipped steps among those read from the device so far. The speed leaves out the
+    slow first steps; a `Notice` states it as soon as it is measured, with the time left and options for a run of an hour.
     """
 
     def __init__(self, setup: TrainingSetup, metrics: MetricsLog, tracking: Tracking, *, start: int, on_event: OnEvent) -> None:
         self.setup, self.metrics, self.tracking, self.start, self.on_event = setup, metrics, tracking, start, on_event
-        self.began, self.waited, self._reports = time.monotonic(), 0.0, 0
+        self.began, self.waited = time.monotonic(), 0.0
+        self._first, self._speed_stated = start, False
+        self._slow_until = start + (SLOW_STEPS if setup.accelerator.device.type == "cpu" else SLOW_STEPS_ON_GPU)
         self.skipped_in_a_row = 0
         self._series = 0
         self._pending: list[tuple[dict[str, Any], Tensor]] = []
@@ -124,12 +131,20 @@ class LossLog:
         for line in lines:
             self.tracking.log(line["step"], {k: value for k, value in line.items() if k != "step" and value is not None})
         done, seconds = lines[-1]["step"], time.monotonic() - self.began
-        rate = (done - self.start) / seconds * self.setup.config.batch_size
+        rate = (done - self.start) / seconds * self.setup.length.pairs_per_step
         detail = f"loss {format_figure(lines[-1]['loss'], '.4f')}  {rate:.0f} pairs/s  data wait {self.waited / seconds:.0%}"
         self.on_event(Progress("pretraining", done, self.setup.total_steps, "steps", detail))
-        self._reports += 1
-        if self._reports == 1:
+        if self.start < self._slow_until:
             self.began, self.waited, self.start = time.monotonic(), 0.0, done
+        elif not self._speed_stated and (done - self.start >= MEASURED_STEPS or seconds >= MEASURED_SECONDS):
+            self._speed_stated = True
+            self.on_event(Notice(self._speed_text(rate, done)))
+
+    def _speed_text(self, rate: float, done: int) -> str:
+        length = self.setup.length
+        advice = length.advice(rate) if self._first == 0 else ""  # a run that goes on gets no shorter
+        left = describe_seconds(length.seconds(rate, after=done))
+        return "\n".join(filter(None, [f"{rate:.0f} pairs/s: {left} left", advice]))
 
     def _figures(self, step: int, row: list[float]) -> dict[str, Any]:
         losses = {name: value if isfinite(value) else None for name, value in zip(self._names[:-1], row, strict=False)}

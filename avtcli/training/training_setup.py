@@ -13,6 +13,7 @@ from avtcli import registry
 from avtcli.config.components import plugin_fields
 from avtcli.config.model_spec import ModelSpec
 from avtcli.config.pretrain_config import PretrainConfig
+from avtcli.config.run_length import RunLength, within_budget
 from avtcli.contracts import ImageData, Size, TransformFamily
 from avtcli.data.bad_images import BadImages
 from avtcli.data.datasets import build_data, check_data, describe_data, image_size, with_sizes
@@ -61,7 +62,12 @@ class TrainingSetup:
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the run."""
-        return _planned_steps(self.config, self.steps_per_epoch)
+        return self.length.steps
+
+    @property
+    def length(self) -> RunLength:
+        """Epochs and steps of the run."""
+        return RunLength.of(self.config, len(self.indices), self.steps_per_epoch, monitored=len(self.monitored))
 
     @property
     def evaluated_on(self) -> str:
@@ -115,7 +121,8 @@ def build_training_setup(
     processes = accelerator.num_processes
     _check_shares(min(config.batch_size, len(indices)), processes)
     steps_per_epoch = len(batch_bounds(len(indices), config.batch_size, world=processes))
-    planned = _planned_steps(config, steps_per_epoch)
+    config = within_budget(config, len(indices), on_event=on_event)
+    planned = RunLength.of(config, len(indices), steps_per_epoch, monitored=len(monitored)).steps
     config = resolve_execution(config, device, processes=processes, steps=planned, on_event=on_event)
     size = image_size(data, config.augment)
     family, spec = build_transform(config, size), _specify(config, data, size)
@@ -124,6 +131,8 @@ def build_training_setup(
     if config.channels_last:
         to_channels_last(net)
     used = [(kind, part) for kind in plugin_fields(PretrainConfig) for part in sum_parts(kind, getattr(config, kind).name)]
+    for tracker in config.trackers:
+        registry.build("tracker", tracker, {})  # a missing library ends a dry run too
     used += [("tracker", spec) for spec in config.trackers]
     plugins = [(kind, registry.split_name(spec)[0]) for kind, spec in used]
     environment = describe_environment(
@@ -169,11 +178,6 @@ def _check_shares(batch_size: int, processes: int) -> None:
             f"{processes} processes need batches of {2 * processes} images or more, two each; this run has {batch_size}. Give "
             "fewer --processes, a larger --batch-size or more images."
         )
-
-
-def _planned_steps(config: PretrainConfig, steps_per_epoch: int) -> int:
-    all_epochs = steps_per_epoch * config.total_epochs
-    return min(all_epochs, config.max_steps or all_epochs)
 
 
 def _open_data(config: PretrainConfig, run: Path | None, *, on_event: OnEvent) -> tuple[PretrainConfig, ImageData]:

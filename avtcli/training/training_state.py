@@ -38,6 +38,7 @@ def save_state(setup: TrainingSetup, run: Path, step: int, optimizer: torch.opti
     about = {
         "config": setup.config.model_dump(mode="json", exclude_none=True),
         "model": setup.spec.model_dump(mode="json", exclude_none=True),
+        "layers": list(setup.net.encoder.layers),  # for shell completion, which builds no network
         "param_groups": groups,
         "scaler": setup.accelerator.scaler.state_dict() if setup.accelerator.scaler is not None else None,
         "environment": setup.environment,

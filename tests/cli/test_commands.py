@@ -18,9 +18,11 @@ from avtcli import load_encoder, load_model
 from avtcli.models.weights import open_weights
 from tests.support import write_cifar10
 
+pytestmark = pytest.mark.usefixtures("few_held_out_images")
+
 
 def test_the_three_lines_of_the_readme_work_in_a_row(avt_process) -> None:
-    write_cifar10(Path("data"), per_batch=20)
+    write_cifar10(Path("data"), per_batch=4)
     pretrained = avt_process("pretrain --dataset cifar10 --backbone nin --max-steps 1")
     probed = avt_process("probe --layer conv2 --pool max")
     exported = avt_process("export --format safetensors")
@@ -71,6 +73,7 @@ def test_commands_say_which_step_their_weights_are_of(avt, tiny_run: Path, line:
         Path("x.npz").unlink(missing_ok=True)
 
 
+@pytest.mark.usefixtures("exports_load_here")
 def test_exporting_twice_gives_the_same_bytes_and_overwrites_nothing(avt, tiny_run: Path) -> None:
     avt(f"export {tiny_run} --out a.safetensors")
     first = Path("a.safetensors").read_bytes()
@@ -83,6 +86,7 @@ def test_exporting_twice_gives_the_same_bytes_and_overwrites_nothing(avt, tiny_r
     assert Path("a.safetensors").read_bytes() == first
 
 
+@pytest.mark.usefixtures("exports_load_here")
 def test_an_exported_file_states_an_encoder_alone(avt, tiny_run: Path) -> None:
     avt(f"export {tiny_run} --out a.safetensors")
     spec = open_weights("a.safetensors").spec
@@ -90,6 +94,7 @@ def test_an_exported_file_states_an_encoder_alone(avt, tiny_run: Path) -> None:
     assert (spec.objective, spec.transform, spec.backbone.name) == (None, None, "nin")
 
 
+@pytest.mark.usefixtures("exports_load_here")
 def test_an_exported_file_is_probed_and_exported_again(avt, tiny_run: Path) -> None:
     avt(f"export {tiny_run} --out a.safetensors")
 

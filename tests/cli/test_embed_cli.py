@@ -68,6 +68,7 @@ def test_a_backbone_and_a_data_set_take_their_options(avt) -> None:
     assert cut.json["layers"] == {"conv2": [6, 10, 6, 6]}
 
 
+@pytest.mark.usefixtures("exports_load_here")
 def test_an_exported_file_is_embedded_where_out_says(avt, tiny_run: Path) -> None:
     shutil.copytree(tiny_run, "run")
     avt("export run --out encoder.safetensors")

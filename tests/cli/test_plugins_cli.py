@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from avtcli import registry
+from avtcli.plugin_kit import plugin_checks
+from avtcli.plugin_kit.plugin_checks import FreshImport
 from tests.support import Result
 
 KINDS = list(registry.KINDS)
@@ -36,6 +38,12 @@ def wrong(*, vector_dim: int, family: TransformFamily, weight=1.0, power: int = 
 
 
 @pytest.fixture
+def modules_import_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start no fresh process to import a module that another test imports in one."""
+    monkeypatch.setattr(plugin_checks, "import_afresh", lambda info: FreshImport(info.entry_point.module, seconds=0.0))
+
+
+@pytest.fixture
 def check_wrong(avt: Callable[..., Result], install) -> Callable[..., Result]:
     """Install an objective and check it; by default its decoder has an output too many."""
 
@@ -60,6 +68,7 @@ def test_each_passed_check_is_a_line(avt: Callable[..., Result]) -> None:
     assert "  with affine, euclidean, photometric, projective, " in result.stdout
 
 
+@pytest.mark.usefixtures("modules_import_here")
 def test_the_json_names_the_plugin_and_every_check(avt: Callable[..., Result]) -> None:
     result = avt("plugins check translation --kind transform --json")
 
@@ -72,6 +81,7 @@ def test_the_json_names_the_plugin_and_every_check(avt: Callable[..., Result]) -
     assert {"decoding is the inverse", "targets have the stated statistics"} <= names
 
 
+@pytest.mark.usefixtures("modules_import_here")
 def test_a_plugin_that_fails_checks_ends_with_1_and_names_them(check_wrong: Callable[..., Result]) -> None:
     result = check_wrong('"""Wrong.\n\n    Args:\n        weight: of it.\n    """')
 
@@ -85,6 +95,7 @@ def test_a_plugin_that_fails_checks_ends_with_1_and_names_them(check_wrong: Call
 DOCUMENTED = '"""Wrong.\n\n    Args:\n        weight (float): of it, not the\n            power of it.\n    """'
 
 
+@pytest.mark.usefixtures("modules_import_here")
 @pytest.mark.parametrize(
     ("problem", "wrong"),
     [
@@ -102,15 +113,29 @@ DOCUMENTED = '"""Wrong.\n\n    Args:\n        weight (float): of it, not the\n  
                 + OBJECTIVE.replace("super().__init__()", "raise AvtError('none')"),
             },
         ),
-        (
-            r"wrong_\d+ imports here and fails in a fresh process",
-            {"docstring": '"A."', "text": f"import sys\nif 'tests.support' not in sys.modules: raise ImportError\n{OBJECTIVE}"},
-        ),
-        (r"it imports in time .* s, pulls in torchvision\n", {"docstring": '"A."', "text": f"import torchvision\n{OBJECTIVE}"}),
     ],
 )
 def test_each_failed_requirement_is_named(check_wrong: Callable[..., Result], problem: str, wrong: dict[str, str]) -> None:
     assert re.search(problem, check_wrong(**wrong).stdout)
+
+
+@pytest.mark.parametrize(
+    ("problem", "top"),
+    [
+        (
+            r"wrong_\d+ imports here and fails in a fresh process",
+            "import sys\nif 'tests.support' not in sys.modules: raise ImportError\n",
+        ),
+        (r"it imports in time .* s, pulls in torchvision\n", "import torchvision\n"),
+    ],
+)
+def test_a_fresh_process_shows_what_an_import_needs(
+    check_wrong: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, problem: str, top: str
+) -> None:
+    monkeypatch.setattr(plugin_checks, "IMPORT_SECONDS", 200.0)  # on a busy machine torchvision alone takes 20 s
+    result = check_wrong(docstring='"A."', text=f"{top}{OBJECTIVE}")
+
+    assert re.search(problem, result.stdout), result.stderr
 
 
 def test_a_timm_models_bare_name_gives_the_full_one(avt: Callable[..., Result]) -> None:
@@ -141,6 +166,7 @@ def test_a_data_set_that_is_not_here_is_not_checked(avt: Callable[..., Result]) 
     assert f"The data set 'imagenet' is not in {Path.cwd()}/data/imagenet" in result.stderr
 
 
+@pytest.mark.usefixtures("few_held_out_images")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_package_works_as_it_is(avt: Callable[..., Result], install, tmp_path: Path, kind: str) -> None:
     written = avt(f"plugins new my-{kind} --kind {kind}")
@@ -190,3 +216,97 @@ def test_a_folder_that_gives_no_new_plugin_is_refused(avt: Callable[..., Result]
     assert message in result.stderr
     assert [path.name for path in Path().iterdir()] == ["taken"]
     assert list(Path("taken").iterdir()) == []
+
+
+def test_the_list_has_a_sentence_for_each_plugin_by_kind(avt: Callable[..., Result]) -> None:
+    lines = avt("plugins list").stdout.splitlines()
+
+    assert [line for line in lines if line and not line.startswith((" ", "`"))] == [f"{kind}s" for kind in KINDS]
+    for info in registry.listing():
+        first = (registry.load(info).__doc__ or "").splitlines()[0]
+        (line,) = [line for line in lines if line.split()[:1] == [info.name] and first in line]
+        assert (f"({info.origin})" in line) == (info.distribution != "avtcli")
+    assert {plugin["name"]: plugin["summary"] for plugin in avt("plugins list --json").json}["nin"].startswith("Network in")
+
+
+def test_a_backbone_is_shown_with_its_options_and_layers(avt: Callable[..., Result]) -> None:
+    result = avt("plugins show nin --size 32 --json")
+
+    assert {key: result.json[key] for key in ("kind", "name", "distribution", "variant", "problem")} == {
+        **{"kind": "backbone", "name": "nin", "distribution": "avtcli", "variant": None, "problem": None}
+    }
+    (option,) = result.json["options"]
+    assert {key: option[key] for key in ("name", "default", "required")} == {"name": "width", "default": 1.0, "required": False}
+    assert option["help"] == "multiplier of the channels, above 0 and at most 64; 1 is the published network."
+    assert result.json["backbone"]["image"] == [3, 32, 32]
+    assert result.json["backbone"]["layers"] == {  # of the paper
+        **{"conv1": [96, 16, 16], "conv2": [192, 8, 8], "conv3": [192, 8, 8], "conv4": [192, 8, 8], "classifier": [192]}
+    }
+    assert re.search(r"\n  conv2 +192 +56x56 +the code\n", avt("plugins show nin").stdout)
+
+
+def test_types_bounds_and_defaults_of_options_are_shown(avt: Callable[..., Result]) -> None:
+    shown = {
+        option["name"]: option
+        for line in ("avt", "affine", "cifar10", "timm --kind backbone")
+        for option in avt(f"plugins show {line} --json").json["options"]
+    }
+
+    assert {name: shown[name]["type"] for name in ("noise_scale", "log_var_divisor", "views", "fill", "mean", "args")} == {
+        **{"noise_scale": "float >= 0", "log_var_divisor": "float > 0", "views": "int >= 1 and <= 64"},
+        **{"fill": "grey|constant|border|reflect", "mean": "3 of float", "args": "table"},
+    }
+    assert shown["code_at"]["type"] == "text"
+    assert (shown["pretrained"]["type"], shown["pretrained"]["default"]) == ("bool", False)
+    assert ' fill        grey|constant|border|reflect, default "grey": what lies outside' in avt("plugins show affine").stdout
+
+
+def test_a_family_is_shown_with_its_parameters_and_units(avt: Callable[..., Result]) -> None:
+    assert avt("plugins show similarity --json").json["parameters"] == {
+        **{"cos": "", "sin": "", "tx": "largest shift", "ty": "largest shift", "scale": "half range"}
+    }
+
+
+def test_a_variant_is_shown_as_it_is_built(avt: Callable[..., Result]) -> None:
+    result = avt("plugins show timm:resnet18 --size 64 --json")
+
+    assert result.json["kind"] == "backbone"  # the exporter of that name takes nothing after a colon
+    assert result.json["backbone"]["layers"]["layer2"] == [128, 8, 8]
+    assert result.json["backbone"]["weights"] == 11_176_512  # of timm, without its classifier
+    assert "has no model 'resnet81'" in avt("plugins show timm:resnet81").stderr
+    assert "needs something after a colon" in avt("plugins show timm --kind backbone").stdout
+    assert avt("plugins show timm").stderr.endswith("Give --kind backbone or --kind exporter.\n")
+    assert "takes nothing after a colon, found 'nin:x'" in avt("plugins show nin:x").stderr
+
+
+def test_a_plugin_of_another_distribution_is_shown(avt: Callable[..., Result], install) -> None:
+    text = '''
+from typing import Any
+from avtcli.contracts import Objective
+
+
+class Own:
+    pass
+
+
+def mine(*, vector_dim: int, needed: int, own: Own | None = None, any=3) -> Objective:
+    """Mine.
+
+    More of it.
+
+    Args:
+        needed: is needed.
+    """
+'''
+    install({"avtcli.objectives": {"mine": "mine_of_stranger:mine"}}, mine_of_stranger=text)
+    result = avt("plugins show mine")
+
+    assert result.code == 0, result.stderr
+    assert result.stdout.splitlines() == [
+        "objective mine, of stranger 3.1",
+        *("", "Mine.", "", "More of it."),
+        *("", "options, as `-o objective.KEY=VALUE`"),
+        " needed  int, needed: is needed.",
+        " own     mine_of_stranger.Own | None, no default",
+        " any     any, default 3",
+    ]

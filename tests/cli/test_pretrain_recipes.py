@@ -9,6 +9,8 @@ from PIL import Image
 
 from tests.support import write_cifar10
 
+pytestmark = pytest.mark.usefixtures("few_held_out_images")
+
 
 def write_imagenet(folder: Path) -> None:
     """Two classes of noise in ImageNet's layout, wider than high."""

@@ -47,6 +47,7 @@ def export(avt: Callable[..., Result], install: Callable[..., None], tiny_run: P
     return run
 
 
+@pytest.mark.usefixtures("exports_load_here")
 def test_a_folder_is_written_loaded_back_and_kept_when_written_again(export: Callable[..., list[Result]]) -> None:
     first, again, other = export(WRITE, "--out out", "--out out", "--out out --layer conv3")
 
@@ -55,16 +56,23 @@ def test_a_folder_is_written_loaded_back_and_kept_when_written_again(export: Cal
     assert "out exists already and is not overwritten" in other.stderr
 
 
+@pytest.mark.parametrize("write", [OTHER_NAMES, "pass"])
+def test_nothing_is_left_of_a_file_that_does_not_load_back(export: Callable[..., list[Result]], write: str) -> None:
+    (result,) = export(write, "--out below/out")
+
+    assert (result.code, "was written and does not load back" in result.stderr) == (1, True), result.stderr
+    assert written(Path("below")) == []
+
+
+@pytest.mark.usefixtures("exports_load_here")
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (OTHER_NAMES, "was written and does not load back"),
-        ("pass", "was written and does not load back"),
         (OTHER_WEIGHTS, "differ by"),
         ("raise OSError(28, 'No space left on device')", "could not be written: No space left on device"),
     ],
 )
-def test_nothing_is_left_of_a_file_that_does_not_load_back(
+def test_nothing_is_left_of_a_file_with_other_features_or_on_a_full_disk(
     export: Callable[..., list[Result]], write: str, message: str
 ) -> None:
     (result,) = export(write, "--out below/out")

@@ -1,4 +1,8 @@
-"""Each format of `avt export`, loaded by its own library: the same features, for another batch size than in the export."""
+"""Each format of `avt export`, loaded by its own library: the same features, for another batch size than in the export.
+
+That the printed lines load a file in a fresh process is a conformance check of the exporters (tests/plugins/test_battery.py).
+It exports no timm model, so this file does.
+"""
 
 import json
 import sys
@@ -15,9 +19,14 @@ import torch
 from timm.data import resolve_data_config
 
 from avtcli import load_encoder, load_model
+from avtcli.exporting.export import compare_loaded
+from avtplugins.backbones.timm import VECTOR_TAP
 from tests.support import Result, run_tiny
 
 SEVEN = torch.randn(7, 1, 32, 32, generator=torch.Generator().manual_seed(5))
+
+
+pytestmark = pytest.mark.usefixtures("exports_load_here")
 
 
 def features(run: Path, layer: str) -> torch.Tensor:
@@ -33,7 +42,7 @@ def load_program(path: str) -> torch.export.ExportedProgram:
 
 @pytest.fixture(scope="module", params=["test_resnet", "test_vit"])
 def timm_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    args = {"patch_size": 4} if request.param == "test_vit" else {}
+    args = {"patch_size": 4, "depth": 2} if request.param == "test_vit" else {}
     folder = tmp_path_factory.mktemp("runs") / request.param
     return run_tiny(folder, backbone={"name": f"timm:{request.param}", "args": args}, batch_size=4, max_steps=1)
 
@@ -78,11 +87,15 @@ def test_onnxruntime_gives_the_same_features(avt: Callable[..., Result], tiny_ru
     model = onnx.load("net.onnx")
     session = onnxruntime.InferenceSession("net.onnx")
     (found,) = session.run(["features"], {"images": SEVEN.numpy()})
+    names: dict[str, object] = {}
+    exec(result.json["load_with"], names)
 
     assert result.code == 0, result.stderr
     onnx.checker.check_model(model, full_check=True)
     np.testing.assert_allclose(found, features(tiny_run, layer or "conv2").numpy(), atol=1e-4)
     assert session.get_inputs()[0].shape == ["batch", 1, 32, 32]
+    np.testing.assert_array_equal(names["encoder"](SEVEN.numpy()), found)
+    assert not any("avt" in line for line in result.json["load_with"].split("; ")), result.json["load_with"]
     kept = " ".join(weight.name for weight in model.graph.initializer)
     assert ("conv1" in kept, "conv2" in kept, "conv3" in kept) == (True, layer is None, False)
     assert str(Path(sys.prefix)).encode() not in Path("net.onnx").read_bytes()
@@ -111,15 +124,6 @@ def test_a_transformer_is_cut_at_a_layer_too(avt: Callable[..., Result], timm_ru
         torch.testing.assert_close(load_program("net.pt2").module()(SEVEN), features(timm_run, layer))
 
 
-def test_the_printed_lines_of_onnx_name_nothing_of_avt(avt: Callable[..., Result], tiny_run: Path) -> None:
-    result = avt(f"export {tiny_run} --format onnx --out net.onnx --json")
-    names: dict[str, object] = {}
-    exec(result.json["load_with"], names)
-
-    np.testing.assert_allclose(names["encoder"](SEVEN.numpy()), features(tiny_run, "conv2").numpy(), atol=1e-4)
-    assert not any("avt" in line for line in result.json["load_with"].split("; ")), result.json["load_with"]
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -141,6 +145,14 @@ def test_what_a_format_cannot_do_is_refused_with_one_that_can(
 
     assert (result.code, list(Path().iterdir()), sorted(tiny_run.iterdir())) == (2, [], before)
     assert message in result.stderr
+
+
+@pytest.mark.parametrize("timm_run", ["test_resnet"], indirect=True)
+def test_a_fresh_process_loads_timms_folder(avt: Callable[..., Result], timm_run: Path) -> None:
+    result, encoder = avt(f"export {timm_run} --format timm --out folder --json"), load_encoder(timm_run)
+    encoder.output = VECTOR_TAP
+
+    assert compare_loaded(encoder, SEVEN, Path("folder"), [result.json["load_with"]]) == 0
 
 
 @pytest.mark.parametrize("timm_run", ["test_resnet"], indirect=True)

@@ -17,6 +17,8 @@ from tests.support import Result
 
 HEAD = {"dataset": "folder:/home/me/photos", "layer": "conv2", "pool": "max", "head": "knn", "train_images": 40, "seed": 3}
 
+pytestmark = pytest.mark.usefixtures("exports_load_here")
+
 
 @pytest.fixture
 def run(tiny_run: Path) -> Path:

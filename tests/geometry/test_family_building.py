@@ -39,6 +39,7 @@ def test_the_same_name_twice_is_refused() -> None:
         family("affine+affine")
 
 
+@pytest.mark.usefixtures("few_held_out_images")
 @pytest.mark.parametrize(
     ("transform", "objective", "has_mace"),
     [

@@ -17,6 +17,8 @@ from avtcli.storage.checkpoints import load_newest
 from avtcli.training.training_setup import TrainingSetup, build_training_setup
 from tests.support import run_tiny, tiny_config
 
+pytestmark = pytest.mark.usefixtures("few_held_out_images")
+
 
 def begin(init_from: object = None, *, resume: bool = False, **over: Any) -> tuple[TrainingSetup, list[str]]:
     """A setup of another seed, and its notices."""
@@ -40,6 +42,7 @@ def test_a_run_gives_encoder_and_decoder_and_all_names_match(tiny_run: Path, ins
     assert notices == [f"weights of {tiny_run / inside}: {counts}"]
 
 
+@pytest.mark.usefixtures("exports_load_here")
 def test_an_exported_file_gives_the_encoder_and_no_decoder(tiny_run: Path, tmp_path: Path) -> None:
     file = tmp_path / "encoder.safetensors"
     export(open_weights(tiny_run), out=file, layer=None, on_event=lambda event: None)

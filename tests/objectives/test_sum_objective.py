@@ -181,6 +181,7 @@ OVER = {
 }
 
 
+@pytest.mark.usefixtures("few_held_out_images")
 def test_a_sum_is_resumed_to_the_same_bits_and_evaluated(tmp_path: Path, avt: Any) -> None:
     whole = run_tiny(tmp_path / "whole", **OVER)
     run = run_tiny(tmp_path / "resumed", max_steps=4, **OVER)
@@ -194,6 +195,6 @@ def test_a_sum_is_resumed_to_the_same_bits_and_evaluated(tmp_path: Path, avt: An
     assert all(a["loss"] == pytest.approx(a["avt"] + 0.5 * a["simclr"], rel=1e-5) for a in lines[0])
     assert {"avt.mse", "avt.log_var", "simclr.accuracy"} <= set(lines[0][0])
     assert open_weights(run).spec.noise_scale == 0.001
-    figures = avt(f"evaluate {run} --device cpu --json").json
+    figures = avt(f"evaluate {run} --device cpu --count 60 --json").json
     assert figures["mace_px"] > 0
     assert figures["nll"] is not None

@@ -1,5 +1,7 @@
 """The networks against the numbers that the authors' published code gives."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import Tensor
@@ -101,11 +103,11 @@ def train(model: SiameseModel, batch: int, side: int, steps: int, log_var_rate: 
     return losses
 
 
-@pytest.fixture(scope="module", params=BACKBONES)
-def trained(request: pytest.FixtureRequest):
-    backbone = request.param
+@pytest.fixture(scope="module")
+def trained(network: tuple[str, SiameseModel]):
+    backbone, filled = network
     golden = golden_of(backbone)
-    model = build(backbone).double().train()
+    model = deepcopy(filled).double().train()
     steps = len(golden["train"]["losses"])
     log_var_rate = 1e-2 if backbone == "nin" else 1e-3
     losses = train(model, golden["train"]["batch"], golden["size"], steps, log_var_rate)

@@ -30,12 +30,12 @@ def build_module(name: str, shape: tuple[int, ...], classes: int, **options: Any
 
 
 def test_every_file_of_the_folder_is_a_head_and_describes_itself() -> None:
-    assert set(HEADS) == {*TRAINED, "knn", "ridge"}
+    assert set(HEADS) == {*TRAINED, "knn", "logistic", "ridge"}
     for name in HEADS:
         head = resolve_head(Plugin(name=name))
         assert head.description
         assert isinstance(head, TrainedHead if name in TRAINED else ClosedFormHead)
-        assert head.pool == ("max" if name in ("linear", "knn", "ridge") else "none")
+        assert head.pool == ("max" if name in ("linear", "knn", "logistic", "ridge") else "none")
 
 
 def test_a_head_takes_one_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
@@ -26,7 +28,6 @@ from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import Weights, restore_encoder
 from avtcli.probing import encoder_probing
 from avtcli.probing.head_training import train_heads
-from avtcli.probing.heads import ridge
 from avtcli.probing.probe_setup import split_held_out, subset_rows
 from tests.support import run_probe, write_idx
 
@@ -108,6 +109,27 @@ def test_ridge_is_that_of_scikit_learn_on_standardised_features(
     assert head.chosen == {"penalty": 0.1}
 
 
+def test_logistic_regression_is_that_of_scikit_learn_at_the_penalty_that_held_out_images_choose(
+    source: Weights, pooled: dict[str, tuple[Tensor, Tensor]]
+) -> None:
+    penalties = (1e-4, 0.03, 3.0)
+    (head,) = run_probe(source, **MINI, head={"name": "logistic", "penalties": penalties}).results
+    features, labels = (t.double().numpy() for t in pooled["train"])
+    fit, held = (rows.numpy() for rows in split_held_out(torch.arange(200), pooled["train"][1], 0.1, seed=0))
+
+    def oracle(rows: Any, penalty: float) -> Pipeline:
+        classifier = LogisticRegression(C=1 / (penalty * len(rows)), max_iter=10_000, tol=1e-8)
+        return make_pipeline(StandardScaler(), classifier).fit(features[rows], labels[rows])
+
+    scores = {penalty: 100 * oracle(fit, penalty).score(features[held], labels[held]) for penalty in penalties}
+    best = max(penalties, key=lambda penalty: (scores[penalty], penalty))
+    expected = oracle(range(200), best).score(*(t.double().numpy() for t in pooled["test"]))
+
+    assert head.chosen == {"penalty": best}
+    assert head.val_top1 == pytest.approx(scores[best])
+    assert head.top1 == pytest.approx(100 * expected, abs=0.2)
+
+
 def test_more_neighbours_than_images_are_all_of_them(source: Weights) -> None:
     (head,) = run_probe(source, **MINI, head={"name": "knn", "k": (500,)}, shots=(1,)).results
 
@@ -128,7 +150,7 @@ def test_the_protocol_states_the_neighbours_that_there_are(
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
-@pytest.mark.parametrize("head", ["linear", "knn", "ridge"])
+@pytest.mark.parametrize("head", ["linear", "knn", "logistic", "ridge"])
 def test_images_without_a_label_are_refused(source: Weights, monkeypatch: pytest.MonkeyPatch, part: str, head: str) -> None:
     data = build_data(Plugin(name="fashion-mini"), None)
     split = getattr(data, part)
@@ -140,7 +162,10 @@ def test_images_without_a_label_are_refused(source: Weights, monkeypatch: pytest
         run_probe(source, layers=("conv2",), baseline=False, head=head)
 
 
-@pytest.mark.parametrize(("head", "chosen"), [("knn", {"k": 10}), ("ridge", {"penalty": 0.01}), ("linear", {"rate": 0.01})])
+@pytest.mark.parametrize(
+    ("head", "chosen"),
+    [("knn", {"k": 10}), ("ridge", {"penalty": 0.01}), ("logistic", {"penalty": 3e-3}), ("linear", {"rate": 0.01})],
+)
 def test_of_one_image_a_class_nothing_is_chosen_and_the_middle_is_taken(
     source: Weights, head: str, chosen: dict[str, float]
 ) -> None:
@@ -358,7 +383,7 @@ def test_a_rate_goes_over_a_recipes_schedule_in_proportion() -> None:
 
 
 def test_ridge_that_would_fill_the_memory_is_refused(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ridge, "memory_bytes", lambda: 1_000_000)
+    monkeypatch.setattr("avtcli.probing.head.memory_bytes", lambda: 1_000_000)
     with pytest.raises(
         AvtError, match=r"Ridge regression on 200 images of 160 features and 10 classes would take 0 GB, more than half"
     ):

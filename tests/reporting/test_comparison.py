@@ -113,10 +113,10 @@ def test_a_probe_counts_by_its_seeds_its_newest_file_and_held_out_images() -> No
     probed(run, "20260103", 99, pool="avg", val_top1=49.0)
     probed(run, "20260104", 60, shots=5)
     (group,) = compared(run)[0].groups
-    found = [(figure.mean, figure.conditions) for figure in group.figures if figure.section == "probe"]
+    found = [(figure.mean, figure.std, figure.conditions) for figure in group.figures if figure.section == "probe"]
 
     shared = {"dataset": "mini", "train_images": 100}
-    assert found == [(75, shared), (60, {**shared, "shots": 5})]
+    assert found == [(75, pytest.approx(stdev([70, 80])), shared), (60, None, {**shared, "shots": 5})]
 
 
 def test_results_of_other_weights_and_damaged_files_are_left_out_and_reported() -> None:

@@ -35,29 +35,37 @@ def test_an_error_of_all_processes_is_reported_once(avt_process: Callable[..., R
     assert not Path("run").exists()
 
 
-@pytest.mark.parametrize(
-    ("settings", "figure"),
-    [("simclr --lr 0.1", "accuracy"), ("avt+simclr --lr 0.002 -o objective.avt.noise_scale=0", "simclr")],
-)
-def test_simclr_has_the_whole_batch_as_negatives_in_two_processes(
-    avt_process: Callable[..., Result], settings: str, figure: str
-) -> None:
-    one = avt_process(f"{LINE} --objective {settings} --out one --json")
-    two = avt_process(f"{LINE} --objective {settings} --out two --processes 2 --json")
-    assert (one.code, two.code) == (0, 0), one.stderr + two.stderr
-
-    lines = [[json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()] for run in ("one", "two")]
+def assert_equal_runs(one: Path, two: Path, figure: str) -> None:
+    """Losses, a figure of the objective, and the last weights."""
+    lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, two)]
+    assert [[line["step"] for line in run] for run in lines] == [[1, 2, 3, 4, 5]] * 2
     for a, b in zip(*lines, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
         assert a[figure] == pytest.approx(b[figure], abs=1e-5)
-    weights = [load_file(f"{run}/checkpoints/step-0000000005/model.safetensors") for run in ("one", "two")]
+    weights = [load_file(run / "checkpoints/step-0000000005/model.safetensors") for run in (one, two)]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-5, atol=2e-6)
 
 
-POISONED = """
+def test_simclr_has_the_whole_batch_as_negatives_in_two_processes_which_report_once(
+    avt: Callable[..., Result], avt_process: Callable[..., Result]
+) -> None:
+    one = avt(f"{LINE} --objective simclr --lr 0.1 --out one")
+    two = avt_process(f"{LINE} --objective simclr --lr 0.1 --out two --processes 2 --json")
+
+    assert (one.code, two.code) == (0, 0), one.stderr + two.stderr
+    assert_equal_runs(Path("one"), Path("two"), "accuracy")
+    assert two.json["steps"] == 5
+    assert two.stderr.count("batch     9 over 2 process(es)") == 1
+
+
+SUM = f"{LINE} --objective avt+simclr --lr 0.002 -o objective.avt.noise_scale=0"
+TOGETHER = """
+import sys
 from dataclasses import replace
 import torch
+from typer.testing import CliRunner
+from avtcli.cli.app import app
 from avtcli.events import ignore
 from avtcli.training.optimizer import build_optimizer, optimizer_tensors
 from avtcli.training.step import Trainer
@@ -67,6 +75,7 @@ from tests.support import tiny_config
 def state():
     return {**setup.net.state_dict(), **optimizer_tensors(trainer.optimizer)[0]}
 
+trained = CliRunner().invoke(app, sys.argv[1:]).exit_code
 setup = build_training_setup(tiny_config(device="cpu"), on_event=ignore)
 trainer = Trainer(setup, build_optimizer(setup.config, setup.net))
 first, second, third = setup.build_loader(setup.open_images()).read(0, 3)
@@ -76,18 +85,25 @@ if setup.accelerator.process_index == 1:
     second = replace(second, views=(second.views[0] * float("nan"), second.views[1]))
 skipped = bool(trainer.step(1, second).skipped)
 same = all(torch.equal(tensor, before[name]) for name, tensor in state().items())
-print(skipped, same, bool(trainer.step(2, third).skipped))
+print(trained, skipped, same, bool(trainer.step(2, third).skipped))
 torch.distributed.destroy_process_group()
 """
 
 
-def test_a_step_that_is_not_finite_in_one_process_changes_nothing_in_any(free_port: int) -> None:
+def test_a_sum_in_two_processes_and_a_step_that_is_not_finite_in_one_of_them(
+    avt: Callable[..., Result], free_port: int
+) -> None:
+    """The sum has the whole batch as negatives too; after the bad step, weights and optimiser of both are unchanged."""
     root = Path(__file__).parents[2]
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port)}
     variables = [{**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": str(root)} for rank in "01"]
-    processes = [subprocess.Popen([sys.executable, "-c", POISONED], env=env, stdout=-1, text=True) for env in variables]
+    command = [sys.executable, "-c", TOGETHER, *f"{SUM} --out two".split()]
+    processes = [subprocess.Popen(command, env=env, stdout=-1, text=True) for env in variables]
+    one = avt(f"{SUM} --out one")
 
-    assert [process.communicate(timeout=240)[0] for process in processes] == ["True True False\n"] * 2
+    assert [process.communicate(timeout=240)[0] for process in processes] == ["0 True True False\n"] * 2
+    assert one.code == 0, one.stderr
+    assert_equal_runs(Path("one"), Path("two"), "simclr")
 
 
 @pytest.fixture

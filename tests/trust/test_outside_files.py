@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from avtcli import events
-from avtcli.cli import console
+from avtcli.cli import console, progress
 from avtcli.cli.app import AvtGroup
 from avtcli.config.resolution import resolve, validate
 from avtcli.errors import AvtError
@@ -252,8 +252,8 @@ def test_what_files_name_is_printed_escaped(stream: Any, monkeypatch: pytest.Mon
     console.say(f"one\n{HOSTILE}")
     console.say_table(["a"], [[HOSTILE]])
     console.say_facts({"a": HOSTILE})
-    on_plain = console._plain()
-    with console._live() if stream is Terminal else __import__("contextlib").nullcontext(on_plain) as on_event:
+    on_plain = progress._plain()
+    with progress._live() if stream is Terminal else __import__("contextlib").nullcontext(on_plain) as on_event:
         on_event(events.Notice(HOSTILE))
         on_event(events.Started((("a", HOSTILE),)))
         on_event(events.Saved(Path(HOSTILE)))

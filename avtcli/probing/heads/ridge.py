@@ -9,8 +9,6 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torch.nn import functional
 
-from avtcli.errors import AvtError
-from avtcli.features.cache_storage import memory_bytes
 from avtcli.metrics.accuracy import topk_percent
 from avtcli.metrics.ridge import choose_ridge, fit_ridges
 from avtcli.probing.head import ClosedFormHead, Head, HeadData, HeadFigures
@@ -30,12 +28,7 @@ def ridge(
 
 def _fit(data: HeadData, *, penalties: Sequence[float]) -> HeadFigures:
     count, width, classes = len(data.rows), data.train.shape[1], data.classes
-    needed, there = 8 * (5 * min(width, count) ** 2 + 3 * count * classes), memory_bytes()  # the float64 matrices
-    if needed > there / 2:
-        raise AvtError(
-            f"Ridge regression on {count} images of {width} features and {classes} classes would take {needed / 1e9:.0f} GB, "
-            f"more than half of the {there / 1e9:.0f} GB of memory. Give a smaller --pool-size, --limit-train or --head linear."
-        )
+    data.require_memory(8 * (5 * min(width, count) ** 2 + 3 * count * classes), "Ridge regression")  # the float64 matrices
     targets = functional.one_hot(data.train_labels.cpu(), classes).to(torch.float64)
 
     def top1(predicted: Tensor, truth: Tensor) -> float:

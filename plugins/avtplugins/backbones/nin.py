@@ -54,7 +54,7 @@ def nin(*, in_channels: int, width: float = 1.0) -> Backbone:
 
     Args:
         in_channels: given by the data.
-        width: multiplier of the channels; 1 is the published network.
+        width: multiplier of the channels, above 0 and at most 64; 1 is the published network.
     """
     if not 0 < width <= 64:
         raise AvtError(f"The backbone 'nin' needs a width above 0, found {width}. At most 64; the published network has 1.")

@@ -46,6 +46,14 @@ def find_root(name: str, path: Path | None, data_dir: Path, *, needs: tuple[str,
     return root
 
 
+def found_root(name: str, data_dir: Path, *, needs: tuple[str, ...]) -> Path | None:
+    """Return the folder of a data set's name in the data folder, or none if it lacks something that it needs."""
+    try:
+        return find_root(name, None, data_dir, needs=needs, layout="")
+    except AvtError:
+        return None
+
+
 def list_folder(folder: bytes, left_out: Counter[str]) -> tuple[list[bytes], list[bytes]]:
     """List the image files and the folders in a folder; what is hidden, no image or a link to nothing is counted.
 

@@ -119,11 +119,26 @@ def _class_names(folder: Path, archive: Archive) -> tuple[str, ...] | None:
         raise _damaged(path, archive, error) from error
 
 
+def cifar10_folder(data_dir: Path) -> Path | None:
+    """Find the folder of CIFAR-10's batches, at or below a folder."""
+    return _first_with_files(CIFAR10, data_dir)
+
+
+def cifar100_folder(data_dir: Path) -> Path | None:
+    """Find the folder of CIFAR-100's files, at or below a folder."""
+    return _first_with_files(CIFAR100, data_dir)
+
+
+def _first_with_files(archive: Archive, root: Path) -> Path | None:
+    files = (*archive.train, archive.test)
+    return next((f for f in (root / archive.folder, root) if any((f / file).is_file() for file in files)), None)
+
+
 def _find(archive: Archive, path: Path | None, data_dir: Path) -> Path:
     root, layout = path or data_dir, f"a folder {archive.folder} with {', '.join((*archive.train, archive.test))}"
-    for folder in (root / archive.folder, root):
-        if any((folder / file).is_file() for file in (*archive.train, archive.test)):
-            return folder
+    found = _first_with_files(archive, root)
+    if found is not None:
+        return found
     if path:
         raise missing_data(archive.name, where=root, layout=layout)
 

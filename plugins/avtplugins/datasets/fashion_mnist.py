@@ -60,13 +60,11 @@ def _read(folder: Path, *, mean: tuple[float] = MEAN, std: tuple[float] = STD, c
     return memory_data(*splits, mean=mean, std=std, classes=classes)
 
 
-def _find(name: str, torchvision: str, path: Path | None, data_dir: Path, *installed: Path) -> Path:
+def _find(name: str, torchvision: str, path: Path | None, data_dir: Path, found: Path | None) -> Path:
     """Return the folder with the four files, which torchvision downloads where there are none."""
-    downloaded = data_dir / torchvision / "raw"
-    for folder in [path] if path else [downloaded, data_dir / name, *installed]:
-        if any((folder / file).is_file() for file in FILES):
-            require_files(name, folder, FILES)
-            return folder
+    if found is not None:
+        require_files(name, found, FILES)
+        return found
     if path:
         raise missing_data(name, where=path, layout=LAYOUT)
 
@@ -76,12 +74,26 @@ def _find(name: str, torchvision: str, path: Path | None, data_dir: Path, *insta
         getattr(datasets, torchvision)(str(data_dir), download=True)
 
     download(name, fetch, where=data_dir, layout=LAYOUT)
-    return downloaded
+    return data_dir / torchvision / "raw"
 
 
 def fashion_mini() -> ImageData:
     """2 000 + 1 000 real images of Fashion-MNIST, balanced over its ten classes, padded to 32 px; comes with avt."""
     return _read(Path(__file__).parent / "fashion_mini")
+
+
+def fashion_mnist_folder(data_dir: Path) -> Path | None:
+    """Find the folder of Fashion-MNIST's files: downloaded, copied, or Debian's."""
+    return _first_with_files(data_dir / "FashionMNIST" / "raw", data_dir / "fashion-mnist", data_dir, DEBIAN)
+
+
+def mnist_folder(data_dir: Path) -> Path | None:
+    """Find the folder of MNIST's files: downloaded or copied."""
+    return _first_with_files(data_dir / "MNIST" / "raw", data_dir / "mnist")
+
+
+def _first_with_files(*folders: Path) -> Path | None:
+    return next((folder for folder in folders if any((folder / file).is_file() for file in FILES)), None)
 
 
 def fashion_mnist(path: Path | None = None, /, *, data_dir: Path) -> ImageData:
@@ -91,7 +103,8 @@ def fashion_mnist(path: Path | None = None, /, *, data_dir: Path) -> ImageData:
         path: a folder with the four IDX .gz files, such as Debian's /usr/share/datasets/fashion-mnist.
         data_dir: the folder that is searched, and downloaded to, without a path.
     """
-    return _read(_find("fashion-mnist", "FashionMNIST", path, data_dir, data_dir, DEBIAN))
+    found = _first_with_files(path) if path else fashion_mnist_folder(data_dir)
+    return _read(_find("fashion-mnist", "FashionMNIST", path, data_dir, found))
 
 
 def mnist(path: Path | None = None, /, *, data_dir: Path) -> ImageData:
@@ -102,4 +115,5 @@ def mnist(path: Path | None = None, /, *, data_dir: Path) -> ImageData:
         data_dir: the folder that is searched, and downloaded to, without a path.
     """
     digits = tuple(map(str, range(10)))
-    return _read(_find("mnist", "MNIST", path, data_dir), mean=MNIST_MEAN, std=MNIST_STD, classes=digits)
+    found = _first_with_files(path) if path else mnist_folder(data_dir)
+    return _read(_find("mnist", "MNIST", path, data_dir, found), mean=MNIST_MEAN, std=MNIST_STD, classes=digits)

@@ -7,11 +7,25 @@ from typing import Final
 from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
 from avtplugins.datasets._files import RGB
-from avtplugins.datasets._image_files import MEAN, STD, FileSplit, check_same_classes, file_data, find_root, list_classes
+from avtplugins.datasets._image_files import (
+    MEAN,
+    STD,
+    FileSplit,
+    check_same_classes,
+    file_data,
+    find_root,
+    found_root,
+    list_classes,
+)
 
 LAYOUT: Final = (
     "train/CLASS/*.JPEG and val/CLASS/*.JPEG, one folder per class (ImageNet needs an account, avt does not download it)"
 )
+
+
+def imagenet_folder(data_dir: Path) -> Path | None:
+    """Find the folder of the data set in the data folder."""
+    return found_root("imagenet", data_dir, needs=("train", "val"))
 
 
 def imagenet(path: Path | None = None, /, *, data_dir: Path, mean: RGB = MEAN, std: RGB = STD) -> ImageData:

@@ -9,7 +9,7 @@ from typing import Final
 from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
 from avtplugins.datasets._files import RGB
-from avtplugins.datasets._image_files import MEAN, STD, FileSplit, ListedFile, file_data, find_root, write_listing
+from avtplugins.datasets._image_files import MEAN, STD, FileSplit, ListedFile, file_data, find_root, found_root, write_listing
 
 IMAGES: Final = "data/vision/torralba/deeplearning/images256"
 LISTS: Final = tuple(f"trainvalsplit_places205/{part}_places205.csv" for part in ("train", "val"))
@@ -74,6 +74,11 @@ def _class_names(split: FileSplit) -> tuple[str, ...]:
         if label not in names:
             names[label] = os.path.dirname(split.name(i))
     return tuple(names.get(label) or str(label) for label in range(N_CLASSES))
+
+
+def places205_folder(data_dir: Path) -> Path | None:
+    """Find the folder of the data set in the data folder."""
+    return found_root("places205", data_dir, needs=(IMAGES, *LISTS))
 
 
 def places205(path: Path | None = None, /, *, data_dir: Path, mean: RGB = MEAN, std: RGB = STD) -> ImageData:

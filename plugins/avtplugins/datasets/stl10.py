@@ -46,6 +46,11 @@ def _labelled(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     return images, torch.from_numpy(stored.astype(np.int64) - 1)
 
 
+def stl10_folder(data_dir: Path) -> Path | None:
+    """Find the folder of the binary files, at or below a folder."""
+    return next((f for f in (data_dir / FOLDER, data_dir) if any((f / file).is_file() for file in FILES)), None)
+
+
 def stl10(path: Path | None = None, /, *, data_dir: Path, mean: RGB = MEAN, std: RGB = STD) -> ImageData:
     """STL-10: 100 000 images of 96 px without labels to pretrain on, 5 000 + 8 000 in ten classes to probe; downloaded.
 
@@ -56,10 +61,10 @@ def stl10(path: Path | None = None, /, *, data_dir: Path, mean: RGB = MEAN, std:
         std: per channel, for normalisation (that of the labelled training images).
     """
     root = path or data_dir
-    folder = root / FOLDER if (root / FOLDER).is_dir() else root
-    if not any((folder / file).is_file() for file in FILES):
-        if path:
-            raise missing_data("stl10", where=root, layout=LAYOUT)
+    folder = stl10_folder(root)
+    if folder is None and path:
+        raise missing_data("stl10", where=root, layout=LAYOUT)
+    if folder is None:
         download("stl10", lambda: _fetch(root), where=root, layout=LAYOUT)
         folder = root / FOLDER
     require_files("stl10", folder, FILES)

@@ -40,6 +40,15 @@ def read_mat(path: Path) -> tuple[Tensor, Tensor]:
     return images, labels % 10
 
 
+def svhn_folder(data_dir: Path) -> Path | None:
+    """Find the folder of the files in the data folder."""
+    return data_dir / "svhn" if _has_files(data_dir / "svhn") else None
+
+
+def _has_files(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in FILES)
+
+
 def svhn(path: Path | None = None, /, *, data_dir: Path, mean: RGB = MEAN, std: RGB = STD) -> ImageData:
     """SVHN: 73 257 + 26 032 house-number digits of 32 px in ten classes; downloaded where it is missing; needs scipy.
 
@@ -50,7 +59,7 @@ def svhn(path: Path | None = None, /, *, data_dir: Path, mean: RGB = MEAN, std: 
         std: per channel, for normalisation (that of the training images).
     """
     folder = path or data_dir / "svhn"
-    if not any((folder / file).is_file() for file in FILES):
+    if not _has_files(folder):
         if path:
             raise missing_data("svhn", where=folder, layout=LAYOUT)
         download("svhn", lambda: _fetch(folder), where=folder, layout=LAYOUT)

@@ -90,7 +90,7 @@ def aetv2(*, vector_dim: int, family: TransformFamily, residual_weight: float = 
     Args:
         vector_dim: given by the backbone.
         family: given by the transformations; a geometric one.
-        residual_weight: factor before the distance between the matrix and its projection.
+        residual_weight: factor, 0 or more, before the distance between the matrix and its projection.
     """
     if residual_weight < 0:
         raise AvtError(f"objective.residual_weight needs a weight of 0 or more, found {residual_weight}.")

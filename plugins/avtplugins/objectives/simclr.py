@@ -45,8 +45,8 @@ def simclr(*, vector_dim: int, temperature: float = 0.5, projection_dim: int = 1
 
     Args:
         vector_dim: given by the backbone.
-        temperature: divides the cosines; the paper's choice on CIFAR-10 is 0.5.
-        projection_dim: length of the projected vectors that are compared.
+        temperature: divides the cosines, above 0; the paper's choice on CIFAR-10 is 0.5.
+        projection_dim: length of the projected vectors that are compared, 1 or more.
     """
     if temperature <= 0 or projection_dim < 1:
         found = f"{temperature} and {projection_dim}"

@@ -133,11 +133,11 @@ def affine(
     """AET's affine maps: rotation, shear, scale and shift; six values (cos, sin, tx, ty, scale, shear).
 
     Args:
-        angle_deg: largest angle in degrees, in both directions.
-        shear_deg: largest shear in degrees, in both directions.
-        scale_low: smallest scale.
-        scale_high: largest scale.
-        shift: largest shift, as a fraction of the side; shifts are integer pixels.
+        angle_deg: largest angle in degrees, from 0 to 180, in both directions.
+        shear_deg: largest shear in degrees, from 0 to 60, in both directions.
+        scale_low: smallest scale, above 0.
+        scale_high: largest scale, at least the smallest.
+        shift: largest shift, as a fraction of the side from 0 to 1; shifts are integer pixels.
     """
     return AffineDistribution(
         names=("cos", "sin", "tx", "ty", "scale", "shear"),
@@ -156,10 +156,10 @@ def similarity(
     """Similarities: rotation, scale and shift; five values (cos, sin, tx, ty, scale).
 
     Args:
-        angle_deg: largest angle in degrees, in both directions.
-        scale_low: smallest scale.
-        scale_high: largest scale.
-        shift: largest shift, as a fraction of the side; shifts are integer pixels.
+        angle_deg: largest angle in degrees, from 0 to 180, in both directions.
+        scale_low: smallest scale, above 0.
+        scale_high: largest scale, at least the smallest.
+        shift: largest shift, as a fraction of the side from 0 to 1; shifts are integer pixels.
     """
     names = ("cos", "sin", "tx", "ty", "scale")
     return AffineDistribution(names=names, angle_deg=angle_deg, scale_low=scale_low, scale_high=scale_high, shift=shift)
@@ -170,8 +170,8 @@ def euclidean(*, angle_deg: float = 180.0, shift: float = 0.2) -> AffineDistribu
     """Rigid motions: rotation and shift; four values (cos, sin, tx, ty).
 
     Args:
-        angle_deg: largest angle in degrees, in both directions.
-        shift: largest shift, as a fraction of the side; shifts are integer pixels.
+        angle_deg: largest angle in degrees, from 0 to 180, in both directions.
+        shift: largest shift, as a fraction of the side from 0 to 1; shifts are integer pixels.
     """
     return AffineDistribution(names=("cos", "sin", "tx", "ty"), angle_deg=angle_deg, shift=shift)
 
@@ -181,6 +181,6 @@ def translation(*, shift: float = 0.2) -> AffineDistribution:
     """Shifts by integer pixels; two values (tx, ty).
 
     Args:
-        shift: largest shift, as a fraction of the side.
+        shift: largest shift, as a fraction of the side from 0 to 1.
     """
     return AffineDistribution(names=("tx", "ty"), shift=shift, coefficients=(2, 5))

@@ -88,8 +88,8 @@ def photometric(*, low: float = 0.2, high: float = 1.8, truncate: bool = True) -
     """Random colour, contrast, brightness and sharpness, as in Pillow's ImageEnhance; the target is the four factors.
 
     Args:
-        low: smallest factor; 0 removes all colour, contrast, light or sharpness, 1 changes nothing.
-        high: largest factor.
+        low: smallest factor, 0 or more; 0 removes all colour, contrast, light or sharpness, 1 changes nothing.
+        high: largest factor, at least the smallest.
         truncate: keep integer grey levels after each step, as Pillow and EnAET's release do.
     """
     if not 0 <= low <= high:

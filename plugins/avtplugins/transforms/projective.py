@@ -88,9 +88,9 @@ def projective(
     """Homographies: corners scaled, rotated by multiples of 90 degrees and shifted; the values are the coefficients.
 
     Args:
-        shift: largest shift of a corner's coordinate, as a fraction of the side, floored to integer pixels.
-        scale_low: smallest scale.
-        scale_high: largest scale.
+        shift: largest shift of a corner's coordinate, as a fraction of the side, below 0.25, floored to integer pixels.
+        scale_low: smallest scale, above 0.
+        scale_high: largest scale, at least the smallest.
         rotate: whether to rotate by 0, 90, 180 or 270 degrees.
     """
     if not 0 < scale_low <= scale_high:

@@ -1,0 +1,81 @@
+"""`avt runs`."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from avtcli.cli.console import say, say_json, say_table
+from avtcli.cli.layout import width_of
+from avtcli.cli.options import Json
+from avtcli.reporting.run_list import ListedRun, list_runs
+from avtcli.storage.run_folders import RUNS
+
+DROPPED_FIRST = ("transform", "seed", "objective", "backbone", "data", "probe %", "k-NN %", "MACE px", "step")
+"""The columns that a narrow terminal leaves out, in this order."""
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the run folders.")] = RUNS,
+    as_json: Json = False,
+) -> None:
+    """List runs with their state and best figures.
+
+    A run is running, stopped (`avt pretrain --resume` continues it), complete, failed or damaged. MACE and k-NN are those of
+    its last evaluation, the probe is the best of its probes. The newest comes last and is marked; in ./runs it is the run that
+    commands take when none is given. A narrow terminal shows fewer columns.
+
+    Example: `avt runs`
+    """
+    found = [] if folder == RUNS and not folder.exists() else list_runs(folder)
+    if as_json:
+        say_json([asdict(run) for run in found])
+    elif not found:
+        say(f"There is no run under {folder}. Make one with `avt pretrain`.")
+    else:
+        header, *rows = _fitted([_row(run) for run in found])
+        say_table(header, rows)
+        for run in found:
+            if run.problem is not None:
+                say("", f"{run.name} is {run.state}: {run.problem}")
+
+
+def _row(run: ListedRun) -> dict[str, str]:
+    probe = run.probe
+    return {
+        "run": run.name,
+        "state": f"{run.state}, last" if run.last else run.state,
+        "step": f"{_text(run.step)}/{_text(run.steps)}",
+        "MACE px": _text(run.mace_px, ".2f"),
+        "k-NN %": _text(run.knn_top1, ".1f"),
+        "probe %": "-" if probe is None else f"{probe.top1:.1f} {probe.name}",
+        "data": run.data or "-",
+        "backbone": run.backbone or "-",
+        "objective": run.objective or "-",
+        "transform": run.transform or "-",
+        "seed": _text(run.seed),
+    }
+
+
+def _text(value: float | None, form: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}"
+
+
+def _fitted(rows: list[Mapping[str, str]]) -> list[list[str]]:
+    """Return the header and the rows, without the columns for which there is no room; a name that is too long is cut."""
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+    room = width_of(sys.stdout) or sys.maxsize
+    for name in DROPPED_FIRST:
+        if sum(widths.values()) + 2 * (len(widths) - 1) > room:
+            del widths[name]
+    longest = max(room - sum(widths.values()) - 2 * (len(widths) - 1) + widths["run"], 8)
+    cells = [{**row, "run": _cut(row["run"], longest)} for row in rows]
+    return [[*widths], *([row[name] for name in widths] for row in cells)]
+
+
+def _cut(name: str, most: int) -> str:
+    half = (most - 1) // 2
+    return name if len(name) <= most else f"{name[:half]}…{name[len(name) - half :]}"

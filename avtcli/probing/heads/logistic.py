@@ -1,0 +1,38 @@
+"""Logistic regression with a penalty, the optimum of a linear classifier."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated
+
+from pydantic import Field, PositiveFloat
+
+from avtcli.metrics.accuracy import topk_percent
+from avtcli.metrics.logistic import fit_logistic
+from avtcli.probing.head import ClosedFormHead, Head, HeadData, HeadFigures
+
+
+def logistic(
+    *, penalties: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1)
+) -> Head:
+    """Multinomial logistic regression with an L2 penalty, solved by L-BFGS: no learning rate, schedule or seed.
+
+    Args:
+        penalties: on half of the squared weights, for each image, to choose from; scikit-learn's C is 1 / (penalty images).
+    """
+    description = "logistic regression with an L2 penalty by L-BFGS, features standardised"
+    return ClosedFormHead(description, "max", partial(_fit, penalties=penalties), lambda *images: {"penalty": penalties})
+
+
+def _fit(data: HeadData, *, penalties: Sequence[float]) -> HeadFigures:
+    data.require_memory(3 * 4 * len(data.rows) * data.train.shape[1], "Logistic regression")  # features, standardised, a copy
+    x, labels = data.train, data.train_labels.to(data.train.device)
+    best, val_top1 = sorted(penalties)[len(penalties) // 2], None
+    if len(penalties) > 1 and len(data.held_out):
+        rows, held_out = (part.to(x.device) for part in (data.fit_rows, data.held_out))
+        fitted = fit_logistic(x[rows].float(), labels[rows], penalties, classes=data.classes)
+        scores = {f.penalty: topk_percent(f.logits(x[held_out]), labels[held_out], 1) for f in fitted}
+        best = max(scores, key=lambda penalty: scores[penalty])  # the largest of equal ones
+        val_top1 = scores[best]
+    rows = data.rows.to(x.device)
+    (final,) = fit_logistic(x[rows].float(), labels[rows], [best], classes=data.classes)
+    return HeadFigures(*data.score(final.logits(data.test.to(x.device))), val_top1, {"penalty": best})
