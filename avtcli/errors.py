@@ -6,6 +6,7 @@ An `AvtError` is printed as one message without traceback; any other exception i
 import difflib
 import signal
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class AvtError(Exception):
@@ -21,11 +22,11 @@ class RunFailedError(AvtError):
 
 
 class InterruptedRunError(AvtError):
-    """A signal stopped the run after its state was saved (exit code 128 + signal number)."""
+    """A signal stopped a run after its state was saved in the folder `run` (exit code 128 + signal number)."""
 
-    def __init__(self, message: str, signal_number: int) -> None:
+    def __init__(self, message: str, signal_number: int, run: Path) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number
+        self.exit_code, self.run = 128 + signal_number, run
 
 
 class SignalReceived(KeyboardInterrupt):

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, Final
@@ -48,6 +48,13 @@ def parse_value(text: str) -> Any:
     if text[:1] not in ("[", "{"):
         return text
     return parse_toml(f"value = {text}", f"{shown(text)} starts like a list or table and")["value"]
+
+
+def parts_of(value: Any) -> tuple[Any, ...]:
+    """Read `A,B`, several values, or one; none give nothing."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(","))
+    return () if value is None else tuple(value) if isinstance(value, Iterable) else (value,)
 
 
 def sum_parts(kind: str, spec: str) -> list[str]:

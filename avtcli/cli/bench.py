@@ -4,9 +4,10 @@ from typing import Annotated, Literal
 
 from avtcli.cli.completion import complete_plugin
 from avtcli.cli.console import reporting, say, say_json, say_next, say_table
-from avtcli.cli.options import Device, Json, component_options, option, parts_of
+from avtcli.cli.options import Device, Json, component_options, option
 from avtcli.config.components import Plugin
 from avtcli.config.resolution import options_from_texts, validate
+from avtcli.plugin_options import parts_of
 
 _ONLY = "Benchmarks to run: homographies, warp-224, pairs, step, loop, probe. Default: all."
 _PRECISION = "Numeric precision; auto takes bf16 on a CUDA device that supports it, else fp32."
@@ -54,7 +55,7 @@ def bench(
             capture=capture,
             precision=precision,
         )
-        result = run_bench(config, only=parts_of(only) or (), rounds=rounds, on_event=on_event)
+        result = run_bench(config, only=parts_of(only), rounds=rounds, on_event=on_event)
     if as_json:
         say_json(result)
         return

@@ -1,25 +1,15 @@
 """`avt compare`."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from avtcli.cli.completion import complete_run
 from avtcli.cli.console import reporting, say, say_json, say_table
 from avtcli.cli.options import Json
-from avtcli.reporting.comparison import GroupFigure, RunComparison, RunGroup, compare_runs
-
-TITLES = {
-    "training": "training: loss of the last epoch, last evaluation",
-    "probe": "probe: top-1 %",
-    "evaluate": "evaluate",
-}
-
-
-LOWER_IS_BETTER = ("loss", "mace_px", "mse_normalised", "nll", "calibration_error")
-NEITHER = ("rankme", "temperature")
+from avtcli.reporting.comparison import compare_runs
+from avtcli.reporting.comparison_rows import figure_rows, setting_rows
 
 
 def compare(
@@ -40,62 +30,7 @@ def compare(
     if as_json:
         say_json(result)
         return
-    say_table(*_settings(result))
-    for title, columns, rows in _tables(result):
+    say_table(*setting_rows(result))
+    for title, columns, rows in figure_rows(result):
         say("", title)
         say_table(["", *columns], rows)
-
-
-def _name(group: RunGroup) -> str:
-    return group.runs[0] + (f" +{len(group.runs) - 1}" if len(group.runs) > 1 else "")
-
-
-def _settings(result: RunComparison) -> tuple[list[str], list[list[str]]]:
-    rows = []
-    for group in result.groups:
-        seeds, steps = (", ".join(map(str, values)) for values in (group.seeds, sorted({*group.steps})))
-        rows.append([_name(group), seeds, steps, *map(_setting, group.settings.values())])
-    return ["run", "seed", "step", *result.differing], rows
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_setting, value))}]"
-    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _tables(result: RunComparison) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """Yield title, columns and rows, the rows of the groups with such figures, for each section and conditions."""
-    figures = [figure for group in result.groups for figure in group.figures]
-    kinds = dict.fromkeys(_kind(figure) for figure in figures)
-    for kind in sorted(kinds, key=lambda kind: [*TITLES].index(kind[0])):  # stable
-        names = list(dict.fromkeys(figure.name for figure in figures if _kind(figure) == kind))
-        rows = []
-        for group in result.groups:
-            own = {figure.name: figure for figure in group.figures if _kind(figure) == kind}
-            if own:
-                rows.append([_name(group), *(_text(own.get(name), of=len(group.runs)) for name in names)])
-        _mark_best(names, rows)
-        yield ", ".join([TITLES[kind[0]], *(f"{name}={value}" for name, value in kind[1:])]), names, rows
-
-
-def _mark_best(names: list[str], rows: list[list[str]]) -> None:
-    """Mark the best figure of each column by a star, where there are several."""
-    for column, name in enumerate(names, 1):
-        means = {i: float(row[column].split(" ")[0]) for i, row in enumerate(rows) if row[column] != "-"}
-        if len(means) > 1 and len({*means.values()}) > 1 and name not in NEITHER:
-            best = (min if name in LOWER_IS_BETTER else max)(means.values())
-            for i, row in enumerate(rows):
-                row[column] += "*" if means.get(i) == best else " "
-
-
-def _kind(figure: GroupFigure) -> tuple[Any, ...]:
-    return figure.section, *figure.conditions.items()
-
-
-def _text(figure: GroupFigure | None, *, of: int) -> str:
-    if figure is None:
-        return "-"
-    digits = 3 if abs(figure.mean) < 10 else 2
-    text = f"{figure.mean:.{digits}f}" + ("" if figure.std is None else f" ± {figure.std:.{digits}f}")
-    return text if figure.runs == of else f"{text} ({figure.runs} of {of})"

@@ -135,7 +135,7 @@ def _layers_of_run(run: Path) -> list[str]:
     layers = parse_json_object(read_bytes(states[-1]), states[-1]).get("layers") if states else None
     if isinstance(layers, list):
         return [str(layer) for layer in layers]
-    from avtcli.models.weights import load_encoder
+    from avtcli import load_encoder
 
     return list(load_encoder(run).layers)
 

@@ -33,14 +33,25 @@ def results_alone_on_stdout() -> Iterator[None]:
 
 @contextlib.contextmanager
 def reporting() -> Iterator[events.OnEvent]:
-    """Render events on stderr, as a live bar on a terminal and as plain lines elsewhere; keep stdout for the result."""
+    """Render events, see `rendering`, and keep stdout for the result, of C code and child processes too."""
     saved_paths.clear()
-    first = read_launch().rank == 0  # only the first of several processes reports
-    with results_alone_on_stdout(), renderer() if first else contextlib.nullcontext(events.ignore) as render:
+    with results_alone_on_stdout(), rendering() as render:
 
         def on_event(event: events.Event) -> None:
             if isinstance(event, events.Saved):
                 saved_paths.append(event.path)
+            render(event)
+
+        yield on_event
+
+
+@contextlib.contextmanager
+def rendering() -> Iterator[events.OnEvent]:
+    """Render events on stderr, as a live bar on a terminal and as plain lines elsewhere."""
+    first = read_launch().rank == 0  # only the first of several processes reports
+    with renderer() if first else contextlib.nullcontext(events.ignore) as render:
+
+        def on_event(event: events.Event) -> None:
             with contextlib.suppress(OSError):  # the terminal may be gone, and the work goes on
                 render(event)
 

@@ -13,6 +13,7 @@ app = typer.Typer(help="Check the images of a data set.", no_args_is_help=True, 
 
 _SPEC = "A data set as `--dataset` takes it, or a folder of images."
 _SAMPLE = "Read a random sample of N images of each split. Default: all."
+KINDS = ("dataset", "augment")
 SHOWN = 5
 """Bad images and groups of duplicates that are named."""
 
@@ -27,7 +28,7 @@ def check(
     spec: Annotated[str, typer.Argument(metavar="SPEC", help=_SPEC)],
     sample: Annotated[int | None, option(_SAMPLE, "N", min=1)] = None,
     data_dir: options.DataDir = None,
-    overrides: Annotated[list[str] | None, component_options("dataset", "augment")] = None,
+    overrides: Annotated[list[str] | None, component_options(*KINDS)] = None,
     workers: options.Workers = None,
     as_json: options.Json = False,
 ) -> None:
@@ -37,12 +38,12 @@ def check(
     """
     from avtcli import registry
     from avtcli.config.components import Augment
-    from avtcli.config.resolution import resolve_plugin
+    from avtcli.config.resolution import options_from_texts, read_components, resolve_plugin
     from avtcli.reporting.data_check import check_data_set, facts_of
 
     known = registry.split_name(spec)[0] in registry.names("dataset")
     dataset = spec if known or not Path(spec).is_dir() else f"folder:{spec}"
-    given = options.read_components(overrides, dataset=dataset)
+    given = read_components(options_from_texts(overrides or [], kinds=KINDS), dataset=dataset)
     with reporting() as on_event:
         result = check_data_set(
             resolve_plugin("dataset", given["dataset"]),

@@ -7,9 +7,10 @@ from avtcli.cli import options
 from avtcli.cli.completion import complete_layers
 from avtcli.cli.console import reporting, say, say_json
 from avtcli.cli.options import component_options, option
-from avtcli.errors import AvtError
+from avtcli.plugin_options import parts_of
 
 _LAYER = "Layers to embed. Default: the code."
+KINDS = ("backbone", "dataset", "augment")
 _SPLIT = "Images to embed; all: the training images, then the test images."
 _SIDE = "Side of a map after pooling. Default: 1, one vector per image."
 _OUT = "A file ending in .safetensors, .npz or .parquet. Default: embeddings.safetensors in the run folder."
@@ -25,7 +26,7 @@ def embed(
     dataset: options.Dataset = None,
     data_dir: options.DataDir = None,
     limit_train: options.LimitTrain = None,
-    overrides: Annotated[list[str] | None, component_options("backbone", "dataset", "augment")] = None,
+    overrides: Annotated[list[str] | None, component_options(*KINDS)] = None,
     device: options.Device = "auto",
     workers: options.Workers = None,
     out: Annotated[Path | None, option(_OUT, "FILE", panel="Output")] = None,
@@ -37,16 +38,15 @@ def embed(
 
     Example: `avt embed --dataset folder:photos --out photos.parquet -o augment.resize=32 -o augment.crop=32`
     """
+    from avtcli.config.resolution import options_from_texts, read_components, validate
     from avtcli.embedding.embed import EmbeddingRequest
     from avtcli.embedding.embed import embed as run_embed
     from avtcli.features.evaluation_target import load_target
     from avtcli.runtime.devices import Context
 
-    if pool == "none" and pool_size is not None:
-        raise AvtError("--pool-size is the side of a pooled map and --pool none does not pool: give only one of them.")
-    given = options.read_components(overrides, backbone=backbone, dataset=dataset)
-    layers = options.parts_of(layer) or ()
-    request = EmbeddingRequest(split=split, layers=layers, pool=pool, pool_size=pool_size or 1, limit_train=limit_train)
+    given = read_components(options_from_texts(overrides or [], kinds=KINDS), backbone=backbone, dataset=dataset)
+    asked = {"split": split, "layers": parts_of(layer), "pool": pool, "pool_size": pool_size, "limit_train": limit_train}
+    request = validate(EmbeddingRequest, asked, where="avt embed")
     with reporting() as on_event:
         context = Context.build(device=device, workers=workers, on_event=on_event)
         target = load_target(run, data_dir=data_dir, context=context, **given)

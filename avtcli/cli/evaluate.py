@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 from avtcli.cli import options
 from avtcli.cli.completion import complete_layers
 from avtcli.cli.console import reporting, say, say_facts, say_json, say_table
-from avtcli.cli.options import component_options, option, parts_of
+from avtcli.cli.options import component_options, option
+from avtcli.plugin_options import parts_of
 
 if TYPE_CHECKING:
     from avtcli.evaluation.evaluate import EvaluateResult
 
+KINDS = ("backbone", "dataset", "transform", "augment")
 _LAYER = "Layers whose features ridge regression takes, one at a time. Default: the code."
 MOST_CLASSES = 20
 """Classes up to which the table by class is printed; the JSON has all."""
@@ -40,7 +42,7 @@ def evaluate(
     count: Annotated[int | None, option("Held-out images. Default: 1000, or all.", "N", panel="Data", min=2)] = None,
     calibrate_bn: options.CalibrateBatchNorm = False,
     seed: options.Seed = 0,
-    overrides: Annotated[list[str] | None, component_options("backbone", "dataset", "transform", "augment")] = None,
+    overrides: Annotated[list[str] | None, component_options(*KINDS)] = None,
     device: options.Device = "auto",
     workers: options.Workers = None,
     out: options.OutJson = None,
@@ -55,13 +57,16 @@ def evaluate(
 
     Example: `avt evaluate --backbone resnet18 -o backbone.pretrained=true --dataset cifar10 --transform rotation`
     """
+    from avtcli.config.resolution import options_from_texts, read_components, validate
     from avtcli.evaluation.evaluate import evaluate as run_evaluate
     from avtcli.evaluation.evaluation_setup import EvaluationRequest
     from avtcli.features.evaluation_target import load_target
     from avtcli.runtime.devices import Context
 
-    given = options.read_components(overrides, tables=("transform",), backbone=backbone, dataset=dataset, transform=transform)
-    request = EvaluationRequest(given.pop("transform"), parts_of(layer) or (), count, calibrate_bn)
+    kinds = options_from_texts(overrides or [], kinds=KINDS)
+    given = read_components(kinds, tables=("transform",), backbone=backbone, dataset=dataset, transform=transform)
+    asked = {"transform": given.pop("transform"), "layers": parts_of(layer), "count": count, "calibrate_bn": calibrate_bn}
+    request = validate(EvaluationRequest, asked, where="avt evaluate")
     with reporting() as on_event:
         context = Context.build(device=device, workers=workers, seed=seed, on_event=on_event)
         target = load_target(run, data_dir=data_dir, context=context, **given)

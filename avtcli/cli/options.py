@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from avtcli.cli.completion import complete_component_options, complete_plugin, complete_run
-from avtcli.errors import AvtError
 
 
 def option(text: str, metavar: str | None = None, *, flag: str | None = None, panel: str | None = None, **more: Any) -> Any:
@@ -54,30 +53,3 @@ OutJson = Annotated[
 ]
 Verbose = Annotated[bool, option("Print the whole protocol.", flag="--verbose", panel="Output")]
 Json = Annotated[bool, option("Print one JSON document on stdout.", flag="--json", panel="Output")]
-
-
-def parts_of(text: str | None) -> tuple[str, ...] | None:
-    """Read `NAME,NAME`; None where nothing was given."""
-    return None if text is None else tuple(part.strip() for part in text.split(","))
-
-
-def read_components(texts: list[str] | None, *, tables: tuple[str, ...] = (), **named: str | None) -> dict[str, Any]:
-    """Read `KIND.KEY=VALUE` texts and the names of components by kind: a plugin or None for each, and `augment`.
-
-    The kinds in `tables` are returned as tables; their options may be given without a name.
-    """
-    from avtcli.config.components import Augment, Plugin
-    from avtcli.config.resolution import options_from_texts, validate
-
-    given = options_from_texts(texts or [], kinds=(*named, "augment"))
-    augment = given.pop("augment", None)
-    for kind, values in given.items():
-        if named[kind] is None and kind not in tables:
-            raise AvtError(f"`-o {kind}.{next(iter(values))}` needs the name of the {kind}: give --{kind} too.")
-    for key in {"padding", "flip"} & set(augment or {}):
-        raise AvtError(f"`-o augment.{key}` has no effect here: images are not padded or flipped. Use resize and crop only.")
-    parts = {kind: {**({"name": name} if name else {}), **given.get(kind, {})} for kind, name in named.items()}
-    plugins = {
-        k: part if k in tables else validate(Plugin, part, where=f"--{k}") if part else None for k, part in parts.items()
-    }
-    return {**plugins, "augment": None if augment is None else validate(Augment, augment, where="-o augment.KEY")}

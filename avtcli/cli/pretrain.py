@@ -10,13 +10,13 @@ from avtcli.cli.completion import complete_recipe, complete_run
 from avtcli.cli.console import reporting, say, say_facts, say_json, say_next
 from avtcli.cli.options import Json, component_options, option
 from avtcli.cli.settings_options import settings_options
-from avtcli.config.components import component_kinds, flags_of
+from avtcli.config.components import component_kinds
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import merge, options_from_texts, resolve
 from avtcli.config.run_length import describe_seconds
 from avtcli.errors import AvtError
 from avtcli.runtime.launcher import must_launch, read_launch
-from avtcli.storage.run_folders import is_run, newest_run
+from avtcli.storage.run_folders import run_to_resume
 
 KINDS = component_kinds(PretrainConfig)
 _FOLDER = "Pretrain on the images in this folder, as `--dataset folder:DIR`."
@@ -62,7 +62,7 @@ def pretrain(
     elif out is not None or recipe is not None:
         raise AvtError("--resume continues in the run's own folder with its own settings: leave out --out and --recipe.")
     else:
-        run = _run_to_resume(resume, given)
+        run = run_to_resume(resume, given)
     if must_launch(processes):
         from avtcli.runtime.processes import launch
 
@@ -107,16 +107,3 @@ def pretrain(
             facts["skipped"] = ", ".join(f"{count} {what}" for count, what in skipped if count)
         say_facts(facts)
         say_next(("avt", "probe", result.run), ("avt", "export", result.run))
-
-
-def _run_to_resume(name: str, given: dict[str, Any]) -> Path:
-    """Find the run, and refuse settings that may not change."""
-    run = newest_run() if name == "last" else Path(name)
-    if not is_run(run):
-        raise AvtError(f"There is no run to resume in {run}: it has no folder `checkpoints`.")
-    flags = flags_of(PretrainConfig)
-    kept = [key for key, value in given.items() if value is not None and not (key in flags and flags[key].on_resume)]
-    fixed = [flags[key].option(key) if key in flags else f"--{key}" for key in kept]
-    if fixed:
-        raise AvtError(f"--resume continues with the run's own settings: leave out {', '.join(fixed)}, or start a new run.")
-    return run

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 from avtcli.cli.completion import complete_setting
-from avtcli.cli.options import number_or_auto, option, parts_of
-from avtcli.config.components import Flag, Panel, Plugin, flags_of
+from avtcli.cli.options import number_or_auto, option
+from avtcli.config.components import Flag, Panel, Plugin, flags_of, read_setting, value_type
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -22,7 +22,7 @@ def settings_options(model: "type[BaseModel]") -> Callable[[Command], Command]:
     The command receives the values that were given by field name, the name of a plugin as `{"name": NAME}`.
     """
     flags, fields = flags_of(model), model.model_fields
-    plugins_first = sorted(flags, key=lambda name: _value_type(fields[name]) is not Plugin)
+    plugins_first = sorted(flags, key=lambda name: value_type(fields[name]) is not Plugin)
     generated = [_parameter(name, fields[name], flags[name]) for name in plugins_first]
 
     def decorate(command: Command) -> Command:
@@ -31,7 +31,7 @@ def settings_options(model: "type[BaseModel]") -> Callable[[Command], Command]:
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
-            given = {name: _setting(values.pop(name), fields[name], flag) for name, flag in flags.items()}
+            given = {name: read_setting(values.pop(name), fields[name]) for name in flags}
             command(**values, **{name: value for name, value in given.items() if value is not None})
 
         parameters = sorted([*generated, *written], key=_panel_rank)
@@ -42,13 +42,8 @@ def settings_options(model: "type[BaseModel]") -> Callable[[Command], Command]:
     return decorate
 
 
-def _value_type(field: "FieldInfo") -> Any:
-    parts = [part for part in get_args(field.annotation) if part is not type(None)]
-    return parts[0] if type(None) in get_args(field.annotation) else field.annotation
-
-
 def _parameter(name: str, field: "FieldInfo", flag: Flag) -> inspect.Parameter:
-    kind, declared = _value_type(field), flag.option(name)
+    kind, declared = value_type(field), flag.option(name)
     text = f"{field.description}{_default_text(field.default)}"
     more: dict[str, Any] = _bounds(field) if kind in (int, float) and not flag.auto else {}
     if flag.auto:
@@ -64,7 +59,7 @@ def _parameter(name: str, field: "FieldInfo", flag: Flag) -> inspect.Parameter:
 def _bounds(field: "FieldInfo") -> dict[str, float]:
     """Inclusive bounds; an exclusive bound of a float is left to the settings' own validation."""
     marks = {key: getattr(mark, key) for mark in field.metadata for key in ("ge", "gt", "le") if hasattr(mark, key)}
-    if "gt" in marks and _value_type(field) is int:
+    if "gt" in marks and value_type(field) is int:
         marks["ge"] = marks["gt"] + 1
     return {name: marks[key] for name, key in (("min", "ge"), ("max", "le")) if key in marks}
 
@@ -75,15 +70,6 @@ def _default_text(default: Any) -> str:
     if isinstance(default, bool):
         return f" Default: {'yes' if default else 'no'}."
     return f" Default: {default.name if isinstance(default, Plugin) else default}."
-
-
-def _setting(value: Any, field: "FieldInfo", flag: Flag) -> Any:
-    if value in (None, []):
-        return None
-    kind = _value_type(field)
-    if kind is Plugin:
-        return {"name": value}
-    return tuple(value) if flag.repeat else parts_of(value) if get_origin(kind) is tuple else value
 
 
 def _panel_rank(parameter: inspect.Parameter) -> int:

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Final, Literal, get_args
+from pathlib import Path
+from typing import Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from avtcli.errors import AvtError
+from avtcli.plugin_options import parts_of
 
 Panel = Literal["Probe", "Model", "Data", "Optimisation", "Hardware", "Output"]
 
@@ -39,6 +42,26 @@ class Flag:
 def flags_of(model: type[BaseModel]) -> dict[str, Flag]:
     """Map each field that the command line sets to its flag."""
     return {name: mark for name, field in model.model_fields.items() for mark in field.metadata if isinstance(mark, Flag)}
+
+
+def value_type(field: FieldInfo) -> Any:
+    """Return the type of a field's values, but for None."""
+    parts = [part for part in get_args(field.annotation) if part is not type(None)]
+    return parts[0] if type(None) in get_args(field.annotation) else field.annotation
+
+
+def read_setting(value: Any, field: FieldInfo) -> Any:
+    """Turn what was given for a field into its setting; None where nothing was given.
+
+    A plugin is given by its name, several values as `A,B`, as a sequence, or as one of them, and a path as text or `Path`.
+    """
+    if value in (None, []):
+        return None
+    if value_type(field) is Plugin:
+        return {"name": value}
+    if get_origin(value_type(field)) is tuple:
+        return parts_of(value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def component_kinds(model: type[BaseModel]) -> tuple[str, ...]:

@@ -1,14 +1,14 @@
 """Resolve settings from recipe and command line: plain tables are merged, then checked once; None means not given."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from avtcli import recipes, registry
-from avtcli.config.components import Plugin, flags_of, plugin_fields
+from avtcli.config.components import Augment, Plugin, flags_of, plugin_fields
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.errors import AvtError, nearest, shown
@@ -16,6 +16,7 @@ from avtcli.input_files import DEPTH, LONGEST, check_values
 from avtcli.plugin_options import absolute_path, parse_value
 
 T = TypeVar("T", bound=BaseModel)
+_OPTION = "KIND.KEY=VALUE, as in `-o backbone.width=0.25`"
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,14 +132,24 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def options_from_texts(texts: list[str], *, kinds: Collection[str]) -> dict[str, dict[str, Any]]:
+def options_from_texts(texts: Iterable[str], *, kinds: Collection[str]) -> dict[str, dict[str, Any]]:
     """Read `KIND.KEY=VALUE` into settings by section; a dotted key, `transform.projective.shift=0.1`, goes a level deeper."""
-    out: dict[str, Any] = {}
+    pairs = []
     for text in texts:
         key, equals, value = text.partition("=")
-        kind, *path = key.strip().split(".")
-        if not equals or not path or not all(path):
-            raise AvtError(f"-o takes KIND.KEY=VALUE, as in `-o backbone.width=0.25`, found {shown(text)}.")
+        if not equals:
+            raise AvtError(f"-o takes {_OPTION}, found {shown(text)}.")
+        pairs.append((key.strip(), parse_value(value.strip())))
+    return options_by_kind(pairs, kinds=kinds)
+
+
+def options_by_kind(pairs: Iterable[tuple[str, Any]], *, kinds: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Sort `KIND.KEY` and values into settings by section; see `options_from_texts`."""
+    out: dict[str, Any] = {}
+    for text, value in pairs:
+        kind, *path = text.split(".")
+        if not path or not all(path):
+            raise AvtError(f"-o takes {_OPTION}, found {shown(text)}.")
         if len(path) > DEPTH:
             raise AvtError(f"-o takes at most {DEPTH} tables in each other, found {shown(text)}.")
         if kind not in kinds:
@@ -150,5 +161,25 @@ def options_from_texts(texts: list[str], *, kinds: Collection[str]) -> dict[str,
                 raise AvtError(f"-o gives '{part}' both a value and options, as in {shown(text)}. Leave one of them out.")
         if isinstance(place.get(path[-1]), dict):
             raise AvtError(f"-o gives '{path[-1]}' both options and a value, as in {shown(text)}. Leave one of them out.")
-        place[path[-1]] = parse_value(value.strip())
+        place[path[-1]] = value
     return out
+
+
+def read_components(
+    given: Mapping[str, dict[str, Any]], *, tables: Collection[str] = (), **named: str | None
+) -> dict[str, Any]:
+    """Complete options by kind with the names of the components: a plugin or None for each, and `augment`.
+
+    The kinds in `tables` are returned as tables; their options may be given without a name.
+    """
+    augment = given.get("augment")
+    for kind, name in named.items():
+        if kind in given and name is None and kind not in tables:
+            raise AvtError(f"`-o {kind}.{next(iter(given[kind]))}` needs the name of the {kind}: give --{kind} too.")
+    for key in {"padding", "flip"} & set(augment or {}):
+        raise AvtError(f"`-o augment.{key}` has no effect here: images are not padded or flipped. Use resize and crop only.")
+    parts = {kind: {**({"name": name} if name else {}), **given.get(kind, {})} for kind, name in named.items()}
+    plugins = {
+        k: part if k in tables else validate(Plugin, part, where=f"--{k}") if part else None for k, part in parts.items()
+    }
+    return {**plugins, "augment": None if augment is None else validate(Augment, augment, where="-o augment.KEY")}

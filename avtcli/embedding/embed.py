@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from avtcli.config.components import Frozen
 from avtcli.contracts import Split
 from avtcli.data.held_out import limited, partition
 from avtcli.data.resident_images import evaluation_batches
@@ -27,20 +29,30 @@ from avtcli.runtime.devices import Context
 from avtcli.runtime.execution import prepare_for_inference
 
 
-@dataclass(frozen=True)
-class EmbeddingRequest:
-    """Which images to embed, and which features: no layers mean the code.
-
-    `pool_size` is the side of a map after pooling, in cells; at 1 a map becomes a vector, and smaller maps stay as they are.
-    `limit_train` is the size of a seeded subset of the training images, the one that a run of that limit trains on; without
-    it all are embedded, those that no run trains on too.
-    """
+class EmbeddingRequest(Frozen):
+    """Which images to embed, and which features."""
 
     split: Literal["train", "test", "all"] = "all"
+    """Images to embed."""
     layers: tuple[str, ...] = ()
+    """Layers to embed; none: the code."""
     pool: Literal["avg", "max", "none"] = "avg"
-    pool_size: int = 1
-    limit_train: int | None = None
+    """Spatial pooling of feature maps."""
+    pool_size: int | None = Field(default=None, ge=1)
+    """Side of a map after pooling, in cells, by default 1; smaller maps stay as they are."""
+    limit_train: int | None = Field(default=None, ge=1)
+    """Size of a seeded subset of the training images, the one that a run of that limit trains on; none: all of them."""
+
+    @model_validator(mode="after")
+    def _pooled_or_not(self) -> "EmbeddingRequest":
+        if self.pool == "none" and self.pool_size is not None:
+            raise ValueError("--pool-size is the side of a pooled map and --pool none does not pool: give only one of them")
+        return self
+
+    @property
+    def side(self) -> int:
+        """Side of a map after pooling; at 1 a map becomes a vector."""
+        return self.pool_size or 1
 
 
 @dataclass(frozen=True)
@@ -149,7 +161,7 @@ def _about(setup: EmbeddingSetup) -> dict[str, Any]:
         "limit_train": request.limit_train,
         "layers": setup.shapes,
         "pool": request.pool,
-        "pool_size": None if request.pool == "none" else request.pool_size,
+        "pool_size": None if request.pool == "none" else request.side,
         "resize": prepared.augment.resize,
         "size": prepared.size,
         "mean": source.spec.mean,
@@ -158,7 +170,7 @@ def _about(setup: EmbeddingSetup) -> dict[str, Any]:
 
 
 def _facts(setup: EmbeddingSetup, out: Path) -> tuple[tuple[str, str], ...]:
-    prepared, request, side = setup.target.prepared, setup.request, setup.request.pool_size
+    prepared, request, side = setup.target.prepared, setup.request, setup.request.side
     return (
         ("weights", str(setup.target.source)),
         ("images", f"{setup.count} of {prepared.dataset.name}, {request.split}, {prepared.size[0]}x{prepared.size[1]} px"),
@@ -203,8 +215,8 @@ def _build_parts(target: EvaluationTarget, request: EmbeddingRequest) -> list[Em
 
 
 def _reduce(tap: Tensor, request: EmbeddingRequest) -> Tensor:
-    pooled = pool_features(tap, request.pool, request.pool_size)
-    return pooled.flatten(1) if tap.ndim == 4 and request.pool != "none" and request.pool_size == 1 else pooled
+    pooled = pool_features(tap, request.pool, request.side)
+    return pooled.flatten(1) if tap.ndim == 4 and request.pool != "none" and request.side == 1 else pooled
 
 
 @torch.no_grad()

@@ -1,12 +1,13 @@
 """The setup of an evaluation: request, encoder, layer, images and pairs, checked before any computation."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
+from pydantic import Field
 from torch import Tensor
 
-from avtcli.config.components import Plugin
+from avtcli.config.components import Frozen, Plugin
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import merge, resolve_plugin, validate
 from avtcli.contracts import Size, TransformFamily
@@ -29,21 +30,17 @@ FIT_PAIRS: Final = 4
 """Pairs to fit the ridge on, for each held-out pair."""
 
 
-@dataclass(frozen=True)
-class EvaluationRequest:
-    """What to evaluate.
+class EvaluationRequest(Frozen):
+    """What to evaluate."""
 
-    Attributes:
-        transform: name and options of a family, over the run's; empty for the run's own.
-        layers: those that the ridge reads; empty for the code, `("all",)` for all.
-        count: held-out images; none means 1 000, or all of fewer.
-        calibrate_bn: whether BatchNorm statistics are estimated from training images before measuring.
-    """
-
-    transform: Mapping[str, Any] = field(default_factory=dict)
+    transform: dict[str, Any] = Field(default_factory=dict)
+    """Name and options of a family, over the run's; empty for the run's own."""
     layers: tuple[str, ...] = ()
-    count: int | None = None
+    """Layers that the ridge reads; empty for the code, `("all",)` for all."""
+    count: int | None = Field(default=None, ge=2)
+    """Held-out images; none means 1 000, or all of fewer."""
     calibrate_bn: bool = False
+    """Whether BatchNorm statistics are estimated from training images before measuring."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def build_evaluation_setup(target: EvaluationTarget, request: EvaluationRequest,
     tap_shapes(encoder, layers, size)  # refuses layers and sizes before any image is read
     transform = choose_transform(source.config, request.transform)
     no_decoder = why_no_decoder(source, transform, size)
-    family = _run_family(source) if no_decoder is None else build_family(transform.name, transform.options)
+    family = run_family(source) if no_decoder is None else build_family(transform.name, transform.options)
     chosen = choose_images(prepared, request.count)
     images = read_images(chosen.parts.split, chosen.held_out, prepared, context=context)
     to_fit = read_images(prepared.data.train, chosen.fit, prepared, context=context)
@@ -153,7 +150,7 @@ def choose_images(prepared: PreparedImages, count: int | None) -> EvaluationImag
     return EvaluationImages(parts, held_out, limited(parts.train, min(FIT_PAIRS * len(held_out), len(parts.train))))
 
 
-def _run_family(source: Weights) -> TransformFamily:
+def run_family(source: Weights) -> TransformFamily:
     """The run's family with its statistics; for a bank, the distribution that it was drawn from."""
     assert source.config is not None
     distribution = build_transform(source.config, source.spec.size)

@@ -68,7 +68,7 @@ def pair_features(
     """
     out, first, check = dict[str, Tensor](), 0, FiniteCheck()
     for views in read_pairs(pairs, task=task, on_event=on_event):
-        x, y = (_pooled(encoder.features(encoder.normalise(view), layers)) for view in views)
+        x, y = (_pooled(encoder.features(encoder.standardise(view), layers)) for view in views)
         block = {layer: torch.cat([x[layer], y[layer]], 1).float() for layer in layers}
         check.count(block)
         if not first:

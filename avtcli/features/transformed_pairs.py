@@ -67,7 +67,7 @@ def predict(
     """
     means, log_vars = [], []
     for x, y in read_pairs(pairs, task=task, on_event=on_event):
-        mean, log_var = net(net.normalise(x), net.normalise(y))
+        mean, log_var = net(net.standardise(x), net.standardise(y))
         means.append(mean)
         if log_var is not None:
             log_vars.append(log_var)

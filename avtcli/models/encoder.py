@@ -1,6 +1,7 @@
 """The stochastic encoder: the backbone's map at one tap is the mean of a Gaussian code."""
 
 from collections.abc import Collection, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,9 @@ from torch.nn import functional
 from avtcli.contracts import Backbone
 from avtcli.errors import AvtError, ShapeError, nearest
 from avtcli.geometry.cropping import to_float
+
+OVERSHOOT: Final = (-1.0, 2.0)
+"""Bounds of images in [0, 1] that were interpolated: floats from 0 to 255 lie far outside."""
 
 
 class Encoder(nn.Module):
@@ -53,19 +57,27 @@ class Encoder(nn.Module):
         # stored in the specification, not with the weights
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self._largest = max(max(abs(mean), abs(1 - mean)) / std for mean, std in zip(pixel_mean, pixel_std, strict=True))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Normalise images, float in [0, 1] or uint8, (B, C, H, W), by channel.
+        """Normalise images, float in [0, 1] or uint8, (B, C, H, W), by channel: what the encoder takes.
 
         Raises:
-            ShapeError: for another shape, or channels without statistics.
+            ShapeError: for another layout, or another number of channels.
+            AvtError: for what is no tensor of images, or floats of another range, as from 0 to 255.
         """
-        known = self.pixel_mean.numel()
-        if images.ndim != 4 or known not in (1, images.shape[1]):
-            raise ShapeError(f"Images are (B, {known}, H, W), found {tuple(images.shape)}.")
+        _check_layout(images, self.pixel_mean.numel())
+        if images.is_floating_point():
+            _check_values(images, *OVERSHOOT, "Images are floats in [0, 1] or uint8", "give images / 255")
+        elif images.dtype != torch.uint8:
+            raise AvtError(f"Images are floats in [0, 1] or uint8, found {images.dtype}: give images.to(torch.uint8).")
+        return self.standardise(images)
+
+    def standardise(self, images: Tensor) -> Tensor:
+        """Normalise as `normalise` does, without its checks: looking at the values would make the host wait for a GPU."""
         images = to_float(images).to(torch.promote_types(images.dtype, self.pixel_mean.dtype))
         stats = (self.pixel_mean, self.pixel_std.square())
-        mean, var = (stat.flatten().to(images.dtype).expand(images.shape[1]).contiguous() for stat in stats)
+        mean, var = (stat.flatten().to(images.dtype) for stat in stats)
         # one pass over the images; before torch 2.14 an eps of 0 is refused, and this one changes no variance of pixels
         return functional.batch_norm(images, mean, var, eps=1e-30)
 
@@ -122,15 +134,29 @@ class Encoder(nn.Module):
         The code tap gives the mean of the code, `NAME.log_var` its log-variance; in eval mode without noise later taps are
         computed from the mean.
 
+        Args:
+            x: images, (B, C, H, W), as `normalise` returns them.
+            layers: some of `self.layers`.
+            noise: eps of the code, with its shape; see `encode`.
+
         Raises:
-            AvtError: for a name that is no tap; the message lists them.
+            AvtError: for a name that is no tap, with the list of them, or an x of another layout, type or device.
         """
         self.check_layers(layers)
+        self.check_input(x)
         _, taps = self.encode(x, noise, layers)
         return {name: taps[name] for name in layers}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the mean of the code, (B, C, H, W), or the tap named by `output`."""
+        """Return the mean of the code, (B, C, H, W), or the tap named by `output`.
+
+        Args:
+            x: images, (B, C, H, W), as `normalise` returns them.
+
+        Raises:
+            AvtError: for an x of another layout, type or device, or, on the CPU, with values that no image has.
+        """
+        self.check_values(x)
         return self.features(x, [self.output])[self.output]
 
     def code_shape(self, channels: int, size: tuple[int, int]) -> tuple[int, ...]:
@@ -141,3 +167,54 @@ class Encoder(nn.Module):
             code = self.eval().features(x, [name])[name]
         self.train(training)
         return tuple(code.shape[1:])
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise an AvtError unless x is (B, C, H, W), floats as the weights are, or autocast to them, on their device."""
+        _check_layout(x, self.pixel_mean.numel())
+        if not x.is_floating_point():
+            raise AvtError(f"The encoder takes normalised images, found {x.dtype}: give encoder.normalise(images).")
+        weight = next(self.parameters(), self.pixel_mean)
+        if x.device != weight.device or (x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type)):
+            images, weights = (f"{tensor.dtype} on {tensor.device}" for tensor in (x, weight))
+            raise AvtError(
+                f"The images are {images}, the weights {weights}: give images.to('{weight.device}', {weight.dtype})."
+            )
+
+    def check_values(self, x: Tensor) -> None:
+        """Check as `check_input`, and on the CPU look for values that no normalised image has; a GPU would be waited for."""
+        self.check_input(x)
+        if x.device.type == "cpu":
+            limit, wanted = 10 * self._largest, f"Normalised images are within {self._largest:.1f} of 0"
+            _check_values(x, -limit, limit, wanted, "give encoder.normalise(images)")
+
+
+def _check_layout(images: Any, channels: int) -> None:
+    """Refuse what is no tensor (B, channels, H, W), with the expression that makes one of it."""
+    if not isinstance(images, Tensor):
+        raise AvtError(
+            f"Images are a tensor, (B, {channels}, H, W), found {type(images).__name__}: give torch.as_tensor(images)."
+        )
+    shape = tuple(images.shape)
+    if len(shape) == 4 and shape[1] == channels:
+        return
+    advice = "give images[None] for one image" if len(shape) == 3 else "give another shape"
+    if len(shape) == 4 and shape[3] == channels:
+        advice = "give images.permute(0, 3, 1, 2)"
+    elif len(shape) == 3 and shape[2] == channels != shape[0]:
+        advice = "give images.permute(2, 0, 1)[None]"
+    elif len(shape) == 4 and channels == 1:
+        advice = "give images.mean(1, keepdim=True) for grey ones"
+    elif len(shape) == 4 and shape[1] == 1:
+        advice = f"give images.expand(-1, {channels}, -1, -1) for grey ones"
+    raise ShapeError(f"Images are (B, {channels}, H, W), found {shape}: {advice}.")
+
+
+def _check_values(images: Tensor, lowest: float, highest: float, wanted: str, advice: str) -> None:
+    """Refuse values outside of bounds; what is compiled or captured for a GPU, or has no values, is not looked at."""
+    if torch.compiler.is_compiling() or images.is_meta or not images.numel():
+        return
+    if images.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    least, most = (float(value) for value in images.detach().aminmax())
+    if not (lowest <= least and most <= highest):  # NaN is within no bounds
+        raise AvtError(f"{wanted}, found values from {least:g} to {most:g}: {advice}.")

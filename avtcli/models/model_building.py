@@ -78,7 +78,8 @@ def _backbone(spec: ModelSpec) -> Backbone:
 
 
 def _encoder(backbone: Backbone, spec: ModelSpec, noise_scale: float) -> Encoder:
-    return Encoder(backbone, noise_scale=noise_scale, output=spec.layer, pixel_mean=spec.mean, pixel_std=spec.std)
+    mean, std = (values * (spec.channels // len(values)) for values in (spec.mean, spec.std))  # one for all, or one for each
+    return Encoder(backbone, noise_scale=noise_scale, output=spec.layer, pixel_mean=mean, pixel_std=std)
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], *, path: Path) -> None:

@@ -77,8 +77,12 @@ class SiameseModel(nn.Module):
         """Whether to compute the encoder again in the backward pass, view by view, instead of keeping its activations."""
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Turn images, float in [0, 1] or uint8, (B, C, H, W), into network input."""
+        """Normalise images, float in [0, 1] or uint8, (B, C, H, W), by channel; see `Encoder.normalise`."""
         return self.encoder.normalise(images)
+
+    def standardise(self, images: Tensor) -> Tensor:
+        """Normalise without checks; see `Encoder.standardise`."""
+        return self.encoder.standardise(images)
 
     def encode(
         self, views: Sequence[Tensor], noise: Sequence[Tensor | None] | None = None, roles: Sequence[Role] | None = None
@@ -122,8 +126,10 @@ class SiameseModel(nn.Module):
             uses, likewise, or none.
 
         Raises:
-            AvtError: if the objective has no decoder.
+            AvtError: if the objective has no decoder, or for images that the encoder refuses; see `Encoder.check_values`.
         """
+        for images in (x, y):
+            self.encoder.check_values(images)
         if self.objective.prediction is None:
             raise AvtError(f"The objective {type(self.objective).__name__} has no decoder: it predicts no transformation.")
         roles = list(dict.fromkeys(self.objective.views))  # every transformed view is y: it is encoded once

@@ -20,7 +20,7 @@ from avtcli.models.siamese import SiameseModel
 from avtcli.storage.checkpoints import load_checkpoint, load_newest, separate_tensors, step_of, went_further
 from avtcli.storage.files import to_metadata
 from avtcli.storage.metrics_log import MetricsLog
-from avtcli.storage.run_folders import is_run, newest_run
+from avtcli.storage.run_folders import LAST, is_run, newest_run
 from avtcli.storage.tensor_files import read_tensors
 
 PRETRAINED = "pretrained"
@@ -61,13 +61,14 @@ class Weights:
 
 
 def open_weights(run: str | Path | None, *, on_event: OnEvent = ignore) -> Weights:
-    """Open a run folder, a checkpoint or an exported file; none takes the newest run under ./runs and reports it.
+    """Open a run folder, a checkpoint or an exported file; none or `last` takes the newest run under ./runs and reports it.
 
     Raises:
         AvtError: if it does not exist, or is incomplete.
     """
-    path = newest_run() if run is None else Path(run)
-    if run is None:
+    newest = run is None or str(run) == LAST
+    path = newest_run() if newest or run is None else Path(run)
+    if newest:
         on_event(Notice(f"using the newest run, {path}"))
     if os.path.isfile(path):
         return _open_file(path)
@@ -140,16 +141,6 @@ def restore_model(source: Weights) -> SiameseModel:
     model = build_model(source.spec, weights=source.tensors)
     load_weights(model, source.tensors, path=source.path)
     return model.eval()
-
-
-def load_model(run: str | Path) -> SiameseModel:
-    """See `avtcli.load_model`."""
-    return restore_model(open_weights(run))
-
-
-def load_encoder(run: str | Path) -> Encoder:
-    """See `avtcli.load_encoder`."""
-    return restore_encoder(open_weights(run))
 
 
 def save_encoder(encoder: Encoder, path: Path, about: Mapping[str, Any]) -> None:

@@ -65,13 +65,13 @@ def summarize_run(run: Path, *, losses: bool = True, on_event: OnEvent) -> RunSu
     """
     if not is_run(run):
         raise AvtError(f"{run} is no run folder (it has no folder `checkpoints`). Give folders that `avt pretrain` wrote.")
-    settings = _flat(parse_toml(read_text(run / "config.toml"), run / "config.toml"))
+    settings = flat_settings(parse_toml(read_text(run / "config.toml"), run / "config.toml"))
     steps = [path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*")]
     step = max((int(digits) for digits in steps if digits.isdecimal()), default=0)
     ended: dict[str, Any] = {}
     probes: dict[tuple[FigureKey, str], list[Mapping[str, Any]]] = {}
     evaluated: dict[FigureKey, float | None] = {}
-    for path, content in _results(run, step, on_event=on_event):
+    for path, content in stored_results(run, step, on_event=on_event):
         try:
             if path.name == "result.json":
                 ended = content
@@ -91,14 +91,15 @@ def summarize_run(run: Path, *, losses: bool = True, on_event: OnEvent) -> RunSu
     return RunSummary(run, step, bool(ended), settings, finite, stds)
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name."""
     out: dict[str, Any] = {}
     for key, value in table.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        out |= flat_settings(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return out
 
 
-def _results(run: Path, step: int, *, on_event: OnEvent) -> Iterator[tuple[Path, dict[str, Any]]]:
+def stored_results(run: Path, step: int, *, on_event: OnEvent) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield what commands stored in the folder about the newest weights, by path; probes in the order of time."""
     other = []
     for path in (run / "result.json", run / "evaluate.json", *sorted((run / "probes").glob("*.json"))):

@@ -32,7 +32,7 @@ def choose_device(name: str) -> str:
         name = next(device for device, present in has.items() if present)
     if name == "cpu":
         _keep_freed_memory()
-    if not has[name]:
+    if not has.get(name):
         here = ", ".join(device for device, present in has.items() if present)
         raise AvtError(f"There is no {name} device here, or this torch cannot use it. Devices: {here}.")
     return name

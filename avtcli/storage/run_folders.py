@@ -10,12 +10,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from avtcli.config.components import flags_of
+from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.errors import AvtError, InterruptedRunError, one_line
 from avtcli.input_files import TEXT_BYTES, parse_json_object, read_bytes
 from avtcli.storage.files import disk_errors_explained, has_process_ended, new_path, to_json, write_file
 from avtcli.storage.run_data import write_listings
 
 RUNS = Path("runs")
+LAST = "last"
+"""Stands for the newest run where a run is asked for."""
 READERS_SECONDS = 20.0  # in which the readers of a killed run, which hold its lock too, notice that it ended
 
 
@@ -44,6 +48,19 @@ def list_runs(root: Path = RUNS) -> list[Path]:
     """List the runs under `root` that have a checkpoint, those started or resumed last first."""
     found = [path for path in root.iterdir() if any(path.glob("checkpoints/step-*/manifest.json"))] if root.is_dir() else []
     return sorted(found, key=lambda path: (started(path), path.name), reverse=True)
+
+
+def run_to_resume(name: str | Path | None, given: Mapping[str, Any]) -> Path:
+    """Find a run by its folder or `last`, to go on with other settings by field; an `AvtError` refuses those that are fixed."""
+    run = newest_run() if name is None or str(name) == LAST else Path(name)
+    if not is_run(run):
+        raise AvtError(f"There is no run to resume in {run}: it has no folder `checkpoints`.")
+    flags = flags_of(PretrainConfig)
+    kept = [key for key, value in given.items() if value is not None and not (key in flags and flags[key].on_resume)]
+    fixed = [flags[key].option(key) if key in flags else f"--{key}" for key in kept]
+    if fixed:
+        raise AvtError(f"--resume continues with the run's own settings: leave out {', '.join(fixed)}, or start a new run.")
+    return run
 
 
 def started(run: Path) -> float:

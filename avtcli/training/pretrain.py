@@ -3,8 +3,8 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -53,7 +53,14 @@ class PretrainResult:
     skipped_images: int
 
 
-def pretrain(config: PretrainConfig, *, run: Path | None, resume: bool, on_event: OnEvent) -> PretrainResult:
+def pretrain(
+    config: PretrainConfig,
+    *,
+    run: Path | None,
+    resume: bool,
+    on_event: OnEvent,
+    stopping: Callable[[OnEvent], AbstractContextManager[Stop]] = stop_signals,
+) -> PretrainResult:
     """Pretrain into a run folder.
 
     Args:
@@ -61,6 +68,7 @@ def pretrain(config: PretrainConfig, *, run: Path | None, resume: bool, on_event
         run: the folder, new, or for a resumed run the one to go on in; none for a new one of the default name.
         resume: whether to go on from the newest checkpoint, or from the start where none was saved yet.
         on_event: receives what happens, in the main process only.
+        stopping: how signals become the wish to stop, while the run lasts.
 
     Raises:
         AvtError: before anything is written, if something is not right.
@@ -70,7 +78,7 @@ def pretrain(config: PretrainConfig, *, run: Path | None, resume: bool, on_event
     if run is not None and not resume:
         refuse_existing(run)
     continues = resume and run is not None and bool(list_checkpoints(run / "checkpoints"))
-    with stop_signals(on_event) as stop:
+    with stopping(on_event) as stop:
         setup = build_training_setup(config, resume=continues, run=run if resume else None, on_event=on_event)
         tracking = Tracking(setup.config.trackers if setup.accelerator.is_main_process else (), on_event=on_event)
         folder = _run_folder(setup, run, resume=resume)
@@ -201,7 +209,7 @@ def _ending(setup: TrainingSetup, run: Path, step: int, outcome: Outcome) -> Avt
     saved = f"The state after step {step} is saved in {run}."
     if outcome.signal:
         text = f"Stopped by signal {outcome.signal} after step {step}; the state is saved. {go_on}"
-        return InterruptedRunError(text, outcome.signal)
+        return InterruptedRunError(text, outcome.signal, run.absolute())
     if outcome.failure:
         return RunFailedError(f"{outcome.failure}\n{saved} {go_on}" if step else outcome.failure)
     if outcome.collapse:

@@ -92,7 +92,7 @@ class TrainingSetup:
         config, accelerator, net = self.config, self.accelerator, self.net
         return TrainingLoader(
             images,
-            ViewSpec(net.objective.views, self.family, config.augment, self.size, net.normalise, config.seed),
+            ViewSpec(net.objective.views, self.family, config.augment, self.size, net.standardise, config.seed),
             batch_size=config.batch_size,
             device=accelerator.device,
             rank=accelerator.process_index,

@@ -75,7 +75,7 @@ def open_run(run: Path | None, **over: Any) -> EvaluationTarget:
 
 
 def built(target: EvaluationTarget, transform: dict[str, Any] | None = None, **over: Any) -> EvaluationSetup:
-    return build_evaluation_setup(target, EvaluationRequest(transform or {}, **over), context=Context(CPU))
+    return build_evaluation_setup(target, EvaluationRequest(transform=transform or {}, **over), context=Context(CPU))
 
 
 def evaluate_noting(target: EvaluationTarget, **over: Any) -> tuple[EvaluateResult, str]:
@@ -123,7 +123,7 @@ class Oracle(nn.Module):
         super().__init__()
         self.answers, self.log_var = torch.cat(answers), log_var
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def standardise(self, images: Tensor) -> Tensor:
         return images
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:

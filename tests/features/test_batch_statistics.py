@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from avtcli import load_encoder
 from avtcli.config.components import Plugin
 from avtcli.config.model_spec import ModelSpec
 from avtcli.contracts import MemorySplit
@@ -22,7 +23,6 @@ from avtcli.features.batch_statistics import (
 )
 from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_encoder
-from avtcli.models.weights import load_encoder
 from avtcli.runtime.devices import Context
 
 CPU = torch.device("cpu")

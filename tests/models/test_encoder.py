@@ -1,5 +1,9 @@
 """The stochastic encoder and the model around it."""
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
@@ -120,3 +124,73 @@ def test_nin_has_the_published_number_of_parameters() -> None:
     model = siamese(Encoder(NIN(3, 1.0), noise_scale=0.001, pixel_mean=[0] * 3, pixel_std=[1] * 3))
 
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 1.45
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """The message with which a call is refused."""
+    with pytest.raises(AvtError) as caught:
+        call()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["normalise", "__call__", "features"])
+@pytest.mark.parametrize(
+    ("images", "channels", "advice"),
+    [
+        (torch.rand(2, 3, 32, 32), 1, "Images are (B, 1, H, W), found (2, 3, 32, 32): give images.mean(1, keepdim=True)"),
+        (torch.rand(2, 1, 32, 32), 3, "Images are (B, 3, H, W), found (2, 1, 32, 32): give images.expand(-1, 3, -1, -1)"),
+        (torch.rand(2, 32, 32, 3), 3, "Images are (B, 3, H, W), found (2, 32, 32, 3): give images.permute(0, 3, 1, 2)"),
+        (torch.rand(2, 32, 32, 1), 1, "Images are (B, 1, H, W), found (2, 32, 32, 1): give images.permute(0, 3, 1, 2)"),
+        (torch.rand(3, 32, 32), 3, "Images are (B, 3, H, W), found (3, 32, 32): give images[None]"),
+        (torch.rand(32, 32, 3), 3, "Images are (B, 3, H, W), found (32, 32, 3): give images.permute(2, 0, 1)[None]"),
+        (torch.rand(2, 5, 32, 32), 3, "Images are (B, 3, H, W), found (2, 5, 32, 32): give another shape"),
+        (np.zeros((2, 1, 32, 32), np.float32), 1, "a tensor, (B, 1, H, W), found ndarray: give torch.as_tensor(images)"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else str(getattr(value, "shape", value)),
+)
+def test_images_of_another_layout_are_refused_with_what_to_give(name: str, images: Any, channels: int, advice: str) -> None:
+    encoder = Encoder(NIN(channels, 0.05), pixel_mean=[0.5] * channels, pixel_std=[0.25] * channels).eval()
+    arguments = (images, ["conv1"]) if name == "features" else (images,)
+
+    assert advice in refusal(lambda: getattr(encoder, name)(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (torch.rand(2, 1, 32, 32) * 255, "Images are floats in [0, 1] or uint8, found values from"),
+        (torch.randint(0, 256, (2, 1, 32, 32)), r"found torch.int64: give images.to(torch.uint8)"),
+        (torch.full((2, 1, 32, 32), float("nan")), "found values from nan to nan"),
+    ],
+)
+def test_images_of_another_range_are_not_normalised(encoder: Encoder, images: torch.Tensor, words: str) -> None:
+    assert words in refusal(lambda: encoder.normalise(images))
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (torch.rand(2, 1, 32, 32) * 255, "Normalised images are within 2.0 of 0, found values from"),
+        (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), "found torch.uint8: give encoder.normalise(images)"),
+        (torch.zeros(2, 1, 32, 32).double(), "The images are torch.float64 on cpu, the weights torch.float32 on cpu: give"),
+        (torch.zeros(2, 1, 32, 32, device="meta"), "The images are torch.float32 on meta, the weights torch.float32 on cpu"),
+    ],
+)
+def test_what_is_not_normalised_is_not_encoded(encoder: Encoder, images: torch.Tensor, words: str) -> None:
+    for call in (encoder, lambda x: siamese(encoder)(x, x)):
+        assert words in refusal(lambda call=call: call(images))
+
+
+def test_interpolated_images_may_overshoot(encoder: Encoder) -> None:
+    images = torch.nn.functional.interpolate(torch.rand(4, 1, 32, 32).round(), size=48, mode="bicubic")
+    assert images.max() > 1.1
+
+    encoder(encoder.normalise(images))
+
+
+def test_the_checks_break_no_graph(encoder: Encoder, x: torch.Tensor) -> None:
+    whole = torch.compile(lambda images: encoder(encoder.normalise(images)), fullgraph=True, backend="eager")
+    images = x.sigmoid()
+
+    torch.testing.assert_close(whole(images), encoder(encoder.normalise(images)))
+    assert torch.equal(torch.export.export(encoder, (x,)).module()(x), encoder(x))

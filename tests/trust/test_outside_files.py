@@ -15,13 +15,13 @@ import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from avtcli import events
+from avtcli import events, load_encoder, load_model
 from avtcli.cli import console, progress
 from avtcli.cli.app import AvtGroup
 from avtcli.config.resolution import resolve, validate
 from avtcli.errors import AvtError
 from avtcli.models.model_building import load_weights
-from avtcli.models.weights import load_encoder, load_model, open_weights
+from avtcli.models.weights import open_weights
 from avtcli.storage.checkpoints import load_checkpoint
 from avtcli.storage.tensor_files import read_tensors
 from tests.support import Result, run_tiny

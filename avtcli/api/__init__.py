@@ -1,0 +1,1 @@
+"""The commands as functions, and the loading of weights: what `avtcli` offers to Python."""

@@ -1,0 +1,49 @@
+"""What the functions share: progress, paths, and arguments as settings."""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from avtcli import events
+from avtcli.plugin_options import absolute_path
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Options = Mapping[str, Any]
+"""`KIND.KEY` to value, as `-o` of the command line: `{"backbone.width": 0.25}`."""
+
+_ONE_AT_A_TIME = threading.RLock()  # torch's random state, which training seeds at each step, is one for all threads
+
+
+@contextlib.contextmanager
+def calling(progress: bool) -> Iterator[events.OnEvent]:
+    """Make other threads wait until this call ends, and yield a receiver of events, which shows them on stderr if asked to."""
+    from avtcli.cli.console import rendering
+
+    with _ONE_AT_A_TIME, rendering() if progress else contextlib.nullcontext(events.ignore) as on_event:
+        yield on_event
+
+
+def path_of(given: str | Path | None) -> Path | None:
+    """Return a path as given to a function: absolute, with `~` as the home folder; none stays none."""
+    return None if given is None else absolute_path(given)
+
+
+def run_of(given: str | Path | None) -> Path | None:
+    """Return the path of a run as `path_of` does, but for `last`, which names the newest one under ./runs."""
+    return Path("last") if str(given) == "last" else path_of(given)
+
+
+def settings_of(model: "type[BaseModel]", arguments: Mapping[str, Any], *, options: Options | None) -> dict[str, Any]:
+    """Return the settings that were given, by field: arguments, which have the names of the options, and options over them."""
+    from avtcli.config.components import component_kinds, flags_of, read_setting
+    from avtcli.config.resolution import merge, options_by_kind
+
+    names = {field: (flag.name or field).replace("-", "_") for field, flag in flags_of(model).items()}
+    settings = {field: read_setting(arguments[name], model.model_fields[field]) for field, name in names.items()}
+    given = {field: setting for field, setting in settings.items() if setting is not None}
+    return merge({**given, "lr": arguments["lr"]}, options_by_kind((options or {}).items(), kinds=component_kinds(model)))

@@ -1,0 +1,71 @@
+"""`avtcli.embed`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from avtcli.api._calling import Device, Options, calling, path_of, run_of
+from avtcli.plugin_options import parts_of
+
+if TYPE_CHECKING:
+    from avtcli.embedding.embed import EmbedResult
+
+
+def embed(
+    run: str | Path | None = None,
+    *,
+    backbone: str | None = None,
+    layer: str | Sequence[str] | None = None,
+    pool: Literal["avg", "max", "none"] = "avg",
+    pool_size: int | None = None,
+    split: Literal["train", "test", "all"] = "all",
+    options: Options | None = None,
+    dataset: str | None = None,
+    data_dir: str | Path | None = None,
+    limit_train: int | None = None,
+    device: Device = "auto",
+    workers: int | None = None,
+    out: str | Path | None = None,
+    progress: bool = False,
+) -> "EmbedResult":
+    """Write the features of every image to one file, as `avt embed` does.
+
+    Names and labels are written too, in the order of the data set.
+
+    Args:
+        run: a run folder, a checkpoint or an exported file; "last" or none is the newest run under ./runs.
+        backbone: a backbone by name instead of a run: random weights, or published ones with {"backbone.pretrained": True}.
+        layer: layers to embed, one or several. Default: the code.
+        pool: spatial pooling of feature maps.
+        pool_size: side of a map after pooling. Default: 1, one vector per image.
+        split: images to embed; "all" has the training images, then the test images.
+        options: options of components as KIND.KEY, as in {"augment.resize": 32, "augment.crop": 32}.
+        dataset: images, NAME or NAME:PATH. Default: those of the run.
+        data_dir: folder of the data sets. Default: $AVT_DATA, else ./data.
+        limit_train: use a random subset of that many training images, the same in every command.
+        device: where to compute; "auto" takes CUDA, then MPS, then the CPU.
+        workers: processes that decode images which do not fit in memory.
+        out: a file ending in .safetensors, .npz or .parquet. Default: embeddings.safetensors in the run folder.
+        progress: show settings, progress and notices on stderr, as the command line does.
+
+    Returns:
+        The file, its layers and their shapes; what `avt embed --json` prints.
+
+    Raises:
+        AvtError: for a layer that does not exist, images that do not fit, or a file that exists.
+        RunFailedError: an AvtError, if features are not finite, or the file, read back, is not what was computed.
+    """
+    from avtcli.config.resolution import options_by_kind, read_components, validate
+    from avtcli.embedding.embed import EmbeddingRequest
+    from avtcli.embedding.embed import embed as run_embed
+    from avtcli.features.evaluation_target import load_target
+    from avtcli.runtime.devices import Context
+
+    kinds = options_by_kind((options or {}).items(), kinds=("backbone", "dataset", "augment"))
+    given = read_components(kinds, backbone=backbone, dataset=dataset)
+    asked = {"split": split, "layers": parts_of(layer), "pool": pool, "pool_size": pool_size, "limit_train": limit_train}
+    request = validate(EmbeddingRequest, asked, where="embed")
+    with calling(progress) as on_event:
+        context = Context.build(device=device, workers=workers, on_event=on_event)
+        target = load_target(run_of(run), data_dir=None if data_dir is None else str(data_dir), context=context, **given)
+        return run_embed(target, request, out=path_of(out), context=context)

@@ -1,0 +1,40 @@
+"""`avtcli.report`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from avtcli.api._calling import calling, path_of
+from avtcli.plugin_options import absolute_path
+
+if TYPE_CHECKING:
+    from avtcli.reporting.report import Report
+
+
+def report(
+    runs: str | Path | Sequence[str | Path] = "last",
+    *,
+    out: str | Path | None = None,
+    progress: bool = False,
+) -> "Report":
+    """Write one HTML page on runs, as `avt report` does.
+
+    Args:
+        runs: a run folder, or several to lay side by side; "last" is the newest run under ./runs.
+        out: the file. Default: report.html in the folder of the only run, or in the current folder for several.
+        progress: show progress and notices on stderr, as the command line does.
+
+    Returns:
+        The file, its sections, and why it lacks others; what `avt report --json` prints.
+
+    Raises:
+        AvtError: if the extra `report` is not installed, one of the runs is no run folder, or `out` exists.
+        RunFailedError: an AvtError, if the file cannot be written.
+    """
+    from avtcli.reporting.report import write_report
+    from avtcli.storage.run_folders import newest_run
+
+    named = [runs] if isinstance(runs, str | Path) else runs
+    with calling(progress) as on_event:
+        folders = [newest_run() if str(run) == "last" else absolute_path(run) for run in named]
+        return write_report(folders, out=path_of(out), on_event=on_event)

@@ -1,0 +1,47 @@
+"""Accuracy of probes by layer, next to random weights."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from avtcli.errors import AvtError
+from avtcli.reporting.collected_run import CollectedRun
+from avtcli.reporting.sections._blocks import Bar, Bars, Block, Grid, Section, side_by_side
+
+LEAD = (
+    "Top-1 accuracy on the test split of classifiers on frozen features, next to the same protocol on random weights. Unfold "
+    "the protocol before you compare a figure with another's."
+)
+
+
+def probe_tables(runs: Sequence[CollectedRun]) -> Section:
+    """The figures of `avt probe`."""
+    return Section(60, "Probes", LEAD, side_by_side(runs, _probes))
+
+
+def _probes(run: CollectedRun) -> list[Block]:
+    probes = [content for content in run.results.values() if "results" in content and "protocol" in content]
+    if not probes:
+        raise AvtError(f"no probe of these weights is stored. Probe them with `avt probe {run.summary.run} --layer all`")
+    return [Grid([_bars(probe) for probe in probes])]
+
+
+def _bars(probe: Mapping[str, Any]) -> Bars:
+    floors, bars = _means(probe.get("baseline") or []), []
+    for key, top1 in _means(probe["results"]).items():
+        floor = floors.get(key)
+        text = "" if floor is None else f"{floor:.1f} % ({top1 - floor:+.1f})"
+        bars.append(Bar(" · ".join(key), top1, f"{top1:.1f} %", floor, text))
+    first, recipe = probe["results"][0], probe["protocol"].get("recipe")
+    words = [f"{first['head']}{f' ({recipe})' if recipe else ''}", str(first.get("dataset", ""))]
+    words += ["" if first.get("shots") else f"{first['train_images']} labelled images"]
+    return Bars(" · ".join(filter(None, words)), bars, 100.0, "random weights" if floors else "", probe["protocol"])
+
+
+def _means(results: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], float]:
+    """Mean top-1 over the seeds, by layer, pooling and shots."""
+    found: dict[tuple[str, ...], list[float]] = {}
+    for result in results:
+        key = result["layer"], result["pool"], f"{result['shots']} shots" if result.get("shots") else ""
+        found.setdefault(tuple(filter(None, key)), []).append(result["top1"])
+    return {key: fmean(values) for key, values in found.items()}
