@@ -19,7 +19,7 @@ from avtcli.runtime.launcher import must_launch, read_launch
 from avtcli.storage.run_folders import run_to_resume
 
 KINDS = component_kinds(PretrainConfig)
-_FOLDER = "Pretrain on the images in this folder, as `--dataset folder:DIR`."
+_FOLDER = "Pretrain on the images in this folder, as `--dataset folder:DIR`. Default: those of --dataset."
 _RECIPE = "Settings to start from. Default: the published recipe of data set and backbone (imagenet: alexnet), else `default`."
 _LR = "Peak learning rate of the backbone; the others keep their ratio to it. Default: the recipe's."
 _OUT = "Run folder. Default: runs/DATE-DATASET-BACKBONE-OBJECTIVE."
