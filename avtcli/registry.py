@@ -30,6 +30,10 @@ KINDS: Final = {
 """Each kind of plugin, and the class in `avtcli.contracts` that its function returns."""
 
 
+INPUT_SIZE: Final = 224
+"""Side of the images of most backbones, in pixels."""
+
+
 @dataclass(frozen=True)
 class PluginInfo:
     """A plugin before it is imported."""
@@ -130,6 +134,17 @@ def provided(group: str, *arguments: Any) -> dict[str, Any]:
         with contextlib.suppress(Exception, SystemExit):  # a plugin's code can fail in any way
             found[entry.name] = load(entry)(*arguments)
     return found
+
+
+def input_size(backbone: str) -> int:
+    """Return the side of the images that a backbone is made for, in pixels, `INPUT_SIZE` where it states none.
+
+    Its plugin states it in an entry point of the group `avtcli.backbone_sizes`, under its own name: a function of the
+    variant, or none without one.
+    """
+    name, variant = split_name(full_name("backbone", backbone))
+    entry = next((entry for entry in _entries("backbone_size") if entry.name == name), None)
+    return INPUT_SIZE if entry is None else int(load(entry)(variant))
 
 
 def load(plugin: PluginInfo) -> Callable[..., Any]:

@@ -48,6 +48,42 @@ def write_cifar10(folder: Path, *, per_batch: int = 12, seed: int = 0) -> Path:
     return folder
 
 
+def write_cifar100(folder: Path, *, count: int = 20) -> Path:
+    """Write data in CIFAR-100's layout; image i is of grey level i, of class 5 i."""
+    folder = folder / "cifar-100-python"
+    folder.mkdir(parents=True)
+    for name in ("train", "test"):
+        pixels = np.repeat(np.arange(count, dtype=np.uint8)[:, None], 3072, 1)
+        labels = {"fine_labels": [5 * i % 100 for i in range(count)], "coarse_labels": [0] * count}
+        (folder / name).write_bytes(pickle.dumps({"data": pixels, **labels}, protocol=2))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {i}" for i in range(100)]}, protocol=2))
+    return folder
+
+
+def write_stl10(folder: Path) -> Path:
+    """Write data in STL-10's layout: images (n, 3, column, row), labels from 1."""
+    folder = folder / "stl10_binary"
+    folder.mkdir(parents=True)
+    for seed, (part, count) in enumerate((("train", 6), ("test", 4), ("unlabeled", 9))):
+        pixels = np.random.default_rng(seed).integers(0, 256, (count, 3, 96, 96), dtype=np.uint8)
+        pixels.tofile(folder / f"{part}_X.bin")
+        if part != "unlabeled":
+            (np.arange(count, dtype=np.uint8) % 10 + 1).tofile(folder / f"{part}_y.bin")
+    return folder
+
+
+def write_svhn(folder: Path) -> Path:
+    """Write data in SVHN's layout: images (row, column, 3, n), labels from 1, 10 for the digit 0."""
+    from scipy.io import savemat
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, part in enumerate(("train", "test")):
+        pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3, 12), dtype=np.uint8)
+        labels = np.arange(1, 13, dtype=np.uint8)[:, None]
+        savemat(folder / f"{part}_32x32.mat", {"X": pixels, "y": (labels - 1) % 10 + 1}, do_compression=True)
+    return folder
+
+
 def write_idx(folder: Path, *, train: int = 6, test: int = 4) -> Path:
     """Write data in Fashion-MNIST's layout: gzipped IDX files of 28x28 px."""
     folder.mkdir(parents=True, exist_ok=True)

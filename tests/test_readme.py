@@ -108,9 +108,11 @@ def test_the_picture_is_drawn_from_a_run(tiny_run: Path) -> None:
 def folder_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder but for the files that the README takes for granted, and the programs that it calls."""
     rng = np.random.default_rng(0)
-    (tmp_path / "photos").mkdir()
-    for i in range(480):
-        Image.fromarray(rng.integers(0, 256, (48, 56, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    for name in ("cats", "dogs"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(240):
+            pixels = rng.integers(0, 256, (48, 56, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
     write_cifar10(tmp_path / "data", per_batch=100)
     torch.save({f"module.{name}": tensor for name, tensor in released_state_dict("nin").items()}, tmp_path / "nin.pth")
     programs = {

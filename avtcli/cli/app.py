@@ -32,6 +32,7 @@ COMMANDS = {
     "gen-homographies": ("homographies", "gen_homographies", "Sample a bank of homographies for pretraining."),
     "bench": ("bench", "bench", "Benchmark each component against a baseline implementation on this machine."),
     "demo": ("demo", "demo", "End-to-end demo on bundled images: pretrain, probe, export, report."),
+    "data": ("data", "app", "Check the images of a data set."),
     "doctor": ("doctor", "doctor", "Check the installation and this machine."),
     "recipes": ("recipes", "app", "List, show and copy recipes."),
     "plugins": ("plugins", "app", "List, show, check and write plugins."),

@@ -102,9 +102,9 @@ def complete_recipe(kind: str | None = None) -> Completion:
 
 def complete_run(incomplete: str) -> list[str]:
     """Complete a run under ./runs, the newest first, or `last`."""
-    from avtcli.storage.run_folders import list_runs
+    from avtcli.storage.run_folders import runs_with_checkpoints
 
-    runs = [str(path) for path in list_runs()]
+    runs = [str(path) for path in runs_with_checkpoints()]
     return [*runs, "last"] if runs else []
 
 

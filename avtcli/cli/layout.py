@@ -68,7 +68,8 @@ def table_lines(
     if best is not None:
         table[best + 1][0] += " (best)"
     room, columns = room or sys.maxsize, [*zip(*table, strict=True)]
-    first, others = _shortened(columns[0], room // 2), [_shortened(column, room) for column in columns[1:]]
+    fits = _total(max(map(len, column)) for column in columns) <= room
+    first, others = _shortened(columns[0], room if fits else room // 2), [_shortened(column, room) for column in columns[1:]]
     lines: list[str] = []
     while others or not lines:
         count = len(others)  # as many as fit when all are as narrow as they can be

@@ -19,6 +19,7 @@ from avtcli.runtime.launcher import must_launch, read_launch
 from avtcli.storage.run_folders import run_to_resume
 
 KINDS = component_kinds(PretrainConfig)
+_FOLDER = "Pretrain on the images in this folder, as `--dataset folder:DIR`. Default: those of --dataset."
 _RECIPE = "Settings to start from. Default: the published recipe of data set and backbone (imagenet: alexnet), else `default`."
 _LR = "Peak learning rate of the backbone; the others keep their ratio to it. Default: the recipe's."
 _OUT = "Run folder. Default: runs/DATE-DATASET-BACKBONE-OBJECTIVE."
@@ -28,6 +29,7 @@ _DRY_RUN = "Check everything, take a few steps in memory, print the time, memory
 
 @settings_options(PretrainConfig)
 def pretrain(
+    folder: Annotated[Path | None, typer.Argument(metavar="DIR", help=_FOLDER)] = None,
     *,
     recipe: Annotated[
         str | None, option(_RECIPE, "NAME|FILE.toml", panel="Model", autocompletion=complete_recipe("pretrain"))
@@ -49,6 +51,10 @@ def pretrain(
 
     Example: `avt pretrain --dataset cifar10 --backbone nin`
     """
+    if folder is not None and "dataset" in settings:
+        raise AvtError(f"Both the folder {folder} and --dataset were given: give one of them.")
+    if folder is not None:
+        settings["dataset"] = {"name": f"folder:{folder}"}
     given = merge({**settings, "lr": lr}, options_from_texts(overrides or [], kinds=KINDS))
     run, config = out, None
     if resume is None:

@@ -1,8 +1,9 @@
 """The contract of a data set. Shapes: n images, C channels, H rows, W columns."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -34,6 +35,10 @@ class Split(ABC):
     @abstractmethod
     def name(self, i: int) -> str:
         """What image i is called, for messages and embeddings."""
+
+    def describe(self, i: int) -> str | None:
+        """How image i is stored, such as `PNG RGBA`, from its header; none where that says nothing. Raises as `read`."""
+        return None
 
     def listing(self) -> bytes | None:
         r"""What the split states of its images, in order: `NAME\0FACTS\n` each; none where it is no list of files.
@@ -91,3 +96,18 @@ class ImageData:
     classes: tuple[str, ...] | None
     fingerprint: str
     """Changes when the data does: a hash of what the files say of themselves."""
+    unlabelled: Split | None = None
+    """Images that pretraining takes instead of `train`; probes and evaluations take `train`."""
+    typical_side: int | None = None
+    """The median shorter side of a sample of the images, where they differ in size and a sample was read."""
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the data set that were chosen from the images; a run stores them, so that they stay."""
+    notes: tuple[str, ...] = ()
+    """What a user must know of how the files were understood, such as where labels come from."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """How many files were left out, by reason or by suffix."""
+    complete: "Callable[[Tensor], ImageData] | None" = None
+    """Where channels, mean and std are to be chosen from the images: returns the data set with those of a sample.
+
+    It takes the indices of training images that may be looked at, (n,) int64: held-out images decide nothing.
+    """

@@ -1,26 +1,30 @@
 """Data sets by name, whether they are those of a run, and the size of their images."""
 
 import os
-import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
+
+import torch
 
 from avtcli import registry
 from avtcli.config.components import Augment, Plugin
 from avtcli.config.resolution import data_folder
 from avtcli.contracts import ImageData, Size, Split
+from avtcli.data.held_out import can_hold_out, partition, records_of
 from avtcli.data.images import resized_size
 from avtcli.errors import AvtError
 from avtcli.storage.run_data import read_bad_images, read_listing
 
 UNKNOWN: Final = "unknown"
 """The fingerprint of the data of an imported network."""
+REASONS: Final = 6
+"""Kinds of files left out that a notice names."""
 
 
 def build_data(plugin: Plugin, data_dir: str | None) -> ImageData:
-    """Open a data set.
+    """Open a data set; what it has to choose from the images it chooses from those that may be trained on.
 
     Raises:
         AvtError: if it is missing, incomplete or empty.
@@ -28,23 +32,32 @@ def build_data(plugin: Plugin, data_dir: str | None) -> ImageData:
     data: ImageData = registry.build("dataset", plugin.name, plugin.options, data_dir=data_folder(data_dir))
     if not len(data.train):
         raise AvtError(f"The data set '{plugin.name}' has no training images.")
-    return data
+    if data.complete is None:
+        return data
+    return data.complete(partition(data).train if can_hold_out(data) else torch.arange(len(data.train)))
+
+
+def describe_data(data: ImageData) -> list[str]:
+    """Say how the files of a data set were understood, and which were left out."""
+    notes = list(data.notes)
+    if data.left_out:
+        ordered = sorted(data.left_out.items(), key=lambda item: (-item[1], item[0]))
+        parts = [f"{count} {reason}" for reason, count in ordered[:REASONS]]
+        parts += [f"{sum(count for _, count in ordered[REASONS:])} others"] if len(ordered) > REASONS else []
+        notes.append(f"left out: {sum(data.left_out.values())} files ({', '.join(parts)})")
+    return notes
 
 
 def splits_of(data: ImageData) -> dict[str, Split]:
-    """Return the splits by name: train, and test if there is one."""
-    return {"train": data.train} | ({} if data.test is None else {"test": data.test})
+    """Return the splits by name: train, and test and unlabelled if there are such."""
+    splits = {"train": data.train, "test": data.test, "unlabelled": data.unlabelled}
+    return {part: split for part, split in splits.items() if split is not None}
 
 
 def listings_of(data: ImageData) -> dict[str, bytes]:
     """Return the list of each split's images, for a run to keep; without splits that are no lists of files."""
     listings = {part: split.listing() for part, split in splits_of(data).items()}
     return {part: listing for part, listing in listings.items() if listing is not None}
-
-
-def records_of(listing: bytes) -> Iterator[bytes]:
-    """Yield the record of each image of a `Split.listing`: name, NUL, facts."""
-    return (found[0] for found in re.finditer(rb"[^\0]*\0[^\n]*\n", listing))
 
 
 def check_data(data: ImageData, *, run: Path, fingerprint: str | None, advice: str) -> ImageData:
@@ -90,6 +103,18 @@ def _differences(before: bytes, now: bytes, *, excused: Collection[bytes]) -> li
     gone, come = ({record.partition(b"\0")[0] for record in records} for records in (old, new))
     kinds = {"missing": gone - come - set(excused), "added": come - gone, "changed": (gone & come) - set(excused)}
     return [f"{len(names)} {kind}, first {os.fsdecode(min(names))!r}" for kind, names in kinds.items() if names]
+
+
+def with_sizes(data: ImageData, augment: Augment, *, natural: int) -> Augment:
+    """Complete resize and crop where the images differ in size and no crop is given.
+
+    The crop is the natural side of the backbone, and the images are resized to 8/7 of it, as 256 is to 224; neither is more
+    than the shorter side of half of the images, so that most are not enlarged.
+    """
+    if data.size is not None or augment.crop is not None:
+        return augment
+    most = augment.resize or data.typical_side or 2 * natural
+    return augment.model_copy(update={"resize": augment.resize or min(natural * 8 // 7, most), "crop": min(natural, most)})
 
 
 def image_size(data: ImageData, augment: Augment) -> Size:

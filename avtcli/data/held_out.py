@@ -1,5 +1,7 @@
 """Which images of a data set are trained on, and which are held out to be measured on."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
@@ -9,7 +11,6 @@ import torch
 from torch import Tensor
 
 from avtcli.contracts import ImageData, Split
-from avtcli.data.datasets import records_of
 from avtcli.errors import AvtError
 from avtcli.seeding import subset
 
@@ -47,6 +48,16 @@ class Partition:
         return last.nonzero()[:, 0]
 
 
+def records_of(listing: bytes) -> Iterator[bytes]:
+    """Yield the record of each image of a `Split.listing`: name, NUL, facts."""
+    return (found[0] for found in re.finditer(rb"[^\0]*\0[^\n]*\n", listing))
+
+
+def can_hold_out(data: ImageData) -> bool:
+    """Whether a data set has a test split, or enough images to hold some out."""
+    return (data.test is not None and len(data.test) > 0) or len(data.train) >= 2 * _LEAST
+
+
 def partition(data: ImageData) -> Partition:
     """Divide a data set into images to train on and held-out ones.
 
@@ -56,7 +67,7 @@ def partition(data: ImageData) -> Partition:
     everything = torch.arange(len(data.train))
     if data.test is not None and len(data.test):
         return Partition("test", everything, data.test, torch.arange(len(data.test)))
-    if len(everything) < 2 * _LEAST:
+    if not can_hold_out(data):
         raise AvtError(
             f"The data set has {len(everything)} images and no test split: it needs {2 * _LEAST} or more, as {_LEAST} are held "
             "out of training. Give more images."
@@ -76,7 +87,10 @@ def _hashes(split: Split) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
         keys = (str(i).encode() for i in range(len(split)))
     else:
         keys = (record.partition(b"\0")[0] for record in records_of(listing))
-    return np.frombuffer(b"".join(blake2b(key, digest_size=8).digest() for key in keys), "<u8")
+    hashes = bytearray()  # joined at the end, the parts of a million would take several times the memory
+    for key in keys:
+        hashes += blake2b(key, digest_size=8).digest()
+    return np.frombuffer(hashes, "<u8")
 
 
 def limited(indices: Tensor, limit: int | None) -> Tensor:

@@ -11,11 +11,11 @@ from avtcli.config.model_spec import ModelSpec
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import resolve_plugin
 from avtcli.contracts import ImageData, Size, Split
-from avtcli.data.datasets import build_data, check_data, image_size, splits_of
+from avtcli.data.datasets import build_data, check_data, describe_data, image_size, with_sizes
 from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
 from avtcli.errors import AvtError
-from avtcli.events import Notice
+from avtcli.events import Notice, OnEvent, ignore
 from avtcli.models.initial_weights import stored_backbone
 from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import PRETRAINED, Weights, open_weights
@@ -65,19 +65,27 @@ def load_target(
     """
     if backbone is None:
         source = run if isinstance(run, Weights) else open_weights(run, on_event=context.on_event)
-        return EvaluationTarget(source, prepare_images(dataset, source=source, data_dir=data_dir, augment=augment))
+        prepared = prepare_images(dataset, source=source, data_dir=data_dir, augment=augment, on_event=context.on_event)
+        return EvaluationTarget(source, prepared)
     if run is not None:
         raise AvtError(f"Both a run, {run}, and --backbone {backbone.name} were given: give one of them.")
-    dataset = dataset or Plugin(name=PretrainConfig.model_fields["dataset"].default.name)
-    prepared = _open(resolve_plugin("dataset", dataset), data_dir, augment or Augment())
+    dataset = resolve_plugin("dataset", dataset or Plugin(name=PretrainConfig.model_fields["dataset"].default.name))
+    data = _open(dataset, data_dir, on_event=context.on_event)
+    augment = with_sizes(data, augment or Augment(), natural=registry.input_size(backbone.name))
+    prepared = PreparedImages(dataset, data, augment, image_size(data, augment))
     return EvaluationTarget(_build_weights(backbone, prepared, context), prepared)
 
 
 def prepare_images(
-    dataset: Plugin | None, *, source: Weights, data_dir: str | None = None, augment: Augment | None = None
+    dataset: Plugin | None,
+    *,
+    source: Weights,
+    data_dir: str | None = None,
+    augment: Augment | None = None,
+    on_event: OnEvent = ignore,
 ) -> PreparedImages:
-    """Open images for a network; see `load_target`."""
-    config, given = source.config, dataset
+    """Open images for a network, by default in the size that it was trained on; see `load_target`."""
+    config, given, spec = source.config, dataset, source.spec
     if source.run is None and given is None and config is not None and _reads_files(config.dataset.name):
         raise AvtError(f"{source.path} was trained on '{config.dataset.name}'; a file does not choose images: give --dataset.")
     dataset = dataset or (config.dataset if config else None)
@@ -86,17 +94,32 @@ def prepare_images(
     options, dataset = dataset.options, resolve_plugin("dataset", dataset)
     if config is not None and dataset.name == config.dataset.name and not options:
         dataset = config.dataset  # with the run's options
+    measured = {"channels": spec.channels, "mean": list(spec.mean), "std": list(spec.std)}
+    taken = {key: value for key, value in measured.items() if key not in options}
+    if dataset.options.get("channels") == "auto":  # chosen from the images, where the network does not choose
+        dataset = dataset.model_copy(update=taken)
     data_dir = data_dir or (config.data_dir if config and source.run is not None else None)
-    prepared = _open(dataset, data_dir, augment or (config.augment if config else Augment()))
+    data = _open(dataset, data_dir, on_event=on_event)
     if given is None and source.run is not None:
         stored, advice = source.about.get("environment", {}).get("data_fingerprint"), "Give --dataset to use other images."
-        check_data(prepared.data, run=source.run, fingerprint=stored, advice=advice)
-    if prepared.data.channels != source.spec.channels:
+        check_data(data, run=source.run, fingerprint=stored, advice=advice)
+    if data.channels != spec.channels:
         raise AvtError(
-            f"The backbone of {source.path} takes images of {source.spec.channels} channel(s), those of '{dataset.name}' have "
-            f"{prepared.data.channels}."
+            f"The backbone of {source.path} takes images of {spec.channels} channel(s), those of '{dataset.name}' have "
+            f"{data.channels}."
         )
-    return prepared
+    augment = augment or _sizes_of(source, data, config.augment if config else Augment(), on_event=on_event)
+    augment = with_sizes(data, augment, natural=min(spec.size))
+    return PreparedImages(dataset, data, augment, image_size(data, augment))
+
+
+def _sizes_of(source: Weights, data: ImageData, augment: Augment, *, on_event: OnEvent) -> Augment:
+    """Return the run's augmentation, or resizing and crop to its size where it had none and these images have others."""
+    height, width = source.spec.size
+    if augment.crop is not None or augment.resize is not None or data.size == (height, width) or height != width:
+        return augment
+    on_event(Notice(f"images are resized and cropped to {width} px, the size that {source.path} was trained on"))
+    return augment.model_copy(update={"resize": width, "crop": width})
 
 
 def _reads_files(dataset: str) -> bool:
@@ -115,13 +138,19 @@ def read_images(
 
 def check_labels(prepared: PreparedImages) -> None:
     """Refuse a data set without labels."""
-    if any(split.labels is None for split in splits_of(prepared.data).values()):
-        raise AvtError(f"The data set '{prepared.dataset.name}' has no labels, and a probe learns from labels.")
+    data = prepared.data
+    if data.train.labels is None or (data.test is not None and data.test.labels is None):
+        raise AvtError(
+            f"The data set '{prepared.dataset.name}' has no labels, and a probe learns from labels. A folder has them where "
+            "its images lie in class folders: DIR/CLASS, or DIR/train/CLASS and DIR/test/CLASS; a list in a column `label`."
+        )
 
 
-def _open(dataset: Plugin, data_dir: str | None, augment: Augment) -> PreparedImages:
+def _open(dataset: Plugin, data_dir: str | None, *, on_event: OnEvent) -> ImageData:
     data = build_data(dataset, data_dir)
-    return PreparedImages(dataset, data, augment, image_size(data, augment))
+    for note in describe_data(data):
+        on_event(Notice(note))
+    return data
 
 
 def _build_weights(backbone: Plugin, prepared: PreparedImages, context: Context) -> Weights:

@@ -77,7 +77,7 @@ class Encoder(nn.Module):
         """Normalise as `normalise` does, without its checks: looking at the values would make the host wait for a GPU."""
         images = to_float(images).to(torch.promote_types(images.dtype, self.pixel_mean.dtype))
         stats = (self.pixel_mean, self.pixel_std.square())
-        mean, var = (stat.flatten().to(images.dtype) for stat in stats)
+        mean, var = (stat.flatten().to(images.dtype).expand(images.shape[1]).contiguous() for stat in stats)
         # one pass over the images; before torch 2.14 an eps of 0 is refused, and this one changes no variance of pixels
         return functional.batch_norm(images, mean, var, eps=1e-30)
 

@@ -7,10 +7,10 @@ from typing import Final
 
 import torch
 
-from avtcli import registry
-from avtcli.config.resolution import data_folder
+from avtcli.config.components import Plugin
 from avtcli.contracts import ImageData, Split
-from avtcli.data.datasets import records_of
+from avtcli.data.datasets import build_data, splits_of
+from avtcli.data.held_out import records_of
 from avtcli.plugin_kit.checking import Trial, checks_of, described, expect, expect_tensor
 from avtcli.seeding import subset
 
@@ -29,14 +29,9 @@ def trial(spec: str) -> Trial:
     """Open a data set for its checks."""
 
     def open_it() -> ImageData:
-        data: ImageData = registry.build("dataset", spec, {}, data_dir=data_folder(None))
-        return data
+        return build_data(Plugin(name=spec), None)
 
     return CHECKS, DatasetSubject(open_it(), open_it)
-
-
-def _splits(data: ImageData) -> dict[str, Split]:
-    return {"train": data.train} | ({} if data.test is None else {"test": data.test})
 
 
 def _some(split: Split) -> list[int]:
@@ -46,15 +41,15 @@ def _some(split: Split) -> list[int]:
 
 def its_splits_have_images(subject: DatasetSubject) -> str:
     """Each has one or more."""
-    for part, split in _splits(subject.data).items():
+    for part, split in splits_of(subject.data).items():
         expect(len(split) > 0, f"{part} is empty; a missing split is None")
-    return ", ".join(f"{part} {len(split)}" for part, split in _splits(subject.data).items())
+    return ", ".join(f"{part} {len(split)}" for part, split in splits_of(subject.data).items())
 
 
 def images_are_uint8_of_the_stated_channels_and_size(subject: DatasetSubject) -> str:
     """`read` gives (C, H, W), the same each time, and equal to `images` where that is given."""
     data = subject.data
-    for part, split in _splits(data).items():
+    for part, split in splits_of(data).items():
         for i in _some(split):
             image, what = split.read(i), f"{part} {split.name(i)}"
             fine = image.dtype == torch.uint8 and image.ndim == 3 and len(image) == data.channels
@@ -71,7 +66,7 @@ def images_are_uint8_of_the_stated_channels_and_size(subject: DatasetSubject) ->
 def labels_are_int64_and_in_range(subject: DatasetSubject) -> str:
     """(n,) from 0, below the number of class names if any."""
     classes = subject.data.classes
-    for part, split in _splits(subject.data).items():
+    for part, split in splits_of(subject.data).items():
         if split.labels is None:
             continue
         expect_tensor(f"the tensor of {part} labels", split.labels, (len(split),), torch.int64)
@@ -84,7 +79,7 @@ def labels_are_int64_and_in_range(subject: DatasetSubject) -> str:
 
 def image_names_are_unique(subject: DatasetSubject) -> str:
     """Messages and embeddings identify images by name."""
-    for part, split in _splits(subject.data).items():
+    for part, split in splits_of(subject.data).items():
         indices = _some(split)
         names = {split.name(i) for i in indices}
         expect(all(names) and len(names) == len(indices), f"{len(indices)} images of {part} have {len(names)} names")
@@ -94,7 +89,7 @@ def image_names_are_unique(subject: DatasetSubject) -> str:
 def a_listing_gives_the_same_images(subject: DatasetSubject) -> str:
     """A split that lists its files is opened again from the list, which a run keeps."""
     files = 0
-    for part, split in _splits(subject.data).items():
+    for part, split in splits_of(subject.data).items():
         listing = split.listing()
         if listing is None:
             continue
@@ -124,7 +119,7 @@ def it_is_the_same_when_opened_again(subject: DatasetSubject) -> str:
     first, second = data.fingerprint, again.fingerprint
     problem = f"opened twice, the fingerprints are {first!r} and {second!r}, expected one that is not empty"
     expect(bool(first) and first == second, problem)
-    for (part, split), other in zip(_splits(data).items(), _splits(again).values(), strict=True):
+    for (part, split), other in zip(splits_of(data).items(), splits_of(again).values(), strict=True):
         expect(len(split) == len(other), f"opened twice, {part} has {len(split)} and {len(other)} images")
         a, b = split.labels, other.labels
         same = a is b if a is None or b is None else torch.equal(a, b)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ def _open(run: Weights | str | Path | None, config: ProbeConfig, context: Contex
     data_dir, augment = config.data_dir, config.augment
     target = load_target(run, backbone=config.backbone, dataset=first, data_dir=data_dir, augment=augment, context=context)
     source = target.source
-    prepared = [target.prepared, *(prepare_images(d, source=source, data_dir=data_dir, augment=augment) for d in others)]
+    more = partial(prepare_images, source=source, data_dir=data_dir, augment=augment, on_event=context.on_event)
+    prepared = [target.prepared, *map(more, others)]
     for part in prepared:
         check_labels(part)
     return source, prepared

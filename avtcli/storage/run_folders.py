@@ -38,13 +38,13 @@ def is_run(path: Path) -> bool:
 
 def newest_run(root: Path = RUNS) -> Path:
     """Return the run under `root` that was started or resumed last, of those with a checkpoint, else raise an `AvtError`."""
-    found = list_runs(root)
+    found = runs_with_checkpoints(root)
     if not found:
         raise AvtError(f"There is no run under {root}. Name a run folder, or make one with `avt pretrain`.")
     return found[0]
 
 
-def list_runs(root: Path = RUNS) -> list[Path]:
+def runs_with_checkpoints(root: Path = RUNS) -> list[Path]:
     """List the runs under `root` that have a checkpoint, those started or resumed last first."""
     found = [path for path in root.iterdir() if any(path.glob("checkpoints/step-*/manifest.json"))] if root.is_dir() else []
     return sorted(found, key=lambda path: (started(path), path.name), reverse=True)

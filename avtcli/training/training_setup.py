@@ -1,6 +1,6 @@
 """Everything a pretraining run is made of, built and checked before anything is written."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,18 @@ from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.run_length import RunLength, within_budget
 from avtcli.contracts import ImageData, Size, TransformFamily
 from avtcli.data.bad_images import BadImages
-from avtcli.data.datasets import build_data, check_data, image_size
+from avtcli.data.datasets import build_data, check_data, describe_data, image_size, with_sizes
 from avtcli.data.epoch_table import batch_bounds
 from avtcli.data.held_out import HELD_OUT_COUNT, Partition, limited, partition
 from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
 from avtcli.data.training_loader import TrainingLoader, ViewSpec
 from avtcli.errors import AvtError
-from avtcli.events import OnEvent, Started
+from avtcli.events import Notice, OnEvent, Started
 from avtcli.geometry.family_building import build_family
 from avtcli.models.initial_weights import build_initial, stored_backbone
 from avtcli.models.siamese import SiameseModel
-from avtcli.plugin_options import sum_parts
+from avtcli.plugin_options import plain, sum_parts
 from avtcli.runtime.devices import build_accelerator, choose_device, choose_precision, describe_device
 from avtcli.runtime.environment import describe_environment
 from avtcli.runtime.execution import resolve_execution, to_channels_last
@@ -115,7 +115,7 @@ def build_training_setup(
     device = choose_device(config.device)
     config = config.model_copy(update={"precision": choose_precision(config.precision, device)})
     accelerator = build_accelerator(device, config.precision, on_event=on_event)
-    data = _open_data(config, run)
+    config, data = _open_data(config, run, on_event=on_event)
     parts = partition(data)
     indices, monitored = limited(parts.train, config.limit_train), parts.to_monitor(HELD_OUT_COUNT)
     processes = accelerator.num_processes
@@ -180,12 +180,22 @@ def _check_shares(batch_size: int, processes: int) -> None:
         )
 
 
-def _open_data(config: PretrainConfig, run: Path | None) -> ImageData:
+def _open_data(config: PretrainConfig, run: Path | None, *, on_event: OnEvent) -> tuple[PretrainConfig, ImageData]:
+    """Open the images to pretrain on, and complete the settings with what is chosen from them, and say it."""
     data = build_data(config.dataset, config.data_dir)
-    if run is None:
-        return data
-    fingerprint, advice = read_env(run).get("data_fingerprint"), "Point --dataset or --data-dir to the same images."
-    return check_data(data, run=run, fingerprint=fingerprint, advice=advice)
+    if run is not None:
+        fingerprint, advice = read_env(run).get("data_fingerprint"), "Point --dataset or --data-dir to the same images."
+        data = check_data(data, run=run, fingerprint=fingerprint, advice=advice)
+    for note in describe_data(data):
+        on_event(Notice(note))
+    if data.unlabelled is not None:
+        data = replace(data, train=data.unlabelled, unlabelled=None)
+    augment = with_sizes(data, config.augment, natural=registry.input_size(config.backbone.name))
+    if augment != config.augment:
+        sides = f"resized to {augment.resize} px, cropped to {augment.crop} px"
+        on_event(Notice(f"sizes: {sides}, for {config.backbone.name} (`-o augment.resize=N -o augment.crop=N` sets others)"))
+    dataset = config.dataset.model_copy(update=plain(data.chosen))
+    return config.model_copy(update={"dataset": dataset, "augment": augment}), data
 
 
 def _choose_workers(config: PretrainConfig, data: ImageData, size: Size, processes: int) -> tuple[int, int]:

@@ -37,7 +37,6 @@ def test_the_backbone_takes_options(avt: Callable[..., Any]) -> None:
     result = avt(f"{line} --batch-size 2 --rounds 1 --device cpu")
 
     assert "batch 2, args={'patch_size': 16, 'depth': 1}; baseline: " in " ".join(result.stdout.split())
-    assert max(map(len, result.stdout.splitlines())) <= 100
 
 
 @pytest.mark.parametrize(

@@ -60,10 +60,11 @@ def test_pretraining_and_embedding_photographs_in_a_folder(avt) -> None:
 
 def test_a_backbone_and_a_data_set_take_their_options(avt) -> None:
     write_photos(Path("photos"))
-    line = "embed --backbone nin -o backbone.width=0.05 --dataset folder:photos --workers 0 --out e.npz --json"
+    line = "embed --backbone nin -o backbone.width=0.05 --dataset folder:photos --workers 0 --json"
 
-    assert "The images differ in size: give `-o augment.resize=256" in avt(line).stderr
-    cut = avt(f"{line} -o augment.resize=40 -o augment.crop=24 -o dataset.std=[0.5,0.5,0.5] --pool none")
+    natural = avt(f"{line} --out natural.npz --pool none")
+    assert natural.json["layers"] == {"conv2": [6, 10, 8, 8]}  # NIN's 32 px, by 4
+    cut = avt(f"{line} --out e.npz -o augment.resize=40 -o augment.crop=24 -o dataset.std=[0.5,0.5,0.5] --pool none")
     assert cut.json["layers"] == {"conv2": [6, 10, 6, 6]}
 
 

@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 from dataclasses import asdict
 from pathlib import Path
 
@@ -46,9 +47,9 @@ def test_no_runs_are_an_empty_list_and_a_missing_folder_is_an_error(avt) -> None
 def test_every_line_fits_a_terminal_and_names_and_states_stay(columns: int) -> None:
     write_run()
     master, slave = pty.openpty()
-    variables = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | {"COLUMNS": str(columns)}
+    termios.tcsetwinsize(slave, (24, columns))
     command = [sys.executable, "-m", "avtcli", "runs"]
-    subprocess.run(command, stdout=slave, stderr=slave, env=variables, check=True)
+    subprocess.run(command, stdout=slave, stderr=slave, check=True)
     os.close(slave)
     lines = os.read(master, 100_000).decode().splitlines()
     os.close(master)

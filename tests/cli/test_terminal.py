@@ -3,6 +3,7 @@
 import os
 import pty
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,7 +89,7 @@ def test_no_output_is_wider_than_the_terminal_and_no_word_is_broken(
         shorten_demo(monkeypatch)
     if line.startswith("compare"):
         write_runs()
-    os.symlink(tiny_run, "run")
+    shutil.copytree(tiny_run, "run")
     result = avt(line.replace("RUN", "run"))
 
     assert result.code == 0, result.stderr
@@ -253,7 +254,7 @@ def test_a_bank_is_a_file_of_safetensors(avt) -> None:
 
 
 def test_the_protocol_of_a_probe_takes_two_lines_and_verbose_shows_all(avt, tiny_run: Path) -> None:
-    line = f"probe {tiny_run} --limit-train 40 --head knn --layer conv1,conv2"
+    line = f"probe {shutil.copytree(tiny_run, 'run')} --limit-train 40 --head knn --layer conv1,conv2"
     short, full = avt(line).stdout.rstrip().split("\n\n")[-1], avt(f"{line} --verbose").stdout.rstrip().split("\n\n")[-1]
 
     assert [text.split()[0] for text in short.splitlines()] == ["protocol", "figures"]

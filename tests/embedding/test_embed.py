@@ -140,7 +140,7 @@ def test_photographs_are_resized_center_cropped_and_named(photo_run: Path, photo
     assert names == sorted(str(path.relative_to(photos)) for path in photos.rglob("*.png"))
     torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)
     assert columns(result.file)["split"] == ["train"] * 7
-    assert not result.labels
+    assert columns(result.file)["labels"] == [0] * 4 + [1] * 3  # the folders a and b
 
 
 POOLINGS = {

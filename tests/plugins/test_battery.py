@@ -11,7 +11,7 @@ from PIL import Image
 from avtcli import registry
 from avtcli.plugin_kit import check_plugin
 from avtcli.plugin_kit.plugin_checks import FreshImport
-from tests.support import write_cifar10, write_idx
+from tests.support import write_cifar10, write_cifar100, write_idx, write_stl10, write_svhn
 
 torch.set_num_threads(1)
 
@@ -45,12 +45,23 @@ def small_places(folder: Path) -> Path:
     return folder
 
 
+def small_list(folder: Path) -> Path:
+    write_images(folder, ["b.jpg", "a/1.jpg", "a/b/2.jpeg"])
+    (folder / "list.csv").write_text("path,label\nb.jpg,x\na/1.jpg,y\na/b/2.jpeg,x\n")
+    return folder / "list.csv"
+
+
 SMALL = {
     "cifar10": write_cifar10,
+    "cifar100": write_cifar100,
     "fashion-mnist": write_idx,
+    "files": small_list,
     "folder": small_folder,
     "imagenet": small_imagenet,
+    "mnist": write_idx,
     "places205": small_places,
+    "stl10": write_stl10,
+    "svhn": write_svhn,
 }
 
 

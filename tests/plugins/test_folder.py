@@ -5,9 +5,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from avtcli import registry
+from avtcli.config.components import Plugin
 from avtcli.contracts import ImageData
+from avtcli.data.datasets import build_data, describe_data
+from avtcli.data.held_out import partition
 from avtcli.errors import AvtError
 from avtplugins.datasets.folder import folder
 
@@ -37,6 +41,18 @@ def test_every_image_at_any_depth_is_there_sorted_by_its_name(photos: Path) -> N
 
     assert names(folder(photos)) == expected
     assert expected == ["a-0.bmp", "a.png", "a/0.ppm", "a/c/1.JPEG", "b.jpg", "b/2.jpg", "z.webp"]
+
+
+def classes_of(data: ImageData) -> list[tuple[str, str]]:
+    """Name and class of each training image."""
+    assert data.train.labels is not None
+    assert data.classes is not None
+    return [(name, data.classes[label]) for name, label in zip(names(data), data.train.labels.tolist(), strict=True)]
+
+
+def opened(path: Path, **options: object) -> ImageData:
+    """With what is chosen from the images, as commands open it."""
+    return build_data(Plugin(name=f"folder:{path}", **options), None)
 
 
 def test_images_are_rgb_without_labels_classes_or_a_test_part(photos: Path) -> None:
@@ -84,22 +100,150 @@ def test_the_fingerprint_follows_names_and_sizes_and_not_the_place(photos: Path)
     assert len({before, renamed, folder(transformed).fingerprint}) == 3
 
 
-def test_the_normalisation_is_imagenets_and_options_change_it(photos: Path) -> None:
-    data = registry.build("dataset", f"folder:{photos}", {"std": [0.5, 0.5, 0.25]})
+def test_class_folders_are_labels_as_torchvision_has_them(tmp_path: Path) -> None:
+    for number, name in enumerate(("b-1/1.png", "b/2.png", "b/deep/er/3.png", "a/4.jpg")):
+        save(tmp_path / name, number)
+    (tmp_path / "empty").mkdir()
+    data = folder(tmp_path)
+    reference = ImageFolder(str(tmp_path), allow_empty=True)
 
-    assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.5, 0.5, 0.25))
-    assert folder(photos).std == (0.229, 0.224, 0.225)
+    assert classes_of(data) == [("a/4.jpg", "a"), ("b/2.png", "b"), ("b/deep/er/3.png", "b"), ("b-1/1.png", "b-1")]
+    assert [str(tmp_path / name) for name in names(data)] == [path for path, _ in reference.samples]
+    assert "labels: 3 class folders" in data.notes
+    assert folder(tmp_path, labels="none").train.labels is None
+
+
+@pytest.mark.parametrize("more", ["top.png", None])
+def test_an_image_next_to_the_folders_or_a_single_folder_means_no_labels(more: str | None, tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/2.png", *([more, "b/3.png"] if more else [])):
+        save(tmp_path / name)
+    data = folder(tmp_path)
+
+    assert (data.train.labels, data.classes) == (None, None)
+    assert "labels: none, as no two class folders hold all images" in data.notes
+
+
+@pytest.mark.parametrize(
+    ("present", "test"),
+    [(["test", "val"], "test"), (["val"], "val"), (["validation"], "validation"), (["valid"], "valid"), ([], None)],
+)
+def test_train_and_test_folders_are_the_splits(present: list[str], test: str | None, tmp_path: Path) -> None:
+    for number, part in enumerate(["train", *present]):
+        for name in ("cat", "dog"):
+            save(tmp_path / part / name / f"{number}.png", number)
+    data = folder(tmp_path)
+
+    assert classes_of(data) == [("cat/0.png", "cat"), ("dog/0.png", "dog")]
+    assert (data.test is None) == (test is None)
+    if data.test is not None:
+        assert data.test.folder == tmp_path / str(test)
+        assert data.test.labels.tolist() == [0, 1]
+        assert f"splits: train and {test}" in data.notes
+
+
+def test_a_test_folder_without_classes_gives_way_to_one_with_them(tmp_path: Path) -> None:
+    for name in ("train/a/1.png", "train/b/1.png", "val/a/2.png", "val/b/2.png", "test/3.png"):
+        save(tmp_path / name)
+
+    assert folder(tmp_path).test.folder.name == "val"
+    assert folder(tmp_path, labels="none").test.folder.name == "test"
+
+
+def test_other_class_folders_in_test_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    for name in ("train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"):
+        save(tmp_path / name)
+
+    with pytest.raises(AvtError, match=r"1 of train are not in test \(first b\), .*first c.* `-o dataset.labels=none`"):
+        folder(tmp_path)
+    assert len(folder(tmp_path, labels="none").test) == 2
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in ("car/1.png", "train/2.png", "plane/3.png"):
+        save(tmp_path / name)
+
+    assert folder(tmp_path).classes == ("car", "plane", "train")
+
+
+def test_what_is_left_out_is_counted_by_its_reason(photos: Path) -> None:
+    for name in ("x.txt", "b/y.TXT", "notes", ".hidden.jpg"):
+        (photos / name).write_text("no image")
+    (photos / "gone.png").symlink_to("nothing")
+    os.mkfifo(photos / "pipe.png")
+    data = folder(photos)
+
+    assert data.left_out == {".txt": 2, "without suffix": 1, "hidden": 1, "links to nothing": 1, "no regular files": 1}
+    (text,) = [note for note in describe_data(data) if "left out" in note]
+    assert text == "left out: 6 files (2 .txt, 1 hidden, 1 links to nothing, 1 no regular files, 1 without suffix)"
+
+
+@pytest.mark.parametrize("kind", ["jfif", "pgm", "tif", "tiff", "gif"])
+def test_more_kinds_of_files_are_images(kind: str, tmp_path: Path) -> None:
+    Image.new("L", (8, 8), 77).save(tmp_path / f"x.{kind}", format={"jfif": "JPEG", "pgm": "PPM", "tif": "TIFF"}.get(kind))
+
+    assert folder(tmp_path, channels=1).train.read(0).unique().tolist() == [77]
+
+
+def test_mean_and_std_are_measured_on_images_that_are_not_held_out(photos: Path) -> None:
+    for number in range(40):
+        save(photos / f"more{number}.png", number + 10)
+    data = opened(photos)
+    kept = [data.train.read(i).double().numpy() / 255 for i in partition(data).train.tolist()]
+    means, squares = (np.stack([(image**power).mean((1, 2)) for image in kept]).mean(0) for power in (1, 2))
+
+    assert len(kept) < len(data.train)
+    assert data.mean == pytest.approx(means, abs=1e-4)
+    assert data.std == pytest.approx(np.sqrt(squares - means**2), abs=1e-4)
+    assert data.chosen == {"channels": 3, "mean": data.mean, "std": data.std}
+    assert data.typical_side == 16
+    assert opened(photos, **data.chosen).chosen == {}
+
+
+def test_figures_that_are_given_stay_and_state_the_channels(photos: Path) -> None:
+    data = opened(photos, std=[0.5, 0.5, 0.25])
+
+    assert data.std == (0.5, 0.5, 0.25)
+    assert sorted(data.chosen) == ["mean"]
+    with pytest.raises(
+        AvtError, match=r"a figure for each of the 1 or 3 channels, found mean \(0\.5,\), std None and channels 3"
+    ):
+        opened(photos, mean=[0.5], channels=3)
+
+
+def test_grey_stays_grey_where_all_images_are(tmp_path: Path) -> None:
+    for number, (kind, mode) in enumerate(
+        (("png", "L"), ("png", "RGB"), ("jpg", "L"), ("png", "1"), ("gif", "P"), ("png", "LA"))
+    ):
+        Image.new("L", (12, 10), 51 * (number % 2)).convert(mode).save(tmp_path / f"{number}.{kind}")
+    data = opened(tmp_path)
+
+    assert (data.channels, len(data.mean), data.chosen["channels"]) == (1, 1, 1)
+    assert [tuple(data.train.read(i).shape) for i in range(6)] == [(1, 10, 12)] * 6
+    assert opened(tmp_path, channels="3").channels == 3
+    for number in range(3):  # two of any number are held out
+        Image.new("RGB", (12, 10), "red").save(tmp_path / f"red{number}.png")
+    assert opened(tmp_path).channels == 3
+    assert opened(tmp_path, channels="1").train.read(6).unique().tolist() == [76]  # the luminance of red
+
+
+def test_images_that_cannot_be_read_choose_nothing(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.png").write_bytes(b"no image")
+    data = opened(tmp_path)
+
+    assert (data.channels, data.mean) == (3, (0.485, 0.456, 0.406))
+    assert "no sampled image can be read" in data.notes
 
 
 def test_what_is_no_folder_of_images_is_refused_with_what_was_expected(photos: Path) -> None:
     (photos / "empty").mkdir()
-    (photos / "empty" / "x.tiff").write_bytes(b"II")
+    (photos / "empty" / "x.txt").write_bytes(b"II")
 
     with pytest.raises(AvtError, match=r"The folder nowhere does not exist. Expected a folder with images at any depth, .jpeg"):
         folder(Path("nowhere"))
     with pytest.raises(AvtError, match=r"a.png is a file. Expected a folder .* give `--dataset folder:DIR`"):
         folder(photos / "a.png")
-    with pytest.raises(AvtError, match=r"empty has no images. Expected images at any depth, .jpeg, .jpg, .png, .webp, .bmp"):
+    with pytest.raises(AvtError, match=r"empty has no images \(1 other files: .txt\). Expected images at any depth, .jpeg"):
         folder(photos / "empty")
 
 

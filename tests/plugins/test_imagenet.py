@@ -13,7 +13,7 @@ from torchvision.datasets import ImageFolder
 
 from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
-from avtplugins.datasets._image_files import decode_image
+from avtplugins.datasets._decoding import decode_image
 from avtplugins.datasets.imagenet import imagenet
 
 torch.set_num_threads(1)
@@ -125,7 +125,7 @@ def test_a_file_that_is_cut_short_is_named(root: Path):
         data.train.read(0)
 
 
-@pytest.mark.parametrize("content", [b"", b"no image at all", b"GIF89a" + bytes(40)])
+@pytest.mark.parametrize("content", [b"", b"no image at all", b"8BPS\0\1" + bytes(40)])
 def test_a_file_of_another_format_is_named(content: bytes, root: Path):
     data = damaged_split(root, content)
     with pytest.raises(AvtError, match=r"n01_0\.JPEG does not decode: its first bytes .* as JPEG, PNG, WEBP, BMP, PPM"):
@@ -165,7 +165,9 @@ def test_a_missing_folder_gives_the_layout_expected(root: Path, tmp_path: Path):
 def test_images_that_are_not_sorted_into_class_folders_are_explained(root: Path):
     (root / "val").rename(root / "sorted")
     save(root / "val" / "ILSVRC2012_val_00000001.JPEG", 1)
-    expected = r"imagenet/val has no class folders\. Expected .* sort the images into one folder per class"
+    expected = (
+        r"imagenet/val has no class folders with images alone in it\. Expected .* sort the images into one folder per class"
+    )
     with pytest.raises(AvtError, match=expected):
         opened(root)
 
@@ -173,16 +175,16 @@ def test_images_that_are_not_sorted_into_class_folders_are_explained(root: Path)
 def test_class_folders_that_differ_are_named(root: Path):
     (root / "val" / "n02").rename(root / "val" / "n77")
     (root / "val" / "n88").mkdir()
-    expected = r"differ: 1 of train are not in val \(first n02\), 2 of val are not in train \(first n77\)\. Expected the same"
+    expected = r"differ: 1 of train are not in val \(first n02\), 1 of val are not in train \(first n77\)\. Expected the same"
     with pytest.raises(AvtError, match=expected):
         opened(root)
 
 
-def test_class_folders_without_images_are_counted(root: Path):
+def test_class_folders_without_images_are_no_classes(root: Path):
     for name in ("n02", "n03"):
         for file in (root / "val" / name).iterdir():
             file.unlink()
-    with pytest.raises(AvtError, match=r"2 class folders in .*imagenet/val hold no images, the first is n02\. Fill or remove"):
+    with pytest.raises(AvtError, match=r"differ: 2 of train are not in val \(first n02\)\. Expected .* each with images"):
         opened(root)
 
 

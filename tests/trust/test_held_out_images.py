@@ -121,7 +121,7 @@ def test_pretraining_opens_no_test_image(limit: int | None, tmp_path: Path) -> N
     for path in (tmp_path / "val" / "a").iterdir():
         path.write_bytes(b"")
     over = {**SETTINGS, "limit_train": limit, "batch_size": 4, "on_bad_image": "raise", "eval_every": 1}
-    run = run_tiny(Path("run"), dataset={"name": f"imagenet:{tmp_path}"}, **over)
+    run = run_tiny(Path("run"), dataset={"name": f"folder:{tmp_path}"}, **over)
 
     result = json.loads((run / "result.json").read_text())
     assert result["evaluated_on"] == f"6 {'training' if limit is None else 'held-out'} images"

@@ -374,7 +374,7 @@ def test_bad_images_of_an_evaluation_are_left_out_with_their_labels(tmp_path: Pa
         for i in range(24):
             (tmp_path / part / name / f"{i}.png").write_bytes(b"" if i in bad or part == "val" else content)
     config = tiny_config(
-        dataset={"name": f"imagenet:{tmp_path}"}, augment={"crop": 32}, limit_train=None, max_bad_fraction=0.3, device="cpu"
+        dataset={"name": f"folder:{tmp_path}"}, augment={"crop": 32}, limit_train=None, max_bad_fraction=0.3, device="cpu"
     )
     setup = build_training_setup(config, on_event=ignore)
     setup.net.eval()

@@ -61,6 +61,11 @@ def nin(*, in_channels: int, width: float = 1.0) -> Backbone:
     return NIN(in_channels, width)
 
 
+def input_size(variant: str | None) -> int:
+    """The side of CIFAR's images."""
+    return 32
+
+
 def published_nin() -> PublishedCheckpoint:
     """The checkpoint of AVT's CIFAR-10 experiment."""
     layers = {"Conv": 0, "BatchNorm": 1}

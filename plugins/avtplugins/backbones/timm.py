@@ -142,6 +142,12 @@ def variants() -> Collection[str]:
     return {*timm.list_models(), *timm.list_pretrained()}
 
 
+def input_size(variant: str | None) -> int:
+    """The shorter side of the images that timm trained a model on; 224 where it states none."""
+    stated = timm.get_pretrained_cfg(variant) if variant is not None and timm.is_model(variant) else None
+    return 224 if stated is None else min(stated.input_size[1:])
+
+
 _FROM_FILE = "Weights in a file are loaded by `--init-from FILE`"
 
 

@@ -51,11 +51,17 @@ def download(name: str, fetch: Callable[[], None], *, where: Path, layout: str) 
         raise missing_data(name, where=where, layout=layout, cause=f"and its download failed: {error}") from error
 
 
-def memory_data(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], **facts: Any) -> ImageData:
-    """Make a data set of images (n, C, 32, 32) and labels (n,); its fingerprint is a hash of their bytes and shapes."""
+def fingerprint_of(tensors: Sequence[Tensor]) -> str:
+    """Hash the bytes and shapes of tensors."""
     digest = hashlib.blake2b(digest_size=16)
-    for tensor in (*train, *test):
+    for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def memory_data(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], **facts: Any) -> ImageData:
+    """Make a data set of images (n, C, 32, 32) and labels (n,); its fingerprint is a hash of their bytes and shapes."""
     splits = MemorySplit(*train, prefix="train"), MemorySplit(*test, prefix="test")
-    return ImageData(*splits, channels=train[0].shape[1], size=(32, 32), fingerprint=digest.hexdigest(), **facts)
+    fingerprint = fingerprint_of((*train, *test))
+    return ImageData(*splits, channels=train[0].shape[1], size=(32, 32), fingerprint=fingerprint, **facts)

@@ -1,30 +1,28 @@
-"""Data sets of image files: listing, safe decoding, and splits that read one file at a time."""
+"""Data sets of image files: listing, and splits that read one file at a time."""
 
+import contextlib
 import hashlib
 import os
 import re
 import stat
-import warnings
 from array import array
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from avtcli.contracts import MAX_PIXELS, ImageData, Split
 from avtcli.errors import AvtError
+from avtplugins.datasets._decoding import AS_PUBLISHED, SUFFIXES, Decoding, decode_image, describe_image
 from avtplugins.datasets._files import missing_data
 
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
-SUFFIXES: Final = (b".jpeg", b".jpg", b".png", b".webp", b".bmp", b".ppm")
 MAX_BYTES: Final = 8 * MAX_PIXELS
 """The most bytes of a file: those of an uncompressed image of four 16-bit channels."""
-
 # of ImageNet's images in [0, 1], as in the release
 MEAN: Final = (0.485, 0.456, 0.406)
 STD: Final = (0.229, 0.224, 0.225)
@@ -56,8 +54,8 @@ def found_root(name: str, data_dir: Path, *, needs: tuple[str, ...]) -> Path | N
         return None
 
 
-def list_folder(folder: bytes) -> tuple[list[tuple[bytes, int]], list[bytes]]:
-    """List the image files, (name, size in bytes), and the folders in a folder, without hidden ones and links to nothing.
+def list_folder(folder: bytes, left_out: Counter[str]) -> tuple[list[bytes], list[bytes]]:
+    """List the image files and the folders in a folder; what is hidden, no image or a link to nothing is counted.
 
     Raises:
         AvtError: if the folder cannot be read.
@@ -66,65 +64,95 @@ def list_folder(folder: bytes) -> tuple[list[tuple[bytes, int]], list[bytes]]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith(b".") or (entry.is_symlink() and not os.path.exists(entry.path)):
-                    continue
-                if entry.is_dir():
+                if entry.name.startswith(b"."):
+                    left_out["hidden"] += 1
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    left_out["links to nothing"] += 1
+                elif entry.is_dir():
                     folders.append(entry.name)
-                elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
-                    files.append((entry.name, entry.stat().st_size))
+                elif not entry.name.lower().endswith(SUFFIXES):
+                    left_out[os.fsdecode(os.path.splitext(entry.name)[1].lower()) or "without suffix"] += 1
+                elif entry.is_file():
+                    files.append(entry.name)
+                else:
+                    left_out["no regular files"] += 1
     except OSError as error:
-        where = os.fsdecode(folder)
-        raise AvtError(f"The folder {where} cannot be read: {error.strerror}. Check its permissions and its disk.") from error
-    return sorted(files), folders
+        raise _unreadable(folder, error) from error
+    return files, folders
 
 
-def decode_image(file: BinaryIO, *, name: str) -> Tensor:
-    """Decode an image file to RGB, uint8 (3, H, W), without applying an EXIF orientation, as torchvision's ImageFolder.
+def _unreadable(folder: bytes, error: OSError) -> AvtError:
+    where = os.fsdecode(folder)
+    return AvtError(f"The folder {where} cannot be read: {error.strerror}. Check its permissions and its disk.")
 
-    Of 16 bits a channel the upper 8 remain, so that the stated range becomes 0 to 255. Transparency is dropped: the colours
-    below it show. CMYK is converted without a colour profile. Decoders of other formats than `FORMATS` never run.
+
+def walk(folder: bytes, below: bytes, walked: set[tuple[int, int]], left_out: Counter[str]) -> Iterator[tuple[bytes, int]]:
+    """List the image files in a folder and below, sorted by name: (name, size in bytes).
+
+    Links to folders are followed; a folder is walked once, so that a link to a parent ends there.
+    """
+    found = os.stat(folder)
+    if (found.st_dev, found.st_ino) in walked:
+        return
+    walked.add((found.st_dev, found.st_ino))
+    files, folders = list_folder(folder, left_out)
+    for name in sorted([*files, *(name + b"/" for name in folders)]):  # as the paths sort
+        if name.endswith(b"/"):
+            yield from walk(os.path.join(folder, name[:-1]), below + name, walked, left_out)
+        else:
+            try:
+                yield below + name, os.stat(os.path.join(folder, name)).st_size
+            except OSError as error:
+                raise _unreadable(folder, error) from error
+
+
+def list_classes(root: Path, left_out: Counter[str], *, labelled: bool) -> tuple[bytes, tuple[str, ...] | None]:
+    """List the images in a folder and below, see `write_listing`, and its classes, if any.
+
+    With no image in the folder itself, each folder in it that has images, at any depth, is a class; sorted, as torchvision's
+    ImageFolder does. Else, and if not `labelled`, there are no classes and all labels are -1.
+    """
+    start, walked, classes, here = os.fsencode(root), set[tuple[int, int]](), list[str](), Counter[str]()
+    files, folders = list_folder(start, here)
+    if files or not labelled:
+        return write_listing((*file, -1) for file in walk(start, b"", walked, left_out)), None
+
+    def by_class() -> Iterator[ListedFile]:
+        for folder in sorted(folders):
+            empty = True
+            for file in walk(os.path.join(start, folder), folder + b"/", walked, left_out):
+                yield *file, len(classes)
+                empty = False
+            if not empty:
+                classes.append(os.fsdecode(folder))
+
+    left_out.update(here)
+    return write_listing(by_class()), tuple(classes)
+
+
+def check_same_classes(root: Path, **classes: tuple[str, ...]) -> None:
+    """Check that two splits, by name, have the same classes.
 
     Raises:
-        AvtError: if it does not decode, is cut short, states more than `MAX_PIXELS` pixels, or has floating-point pixels, whose
-            range no file states.
+        AvtError: with the first class of each that the other lacks.
     """
-    with warnings.catch_warnings():  # Pillow warns of odd metadata in thousands of published images
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with Image.open(file, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError(f"{image.width}x{image.height} px")
-                if not image.width * image.height:
-                    raise ValueError(f"it has {image.width}x{image.height} px")
-                pixels = _rgb(image)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise AvtError(
-                f"{name} states more than {MAX_PIXELS // 1_000_000} million pixels ({error}), too many for one image. "
-                "Remove it from the data set, or shrink it."
-            ) from error
-        except Exception as error:  # a damaged image can fail in any way
-            cause = "its first bytes match no format" if isinstance(error, UnidentifiedImageError) else error
-            raise AvtError(
-                f"{name} does not decode: {cause}. Expected a complete image as {', '.join(FORMATS)}: copy the file again, or "
-                "remove it from the data set."
-            ) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def _rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Decode to (H, W, 3); Pillow clips grey levels above 255, and takes the upper 8 of 16 bits in colour."""
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers without a stated range")
-    if image.mode.startswith("I"):  # 16-bit grey: of PNG, or of PPM, scaled from its stated maximum
-        grey = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.stack([grey] * 3, axis=-1)
-    return np.array(image.convert("RGB"))
+    (first, ours), (second, theirs) = classes.items()
+    lacking, more = sorted({*ours} - {*theirs}), sorted({*theirs} - {*ours})
+    if lacking or more:
+        parts = [f"{len(lacking)} of {first} are not in {second} (first {lacking[0]})"] if lacking else []
+        parts += [f"{len(more)} of {second} are not in {first} (first {more[0]})"] if more else []
+        raise AvtError(
+            f"The class folders in {root} differ: {', '.join(parts)}. Expected the same names in {first} and in {second}, each "
+            "with images."
+        )
 
 
 def write_listing(files: Iterable[ListedFile]) -> bytes:
     """Write a list of files as `Split.listing` states it, with size and label."""
-    return b"".join(b"%s\0%d %d\n" % file for file in files)
+    listing = bytearray()  # joined at the end, the parts of a million would take several times the memory
+    for file in files:
+        listing += b"%s\0%d %d\n" % file
+    return bytes(listing)
 
 
 class FileSplit(Split):
@@ -137,6 +165,7 @@ class FileSplit(Split):
         folder: of the images.
         listing: their names below it, see `write_listing`.
         labelled: whether the labels mean anything.
+        how: they are decoded.
 
     Raises:
         AvtError: if the listing is damaged.
@@ -144,7 +173,7 @@ class FileSplit(Split):
 
     images: Tensor | None = None
 
-    def __init__(self, folder: Path, listing: bytes, *, labelled: bool = True) -> None:
+    def __init__(self, folder: Path, listing: bytes, *, labelled: bool = True, how: Decoding = AS_PUBLISHED) -> None:
         starts, ends, labels, end = array("q"), array("q"), array("q"), 0
         while found := _LISTED.match(listing, end):
             starts.append(end)
@@ -154,8 +183,9 @@ class FileSplit(Split):
         if end != len(listing):
             raise AvtError(f"The list of the images in {folder} is damaged after {len(ends)} names.")
         self.folder, self._listing, self.digest = folder, listing, hashlib.blake2b(listing, digest_size=16).digest()
-        self.starts, self.ends = np.array(starts, np.int64), np.array(ends, np.int64)
-        self.labels = torch.from_numpy(np.array(labels, np.int64)) if labelled else None
+        self.starts, self.ends = (np.frombuffer(numbers, np.int64) for numbers in (starts, ends))
+        self.labels = torch.frombuffer(labels, dtype=torch.int64) if labelled and labels else None
+        self.how = how
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -170,14 +200,30 @@ class FileSplit(Split):
 
     def with_listing(self, listing: bytes) -> "FileSplit":
         """Return the split of other files in the folder."""
-        return FileSplit(self.folder, listing, labelled=self.labels is not None)
+        return FileSplit(self.folder, listing, labelled=self.labels is not None, how=self.how)
 
-    def read(self, i: int) -> Tensor:
-        """Image i, uint8 (3, H, W).
+    def decoded(self, how: Decoding) -> "FileSplit":
+        """Return the split with its images decoded otherwise."""
+        other = copy(self)
+        other.how = how
+        return other
+
+    def read(self, i: int, *, at_least: int | None = None) -> Tensor:
+        """Image i, uint8 (C, H, W); see `decode_image`.
 
         Raises:
             AvtError: naming the file, if it cannot be read or does not decode.
         """
+        with self._open(i) as file:
+            return decode_image(file, name=file.name, how=self.how, at_least=at_least)
+
+    def describe(self, i: int) -> str:
+        """Format and mode of image i, from its header."""
+        with self._open(i) as file:
+            return describe_image(file, name=file.name)
+
+    @contextlib.contextmanager
+    def _open(self, i: int) -> Iterator[BinaryIO]:
         path = self.folder / self.name(i)
         try:
             with open(path, "rb", opener=_open_at_once) as file:
@@ -185,7 +231,7 @@ class FileSplit(Split):
                 if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_BYTES:
                     what = f"has {found.st_size} bytes" if stat.S_ISREG(found.st_mode) else "is not a regular file"
                     raise AvtError(f"{path} {what}: expected a file of an image, of at most {MAX_BYTES // 1_000_000} MB.")
-                return decode_image(file, name=str(path))
+                yield file
         except OSError as error:
             raise AvtError(f"{path} was listed and cannot be read now: {error.strerror}. Check its disk.") from error
 
@@ -195,7 +241,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def file_data(train: FileSplit, test: FileSplit | None, **facts: Any) -> ImageData:
-    """Make a data set of RGB files; its fingerprint is a hash of their names, sizes and labels, in order."""
+    """Make a data set of image files; its fingerprint is a hash of their names, sizes and labels, in order."""
     digests = b"".join(split.digest for split in (train, test) if split is not None)
     fingerprint = hashlib.blake2b(digests, digest_size=16).hexdigest()
-    return ImageData(train, test, channels=3, size=None, fingerprint=fingerprint, **facts)
+    return ImageData(train, test, channels=train.how.channels, size=None, fingerprint=fingerprint, **facts)

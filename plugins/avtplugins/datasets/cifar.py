@@ -1,7 +1,8 @@
-"""CIFAR-10, from the Python version of its archive."""
+"""CIFAR-10 and CIFAR-100, from the Python versions of their archives."""
 
 import codecs
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,10 +15,30 @@ from avtplugins.datasets._files import RGB, download, memory_data, missing_data,
 
 CLASSES: Final = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TRAIN: Final = tuple(f"data_batch_{i}" for i in range(1, 6))
-FOLDER: Final = "cifar-10-batches-py"
-LAYOUT: Final = f"a folder {FOLDER} with data_batch_1 to data_batch_5 and test_batch"
 MEAN: Final = (0.4914, 0.4822, 0.4465)
 STD: Final = (0.2023, 0.1994, 0.2010)
+
+# of the 50 000 training images of CIFAR-100 in [0, 1]
+MEAN_100: Final = (0.5071, 0.4865, 0.4409)
+STD_100: Final = (0.2673, 0.2564, 0.2762)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Files of a published archive: its folder, what torchvision calls it, the parts, and the key of the labels."""
+
+    name: str
+    title: str
+    folder: str
+    torchvision: str
+    train: tuple[str, ...]
+    test: str
+    labels: str
+    n_classes: int
+
+
+CIFAR10: Final = Archive("cifar10", "CIFAR-10", "cifar-10-batches-py", "CIFAR10", TRAIN, "test_batch", "labels", 10)
+CIFAR100: Final = Archive("cifar100", "CIFAR-100", "cifar-100-python", "CIFAR100", ("train",), "test", "fine_labels", 100)
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -45,49 +66,92 @@ class PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not allowed")
 
 
-def read_batch(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def _unpickle(path: Path, archive: Archive) -> Any:
+    try:
+        with path.open("rb") as file:
+            return PlainUnpickler(file, encoding="latin1").load()
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise _damaged(path, archive, error) from error
+
+
+def _damaged(path: Path, archive: Archive, error: Exception) -> AvtError:
+    return AvtError(f"{path} is no batch of {archive.title}: {type(error).__name__}: {error}. Copy the file again.")
+
+
+def read_batch(path: Path, archive: Archive) -> tuple[torch.Tensor, torch.Tensor]:
     """Read one batch file: images (n, 3, 32, 32) uint8 and labels (n,) int64.
 
     Raises:
-        AvtError: if it is no batch of CIFAR-10, is incomplete, or holds more than plain data.
+        AvtError: if it is no batch of the archive, is incomplete, or holds more than plain data.
     """
+    content = _unpickle(path, archive)
     try:
-        with path.open("rb") as file:
-            content = PlainUnpickler(file, encoding="latin1").load()
-        data, labels = content["data"], torch.tensor(content["labels"], dtype=torch.int64)
+        data, labels = content["data"], torch.tensor(content[archive.labels], dtype=torch.int64)
         images = torch.from_numpy(np.ascontiguousarray(data, dtype=np.uint8)).view(-1, 3, 32, 32)
-    except Exception as error:  # a damaged pickle can fail in any way
-        raise AvtError(f"{path} is no batch of CIFAR-10: {type(error).__name__}: {error}. Copy the file again.") from error
+    except Exception as error:  # so can a strange one
+        raise _damaged(path, archive, error) from error
     if data.dtype != np.uint8 or len(images) != len(labels):
         raise AvtError(f"{path} holds {len(images)} images of type {data.dtype} and {len(labels)} labels, expected uint8.")
-    if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) <= 9):
-        raise AvtError(f"{path} has labels from {int(labels.min())} to {int(labels.max())}, expected 0 to 9.")
+    if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < archive.n_classes):
+        found = f"from {int(labels.min())} to {int(labels.max())}"
+        raise AvtError(f"{path} has labels {found}, expected 0 to {archive.n_classes - 1}.")
     return images, labels
+
+
+def _read(
+    archive: Archive, path: Path | None, data_dir: Path, classes: tuple[str, ...] | None, mean: RGB, std: RGB
+) -> ImageData:
+    folder = _find(archive, path, data_dir)
+    require_files(archive.name, folder, (*archive.train, archive.test))
+    images, labels = zip(*(read_batch(folder / name, archive) for name in archive.train), strict=True)
+    train, test = (torch.cat(images), torch.cat(labels)), read_batch(folder / archive.test, archive)
+    return memory_data(train, test, mean=mean, std=std, classes=classes or _class_names(folder, archive))
+
+
+def _class_names(folder: Path, archive: Archive) -> tuple[str, ...] | None:
+    path = folder / "meta"
+    if not path.is_file():
+        return None
+    names = _unpickle(path, archive)
+    try:
+        return tuple(str(name) for name in names["fine_label_names"])
+    except (KeyError, TypeError) as error:
+        raise _damaged(path, archive, error) from error
 
 
 def cifar10_folder(data_dir: Path) -> Path | None:
     """Find the folder of CIFAR-10's batches, at or below a folder."""
-    files = (*TRAIN, "test_batch")
-    return next((folder for folder in (data_dir / FOLDER, data_dir) if any((folder / file).exists() for file in files)), None)
+    return _first_with_files(CIFAR10, data_dir)
 
 
-def _find(path: Path | None, data_dir: Path) -> Path:
-    root = path or data_dir
-    found = cifar10_folder(root)
+def cifar100_folder(data_dir: Path) -> Path | None:
+    """Find the folder of CIFAR-100's files, at or below a folder."""
+    return _first_with_files(CIFAR100, data_dir)
+
+
+def _first_with_files(archive: Archive, root: Path) -> Path | None:
+    files = (*archive.train, archive.test)
+    return next((f for f in (root / archive.folder, root) if any((f / file).is_file() for file in files)), None)
+
+
+def _find(archive: Archive, path: Path | None, data_dir: Path) -> Path:
+    root, layout = path or data_dir, f"a folder {archive.folder} with {', '.join((*archive.train, archive.test))}"
+    found = _first_with_files(archive, root)
     if found is not None:
         return found
     if path:
-        raise missing_data("cifar10", where=root, layout=LAYOUT)
+        raise missing_data(archive.name, where=root, layout=layout)
 
     def fetch() -> None:
-        from torchvision.datasets import CIFAR10
+        from torchvision import datasets
         from torchvision.datasets.utils import download_and_extract_archive
 
-        # CIFAR10(download=True) would unpickle without restrictions
-        download_and_extract_archive(CIFAR10.url, str(root), filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
+        # download=True would unpickle without restrictions
+        source = getattr(datasets, archive.torchvision)
+        download_and_extract_archive(source.url, str(root), filename=source.filename, md5=source.tgz_md5)
 
-    download("cifar10", fetch, where=root, layout=LAYOUT)
-    return root / FOLDER
+    download(archive.name, fetch, where=root, layout=layout)
+    return root / archive.folder
 
 
 def cifar10(path: Path | None = None, /, *, data_dir: Path, mean: RGB = MEAN, std: RGB = STD) -> ImageData:
@@ -99,8 +163,16 @@ def cifar10(path: Path | None = None, /, *, data_dir: Path, mean: RGB = MEAN, st
         mean: per channel, for normalisation (as in the release).
         std: per channel, for normalisation (as in the release).
     """
-    folder = _find(path, data_dir)
-    require_files("cifar10", folder, (*TRAIN, "test_batch"))
-    images, labels = zip(*(read_batch(folder / name) for name in TRAIN), strict=True)
-    train, test = (torch.cat(images), torch.cat(labels)), read_batch(folder / "test_batch")
-    return memory_data(train, test, mean=mean, std=std, classes=CLASSES)
+    return _read(CIFAR10, path, data_dir, CLASSES, mean, std)
+
+
+def cifar100(path: Path | None = None, /, *, data_dir: Path, mean: RGB = MEAN_100, std: RGB = STD_100) -> ImageData:
+    """CIFAR-100: 50 000 + 10 000 images of 32 px in 100 classes; downloaded by torchvision where it is missing.
+
+    Args:
+        path: the folder with the files train and test, or the one above it.
+        data_dir: the folder that is searched, and downloaded to, without a path.
+        mean: per channel, for normalisation (that of the training images).
+        std: per channel, for normalisation (that of the training images).
+    """
+    return _read(CIFAR100, path, data_dir, None, mean, std)

@@ -1,4 +1,4 @@
-"""Fashion-MNIST from its IDX files, and a small embedded part of it."""
+"""Fashion-MNIST and MNIST from their IDX files, and a small embedded part of the first."""
 
 import gzip
 import zlib
@@ -23,9 +23,11 @@ LAYOUT: Final = f"the four files {', '.join(FILES)}"
 DEBIAN: Final = Path("/usr/share/datasets/fashion-mnist")  # the package dataset-fashion-mnist
 PADDING: Final = 2  # 28 px -> 32 px
 
-# of the 60 000 training images in [0, 1], padded to 32 px
+# of the 60 000 training images in [0, 1], padded to 32 px: of Fashion-MNIST, and of MNIST
 MEAN: Final = (0.2190,)
 STD: Final = (0.3318,)
+MNIST_MEAN: Final = (0.1000,)
+MNIST_STD: Final = (0.2752,)
 
 
 def read_idx(path: Path, *, dimensions: int) -> Tensor:
@@ -47,7 +49,7 @@ def read_idx(path: Path, *, dimensions: int) -> Tensor:
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())
 
 
-def _read(folder: Path) -> ImageData:
+def _read(folder: Path, *, mean: tuple[float] = MEAN, std: tuple[float] = STD, classes: tuple[str, ...] = CLASSES) -> ImageData:
     splits = []
     for part in ("train", "t10k"):
         images = read_idx(folder / f"{part}-images-idx3-ubyte.gz", dimensions=3)
@@ -55,7 +57,24 @@ def _read(folder: Path) -> ImageData:
         if len(images) != len(labels) or images.shape[1:] != (28, 28):
             raise AvtError(f"{folder} has {part} images {tuple(images.shape)} and {len(labels)} labels, expected (n, 28, 28).")
         splits.append((functional.pad(images, [PADDING] * 4)[:, None], labels))
-    return memory_data(*splits, mean=MEAN, std=STD, classes=CLASSES)
+    return memory_data(*splits, mean=mean, std=std, classes=classes)
+
+
+def _find(name: str, torchvision: str, path: Path | None, data_dir: Path, found: Path | None) -> Path:
+    """Return the folder with the four files, which torchvision downloads where there are none."""
+    if found is not None:
+        require_files(name, found, FILES)
+        return found
+    if path:
+        raise missing_data(name, where=path, layout=LAYOUT)
+
+    def fetch() -> None:
+        from torchvision import datasets
+
+        getattr(datasets, torchvision)(str(data_dir), download=True)
+
+    download(name, fetch, where=data_dir, layout=LAYOUT)
+    return data_dir / torchvision / "raw"
 
 
 def fashion_mini() -> ImageData:
@@ -66,6 +85,11 @@ def fashion_mini() -> ImageData:
 def fashion_mnist_folder(data_dir: Path) -> Path | None:
     """Find the folder of Fashion-MNIST's files: downloaded, copied, or Debian's."""
     return _first_with_files(data_dir / "FashionMNIST" / "raw", data_dir / "fashion-mnist", data_dir, DEBIAN)
+
+
+def mnist_folder(data_dir: Path) -> Path | None:
+    """Find the folder of MNIST's files: downloaded or copied."""
+    return _first_with_files(data_dir / "MNIST" / "raw", data_dir / "mnist")
 
 
 def _first_with_files(*folders: Path) -> Path | None:
@@ -79,17 +103,17 @@ def fashion_mnist(path: Path | None = None, /, *, data_dir: Path) -> ImageData:
         path: a folder with the four IDX .gz files, such as Debian's /usr/share/datasets/fashion-mnist.
         data_dir: the folder that is searched, and downloaded to, without a path.
     """
-    folder = _first_with_files(path) if path else fashion_mnist_folder(data_dir)
-    if folder is not None:
-        require_files("fashion-mnist", folder, FILES)
-        return _read(folder)
-    if path:
-        raise missing_data("fashion-mnist", where=path, layout=LAYOUT)
+    found = _first_with_files(path) if path else fashion_mnist_folder(data_dir)
+    return _read(_find("fashion-mnist", "FashionMNIST", path, data_dir, found))
 
-    def fetch() -> None:
-        from torchvision.datasets import FashionMNIST
 
-        FashionMNIST(str(data_dir), download=True)
+def mnist(path: Path | None = None, /, *, data_dir: Path) -> ImageData:
+    """MNIST: 60 000 + 10 000 grey digits of 28 px, padded to 32, in ten classes; downloaded where it is missing.
 
-    download("fashion-mnist", fetch, where=data_dir, layout=LAYOUT)
-    return _read(data_dir / "FashionMNIST" / "raw")
+    Args:
+        path: a folder with the four IDX .gz files.
+        data_dir: the folder that is searched, and downloaded to, without a path.
+    """
+    digits = tuple(map(str, range(10)))
+    found = _first_with_files(path) if path else mnist_folder(data_dir)
+    return _read(_find("mnist", "MNIST", path, data_dir, found), mean=MNIST_MEAN, std=MNIST_STD, classes=digits)

@@ -1,47 +1,90 @@
-"""Any images in any folder, without labels."""
+"""Any images in any folder, with labels where it has class folders."""
 
 import os
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
-from avtplugins.datasets._files import RGB
-from avtplugins.datasets._image_files import MEAN, STD, SUFFIXES, FileSplit, ListedFile, file_data, list_folder, write_listing
+from avtplugins.datasets._decoding import SUFFIXES, Decoding
+from avtplugins.datasets._image_files import FileSplit, check_same_classes, list_classes, list_folder
+from avtplugins.datasets._own_images import WHITE, Channels, Colour, Figures, own_images
 
 EXPECTED: Final = f"images at any depth, {', '.join(suffix.decode() for suffix in SUFFIXES)}, hidden ones left out"
+TEST: Final = ("test", "val", "validation", "valid")
+"""The folder next to `train` that is the test split: the first of them that has train's class folders."""
 
 
-def _walk(folder: bytes, below: bytes, walked: set[tuple[int, int]]) -> Iterator[ListedFile]:
-    """List the image files in a folder and below, sorted by name.
+def folder(
+    path: Path,
+    /,
+    *,
+    labels: Literal["auto", "none"] = "auto",
+    channels: Channels = "auto",
+    orient: bool = True,
+    background: Colour = WHITE,
+    mean: Figures = None,
+    std: Figures = None,
+) -> ImageData:
+    """Any images: every image file in a folder and the folders below, with the labels and splits that the folders state.
 
-    Links to folders are followed; a folder is walked once, so that a link to a parent ends there.
-    """
-    found = os.stat(folder)
-    if (found.st_dev, found.st_ino) in walked:
-        return
-    walked.add((found.st_dev, found.st_ino))
-    files, folders = list_folder(folder)
-    for name, size in sorted([*files, *((name + b"/", 0) for name in folders)]):  # as the paths sort
-        if name.endswith(b"/"):
-            yield from _walk(os.path.join(folder, name[:-1]), below + name, walked)
-        else:
-            yield below + name, size, -1
-
-
-def folder(path: Path, /, *, mean: RGB = MEAN, std: RGB = STD) -> ImageData:
-    """Any images: every image file in a folder and the folders below, sorted by name, without labels; 5 % are held out.
+    Labels: where all images lie in two folders or more, these are the classes, whatever is below them; with an image next to
+    the folders there are none. Splits: `train` next to `test` or `val`, each with the same class folders or with none, are
+    the splits; else 5 % of the images are held out. The names are sorted.
 
     Args:
         path: the folder.
-        mean: per channel, for normalisation (ImageNet's).
-        std: per channel, for normalisation (ImageNet's).
+        labels: auto, or none to take no folder for a class.
+        channels: 1 for grey, 3 for RGB; auto takes 1 where all sampled images are grey.
+        orient: apply the EXIF orientation of photographs.
+        background: RGB colour, 0 to 255, under transparent pixels.
+        mean: per channel, for normalisation; left out, that of a sample of the images.
+        std: per channel, for normalisation; left out, that of a sample of the images.
     """
     if not path.is_dir():
         found = "is a file" if path.exists() else "does not exist"
         raise AvtError(f"The folder {path} {found}. Expected a folder with {EXPECTED}: give `--dataset folder:DIR`.")
-    images = FileSplit(path, write_listing(_walk(os.fsencode(path), b"", set())), labelled=False)
-    if not len(images):
-        raise AvtError(f"The folder {path} has no images. Expected {EXPECTED}: give another `--dataset folder:DIR`.")
-    return file_data(images, None, classes=None, mean=mean, std=std)
+    left_out, how, labelled = Counter[str](), Decoding(orient=orient, background=background), labels == "auto"
+    tests = _test_folders(path)
+    root = path if tests is None else path / "train"
+    listing, classes = list_classes(root, left_out, labelled=labelled)
+    classes = classes if classes is not None and len(classes) > 1 else None
+    train = FileSplit(root, listing, labelled=classes is not None)
+    if not len(train):
+        others = f" ({sum(left_out.values())} other files: {', '.join(left_out)})" if left_out else ""
+        raise AvtError(f"The folder {root} has no images{others}. Expected {EXPECTED}: give another `--dataset folder:DIR`.")
+    test = _test_split(path, tests or [], classes, left_out)
+    notes = [] if test is None else [f"splits: train and {test.folder.name}"]
+    stated = "none, as no two class folders hold all images" if labelled else "none (dataset.labels)"
+    notes += [f"labels: {stated if classes is None else f'{len(classes)} class folders'}"]
+    facts = {"classes": classes, "notes": tuple(notes), "left_out": left_out}
+    return own_images(train, test, how, channels, mean=mean, std=std, **facts)
+
+
+def _test_folders(path: Path) -> list[Path] | None:
+    """Return the folders next to `train` that may be the test split; none if the folder is not divided into splits."""
+    files, folders = list_folder(os.fsencode(path), Counter())
+    tests = [path / name for name in TEST if name.encode() in folders]
+    return tests if b"train" in folders and not files and (tests or len(folders) == 1) else None
+
+
+def _test_split(root: Path, tests: list[Path], classes: tuple[str, ...] | None, left_out: Counter[str]) -> FileSplit | None:
+    """Return the first test split that fits the training images; none if there are no images in any."""
+    failed = None
+    for folder_ in tests:
+        found = Counter[str]()
+        listing, own = list_classes(folder_, found, labelled=classes is not None)
+        if not listing:
+            continue
+        try:
+            if classes is not None:
+                check_same_classes(root, train=classes, **{folder_.name: own or ()})
+        except AvtError as error:
+            failed = failed or error
+            continue
+        left_out.update(found)
+        return FileSplit(folder_, listing, labelled=classes is not None)
+    if failed is not None:
+        raise AvtError(f"{failed} Or give `-o dataset.labels=none` to read the images without labels.") from failed
+    return None

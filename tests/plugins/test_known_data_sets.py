@@ -1,0 +1,121 @@
+"""CIFAR-100, MNIST, STL-10 and SVHN, read from their published layouts and compared with torchvision's readers."""
+
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from avtcli import registry
+from avtcli.errors import AvtError
+from avtcli.events import ignore
+from avtcli.training.training_setup import build_training_setup
+from tests.support import tiny_config, write_cifar100, write_idx, write_stl10, write_svhn
+
+torch.set_num_threads(1)
+
+
+def build(spec: str, data_dir: Path = Path("data")):
+    return registry.build("dataset", spec, {}, data_dir=data_dir)
+
+
+def test_cifar100_has_its_fine_labels_and_their_names(tmp_path: Path) -> None:
+    data = build("cifar100", write_cifar100(tmp_path).parent)
+
+    assert (len(data.train), len(data.test), data.size) == (20, 20, (32, 32))
+    assert data.train.labels.tolist() == list(range(0, 100, 5))
+    assert data.train.images.unique(dim=0)[:, 0, 0, 0].tolist() == list(range(20))
+    assert data.classes == tuple(f"class {i}" for i in range(100))
+
+
+@pytest.mark.parametrize("file", ["train", "meta"])
+def test_a_pickle_of_cifar100_runs_no_code(file: str, tmp_path: Path) -> None:
+    class Canary:
+        def __reduce__(self):
+            return Path.touch, (Path("canary"),)
+
+    (write_cifar100(tmp_path) / file).write_bytes(pickle.dumps(Canary()))
+    with pytest.raises(AvtError, match=rf"{file} is no batch of CIFAR-100: UnpicklingError: it asks for pathlib.*not allowed"):
+        build(f"cifar100:{tmp_path}")
+    assert not Path("canary").exists()
+
+
+def test_mnist_has_the_figures_of_its_own_padded_images(tmp_path: Path) -> None:
+    write_idx(tmp_path / "MNIST" / "raw")
+    data = build("mnist", tmp_path)
+
+    assert (data.train.images.shape, data.classes) == ((6, 1, 32, 32), tuple("0123456789"))
+    # of the published 28x28 images: mean 0.1307, standard deviation 0.3081, as in torch's examples
+    mean = 0.1307 * 28**2 / 32**2
+    std = ((0.3081**2 + 0.1307**2) * 28**2 / 32**2 - mean**2) ** 0.5
+    assert (data.mean[0], data.std[0]) == pytest.approx((mean, std), abs=2e-4)
+
+
+def test_stl10_is_read_as_torchvision_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import STL10
+
+    folder = write_stl10(tmp_path)
+    monkeypatch.setattr("torchvision.datasets.stl10.check_integrity", lambda *args: True)
+    data = build(f"stl10:{folder}")
+
+    for split, part in ((data.train, "train"), (data.test, "test"), (data.unlabelled, "unlabeled")):
+        theirs = STL10(str(tmp_path), split=part)
+        assert torch.equal(split.images, torch.from_numpy(theirs.data))
+        assert split.labels is None if part == "unlabeled" else split.labels.tolist() == theirs.labels.tolist()
+
+
+def test_pretraining_takes_what_has_no_labels_and_a_probe_what_has(tmp_path: Path) -> None:
+    config = tiny_config(
+        dataset={"name": f"stl10:{write_stl10(tmp_path)}"}, limit_train=None, batch_size=4, augment={"resize": 32}
+    )
+    setup = build_training_setup(config, on_event=ignore)
+    expected = np.fromfile(tmp_path / "stl10_binary" / "unlabeled_X.bin", np.uint8).reshape(9, 3, 96, 96)
+
+    assert setup.data.train.labels is None
+    np.testing.assert_array_equal(setup.data.train.read(8).numpy(), expected[8].swapaxes(1, 2))
+    assert setup.size == (32, 32)
+
+
+@pytest.mark.parametrize(("file", "content"), [("train_X.bin", b"1" * 1000), ("test_y.bin", b"\0" * 4), ("train_y.bin", b"\1")])
+def test_a_damaged_file_of_stl10_is_named(file: str, content: bytes, tmp_path: Path) -> None:
+    (write_stl10(tmp_path) / file).write_bytes(content)
+    with pytest.raises(AvtError, match=rf"{file} has .*[Cc]opy the file again"):
+        build(f"stl10:{tmp_path}")
+
+
+def test_svhn_is_read_as_torchvision_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import SVHN
+
+    folder = write_svhn(tmp_path)
+    monkeypatch.setattr(SVHN, "_check_integrity", lambda self: True)
+    data = build(f"svhn:{folder}")
+
+    for split, part in ((data.train, "train"), (data.test, "test")):
+        theirs = SVHN(str(tmp_path), split=part)
+        assert torch.equal(split.images, torch.from_numpy(theirs.data))
+        assert split.labels.tolist() == theirs.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2]
+
+
+def test_svhn_without_scipy_or_with_a_damaged_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_svhn(tmp_path)
+    (folder / "test_32x32.mat").write_bytes(b"no matrix" * 100)
+    with pytest.raises(AvtError, match=r"test_32x32\.mat is no file of SVHN: .*Copy the file again"):
+        build(f"svhn:{folder}")
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(AvtError, match=r"`pip install avtcli\[svhn\]`"):
+        build(f"svhn:{folder}")
+
+
+@pytest.mark.parametrize("name", ["cifar100", "mnist", "stl10", "svhn"])
+def test_without_a_network_the_message_says_the_layout(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("no network")
+
+    for function in ("download_url", "download_and_extract_archive"):
+        monkeypatch.setattr(f"torchvision.datasets.utils.{function}", refuse)
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
+    expected = rf"'{name}' is not in .* download failed: no network\)\. Expected there: .*--dataset {name}:DIR.*fashion-mini"
+    with pytest.raises(AvtError, match=expected):
+        build(name, tmp_path)
