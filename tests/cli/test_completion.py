@@ -25,7 +25,7 @@ finally:
 """
 TAKING_A_VARIANT = {
     "backbone": {"timm:"},
-    "dataset": {"cifar10:", "fashion-mnist:", "folder:", "imagenet:", "places205:"},
+    "dataset": {f"{name}:" for name in registry.names("dataset") if name != "fashion-mini"},
 }
 
 

@@ -107,7 +107,7 @@ def test_a_dry_run_of_a_resumed_run_needs_no_initial_weights(avt) -> None:
         ("--save-every 60", "Invalid value for '--save-every'"),
         ("--save-every 0", "save_every: Input should be greater than 0, found 0.0"),
         ("--resume run --out other", "leave out --out and --recipe"),
-        ("extra", "unexpected extra argument"),
+        ("photos extra", "unexpected extra argument"),
     ],
 )
 def test_bad_usage_is_one_message_and_exit_code_2(avt, line: str, message: str) -> None:

@@ -220,9 +220,10 @@ def test_the_metadata_has_the_weights_the_images_and_the_pooling(photo_run: Path
     assert (found["weights"]["step"], found["weights"]["backbone"]["name"]) == (1, "nin")
     assert found["dataset"]["name"] == f"folder:{photos}"
     assert found["fingerprint"] == target.prepared.data.fingerprint
-    assert (found["split"], found["splits"], found["limit_train"], found["classes"]) == ("all", ["train", "test"], None, None)
+    assert (found["split"], found["splits"], found["limit_train"]) == ("all", ["train", "test"], None)
+    assert found["classes"] == ["a", "b"]
     assert (found["layers"], found["pool"], found["pool_size"]) == ({"conv2": [10, 2, 2]}, "max", 2)
-    assert (found["resize"], found["size"], found["mean"]) == (40, [32, 32], [0.485, 0.456, 0.406])
+    assert (found["resize"], found["size"], found["mean"]) == (40, [32, 32], list(target.prepared.data.mean))
     assert found["version"]
 
 
