@@ -12,7 +12,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from avtcli import registry
 from avtcli.config.components import Augment, Plugin
+from avtcli.config.resolution import resolve
 from avtcli.contracts import Size, Split
 from avtcli.data.bad_images import BadImages
 from avtcli.data.datasets import build_data, describe_data, image_size, splits_of, with_sizes
@@ -21,7 +23,6 @@ from avtcli.data.images import CropSpec, crop_image, resize
 from avtcli.data.streaming import StreamedImages
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, Progress
-from avtcli.registry import INPUT_SIZE
 from avtcli.runtime.reader_workers import choose_workers
 from avtcli.seeding import subset
 
@@ -125,7 +126,8 @@ def check_data_set(
     data = build_data(dataset, data_dir)
     for note in describe_data(data):
         on_event(Notice(note))
-    augment = with_sizes(data, augment, natural=INPUT_SIZE)
+    backbone = resolve({"dataset": dataset.model_dump()}, recipe=None).backbone.name  # that of a run on these images
+    augment = with_sizes(data, augment, natural=registry.input_size(backbone))
     size = image_size(data, augment)
     batch_bytes = BATCH * _FACTS.size
     used = choose_workers(workers, _Inspected(data.train, augment, size), batch_bytes=batch_bytes)

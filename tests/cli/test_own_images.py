@@ -158,6 +158,7 @@ def test_a_check_counts_what_is_there(photos: Path, avt: Any) -> None:
     groups = sorted(map(sorted, result.json["duplicate_groups"]))
     assert groups == [["train/a/2.png", "train/a/again.bmp"], ["train/a/copy.png", "train/b/1.png"]]
     assert result.json["left_out"] == {".txt": 1}
+    assert (result.json["resize"], result.json["crop"]) == (36, 32)  # as a run on them
     assert result.json["held_out"] == len(partition(folder(photos)).held_out)
     rate, epoch = result.json["images_per_second"], result.json["epoch_seconds"]
     assert epoch == pytest.approx((24 - result.json["held_out"]) / rate, abs=0.1)
