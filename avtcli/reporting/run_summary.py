@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent
@@ -13,10 +13,29 @@ from avtcli.input_files import TEXT_BYTES, parse_json_object, parse_toml, read_b
 from avtcli.storage.metrics_log import MetricsLog
 from avtcli.storage.run_folders import is_run
 
-TRAINING: Final = ("loss", "mace_px", "knn_top1", "rankme", "code_std")
+Better = Literal["lower", "higher"] | None
+"""Which of two figures is the better one; none where neither is, as for a check of collapse."""
+
+TRAINING: Final[dict[str, Better]] = {
+    "loss": "lower",
+    "mace_px": "lower",
+    "knn_top1": "higher",
+    "rankme": None,
+    "code_std": None,
+}
 """The mean loss of the last epoch, and figures of the last evaluation during training."""
-DECODER: Final = ("mace_px", "right_turns", "mace_px_right_turn", "r2", "nll", "accuracy")
-"""Figures in evaluate.json, next to those of retrieval, calibration and ridges."""
+EVALUATION: Final[dict[str, Better]] = {
+    "mace_px": "lower",
+    "right_turns": "higher",
+    "mace_px_right_turn": "lower",
+    "r2": "higher",
+    "nll": "lower",
+    "accuracy": "higher",
+    "mrr": "higher",
+    "calibration_error": "lower",
+    "temperature": None,
+}
+"""Figures of evaluate.json; a ridge has an r2 too."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +108,13 @@ def summarize_run(run: Path, *, losses: bool = True, on_event: OnEvent) -> RunSu
     finite = {key: value for key, value in figures.items() if value is not None}
     stds = {key: stdev(seeds) for key, seeds in tops.items() if len(seeds) > 1}
     return RunSummary(run, step, bool(ended), settings, finite, stds)
+
+
+def better(section: str, name: str) -> Better:
+    """Return the direction of a figure, by the section and name of its key."""
+    if section == "probe":
+        return "higher"
+    return (TRAINING if section == "training" else EVALUATION)[name.split(" ")[-1]]
 
 
 def flat_settings(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -164,11 +190,11 @@ def _probe_key(protocol: Mapping[str, Any], result: Mapping[str, Any]) -> Figure
 def _evaluation_figures(result: Mapping[str, Any]) -> dict[FigureKey, float | None]:
     retrieval, calibration = result["retrieval"] or {}, result["calibration"] or {"temperature": {}}
     temperature = calibration["temperature"]
-    figures = {
-        **{name: result[name] for name in DECODER},
+    nested = {
         "mrr": retrieval.get("mrr"),
         "calibration_error": temperature.get("before", {}).get("calibration_error"),
         "temperature": temperature.get("temperature"),
-        **{f"{ridge['layer']} ridge r2": ridge["r2"] for ridge in result["ridge"]},
     }
+    figures = {name: nested[name] if name in nested else result[name] for name in EVALUATION}
+    figures |= {f"{ridge['layer']} ridge r2": ridge["r2"] for ridge in result["ridge"]}
     return {FigureKey("evaluate", name, (("count", result["count"]),)): value for name, value in figures.items()}
