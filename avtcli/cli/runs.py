@@ -11,7 +11,7 @@ import typer
 from avtcli.cli.console import say, say_json, say_table
 from avtcli.cli.layout import width_of
 from avtcli.cli.options import Json
-from avtcli.reporting.run_list import ListedRun, list_runs
+from avtcli.reporting.run_list import ListedRun, describe_runs
 from avtcli.storage.run_folders import RUNS
 
 DROPPED_FIRST = ("transform", "seed", "objective", "backbone", "data", "probe %", "k-NN %", "MACE px", "step")
@@ -30,7 +30,7 @@ def runs(
 
     Example: `avt runs`
     """
-    found = [] if folder == RUNS and not folder.exists() else list_runs(folder)
+    found = [] if folder == RUNS and not folder.exists() else describe_runs(folder)
     if as_json:
         say_json([asdict(run) for run in found])
     elif not found:

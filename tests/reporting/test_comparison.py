@@ -150,11 +150,13 @@ def test_results_of_other_weights_and_damaged_files_are_left_out_and_reported() 
     probed(run, "old", 99, step=2)
     (run / "probes" / "torn.json").write_text('{"step": 4')
     write(run / "evaluate.json", {"step": 4, "ridge": {}})
+    probed(run, "other", 99, val_top1="high")
     result, notices = compared(run)
 
     assert {figure.section for figure in result.groups[0].figures} == {"training"}
     assert "a: old.json left out, of other weights than those of step 4" in notices
     assert "a/probes/torn.json is no JSON object" in notices
+    assert "a/probes/other.json has other fields" in notices
     assert "a/evaluate.json has other fields than this version of avt writes. It is left out." in notices
 
 

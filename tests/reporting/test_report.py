@@ -269,6 +269,28 @@ def test_results_with_other_fields_leave_one_section_out() -> None:
     assert "probe_tables" in report.sections
 
 
+def test_a_probe_without_results_leaves_its_section_out() -> None:
+    run = made(Path("a"))
+    probed(run, "a")
+    report = write_report([run], out=None)
+
+    assert "other fields" in report.left_out["probe_tables"]
+    assert "headline" in report.sections
+
+
+def test_the_best_probe_is_a_mean_over_seeds_of_the_pooling_that_held_out_images_prefer() -> None:
+    run = made(Path("a"))
+    probed(run, "a", 10.0, 90.0, layer="conv1")
+    probed(run, "b", 70.0, 72.0, val_top1=60.0)
+    probed(run, "c", 95.0, pool="avg", val_top1=59.0)
+    path = run / "probes" / "b.json"
+    content = json.loads(path.read_text())
+    write(path, {**content, "baseline": [{**content["results"][0], "top1": top1} for top1 in (30.0, 35.0)]})
+    shown = section(page(write_report([run], out=None)), "headline").words()
+
+    assert "best probe: conv2 knn 71.0 % random weights: 32.5 %" in shown.replace("\N{NO-BREAK SPACE}", " ")
+
+
 def test_several_runs_are_next_to_each_other() -> None:
     runs = [made(Path(name), config=f"seed = 0\nlr = {i + 1}.5\n") for i, name in enumerate(("a", "b", "c"))]
     for run, top1 in zip(runs[:2], (71.0, 72.0), strict=True):
