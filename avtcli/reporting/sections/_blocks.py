@@ -45,19 +45,19 @@ class Bar:
     label: str
     value: float
     text: str
-    floor: float | None = None
-    floor_text: str = ""
+    baseline: float | None = None
+    baseline_text: str = ""
     own: bool = True
 
 
 @dataclass(frozen=True)
 class Bars:
-    """Bars from 0 to `top`; `floor` names the baseline, and the protocol is folded in."""
+    """Bars from 0 to `top`; `baseline` names the baseline, and the protocol is folded in."""
 
     title: str
     bars: list[Bar]
     top: float
-    floor: str = ""
+    baseline: str = ""
     protocol: Mapping[str, Any] = field(default_factory=dict)
 
 
