@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from avtcli.config.value_text import value_text
 from avtcli.reporting.comparison import GroupFigure, RunComparison, RunGroup
 from avtcli.reporting.run_summary import Better, better
 
@@ -22,14 +23,8 @@ def setting_rows(result: RunComparison) -> tuple[list[str], list[list[str]]]:
     rows = []
     for group in result.groups:
         seeds, steps = (", ".join(map(str, values)) for values in (group.seeds, sorted({*group.steps})))
-        rows.append([_name(group), seeds, steps, *map(_setting, group.settings.values())])
+        rows.append([_name(group), seeds, steps, *map(value_text, group.settings.values())])
     return ["run", "seed", "step", *result.differing], rows
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_setting, value))}]"
-    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def figure_rows(result: RunComparison) -> Iterator[tuple[str, list[str], list[list[str]]]]:

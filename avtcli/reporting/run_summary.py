@@ -39,6 +39,8 @@ EVALUATION: Final[dict[str, Better]] = {
     "temperature": None,
 }
 """Figures of evaluate.json; a ridge has an r2 too."""
+BASELINES: Final = {"rotation_oracle": "90-degree rotation oracle", "constant": "constant", "identity": "identity"}
+"""Titles of the predictors that see no image."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from avtcli.config.value_text import value_text
 from avtcli.errors import AvtError
 from avtcli.reporting.collected_run import CollectedRun
 
@@ -189,12 +190,7 @@ def figure_text(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def value_text(value: Any) -> str:
+def short_text(value: Any) -> str:
     """A setting or fact as text, shortened."""
-    if isinstance(value, Mapping):
-        text = ", ".join(f"{key} {value_text(part)}".rstrip() for key, part in value.items())
-    elif isinstance(value, (list, tuple)):
-        text = ", ".join(map(value_text, value))
-    else:
-        text = "–" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = value_text(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -5,9 +5,9 @@ from typing import Any
 
 from avtcli.errors import AvtError
 from avtcli.reporting.collected_run import CollectedRun
+from avtcli.reporting.run_summary import BASELINES
 from avtcli.reporting.sections._blocks import Bar, Bars, Block, Fold, Section, Table, figure_text, side_by_side
 
-BASELINES = {"rotation_oracle": "90-degree rotation known", "constant": "best constant", "identity": "identity"}
 LEAD = (
     "The mean corner error of predicted transformations of held-out images, in pixels: lower is better. Ridge regression reads "
     "frozen features; the predictors in grey see no image."
