@@ -1,6 +1,5 @@
 """`avt pretrain --dry-run`: a few real steps in memory, and what the run will take."""
 
-import resource
 import shutil
 import sys
 import time
@@ -138,4 +137,6 @@ def _check_disk(folder: Path, needed: int) -> None:
 def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
+    import resource  # which Windows lacks
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

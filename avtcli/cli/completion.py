@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from typer._click.shell_completion import add_completion_class, split_arg_string
-from typer._completion_classes import BashComplete
 
 from avtcli import recipes, registry
 from avtcli.inspection.plugin_source import PluginSource, option_text, read_function, read_plugin
@@ -18,36 +16,13 @@ from avtcli.plugin_options import SUMMED, sum_parts
 Completion = Callable[..., list[str]]
 
 
-class WholeWords(BashComplete):
-    """Completion in bash, which splits words at `:` and `=` and replaces what follows the last of these."""
-
-    def complete(self) -> str:
-        """Return the completions, a line each, without what stays on the command line."""
-        raw = split_arg_string(os.environ["COMP_WORDS"])
-        at = int(os.environ["COMP_CWORD"])
-        last = raw[at] if at < len(raw) else ""
-        *args, incomplete = _joined(raw[1:at], last)
-        typed = incomplete.partition("=")[2] if incomplete.startswith("-") else incomplete
-        stays = len(typed) - len("" if _is_break(last) else last)
-        return "\n".join(item.value[max(0, stays) :] for item in self.get_completions(args, incomplete))
-
-
-def _is_break(word: str) -> bool:
-    return bool(word) and not word.strip(":=")
-
-
-def _joined(words: list[str], last: str) -> list[str]:
-    """Join the words that bash split; an empty last word begins a new one."""
-    out, glued = list[str](), False
-    for word in words:
-        out, glued = ([*out[:-1], out[-1] + word] if out and (glued or _is_break(word)) else [*out, word]), _is_break(word)
-    return [*out[:-1], out[-1] + last] if out and (_is_break(last) or (glued and last)) else [*out, last]
-
-
 @contextlib.contextmanager
 def quiet_completion() -> Iterator[None]:
     """Register our completion of bash; print nothing on stderr, and end without a traceback, whatever goes wrong."""
-    add_completion_class(WholeWords, "bash")
+    with contextlib.suppress(ImportError):  # typer's own module may change its names: then its completion stays
+        from avtcli.cli.bash_completion import register
+
+        register()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         try:
             yield

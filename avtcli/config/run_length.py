@@ -56,12 +56,13 @@ class RunLength:
 
     def shorter(self, speed: float) -> str | None:
         """Return options for a run of about an hour at a speed in pairs per second; none where this one takes no longer."""
-        if self.seconds(speed) <= HOUR:
+        seconds = self.seconds(speed)
+        if seconds <= HOUR:
             return None
-        pairs = HOUR * speed
-        if pairs < self.images:
-            return f"--epochs 1 --limit-train {max(2, pairs):.0f}"
-        return f"--epochs {pairs // self.images:.0f}"
+        epochs = self.steps / self.steps_per_epoch * HOUR / seconds  # evaluations take their share of it
+        if epochs < 1:
+            return f"--epochs 1 --limit-train {max(2, epochs * self.images):.0f}"
+        return f"--epochs {int(epochs)}"
 
     def advice(self, speed: float) -> str:
         """Return a line about a run of more than an hour: whether it takes more than a day, and what would take an hour."""

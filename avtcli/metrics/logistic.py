@@ -12,6 +12,9 @@ from avtcli.metrics.feature_statistics import require_finite
 ITERATIONS = 200
 """The most iterations of L-BFGS for one penalty."""
 
+HISTORY = 10
+"""Steps and changes of the gradient that L-BFGS keeps."""
+
 TOLERANCE = 1e-5
 """Largest entry of the gradient at which L-BFGS stops; scikit-learn's default is 1e-4."""
 
@@ -64,6 +67,7 @@ def _minimise(z: Tensor, labels: Tensor, parameters: Tensor, penalty: float) -> 
     optimizer = torch.optim.LBFGS(
         [parameters],
         max_iter=ITERATIONS,
+        history_size=HISTORY,
         tolerance_grad=TOLERANCE,
         line_search_fn="strong_wolfe",
     )

@@ -30,6 +30,16 @@ def test_what_takes_more_than_an_hour_is_offered_in_an_hour() -> None:
     assert RunLength(50_000, 98, 4500, max_steps=98).advice(60) == ""
 
 
+def test_what_is_offered_counts_its_evaluations_and_is_shorter() -> None:
+    """100 epochs of 2 000 images with as much work again in evaluations, at 100 pairs/s: 4 000 s."""
+    length = RunLength(images=2_000, steps_per_epoch=20, epochs=100, evaluation=200_000)
+
+    assert length.shorter(100) == "--epochs 90"
+    assert RunLength(images=500_000, steps_per_epoch=20, epochs=1, evaluation=500_000).shorter(100) == (
+        "--epochs 1 --limit-train 180000"
+    )
+
+
 def test_evaluations_count_with_their_images() -> None:
     """After the first step and epochs 10, 20 and 25; 1 000 images, 500 of the monitored ones, and 1 000 pairs of views."""
     config = resolve({"epochs": 25, "eval_every": 10}, recipe="default")

@@ -194,3 +194,11 @@ def test_the_checks_break_no_graph(encoder: Encoder, x: torch.Tensor) -> None:
 
     torch.testing.assert_close(whole(images), encoder(encoder.normalise(images)))
     assert torch.equal(torch.export.export(encoder, (x,)).module()(x), encoder(x))
+
+
+def test_the_encoder_is_mapped_over_batches(encoder: Encoder, x: torch.Tensor) -> None:
+    batches = torch.stack([x, x.flip(0)])
+
+    mapped = torch.func.vmap(encoder.eval())(batches)
+
+    torch.testing.assert_close(mapped, torch.stack([encoder(batch) for batch in batches]))

@@ -382,12 +382,14 @@ def test_a_rate_goes_over_a_recipes_schedule_in_proportion() -> None:
     assert ours.learning_rates == (0.5,)
 
 
-def test_ridge_that_would_fill_the_memory_is_refused(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("avtcli.probing.head.memory_bytes", lambda: 1_000_000)
-    with pytest.raises(
-        AvtError, match=r"Ridge regression on 200 images of 160 features and 10 classes would take 0 GB, more than half"
-    ):
-        run_probe(source, **MINI, head="ridge")
+@pytest.mark.parametrize(("head", "method"), [("ridge", "Ridge regression"), ("logistic", "Logistic regression")])
+def test_a_head_that_would_fill_the_memory_is_refused(
+    source: Weights, monkeypatch: pytest.MonkeyPatch, head: str, method: str
+) -> None:
+    monkeypatch.setattr("avtcli.probing.head.memory_bytes", lambda: 500_000)
+    message = f"{method} on 200 images of 160 features and 10 classes would take 0 GB, more than half"
+    with pytest.raises(AvtError, match=message):
+        run_probe(source, **MINI, head=head)
 
 
 def test_images_smaller_than_the_crop_are_refused_whatever_the_padding(source: Weights) -> None:

@@ -7,8 +7,9 @@ from typing import Annotated
 from pydantic import Field, PositiveFloat
 
 from avtcli.metrics.accuracy import topk_percent
-from avtcli.metrics.logistic import fit_logistic
+from avtcli.metrics.logistic import HISTORY, fit_logistic
 from avtcli.probing.head import ClosedFormHead, Head, HeadData, HeadFigures
+from avtcli.runtime.devices import has_room
 
 
 def logistic(
@@ -24,8 +25,12 @@ def logistic(
 
 
 def _fit(data: HeadData, *, penalties: Sequence[float]) -> HeadFigures:
-    data.require_memory(3 * 4 * len(data.rows) * data.train.shape[1], "Logistic regression")  # features, standardised, a copy
-    x, labels = data.train, data.train_labels.to(data.train.device)
+    images, width, classes = len(data.rows), data.train.shape[1], data.classes
+    # features, standardised, a copy; logits and gradients; the history of L-BFGS
+    needed = 4 * (3 * images * (width + classes) + 3 * HISTORY * (width + 1) * classes)
+    data.require_memory(needed, "Logistic regression")
+    x = data.train if has_room(data.train.device, needed) else data.train.cpu()
+    labels = data.train_labels.to(x.device)
     best, val_top1 = sorted(penalties)[len(penalties) // 2], None
     if len(penalties) > 1 and len(data.held_out):
         rows, held_out = (part.to(x.device) for part in (data.fit_rows, data.held_out))
