@@ -13,6 +13,7 @@ from typing import Any
 from avtcli import events
 from avtcli.cli.layout import fact_lines, printable, table_lines, width_of, wrapped
 from avtcli.cli.progress import renderer
+from avtcli.config.value_text import value_text
 from avtcli.runtime.launcher import read_launch
 
 saved_paths: list[Path] = []
@@ -71,7 +72,7 @@ def say_json(value: Any) -> None:
 
 def say_facts(facts: Mapping[str, object]) -> None:
     """Print labels and values on stdout, aligned, without those that are None."""
-    texts = [(label, printable(_text(value))) for label, value in facts.items() if value is not None]
+    texts = [(label, printable(value_text(value))) for label, value in facts.items() if value is not None]
     print(*fact_lines(texts, width_of(sys.stdout)), sep="\n")
 
 
@@ -83,11 +84,3 @@ def say_next(*commands: Sequence[str | Path]) -> None:
 def say_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, best: int | None = None) -> None:
     """Print a table on stdout, see `table_lines`."""
     print(*table_lines(header, rows, best=best, room=width_of(sys.stdout)), sep="\n")
-
-
-def _text(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(part)}".rstrip() for key, part in value.items())
-    if isinstance(value, (list, tuple)):
-        return ("; " if any(isinstance(part, dict) for part in value) else ", ").join(map(_text, value))
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -8,6 +8,7 @@ from avtcli.cli.completion import complete_layers
 from avtcli.cli.console import reporting, say, say_facts, say_json, say_table
 from avtcli.cli.options import component_options, option
 from avtcli.plugin_options import parts_of
+from avtcli.reporting.run_summary import BASELINES
 
 if TYPE_CHECKING:
     from avtcli.evaluation.evaluate import EvaluateResult
@@ -18,7 +19,6 @@ MOST_CLASSES = 20
 """Classes up to which the table by class is printed; the JSON has all."""
 TURNS = {"right turns": ("right_turns", 3), "MACE px at these": ("mace_px_right_turn", 2)}
 INSIDE = (0.5, 0.8, 0.95)
-BASELINES = {"rotation_oracle": "90-degree rotation oracle", "constant": "constant", "identity": "identity"}
 DEFINITIONS = {
     "views": "centre crop and its transformed version; encoder in eval mode, mean of the code; fresh draws, never a bank",
     "MACE": "mean distance, in pixels, of the image's corners under the true and the decoded matrix",

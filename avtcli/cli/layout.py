@@ -68,24 +68,29 @@ def table_lines(
     if best is not None:
         table[best + 1][0] += " (best)"
     room, columns = room or sys.maxsize, [*zip(*table, strict=True)]
-    fits = _total(max(map(len, column)) for column in columns) <= room
-    first, others = _shortened(columns[0], room if fits else room // 2), [_shortened(column, room) for column in columns[1:]]
+    fits = total_width(max(map(len, column)) for column in columns) <= room
+    first, others = (
+        _short_words(columns[0], room if fits else room // 2),
+        [_short_words(column, room) for column in columns[1:]],
+    )
     lines: list[str] = []
     while others or not lines:
         count = len(others)  # as many as fit when all are as narrow as they can be
-        while count > 1 and _total(_narrowest(column) for column in (first, *others[:count])) > room:
+        while count > 1 and total_width(_narrowest(column) for column in (first, *others[:count])) > room:
             count -= 1
         lines += [*([""] if lines else []), *_column_lines([first, *others[:count]], room)]
         others = others[count:]
     return lines
 
 
-def _shortened(column: Sequence[str], limit: int) -> list[str]:
-    def short(word: str) -> str:
-        half = (limit - 1) // 2
-        return word if len(word) <= limit else f"{word[:half]}…{word[len(word) - half :]}"
+def shortened(word: str, limit: int) -> str:
+    """Cut a word in its middle, to at most a number of characters."""
+    half = (limit - 1) // 2
+    return word if len(word) <= limit else f"{word[:half]}…{word[len(word) - half :]}"
 
-    return [" ".join(map(short, cell.split(" "))) for cell in column]
+
+def _short_words(column: Sequence[str], limit: int) -> list[str]:
+    return [" ".join(shortened(word, limit) for word in cell.split(" ")) for cell in column]
 
 
 def _is_figures(column: Sequence[str]) -> bool:
@@ -103,7 +108,8 @@ def _narrowest(column: Sequence[str], *, title_only: bool = False) -> int:
     return max(map(len, texts), default=0)
 
 
-def _total(widths: Iterable[int]) -> int:
+def total_width(widths: Iterable[int]) -> int:
+    """Return the width of a table, with the gaps between its columns."""
     found = [*widths]
     return sum(found) + 2 * (len(found) - 1)
 
@@ -112,7 +118,7 @@ def _column_lines(columns: Sequence[Sequence[str]], room: int) -> Iterator[str]:
     widths = [max(map(len, column)) for column in columns]
     for title_only in (True, False):  # titles give way first
         least = [_narrowest(column, title_only=title_only) for column in columns]
-        while _total(widths) > room and any(width > low for width, low in zip(widths, least, strict=True)):
+        while total_width(widths) > room and any(width > low for width, low in zip(widths, least, strict=True)):
             widest = max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))
             widths[widest] -= 1
     figures = [_is_figures(column) for column in columns]

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from avtcli.cli.console import say, say_json, say_table
-from avtcli.cli.layout import width_of
+from avtcli.cli.layout import shortened, total_width, width_of
 from avtcli.cli.options import Json
-from avtcli.reporting.run_list import ListedRun, list_runs
+from avtcli.reporting.run_list import ListedRun, describe_runs
 from avtcli.storage.run_folders import RUNS
 
 DROPPED_FIRST = ("transform", "seed", "objective", "backbone", "data", "probe %", "k-NN %", "MACE px", "step")
@@ -30,7 +30,7 @@ def runs(
 
     Example: `avt runs`
     """
-    found = [] if folder == RUNS and not folder.exists() else list_runs(folder)
+    found = [] if folder == RUNS and not folder.exists() else describe_runs(folder)
     if as_json:
         say_json([asdict(run) for run in found])
     elif not found:
@@ -69,13 +69,8 @@ def _fitted(rows: list[Mapping[str, str]]) -> list[list[str]]:
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
     room = width_of(sys.stdout) or sys.maxsize
     for name in DROPPED_FIRST:
-        if sum(widths.values()) + 2 * (len(widths) - 1) > room:
+        if total_width(widths.values()) > room:
             del widths[name]
-    longest = max(room - sum(widths.values()) - 2 * (len(widths) - 1) + widths["run"], 8)
-    cells = [{**row, "run": _cut(row["run"], longest)} for row in rows]
+    longest = max(room - total_width(widths.values()) + widths["run"], 8)
+    cells = [{**row, "run": shortened(row["run"], longest)} for row in rows]
     return [[*widths], *([row[name] for name in widths] for row in cells)]
-
-
-def _cut(name: str, most: int) -> str:
-    half = (most - 1) // 2
-    return name if len(name) <= most else f"{name[:half]}…{name[len(name) - half :]}"

@@ -52,6 +52,11 @@ def compare_runs(runs: Sequence[Path], *, on_event: OnEvent) -> RunComparison:
     for summary in summaries:
         if not summary.complete:
             on_event(Notice(f"{summary.run} is not complete: its figures are those so far, step {summary.step}"))
+    return compare_summaries(summaries)
+
+
+def compare_summaries(summaries: Sequence[RunSummary]) -> RunComparison:
+    """Compare runs by their summaries."""
     grouped: dict[str, list[RunSummary]] = {}
     for summary in summaries:
         grouped.setdefault(json.dumps({**summary.settings, "seed": None}, sort_keys=True, default=str), []).append(summary)

@@ -3,17 +3,15 @@
 from collections.abc import Iterator
 from typing import Any
 
+from avtcli.config.value_text import value_text
 from avtcli.reporting.comparison import GroupFigure, RunComparison, RunGroup
+from avtcli.reporting.run_summary import Better, better
 
 TITLES = {
     "training": "training: loss of the last epoch, last evaluation",
     "probe": "probe: top-1 %",
     "evaluate": "evaluate",
 }
-
-
-LOWER_IS_BETTER = ("loss", "mace_px", "mse_normalised", "nll", "calibration_error")
-NEITHER = ("rankme", "temperature")
 
 
 def _name(group: RunGroup) -> str:
@@ -25,14 +23,8 @@ def setting_rows(result: RunComparison) -> tuple[list[str], list[list[str]]]:
     rows = []
     for group in result.groups:
         seeds, steps = (", ".join(map(str, values)) for values in (group.seeds, sorted({*group.steps})))
-        rows.append([_name(group), seeds, steps, *map(_setting, group.settings.values())])
+        rows.append([_name(group), seeds, steps, *map(value_text, group.settings.values())])
     return ["run", "seed", "step", *result.differing], rows
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_setting, value))}]"
-    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def figure_rows(result: RunComparison) -> Iterator[tuple[str, list[str], list[list[str]]]]:
@@ -46,16 +38,16 @@ def figure_rows(result: RunComparison) -> Iterator[tuple[str, list[str], list[li
             own = {figure.name: figure for figure in group.figures if _kind(figure) == kind}
             if own:
                 rows.append([_name(group), *(_text(own.get(name), of=len(group.runs)) for name in names)])
-        _mark_best(names, rows)
+        _mark_best([better(kind[0], name) for name in names], rows)
         yield ", ".join([TITLES[kind[0]], *(f"{name}={value}" for name, value in kind[1:])]), names, rows
 
 
-def _mark_best(names: list[str], rows: list[list[str]]) -> None:
+def _mark_best(directions: list[Better], rows: list[list[str]]) -> None:
     """Mark the best figure of each column by a star, where there are several."""
-    for column, name in enumerate(names, 1):
+    for column, direction in enumerate(directions, 1):
         means = {i: float(row[column].split(" ")[0]) for i, row in enumerate(rows) if row[column] != "-"}
-        if len(means) > 1 and len({*means.values()}) > 1 and name not in NEITHER:
-            best = (min if name in LOWER_IS_BETTER else max)(means.values())
+        if len(means) > 1 and len({*means.values()}) > 1 and direction is not None:
+            best = (min if direction == "lower" else max)(means.values())
             for i, row in enumerate(rows):
                 row[column] += "*" if means.get(i) == best else " "
 

@@ -97,6 +97,6 @@ def _prose(text: str) -> str:
 
 
 def _text(value: Any) -> str:
-    from avtcli.reporting.sections._blocks import value_text
+    from avtcli.reporting.sections._blocks import short_text
 
-    return value_text(value)
+    return short_text(value)

@@ -8,21 +8,10 @@ from typing import Any, Literal
 
 from avtcli.errors import AvtError, one_line
 from avtcli.events import ignore
-from avtcli.reporting.run_summary import FigureKey, RunSummary, summarize_run
+from avtcli.reporting.run_summary import DAMAGES, BestProbe, FigureKey, RunSummary, best_probe, summarize_run
 from avtcli.storage.run_folders import has_lost_checkpoints, is_run, is_running, newest_run, read_env, started
 
 RunState = Literal["running", "stopped", "complete", "failed", "damaged"]
-
-_DAMAGES = (AvtError, OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
-
-
-@dataclass(frozen=True)
-class BestProbe:
-    """The highest top-1 of a run's probes in percent, with layer and head, and the conditions of its protocol."""
-
-    name: str
-    top1: float
-    conditions: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -63,7 +52,7 @@ class ListedRun:
     last: bool
 
 
-def list_runs(folder: Path) -> list[ListedRun]:
+def describe_runs(folder: Path) -> list[ListedRun]:
     """Describe the runs in a folder, the newest last; other folders are passed over. No weights are read.
 
     Raises:
@@ -83,9 +72,9 @@ def _describe(run: Path, since: float, *, last: bool) -> ListedRun:
     env, problem = read_env(run), None
     try:
         summary = summarize_run(run, losses=False, on_event=ignore)
-    except _DAMAGES as error:
+    except (AvtError, OSError, *DAMAGES) as error:
         problem = str(error) if isinstance(error, AvtError) else one_line(error)
-        summary = RunSummary(run, 0, False, {}, {}, {})
+        summary = RunSummary(run, 0, False, {}, {}, {}, {})
     if problem is None and has_lost_checkpoints(run):
         problem = "no checkpoint has all of its files"
     state = _state(run, env, summary, damaged=problem is not None)
@@ -102,7 +91,7 @@ def _describe(run: Path, since: float, *, last: bool) -> ListedRun:
         problem=problem,
         mace_px=summary.figures.get(FigureKey("training", "mace_px")),
         knn_top1=summary.figures.get(FigureKey("training", "knn_top1")),
-        probe=_best_probe(summary),
+        probe=best_probe(summary),
         started=datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds"),
         last=last,
     )
@@ -119,11 +108,3 @@ def _state(run: Path, env: Mapping[str, Any], summary: RunSummary, *, damaged: b
 def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     names = {"data": "dataset", "backbone": "backbone", "objective": "objective", "transform": "transform"}
     return {**{ours: settings.get(f"{name}.name") for ours, name in names.items()}, "seed": settings.get("seed")}
-
-
-def _best_probe(summary: RunSummary) -> BestProbe | None:
-    probes = [(top1, key) for key, top1 in summary.figures.items() if key.section == "probe"]
-    if not probes:
-        return None
-    top1, key = max(probes, key=lambda found: found[0])
-    return BestProbe(key.name, top1, dict(key.conditions))

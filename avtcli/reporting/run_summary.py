@@ -1,11 +1,11 @@
 """The settings and final figures of a run, from its folder; the weights are not read."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent
@@ -13,10 +13,34 @@ from avtcli.input_files import TEXT_BYTES, parse_json_object, parse_toml, read_b
 from avtcli.storage.metrics_log import MetricsLog
 from avtcli.storage.run_folders import is_run
 
-TRAINING: Final = ("loss", "mace_px", "knn_top1", "rankme", "code_std")
+DAMAGES: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What reading a file raises that has other fields or values than are written."""
+
+Better = Literal["lower", "higher"] | None
+"""Which of two figures is the better one; none where neither is, as for a check of collapse."""
+
+TRAINING: Final[dict[str, Better]] = {
+    "loss": "lower",
+    "mace_px": "lower",
+    "knn_top1": "higher",
+    "rankme": None,
+    "code_std": None,
+}
 """The mean loss of the last epoch, and figures of the last evaluation during training."""
-DECODER: Final = ("mace_px", "right_turns", "mace_px_right_turn", "r2", "nll", "accuracy")
-"""Figures in evaluate.json, next to those of retrieval, calibration and ridges."""
+EVALUATION: Final[dict[str, Better]] = {
+    "mace_px": "lower",
+    "right_turns": "higher",
+    "mace_px_right_turn": "lower",
+    "r2": "higher",
+    "nll": "lower",
+    "accuracy": "higher",
+    "mrr": "higher",
+    "calibration_error": "lower",
+    "temperature": None,
+}
+"""Figures of evaluate.json; a ridge has an r2 too."""
+BASELINES: Final = {"rotation_oracle": "90-degree rotation oracle", "constant": "constant", "identity": "identity"}
+"""Titles of the predictors that see no image."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +63,7 @@ class RunSummary:
     """A run: its settings by dotted name, and its figures, those of its newest checkpoint where they need weights.
 
     `complete` is false for a run that has not reached its last step; `probe_stds` has the standard deviation (n - 1) of figures
-    that are means over several seeds of a probe.
+    that are means over several seeds of a probe, and `probe_baselines` the means of the same probes on random weights.
     """
 
     run: Path
@@ -48,6 +72,29 @@ class RunSummary:
     settings: dict[str, Any]
     figures: dict[FigureKey, float]
     probe_stds: dict[FigureKey, float]
+    probe_baselines: dict[FigureKey, float]
+
+
+@dataclass(frozen=True)
+class BestProbe:
+    """The highest top-1 of a run's probes in percent, a mean over its seeds, as is that of random weights, if measured.
+
+    `name` has layer and head, and `conditions` those of its protocol.
+    """
+
+    name: str
+    top1: float
+    baseline: float | None
+    conditions: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _ProbeFigures:
+    """Accuracies of a probe in percent: the mean on held-out training images, top-1 of each seed, the mean of the baseline."""
+
+    held_out: float
+    top1: list[float]
+    baseline: float | None
 
 
 def summarize_run(run: Path, *, losses: bool = True, on_event: OnEvent) -> RunSummary:
@@ -69,7 +116,7 @@ def summarize_run(run: Path, *, losses: bool = True, on_event: OnEvent) -> RunSu
     steps = [path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*")]
     step = max((int(digits) for digits in steps if digits.isdecimal()), default=0)
     ended: dict[str, Any] = {}
-    probes: dict[tuple[FigureKey, str], list[Mapping[str, Any]]] = {}
+    probes: dict[tuple[FigureKey, str], _ProbeFigures] = {}
     evaluated: dict[FigureKey, float | None] = {}
     for path, content in stored_results(run, step, on_event=on_event):
         try:
@@ -79,16 +126,33 @@ def summarize_run(run: Path, *, losses: bool = True, on_event: OnEvent) -> RunSu
                 evaluated = _evaluation_figures(content)
             else:
                 probes |= _probe_results(content)
-        except (KeyError, TypeError, AttributeError):
+        except DAMAGES:
             on_event(Notice(f"{path} has other fields than this version of avt writes. It is left out."))
     log = MetricsLog(run / "metrics.jsonl")
     evaluations = losses or settings.get("eval_every") != 0
-    tops = _probe_top1(probes)
-    means = {key: fmean(seeds) for key, seeds in tops.items()}
+    chosen = _chosen_pooling(probes)
+    means = {key: fmean(probe.top1) for key, probe in chosen.items()}
     figures = _training_figures(log, ended, losses=losses, evaluations=evaluations) | means | evaluated
     finite = {key: value for key, value in figures.items() if value is not None}
-    stds = {key: stdev(seeds) for key, seeds in tops.items() if len(seeds) > 1}
-    return RunSummary(run, step, bool(ended), settings, finite, stds)
+    stds = {key: stdev(probe.top1) for key, probe in chosen.items() if len(probe.top1) > 1}
+    baselines = {key: probe.baseline for key, probe in chosen.items() if probe.baseline is not None}
+    return RunSummary(run, step, bool(ended), settings, finite, stds, baselines)
+
+
+def best_probe(summary: RunSummary) -> BestProbe | None:
+    """Return the best of a run's probes; none without any."""
+    probes = [(top1, key) for key, top1 in summary.figures.items() if key.section == "probe"]
+    if not probes:
+        return None
+    top1, key = max(probes, key=lambda found: found[0])
+    return BestProbe(key.name, top1, summary.probe_baselines.get(key), dict(key.conditions))
+
+
+def better(section: str, name: str) -> Better:
+    """Return the direction of a figure, by the section and name of its key."""
+    if section == "probe":
+        return "higher"
+    return (TRAINING if section == "training" else EVALUATION)[name.split(" ")[-1]]
 
 
 def flat_settings(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -136,22 +200,32 @@ def _last_loss(log: MetricsLog) -> float | None:
     return fmean(losses) if losses else None
 
 
-def _probe_results(probe: Mapping[str, Any]) -> dict[tuple[FigureKey, str], list[Mapping[str, Any]]]:
-    """The results of a probe, one for each of its seeds, by what they are of and the pooling."""
-    out: dict[tuple[FigureKey, str], list[Mapping[str, Any]]] = {}
-    for result in probe["results"]:
-        out.setdefault((_probe_key(probe["protocol"], result), result["pool"]), []).append(result)
+def _probe_results(probe: Mapping[str, Any]) -> dict[tuple[FigureKey, str], _ProbeFigures]:
+    """The figures of a probe by what they are of and the pooling."""
+    groups, random = (_by_seed(probe["protocol"], probe.get(name) or []) for name in ("results", "baseline"))
+    out = {}
+    for key, results in groups.items():
+        held_out = fmean(-1.0 if result["val_top1"] is None else result["val_top1"] for result in results)
+        baseline = fmean(result["top1"] for result in random[key]) if key in random else None
+        out[key] = _ProbeFigures(held_out, [float(result["top1"]) for result in results], baseline)
     return out
 
 
-def _probe_top1(probes: Mapping[tuple[FigureKey, str], list[Mapping[str, Any]]]) -> dict[FigureKey, list[float]]:
-    """Top-1 of each of the probe's seeds, by layer and head, of the pooling that the held-out images prefer."""
-    best: dict[FigureKey, tuple[float, list[float]]] = {}
-    for (key, _), results in probes.items():
-        held_out = fmean(-1.0 if result["val_top1"] is None else result["val_top1"] for result in results)
-        if key not in best or held_out > best[key][0]:
-            best[key] = held_out, [result["top1"] for result in results]
-    return {key: seeds for key, (_, seeds) in best.items()}
+def _by_seed(protocol: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[tuple[FigureKey, str], list[Any]]:
+    """The results, one for each seed, by what they are of and the pooling."""
+    out: dict[tuple[FigureKey, str], list[Any]] = {}
+    for result in results:
+        out.setdefault((_probe_key(protocol, result), result["pool"]), []).append(result)
+    return out
+
+
+def _chosen_pooling(probes: Mapping[tuple[FigureKey, str], _ProbeFigures]) -> dict[FigureKey, _ProbeFigures]:
+    """The figures by layer and head, of the pooling that the held-out images prefer."""
+    best: dict[FigureKey, _ProbeFigures] = {}
+    for (key, _), probe in probes.items():
+        if key not in best or probe.held_out > best[key].held_out:
+            best[key] = probe
+    return best
 
 
 def _probe_key(protocol: Mapping[str, Any], result: Mapping[str, Any]) -> FigureKey:
@@ -164,11 +238,11 @@ def _probe_key(protocol: Mapping[str, Any], result: Mapping[str, Any]) -> Figure
 def _evaluation_figures(result: Mapping[str, Any]) -> dict[FigureKey, float | None]:
     retrieval, calibration = result["retrieval"] or {}, result["calibration"] or {"temperature": {}}
     temperature = calibration["temperature"]
-    figures = {
-        **{name: result[name] for name in DECODER},
+    nested = {
         "mrr": retrieval.get("mrr"),
         "calibration_error": temperature.get("before", {}).get("calibration_error"),
         "temperature": temperature.get("temperature"),
-        **{f"{ridge['layer']} ridge r2": ridge["r2"] for ridge in result["ridge"]},
     }
+    figures = {name: nested[name] if name in nested else result[name] for name in EVALUATION}
+    figures |= {f"{ridge['layer']} ridge r2": ridge["r2"] for ridge in result["ridge"]}
     return {FigureKey("evaluate", name, (("count", result["count"]),)): value for name, value in figures.items()}

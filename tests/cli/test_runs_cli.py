@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from avtcli.reporting.run_list import list_runs
+from avtcli.reporting.run_list import describe_runs
 from tests.reporting.test_comparison import made, probed
 from tests.reporting.test_run_list import CONFIG, with_files
 
@@ -33,7 +33,7 @@ def test_the_table_and_the_json_list_every_run(avt) -> None:
     (row,) = (row for row in rows if row.startswith(NAME))
     assert row.split()[1:] == "complete 4/4 12.00 80.0 70.0 conv2 knn cifar10 nin avt affine 7".split()
     assert any(row.startswith("torn is damaged: runs/torn/config.toml is no TOML") for row in rows)
-    assert document.json == [asdict(run) for run in list_runs(Path("runs"))]
+    assert document.json == [asdict(run) for run in describe_runs(Path("runs"))]
 
 
 def test_no_runs_are_an_empty_list_and_a_missing_folder_is_an_error(avt) -> None:

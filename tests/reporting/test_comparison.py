@@ -11,6 +11,7 @@ import pytest
 from avtcli.errors import AvtError
 from avtcli.events import Event, Notice, ignore
 from avtcli.reporting.comparison import RunComparison, RunGroup, compare_runs
+from avtcli.reporting.comparison_rows import figure_rows
 
 
 def made(folder: Path, *, steps: int = 4, config: str = "", losses: tuple[float | None, ...] = (9, 9, 3, 1)) -> Path:
@@ -106,6 +107,31 @@ def test_the_real_files_of_a_run_are_read(avt, tiny_run: Path) -> None:
     }
 
 
+def test_a_star_marks_the_better_figure_and_none_of_a_check() -> None:
+    lower, higher = (
+        {"mace_px", "mace_px_right_turn", "nll", "calibration_error"},
+        {"right_turns", "r2", "accuracy", "mrr", "conv2"},
+    )
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        run = made(Path(name), config=f"seed = 0\nlr = {value}\n")
+        with (run / "metrics.jsonl").open("a") as log:
+            log.write(json.dumps({"step": 4, "epoch": 2, "eval": {"rankme": value, "code_std": value}}) + "\n")
+        figures = dict.fromkeys(("mace_px", "right_turns", "mace_px_right_turn", "r2", "nll", "accuracy"), value)
+        calibration = {"temperature": {"temperature": value, "before": {"calibration_error": value}}}
+        more = {"retrieval": {"mrr": value}, "calibration": calibration, "ridge": [{"layer": "conv2", "r2": value}], "count": 9}
+        write(run / "evaluate.json", {"step": 4, **figures, **more})
+    tables = {
+        title.split(",")[0].split(":")[0]: (columns, rows)
+        for title, columns, rows in figure_rows(compared(Path("a"), Path("b"))[0])
+    }
+    names, (first, second) = tables["evaluate"]
+
+    assert {name.split(" ")[0] for name, text in zip(names, first[1:], strict=True) if "*" in text} == lower
+    assert {name.split(" ")[0] for name, text in zip(names, second[1:], strict=True) if "*" in text} == higher
+    assert {"rankme", "code_std"} <= {*tables["training"][0]}
+    assert "*" not in str(tables["training"][1])
+
+
 def test_a_probe_counts_by_its_seeds_its_newest_file_and_held_out_images() -> None:
     run = made(Path("a"))
     probed(run, "20260101", 10)
@@ -124,11 +150,13 @@ def test_results_of_other_weights_and_damaged_files_are_left_out_and_reported() 
     probed(run, "old", 99, step=2)
     (run / "probes" / "torn.json").write_text('{"step": 4')
     write(run / "evaluate.json", {"step": 4, "ridge": {}})
+    probed(run, "other", 99, val_top1="high")
     result, notices = compared(run)
 
     assert {figure.section for figure in result.groups[0].figures} == {"training"}
     assert "a: old.json left out, of other weights than those of step 4" in notices
     assert "a/probes/torn.json is no JSON object" in notices
+    assert "a/probes/other.json has other fields" in notices
     assert "a/evaluate.json has other fields than this version of avt writes. It is left out." in notices
 
 

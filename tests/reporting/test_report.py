@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 
 from avtcli.errors import AvtError
 from avtcli.events import Event, Notice, ignore
+from avtcli.reporting import collected_run, comparison, run_summary
 from avtcli.reporting.report import Report, write_report
 from avtcli.reporting.sections import SECTIONS
 from tests.reporting.browser import CHROMIUM, browser
@@ -155,8 +157,8 @@ def test_figures_are_the_stored_ones(full: Report) -> None:
 
     assert "83.0 %" in probe.words()  # the mean of both seeds
     assert "61.0 % (+22.0)" in probe.words()
-    assert bars == {"bar own": "width:83.00%", "bar floor": "width:61.00%"}
-    assert {"decoder 12.3", "ridge on conv2 14.4", "best constant 24.6"} <= rows
+    assert bars == {"bar own": "width:83.00%", "bar baseline": "width:61.00%"}
+    assert {"decoder 12.3", "ridge on conv2 14.4", "constant 24.6"} <= rows
     assert all(text in calibration for text in ("0.123", "0.045", "0.77"))
     assert "the test images of the protocol" in section(root, "equivariance_figures").all("details")[0].words()
 
@@ -172,6 +174,9 @@ def test_settings_environment_and_skipped_images_are_shown(full: Report) -> None
     assert "optimizer.name" not in rows  # as the recipe
     assert environment["versions"]["torch"] in settings.words()
     assert environment["host"] not in settings.words().split()
+    assert environment["failure"] is None
+    labels = {label.words() for label in settings.all("details")[-1].all("dt")}
+    assert ("device" in labels, labels & {"failure", "steps"}) == (True, set())
     assert "<b>.png not an <image>" in section(root, "skipped_images").words()
 
 
@@ -269,16 +274,43 @@ def test_results_with_other_fields_leave_one_section_out() -> None:
     assert "probe_tables" in report.sections
 
 
-def test_several_runs_are_next_to_each_other() -> None:
+def test_a_probe_without_results_leaves_its_section_out() -> None:
+    run = made(Path("a"))
+    probed(run, "a")
+    report = write_report([run], out=None)
+
+    assert "other fields" in report.left_out["probe_tables"]
+    assert "headline" in report.sections
+
+
+def test_the_best_probe_is_a_mean_over_seeds_of_the_pooling_that_held_out_images_prefer() -> None:
+    run = made(Path("a"))
+    probed(run, "a", 10.0, 90.0, layer="conv1")
+    probed(run, "b", 70.0, 72.0, val_top1=60.0)
+    probed(run, "c", 95.0, pool="avg", val_top1=59.0)
+    path = run / "probes" / "b.json"
+    content = json.loads(path.read_text())
+    write(path, {**content, "baseline": [{**content["results"][0], "top1": top1} for top1 in (30.0, 35.0)]})
+    shown = section(page(write_report([run], out=None)), "headline").words()
+
+    assert "best probe: conv2 knn 71.0 % random weights: 32.5 %" in shown.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_several_runs_are_next_to_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [made(Path(name), config=f"seed = 0\nlr = {i + 1}.5\n") for i, name in enumerate(("a", "b", "c"))]
     for run, top1 in zip(runs[:2], (71.0, 72.0), strict=True):
         probed(run, "a", top1)
-    report = write_report([*runs, runs[0]], out=Path("three.html"))
+    with monkeypatch.context() as patched:
+        summarize = Mock(wraps=run_summary.summarize_run)
+        for module in (collected_run, comparison):
+            patched.setattr(module, "summarize_run", summarize)
+        report = write_report([*runs, runs[0]], out=Path("three.html"))
     root = page(report)
     columns = section(root, "probe_tables").all("div", **{"class": "columns"})[0].children
     (settings, *_) = section(root, "comparison_tables").all("table")
 
     assert report.runs == ["a", "b", "c"]
+    assert summarize.call_count == 3  # once each
     assert [node.words() for node in section(root, "curves").all("p", **{"class": "legend"})[0].all("span")] == ["a", "b", "c"]
     assert ["71.0 %" in columns[0].words(), "72.0 %" in columns[1].words(), "avt probe c" in columns[2].words()] == [True] * 3
     assert "lr 1.5 2.5 3.5" in [row.words() for row in settings.all("tr")]

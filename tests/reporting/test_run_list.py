@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from avtcli.errors import AvtError, InterruptedRunError, RunFailedError
-from avtcli.reporting.run_list import ListedRun, list_runs
+from avtcli.reporting.run_list import ListedRun, describe_runs
 from avtcli.storage.metrics_log import BLOCK_BYTES, MetricsLog
 from avtcli.storage.run_folders import create_run, locked
 from tests.reporting.test_comparison import made, probed, write
@@ -39,7 +39,7 @@ def with_files(run: Path, step: int = 4) -> Path:
 
 
 def listed(name: str) -> ListedRun:
-    (found,) = (run for run in list_runs(Path("runs")) if run.name == name)
+    (found,) = (run for run in describe_runs(Path("runs")) if run.name == name)
     return found
 
 
@@ -140,13 +140,13 @@ def test_runs_come_in_the_order_of_their_start_and_other_folders_are_passed_over
     Path("runs/photos").mkdir()
     Path("runs/note.txt").write_text("")
 
-    assert [(run.name, run.last, run.started[:19]) for run in list_runs(Path("runs"))] == [
+    assert [(run.name, run.last, run.started[:19]) for run in describe_runs(Path("runs"))] == [
         ("b", False, "1970-01-01T00:01:40"),
         ("c", False, "1970-01-01T00:03:20"),
         ("a", True, "1970-01-01T00:05:00"),
     ]
     with pytest.raises(AvtError, match="nowhere is no folder"):
-        list_runs(Path("nowhere"))
+        describe_runs(Path("nowhere"))
 
 
 def test_the_newest_line_is_found_without_reading_what_is_before(monkeypatch: pytest.MonkeyPatch) -> None:

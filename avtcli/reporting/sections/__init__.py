@@ -20,6 +20,7 @@ def build_sections(runs: "Sequence[CollectedRun]") -> "tuple[dict[str, Section],
         The sections by name, in the order of the page; and why others, whose data are not there, are left out, by name.
     """
     from avtcli.errors import AvtError
+    from avtcli.reporting.run_summary import DAMAGES
 
     found, left_out = {}, {}
     for name in SECTIONS:
@@ -27,7 +28,7 @@ def build_sections(runs: "Sequence[CollectedRun]") -> "tuple[dict[str, Section],
             section: Section | None = getattr(import_module(f"{__name__}.{name}"), name)(runs)
         except AvtError as error:
             left_out[name] = str(error)
-        except (KeyError, TypeError, AttributeError):
+        except DAMAGES:
             left_out[name] = "a file of the run has other fields than this version of avt writes"
         else:
             if section is not None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from avtcli.config.value_text import value_text
 from avtcli.errors import AvtError
 from avtcli.reporting.collected_run import CollectedRun
 
@@ -45,19 +46,19 @@ class Bar:
     label: str
     value: float
     text: str
-    floor: float | None = None
-    floor_text: str = ""
+    baseline: float | None = None
+    baseline_text: str = ""
     own: bool = True
 
 
 @dataclass(frozen=True)
 class Bars:
-    """Bars from 0 to `top`; `floor` names the baseline, and the protocol is folded in."""
+    """Bars from 0 to `top`; `baseline` names the baseline, and the protocol is folded in."""
 
     title: str
     bars: list[Bar]
     top: float
-    floor: str = ""
+    baseline: str = ""
     protocol: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -189,12 +190,7 @@ def figure_text(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def value_text(value: Any) -> str:
+def short_text(value: Any) -> str:
     """A setting or fact as text, shortened."""
-    if isinstance(value, Mapping):
-        text = ", ".join(f"{key} {value_text(part)}".rstrip() for key, part in value.items())
-    elif isinstance(value, (list, tuple)):
-        text = ", ".join(map(value_text, value))
-    else:
-        text = "–" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = value_text(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from avtcli.events import ignore
 from avtcli.reporting.collected_run import CollectedRun
-from avtcli.reporting.comparison import compare_runs
+from avtcli.reporting.comparison import compare_summaries
 from avtcli.reporting.comparison_rows import figure_rows, setting_rows
 from avtcli.reporting.sections._blocks import Section, Table
 
@@ -15,7 +14,7 @@ def comparison_tables(runs: Sequence[CollectedRun]) -> Section | None:
     """What `avt compare` shows of several runs."""
     if len(runs) == 1:
         return None
-    result = compare_runs([run.summary.run for run in runs], on_event=ignore)
+    result = compare_summaries([run.summary for run in runs])
     header, rows = setting_rows(result)
     names, *settings = zip(header, *rows, strict=True)  # a column a group: settings may be many
     tables = [Table(names, settings, title="Settings that differ", figures=False)]

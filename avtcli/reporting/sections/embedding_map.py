@@ -8,11 +8,14 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from avtcli.errors import AvtError
 from avtcli.reporting.collected_run import CollectedRun
 from avtcli.reporting.sections._blocks import Block, Charts, Section, side_by_side
 from avtcli.reporting.sections._pictures import CLASSES, MUTED, draw
 
 PERPLEXITY = 30
+ALIKE = 1e-6
+"""Standard deviation of codes, as a share of the largest magnitude, up to which they differ by rounding alone."""
 LEAD = "One point for each held-out image, by its code. Colours are classes, which the network never saw."
 
 
@@ -23,6 +26,9 @@ def embedding_map(runs: Sequence[CollectedRun]) -> Section:
 
 def _maps(run: CollectedRun) -> list[Block]:
     held_out = run.images
+    spread = held_out.codes.std(0, correction=0).max()
+    if not spread > ALIKE * held_out.codes.abs().max():  # NaN too; t-SNE divides by the spread, and crashes
+        raise AvtError("the codes of the held-out images are all alike, so that there is nothing to map")
     labels = torch.full((len(held_out.codes),), -1) if held_out.labels is None else held_out.labels
     shown = labels.bincount(minlength=1).argsort(descending=True)[: len(CLASSES)] if (labels >= 0).all() else labels[:0]
     shown = shown.sort().values

@@ -5,9 +5,9 @@ from typing import Any
 
 from avtcli.errors import AvtError
 from avtcli.reporting.collected_run import CollectedRun
+from avtcli.reporting.run_summary import BASELINES
 from avtcli.reporting.sections._blocks import Bar, Bars, Block, Fold, Section, Table, figure_text, side_by_side
 
-BASELINES = {"rotation_oracle": "90-degree rotation known", "constant": "best constant", "identity": "identity"}
 LEAD = (
     "The mean corner error of predicted transformations of held-out images, in pixels: lower is better. Ridge regression reads "
     "frozen features; the predictors in grey see no image."
@@ -35,8 +35,8 @@ def _evaluation(run: CollectedRun) -> list[Block]:
     fits = [("decoder", found["mace_px"], None)]
     fits += [(f"ridge on {ridge['layer']}", ridge["mace_px"], ridge["random"]["mace_px"]) for ridge in found["ridge"]]
     bars = [
-        Bar(label, value, f"{value:.1f} px", floor, "" if floor is None else f"{floor:.1f} px")
-        for label, value, floor in fits
+        Bar(label, value, f"{value:.1f} px", baseline, "" if baseline is None else f"{baseline:.1f} px")
+        for label, value, baseline in fits
         if value is not None
     ]
     blind = {title: found["baselines"].get(name, {}).get("mace_px") for name, title in BASELINES.items()}
@@ -47,7 +47,7 @@ def _evaluation(run: CollectedRun) -> list[Block]:
     names = [*found["protocol"]["target"], "pooled"]
     rows = [[name, *(figure_text(own.get(name), 3) for own in scores.values())] for name in names]
     title = f"Corner error on {found['count']} images of {found['dataset']}"
-    top = max((max(bar.value, bar.floor or 0) for bar in bars), default=1.0)
+    top = max((max(bar.value, bar.baseline or 0) for bar in bars), default=1.0)
     shown: list[Block] = [Bars(title, bars, top, "random weights", found["protocol"])] if bars else []
     return [*shown, Fold("R² of each component of the target", [Table(["", *scores], rows)])]
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from avtcli.config.run_length import describe_seconds
 from avtcli.reporting.collected_run import CollectedRun
-from avtcli.reporting.run_summary import FigureKey
+from avtcli.reporting.run_summary import FigureKey, best_probe
 from avtcli.reporting.sections._blocks import Block, Section, Tiles, figure_text, side_by_side
 
 
@@ -32,34 +33,14 @@ def _tiles(run: CollectedRun) -> list[Block]:
                 "" if before is None else f"before training: {before:.1f}\N{NO-BREAK SPACE}%",
             )
         )
-    if probe := _best_probe(run):
-        tiles.append(probe)
+    probe = best_probe(run.summary)
+    if probe is not None:
+        note = "" if probe.baseline is None else f"random weights: {probe.baseline:.1f}\N{NO-BREAK SPACE}%"
+        tiles.append((f"best probe: {probe.name}", f"{probe.top1:.1f}\N{NO-BREAK SPACE}%", note))
     if last.get("rankme") is not None:
         tiles.append(("effective rank of the code", figure_text(last["rankme"]), f"at most {last['rankme_max']}"))
     seconds = run.results.get("result.json", {}).get("seconds")
     if seconds is not None:
         steps = f"{run.summary.step} steps" if "device" not in run.environment else f"on {run.environment['device']}"
-        tiles.append(("training time", _time(seconds), steps))
+        tiles.append(("training time", describe_seconds(seconds), steps))
     return [Tiles(tiles)] if tiles else []
-
-
-def _best_probe(run: CollectedRun) -> tuple[str, str, str] | None:
-    """The best layer of all probes that have a baseline, by top-1."""
-    best: tuple[float, str, str, str] | None = None
-    for content in run.results.values():
-        for result, random in zip(content.get("results", ()), content.get("baseline", ()), strict=False):
-            label = f"best probe: {result['head']} on {result['layer']}"
-            found = (
-                result["top1"],
-                label,
-                f"{result['top1']:.1f}\N{NO-BREAK SPACE}%",
-                f"random weights: {random['top1']:.1f}\N{NO-BREAK SPACE}%",
-            )
-            best = found if best is None or found[0] > best[0] else best
-    return None if best is None else best[1:]
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

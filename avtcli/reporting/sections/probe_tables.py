@@ -27,15 +27,15 @@ def _probes(run: CollectedRun) -> list[Block]:
 
 
 def _bars(probe: Mapping[str, Any]) -> Bars:
-    floors, bars = _means(probe.get("baseline") or []), []
+    baselines, bars = _means(probe.get("baseline") or []), []
     for key, top1 in _means(probe["results"]).items():
-        floor = floors.get(key)
-        text = "" if floor is None else f"{floor:.1f} % ({top1 - floor:+.1f})"
-        bars.append(Bar(" · ".join(key), top1, f"{top1:.1f} %", floor, text))
+        baseline = baselines.get(key)
+        text = "" if baseline is None else f"{baseline:.1f} % ({top1 - baseline:+.1f})"
+        bars.append(Bar(" · ".join(key), top1, f"{top1:.1f} %", baseline, text))
     first, recipe = probe["results"][0], probe["protocol"].get("recipe")
     words = [f"{first['head']}{f' ({recipe})' if recipe else ''}", str(first.get("dataset", ""))]
     words += ["" if first.get("shots") else f"{first['train_images']} labelled images"]
-    return Bars(" · ".join(filter(None, words)), bars, 100.0, "random weights" if floors else "", probe["protocol"])
+    return Bars(" · ".join(filter(None, words)), bars, 100.0, "random weights" if baselines else "", probe["protocol"])
 
 
 def _means(results: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], float]:

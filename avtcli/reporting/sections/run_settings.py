@@ -9,9 +9,9 @@ from avtcli.config.resolution import resolve
 from avtcli.errors import AvtError
 from avtcli.reporting.collected_run import CollectedRun
 from avtcli.reporting.run_summary import flat_settings
-from avtcli.reporting.sections._blocks import Block, Command, Facts, Fold, Section, Table, side_by_side, value_text
+from avtcli.reporting.sections._blocks import Block, Command, Facts, Fold, Section, Table, short_text, side_by_side
 
-PRIVATE = ("command", "host", "pid")
+PRIVATE = ("command", "host", "pid", "steps")
 """Entries of env.json that are shown elsewhere, or that nobody else needs."""
 PLACES = ("recipe", "data_dir")
 
@@ -32,10 +32,10 @@ def _settings(run: CollectedRun) -> list[Block]:
     recipe = _recipe_settings(settings.get("recipe"))
     if recipe is not None:
         names = [name for name in {**recipe, **settings} if name not in PLACES and settings.get(name) != recipe.get(name)]
-        rows = [[name, *(value_text(own.get(name, "not set")) for own in (settings, recipe))] for name in names]
+        rows = [[name, *(short_text(own.get(name, "not set")) for own in (settings, recipe))] for name in names]
         header = ["setting", "this run", f"recipe {settings['recipe']}"]
         blocks.append(Table(header, rows, title="What differs from the recipe", figures=False))
-    stated = {name: value for name, value in environment.items() if name not in PRIVATE}
+    stated = {name: value for name, value in environment.items() if name not in PRIVATE and value is not None}
     folds = {"All settings": settings, "Environment": stated}
     return [*blocks, *(Fold(title, [Facts(facts)]) for title, facts in folds.items() if facts)]
 

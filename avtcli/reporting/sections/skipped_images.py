@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from avtcli.reporting.collected_run import CollectedRun
-from avtcli.reporting.sections._blocks import MOST_ROWS, Block, Fold, Section, Table, side_by_side, value_text
+from avtcli.reporting.sections._blocks import MOST_ROWS, Block, Fold, Section, Table, short_text, side_by_side
 from avtcli.storage.run_data import read_bad_images
 
 
@@ -21,6 +21,6 @@ def _skipped(run: CollectedRun) -> list[Block]:
         return []
     counts = Counter(image.split for image in bad)
     title = ", ".join(f"{count} of the {split} split" for split, count in counts.items())
-    rows = [[image.name, value_text(image.reason)] for image in bad[:MOST_ROWS]]
+    rows = [[image.name, short_text(image.reason)] for image in bad[:MOST_ROWS]]
     shown = f"{title}, the first {MOST_ROWS}" if len(bad) > MOST_ROWS else title
     return [Fold(shown, [Table(["image", "reason"], rows, figures=False)])]

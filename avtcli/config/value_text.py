@@ -1,0 +1,14 @@
+"""Settings and facts as text for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def value_text(value: Any) -> str:
+    """Write a value, as in `2, 0.5` for a list and `name avt, scale 2` for a mapping; a hyphen for none."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {value_text(part)}".rstrip() for key, part in value.items())
+    if isinstance(value, (list, tuple)):
+        nested = any(isinstance(part, (Mapping, list, tuple)) for part in value)
+        return ("; " if nested else ", ").join(map(value_text, value))
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
