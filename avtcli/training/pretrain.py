@@ -176,7 +176,8 @@ def _train(
             save_at = time.monotonic() + 60 * config.save_every
         outcome = Outcome(failure=failure, signal=signalled)
         if outcome == Outcome():
-            outcome = monitor.maybe_evaluate(step)
+            with losses.pausing():
+                outcome = monitor.maybe_evaluate(step)
         if outcome != Outcome() or losses.skipped_in_a_row >= SKIPPED_IN_A_ROW:
             if step:
                 save(step)

@@ -98,6 +98,13 @@ class LossLog:
         if self._work is None or self._work.query():  # type: ignore[no-untyped-call]
             self.waited += time.monotonic() - asked
 
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """Leave the time within, that of an evaluation, out of the speed."""
+        paused = time.monotonic()
+        yield
+        self.began += time.monotonic() - paused
+
     def add(self, line: dict[str, Any], result: StepResult) -> None:
         """Keep the figures of a step on the device; `line` holds others."""
         self._names, self._work = result.names, end_of_work(result.figures.device)
