@@ -35,7 +35,9 @@ def path_of(given: str | Path | None) -> Path | None:
 
 def run_of(given: str | Path | None) -> Path | None:
     """Return the path of a run as `path_of` does, but for `last`, which names the newest one under ./runs."""
-    return Path("last") if str(given) == "last" else path_of(given)
+    from avtcli.storage.run_folders import LAST
+
+    return Path(LAST) if str(given) == LAST else path_of(given)
 
 
 def settings_of(model: "type[BaseModel]", arguments: Mapping[str, Any], *, options: Options | None) -> dict[str, Any]:

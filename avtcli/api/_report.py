@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avtcli.api._calling import calling, path_of
-from avtcli.plugin_options import absolute_path
+from avtcli.api._calling import calling, path_of, run_of
 
 if TYPE_CHECKING:
     from avtcli.reporting.report import Report
@@ -32,9 +31,7 @@ def report(
         RunFailedError: an AvtError, if the file cannot be written.
     """
     from avtcli.reporting.report import write_report
-    from avtcli.storage.run_folders import newest_run
 
     named = [runs] if isinstance(runs, str | Path) else runs
     with calling(progress) as on_event:
-        folders = [newest_run() if str(run) == "last" else absolute_path(run) for run in named]
-        return write_report(folders, out=path_of(out), on_event=on_event)
+        return write_report([run_of(run) for run in named], out=path_of(out), on_event=on_event)

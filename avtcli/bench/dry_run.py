@@ -19,12 +19,14 @@ from avtcli.events import OnEvent
 from avtcli.runtime.capture import WARM_UP
 from avtcli.runtime.devices import memory_errors_explained
 from avtcli.runtime.processes import run_in_main
-from avtcli.storage.checkpoints import KEPT, list_checkpoints, step_of
+from avtcli.storage.checkpoints import KEPT, load_newest
 from avtcli.storage.files import refuse_existing
 from avtcli.storage.run_folders import default_folder
 from avtcli.training.optimizer import build_optimizer, optimizer_tensors
+from avtcli.training.run_log import Tracking
 from avtcli.training.step import Trainer
 from avtcli.training.training_setup import TrainingSetup, build_training_setup
+from avtcli.training.training_state import check_resumable
 
 SECONDS: Final = 5.0
 """Time that the measured steps should take, where one step takes no longer."""
@@ -70,9 +72,9 @@ def dry_run(config: PretrainConfig, *, run: Path | None, resume: bool, on_event:
     """
     if run is not None and not resume:
         refuse_existing(run)
-    setup = build_training_setup(config, resume=resume, run=run if resume else None, on_event=on_event)
-    checkpoints = list_checkpoints(run / "checkpoints") if run is not None and resume else []
-    done = step_of(checkpoints[0]) or 0 if checkpoints else 0
+    setup = build_training_setup(config, run=run if resume else None, on_event=on_event)
+    Tracking(setup.config.trackers, setup.group, on_event=on_event)  # whose libraries may be missing
+    done = run_in_main(setup.group, lambda: _step_reached(setup, run)) if setup.continues and run is not None else 0
     with memory_errors_explained(), _random_state_kept(setup.accelerator.device):
         speed, checkpoint_bytes = _measure(setup, on_event=on_event)
     settings, length = setup.config, setup.length
@@ -91,6 +93,12 @@ def dry_run(config: PretrainConfig, *, run: Path | None, resume: bool, on_event:
         advice="" if resume else length.advice(speed),
         config=settings.model_dump(mode="json"),
     )
+
+
+def _step_reached(setup: TrainingSetup, run: Path) -> int:
+    about = load_newest(run / "checkpoints").about
+    check_resumable(about, setup, run=run)
+    return int(about["step"])
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from avtcli.cli.console import reporting, say, say_json, say_table
 from avtcli.cli.options import Json
 from avtcli.reporting.comparison import compare_runs
 from avtcli.reporting.comparison_rows import figure_rows, setting_rows
+from avtcli.storage.run_folders import find_run
 
 
 def compare(
@@ -26,7 +27,7 @@ def compare(
     Example: `avt compare runs/*`
     """
     with reporting() as on_event:
-        result = compare_runs(runs, on_event=on_event)
+        result = compare_runs([find_run(run) for run in runs], on_event=on_event)
     if as_json:
         say_json(result)
         return

@@ -77,10 +77,10 @@ def complete_recipe(kind: str | None = None) -> Completion:
 
 def complete_run(incomplete: str) -> list[str]:
     """Complete a run under ./runs, the newest first, or `last`."""
-    from avtcli.storage.run_folders import runs_with_checkpoints
+    from avtcli.storage.run_folders import LAST, runs_with_checkpoints
 
     runs = [str(path) for path in runs_with_checkpoints()]
-    return [*runs, "last"] if runs else []
+    return [*runs, LAST] if runs else []
 
 
 def complete_layers(*, several: bool = True, all_of_them: bool = False) -> Completion:
@@ -96,10 +96,10 @@ def complete_layers(*, several: bool = True, all_of_them: bool = False) -> Compl
 
 
 def _run(ctx: typer.Context) -> Path:
-    from avtcli.storage.run_folders import newest_run
+    from avtcli.storage.run_folders import find_run
 
     run = ctx.params.get("run") or next(iter(ctx.args), None)  # an option without its value leaves the arguments unread
-    return newest_run() if run is None or str(run) == "last" else Path(run)
+    return find_run(run)
 
 
 def _layers_of_run(run: Path) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, Saved, ignore
 from avtcli.storage.files import refuse_existing, write_file
-from avtcli.storage.run_folders import newest_run
+from avtcli.storage.run_folders import find_run, newest_run
 
 REPORT: Final = "report.html"
 
@@ -39,13 +39,13 @@ class Report:
     seconds: float
 
 
-def write_report(runs: Sequence[Path], *, out: Path | None, on_event: OnEvent = ignore) -> Report:
+def write_report(runs: Sequence[Path | None], *, out: Path | None, on_event: OnEvent = ignore) -> Report:
     """Write one page on runs: curves, decoded pairs, figures of stored probes and evaluations, neighbours and settings.
 
     Sections whose data are not there are left out, and the page says why.
 
     Args:
-        runs: run folders; none means the newest run under ./runs. A run that is given twice counts once.
+        runs: run folders; none or `last` means the newest run under ./runs. A run that is given twice counts once.
         out: the file. By default report.html in the folder of the only run, where that of an earlier report is replaced, or in
             the current folder for several.
         on_event: receiver of notices and progress.
@@ -63,14 +63,14 @@ def write_report(runs: Sequence[Path], *, out: Path | None, on_event: OnEvent = 
     from avtcli.reporting.collected_run import collect_runs
     from avtcli.reporting.sections import build_sections
 
-    if not runs:
-        runs = [newest_run()]
-        on_event(Notice(f"using the newest run, {runs[0]}"))
-    alone = len({run.resolve() for run in runs}) == 1
-    path = out or (runs[0] / REPORT if alone else Path(REPORT))
+    found = [find_run(run) for run in runs or [None]]
+    if found != list(runs):
+        on_event(Notice(f"using the newest run, {newest_run()}"))
+    alone = len({run.resolve() for run in found}) == 1
+    path = out or (found[0] / REPORT if alone else Path(REPORT))
     if out is not None or not alone:
         refuse_existing(path)
-    collected = collect_runs(runs, on_event=on_event)
+    collected = collect_runs(found, on_event=on_event)
     sections, left_out = build_sections(collected)
     loader = jinja2.PackageLoader("avtcli.reporting")
     environment = jinja2.Environment(

@@ -92,6 +92,19 @@ def run_in_main(group: ProcessGroup | None, work: Callable[[], T]) -> T:
     return result
 
 
+def agree(group: ProcessGroup | None, signalled: int, due: bool, failure: str) -> tuple[int, bool, str]:
+    """Share the wish to stop or save and what failed, so that all processes do the same after the same step."""
+    if group is None:
+        return signalled, due, failure
+    flags = torch.tensor([signalled, int(due), torch.distributed.get_rank() + 1 if failure else 0])
+    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX, group=group)
+    signalled, due, failed = flags.tolist()
+    shared = [failure]
+    if failed:
+        torch.distributed.broadcast_object_list(shared, src=failed - 1, group=group)
+    return signalled, bool(due), shared[0]
+
+
 def gather_lists(group: ProcessGroup | None, own: list[T]) -> list[T]:
     """Return the elements of the lists of all processes, in their order, in each of them."""
     if group is None:

@@ -1,6 +1,7 @@
 """Run folders: complete when they appear, locked while in use, never overwritten."""
 
 import contextlib
+import fcntl
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from avtcli.storage.files import disk_errors_explained, has_process_ended, new_p
 from avtcli.storage.run_data import write_listings
 
 RUNS = Path("runs")
+LOOK_SECONDS = 1.0  # longer than `is_running` holds the lock
 LAST = "last"
 """Stands for the newest run where a run is asked for."""
 READERS_SECONDS = 20.0  # in which the readers of a killed run, which hold its lock too, notice that it ended
@@ -50,9 +52,14 @@ def runs_with_checkpoints(root: Path = RUNS) -> list[Path]:
     return sorted(found, key=lambda path: (started(path), path.name), reverse=True)
 
 
+def find_run(name: str | Path | None) -> Path:
+    """Return the path of a run by its folder; none or `last` is the newest run under ./runs, else an `AvtError` says so."""
+    return newest_run() if name is None or str(name) == LAST else Path(name)
+
+
 def run_to_resume(name: str | Path | None, given: Mapping[str, Any]) -> Path:
     """Find a run by its folder or `last`, to go on with other settings by field; an `AvtError` refuses those that are fixed."""
-    run = newest_run() if name is None or str(name) == LAST else Path(name)
+    run = find_run(name)
     if not is_run(run):
         raise AvtError(f"There is no run to resume in {run}: it has no folder `checkpoints`.")
     flags = flags_of(PretrainConfig)
@@ -99,9 +106,20 @@ def create_run(path: Path, config_toml: str, env: dict[str, Any], *, listings: M
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, steps: int) -> Iterator[None]:
-    """Hold the run's lock, see `lock_run`; env.json keeps the number of steps, and the error that ends the run."""
-    lock = lock_run(path, steps=steps, failure=None)
+def locked(path: Path) -> Iterator[None]:
+    """Hold the run's lock, see `lock_run`."""
+    lock = lock_run(path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the kernel releases it when the process ends
+            lock.release()
+
+
+@contextlib.contextmanager
+def outcome_recorded(path: Path, *, steps: int) -> Iterator[None]:
+    """Keep in env.json the number of steps of the run that begins or goes on here, and the error that ends it."""
+    write_env(path, {**read_env(path), "steps": steps, "failure": None})
     try:
         yield
     except InterruptedRunError:
@@ -110,25 +128,22 @@ def locked(path: Path, *, steps: int) -> Iterator[None]:
         with contextlib.suppress(AvtError):  # the disk may be what failed
             write_env(path, {**read_env(path), "failure": one_line(error)})
         raise
-    finally:
-        with contextlib.suppress(OSError):  # the kernel releases it when the process ends
-            lock.release()
 
 
-def lock_run(path: Path, **about: Any) -> FileLock:
-    """Acquire the run's lock, else raise an `AvtError`; env.json keeps the holder and `about`.
+def lock_run(path: Path) -> FileLock:
+    """Acquire the run's lock, else raise an `AvtError`; env.json keeps the holder.
 
     The kernel releases it when the process ends.
     """
     lock = FileLock(path / "lock")
     with disk_errors_explained(path / "lock"):
         try:
-            lock.acquire(timeout=READERS_SECONDS if _holder_ended(read_env(path)) else 0)
+            lock.acquire(timeout=READERS_SECONDS if _holder_ended(read_env(path)) else LOOK_SECONDS)
         except Timeout:
             env = read_env(path)
             holder = f"process {env.get('pid', '?')} on {env.get('host', '?')}"
             raise AvtError(f"{path} is in use by {holder}. Wait for it, or choose another --out.") from None
-    write_env(path, {**read_env(path), "pid": os.getpid(), "host": socket.gethostname(), **about})
+    write_env(path, {**read_env(path), "pid": os.getpid(), "host": socket.gethostname()})
     return lock
 
 
@@ -138,16 +153,15 @@ def _holder_ended(env: Mapping[str, Any]) -> bool:
 
 def is_running(path: Path, env: Mapping[str, Any]) -> bool:
     """Whether a living process holds the run's lock; `env` is the run's env.json."""
-    if _holder_ended(env) or not (path / "lock").exists():
+    if _holder_ended(env):
         return False
-    lock = FileLock(path / "lock")
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        with open(path / "lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that two that look do not see each other
+    except BlockingIOError:
         return True
-    except OSError:  # as on a disk that is read alone
+    except OSError:  # as where there is none
         return False
-    lock.release()
     return False
 
 

@@ -4,12 +4,11 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch.distributed import ProcessGroup
 
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.toml_text import to_toml
@@ -18,13 +17,13 @@ from avtcli.data.training_loader import Batch
 from avtcli.errors import AvtError, InterruptedRunError, RunFailedError
 from avtcli.events import OnEvent, Progress, Saved
 from avtcli.runtime.devices import memory_errors_explained
-from avtcli.runtime.processes import lost_processes_explained, resume_command, run_in_main
+from avtcli.runtime.processes import agree, lost_processes_explained, resume_command, run_in_main
 from avtcli.runtime.signals import Stop, stop_signals
 from avtcli.storage.checkpoints import list_checkpoints
 from avtcli.storage.files import clear_leftovers, refuse_existing, to_json, write_file
 from avtcli.storage.metrics_log import MetricsLog
 from avtcli.storage.run_data import read_bad_images
-from avtcli.storage.run_folders import create_run, default_folder, locked
+from avtcli.storage.run_folders import create_run, default_folder, locked, outcome_recorded
 from avtcli.training.monitor import Monitor, Outcome
 from avtcli.training.optimizer import build_optimizer
 from avtcli.training.run_log import EARLY_REPORTS, LossLog, Tracking, record_bad_images
@@ -77,13 +76,16 @@ def pretrain(
     """
     if run is not None and not resume:
         refuse_existing(run)
-    continues = resume and run is not None and bool(list_checkpoints(run / "checkpoints"))
     with stopping(on_event) as stop:
-        setup = build_training_setup(config, resume=continues, run=run if resume else None, on_event=on_event)
-        tracking = Tracking(setup.config.trackers if setup.accelerator.is_main_process else (), on_event=on_event)
+        setup = build_training_setup(config, run=run if resume else None, on_event=on_event)
+        tracking = Tracking(setup.config.trackers, setup.group, on_event=on_event)
         folder = _run_folder(setup, run, resume=resume)
         with lost_processes_explained(), memory_errors_explained(), folder as opened, tracking:
-            return _train(setup, opened, tracking, resume=continues, stop=stop, on_event=on_event)
+            optimizer = build_optimizer(setup.config, setup.net)
+            restored = restore_state(setup, opened, optimizer, on_event=on_event) if setup.continues else None
+            recorded = outcome_recorded(opened, steps=setup.total_steps)
+            with recorded if setup.accelerator.is_main_process else nullcontext():
+                return _train(setup, opened, optimizer, tracking, restored=restored, stop=stop, on_event=on_event)
 
 
 @contextmanager
@@ -106,7 +108,7 @@ def _open_folder(setup: TrainingSetup, run: Path | None, stack: ExitStack, *, re
             if run is not None or not os.path.lexists(folder):
                 raise
             folder = default_folder(*names)  # taken meanwhile
-    stack.enter_context(locked(folder, steps=setup.total_steps))
+    stack.enter_context(locked(folder))
     clear_leftovers(folder / "checkpoints", exclusive=True)
     if resume and not list_checkpoints(folder / "checkpoints"):
         MetricsLog(folder / "metrics.jsonl").cut_after(0)  # of steps whose state was never saved, or is gone
@@ -120,19 +122,25 @@ def _remove_failed_start(run: Path) -> None:
 
 
 def _train(
-    setup: TrainingSetup, run: Path, tracking: Tracking, *, resume: bool, stop: Stop, on_event: OnEvent
+    setup: TrainingSetup,
+    run: Path,
+    optimizer: torch.optim.Optimizer,
+    tracking: Tracking,
+    *,
+    restored: tuple[int, float] | None,
+    stop: Stop,
+    on_event: OnEvent,
 ) -> PretrainResult:
     config, accelerator, total = setup.config, setup.accelerator, setup.total_steps
     main, began = accelerator.is_main_process, time.monotonic()
     metrics = MetricsLog(run / "metrics.jsonl")
 
-    # weights, optimiser, the step to begin at, and images
-    optimizer = build_optimizer(config, setup.net)
-    start, seconds_before = restore_state(setup, run, optimizer, metrics, on_event=on_event) if resume else (0, 0.0)
+    # the step to begin at, and images
+    start, seconds_before = restored or (0, 0.0)
     trainer = Trainer(setup, optimizer, on_event=on_event)
     loader = setup.build_loader(setup.open_images())
 
-    saved = start if resume else -1
+    saved = start if restored else -1
 
     def save(step: int) -> None:
         nonlocal saved
@@ -158,7 +166,7 @@ def _train(
 
         # what is due after `step` steps, in every process alike
         overdue = main and time.monotonic() > save_at
-        signalled, due, failure = _agree(setup.group, stop.number * (step < total), overdue, failure)
+        signalled, due, failure = agree(setup.group, stop.number * (step < total), overdue, failure)
         reported = step % LOG_EVERY == 0 or step - start in EARLY_REPORTS or step % setup.steps_per_epoch == 0 or step == total
         if reported or due or signalled or failure:
             losses.flush(wait=bool(step == total or due or signalled or failure or monitor.is_due(step)))
@@ -189,19 +197,6 @@ def _next(batches: Iterator[Batch]) -> tuple[Batch | None, str]:
         return next(batches), ""
     except AvtError as error:
         return None, str(error)
-
-
-def _agree(group: ProcessGroup | None, signalled: int, due: bool, failure: str) -> tuple[int, bool, str]:
-    """Share the wish to stop or save and what failed, so that all processes do the same after the same step."""
-    if group is None:
-        return signalled, due, failure
-    flags = torch.tensor([signalled, int(due), torch.distributed.get_rank() + 1 if failure else 0])
-    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX, group=group)
-    signalled, due, failed = flags.tolist()
-    shared = [failure]
-    if failed:
-        torch.distributed.broadcast_object_list(shared, src=failed - 1, group=group)
-    return signalled, bool(due), shared[0]
 
 
 def _ending(setup: TrainingSetup, run: Path, step: int, outcome: Outcome) -> AvtError:

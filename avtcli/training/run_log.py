@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from avtcli import registry
 from avtcli.config.run_length import describe_seconds
@@ -28,16 +29,17 @@ EARLY_REPORTS = (2, 4, 8)  # steps after which losses are also read, so that slo
 
 
 class Tracking:
-    """The trackers of a run, in the main process; other processes name none.
+    """The trackers of a run, in the main process; other processes have none.
 
     A tracker that raises an exception is reported once by a `Notice` and not called again; training continues.
 
     Raises:
-        AvtError: for an unknown name or a broken plugin, before training.
+        AvtError: in all processes, for an unknown name or a broken plugin, before training.
     """
 
-    def __init__(self, names: Sequence[str], *, on_event: OnEvent) -> None:
-        self.trackers: dict[str, Tracker] = {name: registry.build("tracker", name, {}) for name in names}
+    def __init__(self, names: Sequence[str], group: ProcessGroup | None = None, *, on_event: OnEvent) -> None:
+        self.trackers: dict[str, Tracker] = {}
+        run_in_main(group, lambda: self.trackers.update({name: registry.build("tracker", name, {}) for name in names}))
         self.on_event = on_event
         self._started = False
 

@@ -34,6 +34,7 @@ from avtcli.runtime.execution import resolve_execution, to_channels_last
 from avtcli.runtime.processes import build_cpu_group
 from avtcli.runtime.reader_workers import choose_workers, prefetched_bytes, require_workers
 from avtcli.storage.banks import load_bank, sample_bank
+from avtcli.storage.checkpoints import list_checkpoints
 from avtcli.storage.run_data import read_bad_images
 from avtcli.storage.run_folders import read_env
 
@@ -57,6 +58,7 @@ class TrainingSetup:
     workers: int  # processes that read training images
     eval_workers: int  # and those that read images for evaluation meanwhile
     bad_images: BadImages  # that cannot be used
+    continues: bool  # from a checkpoint, which weights and optimiser come from
     environment: dict[str, Any]  # what the numbers may depend on besides the settings
 
     @property
@@ -101,13 +103,11 @@ class TrainingSetup:
         )
 
 
-def build_training_setup(
-    config: PretrainConfig, *, resume: bool = False, run: Path | None = None, on_event: OnEvent
-) -> TrainingSetup:
+def build_training_setup(config: PretrainConfig, *, run: Path | None = None, on_event: OnEvent) -> TrainingSetup:
     """Build all that a run needs, and report what it resolved to; nothing is written.
 
-    A resumed run takes its weights from a checkpoint later, so that none are needed here. With its folder, `run`, its images
-    are those that it listed, without the ones that it could not use.
+    For a resumed run, with its folder `run`, the images are those that it listed, without the ones that it could not use. Where
+    it has a checkpoint, its weights come from that later, so that none are needed here.
 
     Raises:
         AvtError: for the first thing that is not right.
@@ -126,13 +126,12 @@ def build_training_setup(
     config = resolve_execution(config, device, processes=processes, steps=planned, on_event=on_event)
     size = image_size(data, config.augment)
     family, spec = build_transform(config, size), _specify(config, data, size)
-    net = build_initial(config, spec, family=family, resume=resume, on_event=on_event).to(accelerator.device)
+    continues = run is not None and bool(list_checkpoints(run / "checkpoints"))
+    net = build_initial(config, spec, family=family, resume=continues, on_event=on_event).to(accelerator.device)
     net.checkpoint_activations = config.checkpoint_activations
     if config.channels_last:
         to_channels_last(net)
     used = [(kind, part) for kind in plugin_fields(PretrainConfig) for part in sum_parts(kind, getattr(config, kind).name)]
-    for tracker in config.trackers:
-        registry.build("tracker", tracker, {})  # a missing library ends a dry run too
     used += [("tracker", spec) for spec in config.trackers]
     plugins = [(kind, registry.split_name(spec)[0]) for kind, spec in used]
     environment = describe_environment(
@@ -153,6 +152,7 @@ def build_training_setup(
         steps_per_epoch,
         *_choose_workers(config, data, size, processes),
         _bad_images(config, data, used=len(indices) + int((~torch.isin(monitored, indices)).sum()), run=run),
+        continues,
         environment,
     )
     on_event(Started(_facts(setup)))

@@ -98,9 +98,29 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: st
     return out
 
 
-def restore_state(
-    setup: TrainingSetup, run: Path, optimizer: torch.optim.Optimizer, metrics: MetricsLog, *, on_event: OnEvent
-) -> tuple[int, float]:
+def check_resumable(about: Mapping[str, Any], setup: TrainingSetup, *, run: Path) -> None:
+    """Refuse to go on from a checkpoint that is imported, beyond the steps asked for, or of another data set.
+
+    Raises:
+        AvtError: which of these it is.
+    """
+    step, before = about["step"], about["environment"]
+    if "imported" in about:
+        raise AvtError(
+            f"{run} was made by `avt import`: it holds weights alone and no optimiser to go on with. Start a new run instead."
+        )
+    if step > setup.total_steps:
+        raise AvtError(
+            f"{run} has reached step {step}, beyond the {setup.total_steps} steps asked for: give more --epochs or --max-steps."
+        )
+    if before.get("data_fingerprint") != setup.data.fingerprint:
+        raise AvtError(
+            f"The data set '{setup.config.dataset.name}' is not the one that {run} was trained on: its fingerprint was "
+            f"{before.get('data_fingerprint')}, found {setup.data.fingerprint}. Give the same images with --dataset."
+        )
+
+
+def restore_state(setup: TrainingSetup, run: Path, optimizer: torch.optim.Optimizer, *, on_event: OnEvent) -> tuple[int, float]:
     """Load the newest complete checkpoint into network and optimiser; return its step and the seconds spent before it.
 
     Damaged checkpoints are set aside. All processes take the one that the main process found.
@@ -117,20 +137,7 @@ def restore_state(
     name = run_in_main(setup.group, find)
     checkpoint = found[0] if found else load_checkpoint(root / name)
     about, step = checkpoint.about, int(checkpoint.about["step"])
-    if "imported" in about:
-        raise AvtError(
-            f"{run} was made by `avt import`: it holds weights alone and no optimiser to go on with. Start a new run instead."
-        )
-    if step > setup.total_steps:
-        raise AvtError(
-            f"{run} has reached step {step}, beyond the {setup.total_steps} steps asked for: give more --epochs or --max-steps."
-        )
-    before = about["environment"]
-    if before.get("data_fingerprint") != setup.data.fingerprint:
-        raise AvtError(
-            f"The data set '{setup.config.dataset.name}' is not the one that {run} was trained on: its fingerprint was "
-            f"{before.get('data_fingerprint')}, found {setup.data.fingerprint}. Give the same images with --dataset."
-        )
+    check_resumable(about, setup, run=run)
     load_weights(setup.net, checkpoint.model, path=checkpoint.folder)
     try:
         load_optimizer(optimizer, checkpoint.state, about["param_groups"])
@@ -140,16 +147,14 @@ def restore_state(
         raise AvtError(
             f"{checkpoint.folder} holds the optimiser state of another run: {type(error).__name__}: {error}."
         ) from error
-    run_in_main(setup.group, lambda: _record_resumption(setup, run, step, before, metrics, on_event))
+    run_in_main(setup.group, lambda: _record_resumption(setup, run, step, about["environment"], on_event))
     return step, float(about["seconds"])
 
 
-def _record_resumption(
-    setup: TrainingSetup, run: Path, step: int, before: dict[str, Any], metrics: MetricsLog, on_event: OnEvent
-) -> None:
+def _record_resumption(setup: TrainingSetup, run: Path, step: int, before: dict[str, Any], on_event: OnEvent) -> None:
     for change in environment_changes(before, setup.environment):
         on_event(Notice(f"{change}: the numbers that follow may differ in their last bits"))
-    metrics.cut_after(step, on_event=on_event)
+    MetricsLog(run / "metrics.jsonl").cut_after(step, on_event=on_event)
     env = read_env(run)
     before_that = env.get("resumed")
     resumed = [*(before_that if isinstance(before_that, list) else []), {"step": step, **setup.environment}]

@@ -1,5 +1,6 @@
 """`avt compare` from the command line."""
 
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -47,6 +48,18 @@ def test_the_json_is_the_comparison(avt) -> None:
     write_runs()
 
     assert avt("compare a b c --json").json == asdict(compare_runs([Path("a"), Path("b"), Path("c")], on_event=ignore))
+
+
+def test_last_is_the_newest_run_for_comparison_and_report(avt) -> None:
+    for name, since in (("new", 200), ("old", 100)):
+        run = made(Path("runs", name), config='seed = 0\n[backbone]\nname = "nin"\n')
+        next(run.glob("checkpoints/step-*")).joinpath("manifest.json").write_text("{}")
+        os.utime(run / "config.toml", (since, since))
+    (group,) = avt("compare last --json").json["groups"]
+    result = avt("report last --json")
+
+    assert group["runs"] == result.json["runs"] == ["runs/new"]
+    assert "using the newest run, runs/new" in result.stderr
 
 
 def test_what_is_no_run_is_one_message(avt) -> None:

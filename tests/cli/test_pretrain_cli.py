@@ -206,9 +206,12 @@ def test_settings_that_change_on_resumption_are_announced_and_kept(avt) -> None:
     for text in ("setting changed: max_steps is 3, was 1", "setting changed: save_every is 5.0, was 10.0"):
         assert text in result.stderr
     assert "save_every = 5.0" in Path("run/config.toml").read_text()
-    less = avt("pretrain --resume run --max-steps 2")
-    assert less.code == 2
-    assert "run has reached step 3, beyond the 2 steps asked for" in less.stderr
+    before = json.loads(Path("run/env.json").read_text())
+    for less in (avt("pretrain --resume run --max-steps 2"), avt("pretrain --resume run --max-steps 2 --dry-run")):
+        assert less.code == 2
+        assert "run has reached step 3, beyond the 2 steps asked for" in less.stderr
+    after = json.loads(Path("run/env.json").read_text())
+    assert (after["steps"], after["failure"]) == (before["steps"], before["failure"]) == (3, None)  # nothing befell the run
     assert json.loads(Path("run/result.json").read_text())["steps"] == 3
     done = avt("pretrain --resume run")
     assert "run is complete: for more give --epochs or --max-steps" in done.stderr

@@ -26,7 +26,7 @@ RESNET = {"name": "timm:test_resnet"}
 
 def network(backbone: dict[str, Any], **over: Any) -> SiameseModel:
     config = tiny_config(seed=9, backbone=backbone, **over)
-    return build_training_setup(config, resume=False, on_event=lambda event: None).net
+    return build_training_setup(config, on_event=lambda event: None).net
 
 
 def loaded(content: Any, net: SiameseModel) -> tuple[dict[str, Tensor], str]:

@@ -20,11 +20,11 @@ from tests.support import run_tiny, tiny_config
 pytestmark = pytest.mark.usefixtures("few_held_out_images")
 
 
-def begin(init_from: object = None, *, resume: bool = False, **over: Any) -> tuple[TrainingSetup, list[str]]:
+def begin(init_from: object = None, *, run: Path | None = None, **over: Any) -> tuple[TrainingSetup, list[str]]:
     """A setup of another seed, and its notices."""
     events: list[Event] = []
     config = tiny_config(seed=9, init_from=None if init_from is None else str(init_from), **over)
-    setup = build_training_setup(config, resume=resume, on_event=events.append)
+    setup = build_training_setup(config, run=run, on_event=events.append)
     return setup, [event.text for event in events if isinstance(event, Notice)]
 
 
@@ -97,8 +97,8 @@ def test_a_broken_file_and_a_missing_one_are_refused(tmp_path: Path) -> None:
         begin(tmp_path / "nowhere")
 
 
-def test_a_resumed_run_reads_nothing_to_begin_with(tmp_path: Path) -> None:
-    assert begin(tmp_path / "gone since", resume=True)[1] == []
+def test_a_resumed_run_reads_nothing_to_begin_with(tmp_path: Path, tiny_run: Path) -> None:
+    assert begin(tmp_path / "gone since", run=tiny_run)[1] == []
 
 
 def test_training_starts_from_the_weights_and_the_run_records_them(tiny_run: Path, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_training_starts_from_the_weights_and_the_run_records_them(tiny_run: Pat
     assert f'init_from = "{tiny_run}"' in (run / "config.toml").read_text()
 
 
-def test_published_weights_are_fetched_at_the_beginning_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_weights_are_fetched_at_the_beginning_alone(monkeypatch: pytest.MonkeyPatch, tiny_run: Path) -> None:
     asked: list[bool] = []
     create = timm.create_model
 
@@ -122,7 +122,7 @@ def test_published_weights_are_fetched_at_the_beginning_alone(monkeypatch: pytes
     setup, notices = begin(backbone=backbone)
     at_first = set(asked)
     asked.clear()
-    begin(backbone=backbone, resume=True)
+    begin(backbone=backbone, run=tiny_run)
 
     assert (at_first, set(asked)) == ({True}, {False})
     assert notices == ["timm:test_efficientnet: initialised with published weights (pretrained=True)"]

@@ -14,7 +14,7 @@ import pytest
 from avtcli.errors import AvtError, InterruptedRunError, RunFailedError
 from avtcli.reporting.run_list import ListedRun, describe_runs
 from avtcli.storage.metrics_log import BLOCK_BYTES, MetricsLog
-from avtcli.storage.run_folders import create_run, locked
+from avtcli.storage.run_folders import create_run, locked, outcome_recorded
 from tests.reporting.test_comparison import made, probed, write
 
 CONFIG = """seed = 7
@@ -81,7 +81,7 @@ def test_the_state_of_a_run_that_is_not_complete(error: Exception | None, state:
     run = Path("runs/a")
     create_run(run, CONFIG, {})
     try:
-        with locked(run, steps=9):
+        with locked(run), outcome_recorded(run, steps=9):
             assert listed("a").state == "running"
             if error is not None:
                 raise error
@@ -92,7 +92,7 @@ def test_the_state_of_a_run_that_is_not_complete(error: Exception | None, state:
     assert (found.state, found.step, found.steps) == (state, 0, 9)
     assert found.problem == (None if state == "stopped" else f"{type(error).__name__}: {error}")
 
-    with locked(run, steps=12):  # it goes on
+    with outcome_recorded(run, steps=12):  # it goes on
         pass
     assert (listed("a").state, listed("a").steps) == ("stopped", 12)
 

@@ -1,5 +1,6 @@
 """Run folders: created once, locked while in use, with complete lines of metrics."""
 
+import fcntl
 import json
 import os
 import resource
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from avtcli.errors import AvtError, RunFailedError
 from avtcli.events import Event, Notice
 from avtcli.runtime.environment import environment_changes
 from avtcli.storage.metrics_log import MetricsLog
-from avtcli.storage.run_folders import create_run, default_folder, is_run, lock_run, newest_run
+from avtcli.storage.run_folders import create_run, default_folder, is_run, is_running, lock_run, newest_run
 
 
 def test_a_new_run_folder_has_settings_environment_and_checkpoints(tmp_path: Path) -> None:
@@ -84,6 +86,19 @@ def test_the_lock_names_its_holder_and_is_released_when_that_dies(tmp_path: Path
         holder.kill()
         holder.wait()
         lock_run(tmp_path / "run").release()
+
+
+def test_who_looks_at_a_run_neither_stops_a_resumption_nor_writes_nor_seems_to_train(tmp_path: Path) -> None:
+    create_run(tmp_path / "run", "", {})
+    assert not is_running(tmp_path / "run", {})
+    assert not (tmp_path / "run" / "lock").exists()
+    with open(tmp_path / "run" / "lock", "ab") as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        assert not is_running(tmp_path / "run", {})
+        threading.Timer(0.2, fcntl.flock, (look.fileno(), fcntl.LOCK_UN)).start()
+        lock = lock_run(tmp_path / "run")
+    assert is_running(tmp_path / "run", {})
+    lock.release()
 
 
 def test_the_newest_run_is_the_one_started_last(tmp_path: Path) -> None:

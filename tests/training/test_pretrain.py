@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +17,13 @@ import pytest
 import torch
 
 from avtcli import registry
+from avtcli.bench.dry_run import dry_run
 from avtcli.config.toml_text import to_toml
 from avtcli.contracts import Loss
 from avtcli.data.epoch_table import sample_epoch_table
 from avtcli.data.resident_images import ResidentImages
 from avtcli.errors import AvtError, InterruptedRunError, RunFailedError
-from avtcli.events import Event, Notice, Progress, Saved
+from avtcli.events import Event, Notice, Progress, Saved, ignore
 from avtcli.storage.checkpoints import load_newest
 from avtcli.storage.run_folders import create_run
 from avtcli.training import monitor
@@ -167,8 +169,11 @@ def test_other_data_are_refused_on_resumption(tmp_path: Path) -> None:
     manifest["state.json"] = {"size": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
-    with pytest.raises(AvtError, match=r"'fashion-mini' is not the one that .* its fingerprint was another, found"):
-        run_tiny(run, resume=True)
+    about, tried = (run / "env.json").read_text(), partial(dry_run, tiny_config(), run=run, resume=True, on_event=ignore)
+    for go_on in (partial(run_tiny, run, resume=True), tried):
+        with pytest.raises(AvtError, match=r"'fashion-mini' is not the one that .* its fingerprint was another, found"):
+            go_on()
+    assert (run / "env.json").read_text() == about
 
 
 def test_changed_threads_are_announced_on_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +337,9 @@ def test_what_a_failing_reader_leaves_is_saved(tmp_path: Path, monkeypatch: pyte
     ):
         run_tiny(run)
     assert load_newest(run / "checkpoints").about["step"] == 2
+    assert "a reader process ended" in json.loads((run / "env.json").read_text())["failure"]
     run_tiny(run, resume=True)
+    assert json.loads((run / "env.json").read_text())["failure"] is None
 
     assert state_hash(run, 9) == state_hash(whole, 9)
 
