@@ -75,7 +75,7 @@ def table_lines(
     )
     lines: list[str] = []
     while others or not lines:
-        count = len(others)  # as many as fit when all are as narrow as they can be
+        count = len(others)  # those that fit at their least widths
         while count > 1 and total_width(_narrowest(column) for column in (first, *others[:count])) > room:
             count -= 1
         lines += [*([""] if lines else []), *_column_lines([first, *others[:count]], room)]

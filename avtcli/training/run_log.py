@@ -23,7 +23,7 @@ from avtcli.training.collapse import format_figure
 from avtcli.training.step import StepResult
 from avtcli.training.training_setup import TrainingSetup
 
-SLOW_STEPS, SLOW_STEPS_ON_GPU = 2, 20  # first steps, which compile, capture and fill caches, or have an evaluation among them
+SLOW_STEPS, SLOW_STEPS_ON_GPU = 2, 20  # first steps, which compile, capture and fill caches
 MEASURED_STEPS, MEASURED_SECONDS = 20, 5.0  # after them, of which either is enough to state the speed
 EARLY_REPORTS = (2, 4, 8)  # steps after which losses are also read, so that slow steps are measured soon
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,11 @@ def missing_data(name: str, *, where: Path, layout: str, cause: str = "") -> Avt
         f"The data set '{name}' is not in {where}{because}. Expected there: {layout}. Give its folder with "
         f"`--dataset {name}:DIR` or `--data-dir DIR`, or try the embedded data: `--dataset fashion-mini`."
     )
+
+
+def first_with_files(folders: Iterable[Path], files: Sequence[str]) -> Path | None:
+    """Return the first folder that has any of a data set's files, complete or not; none if there is none."""
+    return next((folder for folder in folders if any((folder / file).is_file() for file in files)), None)
 
 
 def require_files(name: str, folder: Path, files: Sequence[str]) -> None:

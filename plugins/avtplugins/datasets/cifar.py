@@ -11,7 +11,7 @@ import torch
 
 from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
-from avtplugins.datasets._files import RGB, download, memory_data, missing_data, require_files
+from avtplugins.datasets._files import RGB, download, first_with_files, memory_data, missing_data, require_files
 
 CLASSES: Final = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TRAIN: Final = tuple(f"data_batch_{i}" for i in range(1, 6))
@@ -121,22 +121,21 @@ def _class_names(folder: Path, archive: Archive) -> tuple[str, ...] | None:
 
 def cifar10_folder(data_dir: Path) -> Path | None:
     """Find the folder of CIFAR-10's batches, at or below a folder."""
-    return _first_with_files(CIFAR10, data_dir)
+    return _folder_in(data_dir, CIFAR10)
 
 
 def cifar100_folder(data_dir: Path) -> Path | None:
     """Find the folder of CIFAR-100's files, at or below a folder."""
-    return _first_with_files(CIFAR100, data_dir)
+    return _folder_in(data_dir, CIFAR100)
 
 
-def _first_with_files(archive: Archive, root: Path) -> Path | None:
-    files = (*archive.train, archive.test)
-    return next((f for f in (root / archive.folder, root) if any((f / file).is_file() for file in files)), None)
+def _folder_in(root: Path, archive: Archive) -> Path | None:
+    return first_with_files((root / archive.folder, root), (*archive.train, archive.test))
 
 
 def _find(archive: Archive, path: Path | None, data_dir: Path) -> Path:
     root, layout = path or data_dir, f"a folder {archive.folder} with {', '.join((*archive.train, archive.test))}"
-    found = _first_with_files(archive, root)
+    found = _folder_in(root, archive)
     if found is not None:
         return found
     if path:

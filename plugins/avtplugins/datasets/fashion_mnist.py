@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
-from avtplugins.datasets._files import download, memory_data, missing_data, require_files
+from avtplugins.datasets._files import download, first_with_files, memory_data, missing_data, require_files
 
 CLASSES: Final = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -84,16 +84,12 @@ def fashion_mini() -> ImageData:
 
 def fashion_mnist_folder(data_dir: Path) -> Path | None:
     """Find the folder of Fashion-MNIST's files: downloaded, copied, or Debian's."""
-    return _first_with_files(data_dir / "FashionMNIST" / "raw", data_dir / "fashion-mnist", data_dir, DEBIAN)
+    return first_with_files((data_dir / "FashionMNIST" / "raw", data_dir / "fashion-mnist", data_dir, DEBIAN), FILES)
 
 
 def mnist_folder(data_dir: Path) -> Path | None:
     """Find the folder of MNIST's files: downloaded or copied."""
-    return _first_with_files(data_dir / "MNIST" / "raw", data_dir / "mnist")
-
-
-def _first_with_files(*folders: Path) -> Path | None:
-    return next((folder for folder in folders if any((folder / file).is_file() for file in FILES)), None)
+    return first_with_files((data_dir / "MNIST" / "raw", data_dir / "mnist"), FILES)
 
 
 def fashion_mnist(path: Path | None = None, /, *, data_dir: Path) -> ImageData:
@@ -103,7 +99,7 @@ def fashion_mnist(path: Path | None = None, /, *, data_dir: Path) -> ImageData:
         path: a folder with the four IDX .gz files, such as Debian's /usr/share/datasets/fashion-mnist.
         data_dir: the folder that is searched, and downloaded to, without a path.
     """
-    found = _first_with_files(path) if path else fashion_mnist_folder(data_dir)
+    found = first_with_files([path], FILES) if path else fashion_mnist_folder(data_dir)
     return _read(_find("fashion-mnist", "FashionMNIST", path, data_dir, found))
 
 
@@ -115,5 +111,5 @@ def mnist(path: Path | None = None, /, *, data_dir: Path) -> ImageData:
         data_dir: the folder that is searched, and downloaded to, without a path.
     """
     digits = tuple(map(str, range(10)))
-    found = _first_with_files(path) if path else mnist_folder(data_dir)
+    found = first_with_files([path], FILES) if path else mnist_folder(data_dir)
     return _read(_find("mnist", "MNIST", path, data_dir, found), mean=MNIST_MEAN, std=MNIST_STD, classes=digits)

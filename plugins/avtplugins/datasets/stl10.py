@@ -9,7 +9,7 @@ from torch import Tensor
 
 from avtcli.contracts import ImageData, MemorySplit
 from avtcli.errors import AvtError
-from avtplugins.datasets._files import RGB, download, fingerprint_of, missing_data, require_files
+from avtplugins.datasets._files import RGB, download, fingerprint_of, first_with_files, missing_data, require_files
 
 FOLDER: Final = "stl10_binary"
 CLASSES: Final = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
@@ -48,7 +48,7 @@ def _labelled(folder: Path, part: str) -> tuple[Tensor, Tensor]:
 
 def stl10_folder(data_dir: Path) -> Path | None:
     """Find the folder of the binary files, at or below a folder."""
-    return next((f for f in (data_dir / FOLDER, data_dir) if any((f / file).is_file() for file in FILES)), None)
+    return first_with_files((data_dir / FOLDER, data_dir), FILES)
 
 
 def stl10(path: Path | None = None, /, *, data_dir: Path, mean: RGB = MEAN, std: RGB = STD) -> ImageData:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
-from avtplugins.datasets._files import RGB, download, memory_data, missing_data, require_files
+from avtplugins.datasets._files import RGB, download, first_with_files, memory_data, missing_data, require_files
 
 FILES: Final = ("train_32x32.mat", "test_32x32.mat")
 LAYOUT: Final = f"the files {' and '.join(FILES)}"
@@ -42,11 +42,7 @@ def read_mat(path: Path) -> tuple[Tensor, Tensor]:
 
 def svhn_folder(data_dir: Path) -> Path | None:
     """Find the folder of the files in the data folder."""
-    return data_dir / "svhn" if _has_files(data_dir / "svhn") else None
-
-
-def _has_files(folder: Path) -> bool:
-    return any((folder / file).is_file() for file in FILES)
+    return first_with_files([data_dir / "svhn"], FILES)
 
 
 def svhn(path: Path | None = None, /, *, data_dir: Path, mean: RGB = MEAN, std: RGB = STD) -> ImageData:
@@ -59,7 +55,7 @@ def svhn(path: Path | None = None, /, *, data_dir: Path, mean: RGB = MEAN, std: 
         std: per channel, for normalisation (that of the training images).
     """
     folder = path or data_dir / "svhn"
-    if not _has_files(folder):
+    if first_with_files([folder], FILES) is None:
         if path:
             raise missing_data("svhn", where=folder, layout=LAYOUT)
         download("svhn", lambda: _fetch(folder), where=folder, layout=LAYOUT)

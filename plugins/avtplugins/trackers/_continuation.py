@@ -1,10 +1,17 @@
-"""What the trackers share: settings by dotted name, and what a resumed run continues from."""
+"""What the trackers share: the error for a missing library, settings by dotted name, what a resumed run continues from."""
 
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from avtcli.errors import AvtError
+
+
+def missing_library(name: str, error: ImportError) -> AvtError:
+    """Return the error for a tracker whose library, which has the names of tracker and extra, cannot be imported."""
+    return AvtError(f"The tracker '{name}' needs {name}, and importing it failed ({error}): `pip install 'avtcli[{name}]'`.")
 
 
 def flat_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool]:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from avtcli.contracts import Tracker
-from avtcli.errors import AvtError
-from avtplugins.trackers._continuation import Continuation, flat_settings
+from avtplugins.trackers._continuation import Continuation, flat_settings, missing_library
 
 
 class MlflowRun(Tracker):
@@ -57,7 +56,5 @@ def mlflow() -> Tracker:
     try:
         import mlflow  # noqa: F401
     except ImportError as error:
-        raise AvtError(
-            f"The tracker 'mlflow' needs mlflow, and importing it failed ({error}): `pip install 'avtcli[mlflow]'`."
-        ) from error
+        raise missing_library("mlflow", error) from error
     return MlflowRun()

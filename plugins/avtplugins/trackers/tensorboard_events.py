@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from avtcli.contracts import Tracker
-from avtcli.errors import AvtError
-from avtplugins.trackers._continuation import flat_settings
+from avtplugins.trackers._continuation import flat_settings, missing_library
 
 
 class TensorBoardEvents(Tracker):
@@ -36,8 +35,5 @@ def tensorboard() -> Tracker:
     try:
         import tensorboard  # noqa: F401
     except ImportError as error:
-        raise AvtError(
-            f"The tracker 'tensorboard' needs tensorboard, and importing it failed ({error}): "
-            "`pip install 'avtcli[tensorboard]'`."
-        ) from error
+        raise missing_library("tensorboard", error) from error
     return TensorBoardEvents()

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from avtcli.contracts import Tracker
-from avtcli.errors import AvtError
-from avtplugins.trackers._continuation import Continuation, flat_settings
+from avtplugins.trackers._continuation import Continuation, flat_settings, missing_library
 
 
 class WandbRun(Tracker):
@@ -55,7 +54,5 @@ def wandb() -> Tracker:
     try:
         import wandb  # noqa: F401
     except ImportError as error:
-        raise AvtError(
-            f"The tracker 'wandb' needs wandb, and importing it failed ({error}): `pip install 'avtcli[wandb]'`."
-        ) from error
+        raise missing_library("wandb", error) from error
     return WandbRun()
