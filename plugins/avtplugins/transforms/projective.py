@@ -96,10 +96,19 @@ class ProjectiveDistribution(TransformDistribution):
         return torch.cat([angle.cos(), angle.sin(), offsets.flatten(1)], 1)
 
     def parameters_from_values(self, values: Tensor, size: Size) -> Tensor:
-        """The coefficients with the turn that is nearest to the angle of cosine and sine."""
+        """The coefficients with the turn that is nearest to the angle of cosine and sine.
+
+        The turn's gradient is that of the cosine and sine themselves, since rounding has none.
+        """
         turns = (torch.atan2(values[:, 1], values[:, 0]) / (math.pi / 2)).round().long()
-        transformed = _turned(values[:, 2:].reshape(-1, 4, 2) + corners_of(size).to(values), turns)
-        return coefficients_from_matrix(in_from_out_from_corners(transformed, size))
+        angle, (cos, sin) = turns.to(values) * (math.pi / 2), values[:, :2].unbind(1)
+        cos, sin = angle.cos() + (cos - cos.detach()), angle.sin() + (sin - sin.detach())
+        corners = corners_of(size).to(values)
+        half = corners[2] / 2
+        x, y = ((corners - half) / half).unbind(1)  # turned as a square
+        turned = torch.stack([x * cos[:, None] - y * sin[:, None], x * sin[:, None] + y * cos[:, None]], 2) * half + half
+        offsets = _turned(values[:, 2:].reshape(-1, 4, 2), turns)
+        return coefficients_from_matrix(in_from_out_from_corners(turned + offsets, size))
 
 
 def _turned(corners: Tensor, turns: Tensor) -> Tensor:
@@ -108,11 +117,11 @@ def _turned(corners: Tensor, turns: Tensor) -> Tensor:
     return corners.gather(1, order[..., None].expand(-1, -1, 2))
 
 
-@geometric(target="coefficients")
+@geometric
 def projective(
     *, shift: float = 0.125, scale_low: float = 0.8, scale_high: float = 1.2, rotate: bool = True
 ) -> ProjectiveDistribution:
-    """Homographies: corners scaled, rotated by multiples of 90 degrees and shifted; the values are the coefficients.
+    """Homographies: corners scaled, rotated by multiples of 90 degrees and shifted; the values are turn and offsets.
 
     Args:
         shift: largest shift of a corner's coordinate, as a fraction of the side, below 0.25, floored to integer pixels.
