@@ -6,7 +6,6 @@ import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -15,14 +14,8 @@ from torch import Tensor
 
 from avtcli.errors import AvtError, RunFailedError, one_line
 from avtcli.events import Notice, OnEvent, ignore
-from avtcli.runtime.launcher import VARIABLES, read_launch
+from avtcli.runtime.launcher import ACCELERATE_VARIABLES, VARIABLES, read_launch
 from avtcli.runtime.processes import WAIT
-
-ACCELERATE_VARIABLES: Final = (
-    *("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "FORK_LAUNCHED"),
-    *("PMI_", "MPI_LOCAL", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_"),
-)
-"""How the names of the variables begin from which Accelerate takes settings that no option of avt gives."""
 
 
 def choose_device(name: str) -> str:
