@@ -7,7 +7,6 @@ from avtcli.cli import options
 from avtcli.cli.completion import complete_layers
 from avtcli.cli.console import reporting, say, say_facts, say_json, say_table
 from avtcli.cli.options import component_options, option
-from avtcli.plugin_options import parts_of
 from avtcli.reporting.run_summary import BASELINES
 
 if TYPE_CHECKING:
@@ -57,20 +56,12 @@ def evaluate(
 
     Example: `avt evaluate --backbone resnet18 -o backbone.pretrained=true --dataset cifar10 --transform rotation`
     """
-    from avtcli.config.resolution import options_from_texts, read_components, validate
-    from avtcli.evaluation.evaluate import evaluate as run_evaluate
-    from avtcli.evaluation.evaluation_setup import EvaluationRequest
-    from avtcli.features.evaluation_target import load_target
-    from avtcli.runtime.devices import Context
+    arguments = locals()
+    from avtcli.config.resolution import options_from_texts
+    from avtcli.evaluation.evaluate import evaluate_as_asked
 
-    kinds = options_from_texts(overrides or [], kinds=KINDS)
-    given = read_components(kinds, tables=("transform",), backbone=backbone, dataset=dataset, transform=transform)
-    asked = {"transform": given.pop("transform"), "layers": parts_of(layer), "count": count, "calibrate_bn": calibrate_bn}
-    request = validate(EvaluationRequest, asked, where="avt evaluate")
     with reporting() as on_event:
-        context = Context.build(device=device, workers=workers, seed=seed, on_event=on_event)
-        target = load_target(run, data_dir=data_dir, context=context, **given)
-        result = run_evaluate(target, request, out=out, context=context)
+        result = evaluate_as_asked(arguments, options_from_texts(overrides or [], kinds=KINDS), on_event=on_event)
     if as_json:
         say_json(result)
         return

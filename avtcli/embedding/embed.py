@@ -12,19 +12,21 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from avtcli.config.components import Frozen
+from avtcli.config.resolution import read_components, validate
 from avtcli.contracts import Split
 from avtcli.data.held_out import limited, partition
 from avtcli.data.resident_images import evaluation_batches
 from avtcli.embedding.embedding_files import RESERVED, SPLITS, Array, EmbeddingTable, check_room, format_of, save_embeddings
 from avtcli.errors import AvtError
-from avtcli.events import Progress, Saved, Started
+from avtcli.events import OnEvent, Progress, Saved, Started
 from avtcli.features.cache_storage import allocate, choose_storage
-from avtcli.features.evaluation_target import EvaluationTarget, read_images
+from avtcli.features.evaluation_target import EvaluationTarget, open_target, read_images
 from avtcli.features.feature_reader import eval_batch_size, tap_shapes
 from avtcli.features.finite_check import FiniteCheck
 from avtcli.features.pooling import pool_features
 from avtcli.models.encoder import Encoder
 from avtcli.models.weights import restore_encoder
+from avtcli.plugin_options import parts_of
 from avtcli.runtime.devices import Context
 from avtcli.runtime.execution import prepare_for_inference
 
@@ -109,6 +111,15 @@ class EmbedResult:
     labels: bool
     bytes: int
     load_with: str
+
+
+def embed_as_asked(arguments: Mapping[str, Any], options: Mapping[str, dict[str, Any]], *, on_event: OnEvent) -> EmbedResult:
+    """Embed as the arguments of `avt embed` say, by name, and options by kind; see `embed`."""
+    components = read_components(options, backbone=arguments["backbone"], dataset=arguments["dataset"])
+    asked = {key: arguments[key] for key in ("split", "pool", "pool_size", "limit_train")}
+    request = validate(EmbeddingRequest, {**asked, "layers": parts_of(arguments["layer"])}, where="embed")
+    target, context = open_target(arguments, components, on_event=on_event)
+    return embed(target, request, out=arguments["out"], context=context)
 
 
 def embed(target: EvaluationTarget, request: EmbeddingRequest, *, out: Path | None, context: Context) -> EmbedResult:

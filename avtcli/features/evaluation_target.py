@@ -1,7 +1,9 @@
 """Evaluation targets: weights, from a run or of a backbone by name, and the images to evaluate them on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -39,6 +41,16 @@ class EvaluationTarget:
 
     source: Weights
     prepared: PreparedImages
+
+
+def open_target(
+    arguments: Mapping[str, Any], components: Mapping[str, Any], *, on_event: OnEvent
+) -> tuple[EvaluationTarget, Context]:
+    """Open weights and images as a command's arguments say, by name, with its components; see `load_target`."""
+    context = Context.build(
+        device=arguments["device"], workers=arguments["workers"], seed=arguments.get("seed", 0), on_event=on_event
+    )
+    return load_target(arguments["run"], data_dir=arguments["data_dir"], context=context, **components), context
 
 
 def load_target(

@@ -6,12 +6,16 @@ import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
+from pydantic import Field
 from torch import Tensor
 
+from avtcli.config.components import Flag, Frozen
+from avtcli.config.resolution import validate
 from avtcli.errors import AvtError, RunFailedError, one_line
 from avtcli.events import Notice, OnEvent, ignore
 from avtcli.runtime.launcher import ACCELERATE_VARIABLES, VARIABLES, read_launch
@@ -157,6 +161,14 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, torch.float32 if device.type == "mps" else tensor.dtype)
 
 
+class _Arguments(Frozen):
+    """The arguments of a context, checked."""
+
+    device: Annotated[str, Flag()]
+    workers: Annotated[int | None, Flag()] = Field(default=None, ge=0)
+    seed: Annotated[int, Flag()] = 0
+
+
 @dataclass(frozen=True)
 class Context:
     """How a command runs: compute device, processes that read images (none: automatic), seed, and receiver of events."""
@@ -168,5 +180,10 @@ class Context:
 
     @classmethod
     def build(cls, *, device: str = "auto", workers: int | None = None, seed: int = 0, on_event: OnEvent = ignore) -> "Context":
-        """Resolve a device by name: auto, cpu, cuda or mps; see `choose_device`."""
-        return cls(torch.device(choose_device(device)), workers, seed, on_event)
+        """Resolve a device by name: auto, cpu, cuda or mps; see `choose_device`.
+
+        Raises:
+            AvtError: for a device that is not there, fewer than 0 processes, or a seed that is no integer of 64 bits.
+        """
+        asked = validate(_Arguments, {"device": device, "workers": workers, "seed": seed}, where="the arguments")
+        return cls(torch.device(choose_device(asked.device)), asked.workers, asked.seed, on_event)
