@@ -45,6 +45,7 @@ def evaluate(
     device: options.Device = "auto",
     workers: options.Workers = None,
     out: options.OutJson = None,
+    verbose: options.Verbose = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure how equivariant a representation is.
@@ -73,7 +74,7 @@ def evaluate(
             say("")
     say_facts(_scalars(result))
     say("")
-    say_facts({**_protocol(result), **DEFINITIONS})
+    say_facts({**_whole_protocol(result), **DEFINITIONS} if verbose else _protocol(result))
 
 
 def _fits(result: "EvaluateResult") -> tuple[list[str], list[list[str]]]:
@@ -149,6 +150,17 @@ def _scalars(result: "EvaluateResult") -> dict[str, object]:
 
 
 def _protocol(result: "EvaluateResult") -> dict[str, object]:
+    """The protocol in two lines."""
+    facts, whole, ridge = result.protocol, _whole_protocol(result), result.protocol["ridge"]
+    fitted = f"ridge of {ridge['fit_pairs']} train images, penalty chosen on {ridge['held_out']:.0%} of them"
+    return {
+        "images": f"{whole['images']}, under {whole['transform']}",
+        "protocol": f"{fitted}; baseline: {facts['random']} (all of it: --verbose)",
+        "calibrated": facts["calibrated"],
+    }
+
+
+def _whole_protocol(result: "EvaluateResult") -> dict[str, object]:
     facts, ridge = result.protocol, result.protocol["ridge"]
     features = ", ".join(f"{own['features']} of {own['layer']}" for own in result.ridge)
     penalties = ", ".join(f"{penalty:g}" for penalty in ridge["penalties"])
