@@ -199,8 +199,8 @@ def build_embedding_setup(target: EvaluationTarget, request: EmbeddingRequest, c
     if size != trained and target.prepared.augment.crop is None:
         side = min(trained)
         raise AvtError(
-            f"The images are {size[0]}x{size[1]} px, the backbone of {target.source.path} was trained on "
-            f"{trained[0]}x{trained[1]} px: give `-o augment.resize={side} -o augment.crop={side}`, or other sizes."
+            f"The images are {size[0]}x{size[1]} px, {target.source.path} was trained on {trained[0]}x{trained[1]} px: give "
+            f"`-o augment.resize={side} -o augment.crop={side}`."
         )
     encoder = prepare_for_inference(restore_encoder(target.source), context.device)
     layers = list(dict.fromkeys(request.layers)) or [encoder.backbone.code_tap]

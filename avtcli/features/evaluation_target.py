@@ -153,8 +153,8 @@ def check_labels(prepared: PreparedImages) -> None:
     data = prepared.data
     if data.train.labels is None or (data.test is not None and data.test.labels is None):
         raise AvtError(
-            f"The data set '{prepared.dataset.name}' has no labels, and a probe learns from labels. A folder has them where "
-            "its images lie in class folders: DIR/CLASS, or DIR/train/CLASS and DIR/test/CLASS; a list in a column `label`."
+            f"'{prepared.dataset.name}' has no labels, which a probe needs: class folders, as DIR/CLASS or DIR/train/CLASS and "
+            "DIR/test/CLASS, or a column `label` of a list."
         )
 
 

@@ -112,8 +112,8 @@ def memory_errors_explained() -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise RunFailedError(
-            f"A training step does not fit in memory ({one_line(error)}). Give a smaller --batch-size or network, smaller "
-            "images (`-o augment.resize=N -o augment.crop=N`), or checkpoint_activations = true in a recipe."
+            f"A training step does not fit in memory ({one_line(error).split('. ')[0]}). Give a smaller --batch-size or "
+            "`-o augment.crop=N`, or checkpoint_activations = true in a recipe."
         ) from error
 
 

@@ -90,6 +90,5 @@ def is_first_to_report(message: str) -> bool:
 def _refused(found: dict[str, str], why: str) -> AvtError:
     stated = " ".join(f"{name}={text!r}" if not text.isalnum() else f"{name}={text}" for name, text in found.items())
     return AvtError(
-        f"The environment says that a launcher such as torchrun started this process ({stated}): {why}. "
-        f"If none did, they are left over: `unset {' '.join(found)}`."
+        f"The environment is that of a launcher such as torchrun ({stated}): {why}. If none runs, `unset {' '.join(found)}`."
     )

@@ -175,8 +175,8 @@ def _specify(config: PretrainConfig, data: ImageData, size: Size) -> ModelSpec:
 def _check_shares(batch_size: int, processes: int) -> None:
     if processes > 1 and batch_size < 2 * processes:
         raise AvtError(
-            f"{processes} processes need batches of {2 * processes} images or more, two each; this run has {batch_size}. Give "
-            "fewer --processes, a larger --batch-size or more images."
+            f"{processes} processes need batches of {2 * processes} images or more, this run has {batch_size}. Give fewer "
+            "--processes or a larger --batch-size."
         )
 
 
@@ -245,6 +245,6 @@ def _facts(setup: TrainingSetup) -> tuple[tuple[str, str], ...]:
         ("device", ", ".join([setup.environment["device"], config.precision, *chosen])),
         ("batch", f"{config.batch_size} over {setup.accelerator.num_processes} process(es)"),
         ("steps", f"{setup.total_steps} ({setup.steps_per_epoch} an epoch, {config.total_epochs} epochs){beyond}"),
-        *([("readers", f"{setup.workers} processes")] if setup.data.train.images is None else []),
+        *([("readers", f"{setup.workers} process{'es' * (setup.workers != 1)}")] if setup.data.train.images is None else []),
         ("seed", str(config.seed)),
     )

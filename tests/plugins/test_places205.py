@@ -117,7 +117,7 @@ def test_a_list_that_cannot_be_read_is_named(root: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("absent", [IMAGES, "trainvalsplit_places205/val_places205.csv"])
 def test_what_is_missing_is_named_with_the_layout_expected(absent: str, root: Path):
     (root / absent).rename(root / "away")
-    expected = rf"'places205' is not in .*places205 \(there is no .*{absent}\)\. Expected there: the images below {IMAGES}, and"
+    expected = rf"'places205' is not in .*places205 \(there is no .*{absent}\)\. Expected: the images below {IMAGES}, and"
     with pytest.raises(AvtError, match=expected):
         opened(root)
 

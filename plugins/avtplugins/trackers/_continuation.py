@@ -10,7 +10,7 @@ from avtcli.errors import AvtError
 
 def missing_library(name: str, error: ImportError) -> AvtError:
     """Return the error for a tracker whose library, which has the names of tracker and extra, cannot be imported."""
-    return AvtError(f"The tracker '{name}' needs {name}, and importing it failed ({error}): `pip install 'avtcli[{name}]'`.")
+    return AvtError(f"The tracker '{name}' needs {name} ({error}): `pip install 'avtcli[{name}]'`.")
 
 
 class Continuation:
