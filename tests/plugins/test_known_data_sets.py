@@ -116,6 +116,6 @@ def test_without_a_network_the_message_says_the_layout(name: str, tmp_path: Path
     for function in ("download_url", "download_and_extract_archive"):
         monkeypatch.setattr(f"torchvision.datasets.utils.{function}", refuse)
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
-    expected = rf"'{name}' is not in .* download failed: no network\)\. Expected: .*--data-dir DIR.*fashion-mini"
+    expected = rf"'{name}' is not in .* \(download failed: no network\)\. Expected: .*--data-dir DIR.*fashion-mini"
     with pytest.raises(AvtError, match=expected):
         build(name, tmp_path)

@@ -85,7 +85,7 @@ def test_a_list_that_names_missing_files_says_how_many_and_which_first(root: Pat
     for name in ("a/abbey/gsun 2.jpg", "a/alley/gsun_4.jpg"):
         (root / IMAGES / name).unlink()
     (root / IMAGES / "a/alley/gsun_4.jpg").mkdir()  # no file either
-    expected = r"train_places205\.csv names 4 images, 2 of them are not in .*256, the first is a/abbey/gsun 2\.jpg\. Unpack"
+    expected = r"^2 of the 4 images of .*train_places205\.csv are not in .*256, the first is a/abbey/gsun 2\.jpg\. Unpack"
     with pytest.raises(AvtError, match=expected):
         opened(root)
 

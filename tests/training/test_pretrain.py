@@ -171,7 +171,7 @@ def test_other_data_are_refused_on_resumption(tmp_path: Path) -> None:
 
     about, tried = (run / "env.json").read_text(), partial(dry_run, tiny_config(), run=run, resume=True, on_event=ignore)
     for go_on in (partial(run_tiny, run, resume=True), tried):
-        with pytest.raises(AvtError, match=r"'fashion-mini' is not the one that .* its fingerprint was another, found"):
+        with pytest.raises(AvtError, match=r"'fashion-mini' is not the data set of .* its fingerprint was another, found"):
             go_on()
     assert (run / "env.json").read_text() == about
 
