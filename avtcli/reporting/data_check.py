@@ -230,7 +230,7 @@ def facts_of(check: DataCheck) -> dict[str, Any]:
         if split.bad:
             facts[f"{split.split} bad"] = _count(len(split.bad))
     sizes = f"resized to {check.resize or 'no other size'}, cropped to {check.crop or 'no other size'}"
-    speed = f"{check.images_per_second:.3g} images/s, {sizes}, by {check.workers or 1} process(es)"
+    speed = f"{check.images_per_second:.3g} images/s, {sizes}, by {check.workers or 1} process{'es' * (check.workers > 1)}"
     return {
         **facts,
         "held out": f"{check.held_out} of the training images" if check.held_out else None,

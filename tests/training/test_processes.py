@@ -55,7 +55,7 @@ def test_simclr_has_the_whole_batch_as_negatives_in_two_processes_which_report_o
     assert (one.code, two.code) == (0, 0), one.stderr + two.stderr
     assert_equal_runs(Path("one"), Path("two"), "accuracy")
     assert two.json["steps"] == 5
-    assert two.stderr.count("batch     9 over 2 process(es)") == 1
+    assert two.stderr.count("batch     9 over 2 processes") == 1
 
 
 SUM = f"{LINE} --objective avt+simclr --lr 0.002 -o objective.avt.noise_scale=0"
