@@ -31,7 +31,7 @@ GIVES: Final = {
 
 IMPORTED: Final = {
     "numpy": "numpy",
-    "torch": "torch, as https://pytorch.org/get-started/locally says",
+    "torch": "torch, see https://pytorch.org/get-started",
     "torchvision": "the release of torchvision that belongs to this torch, from the same index",
     "accelerate": "accelerate",
     "safetensors": "safetensors",

@@ -37,7 +37,7 @@ def _devices() -> Iterator[Finding]:
         yield Finding("GPU", "ok", "mps")
     elif os.path.exists("/proc/driver/nvidia/version"):
         built = "for the CPU alone" if torch.version.cuda is None else f"for CUDA {torch.version.cuda}, which does not start"
-        hint = "install the torch that fits the driver, see https://pytorch.org/get-started/locally"
+        hint = "install the torch that fits the driver, see https://pytorch.org/get-started"
         yield Finding("GPU", "note", f"an NVIDIA driver is here, and this torch was built {built}", hint)
     else:
         yield Finding("GPU", "note", "none, avt runs on the CPU", "start with small data sets, or take a machine with a GPU")

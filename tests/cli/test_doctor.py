@@ -147,7 +147,7 @@ def test_a_torch_that_cannot_be_imported_is_the_problem_and_no_traceback(avt_pro
 
     assert (doctor.code, [finding["subject"] for finding in problems]) == (1, ["import torch"])
     assert reason in problems[0]["found"]
-    assert "install torch, as https://pytorch.org" in problems[0]["way_out"]
+    assert "install torch, see https://pytorch.org/get-started" in problems[0]["way_out"]
     assert {"python", "torch", "runs", "data"} <= {finding["subject"] for finding in doctor.json["findings"]}
     assert "1 problem, the first: import torch." in doctor.stderr
     assert (embed.code, embed.stderr.count("\n")) == (1, 1)

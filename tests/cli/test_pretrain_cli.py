@@ -97,7 +97,7 @@ def test_a_dry_run_of_a_resumed_run_needs_no_initial_weights(avt) -> None:
         ("-o width=1", "-o takes KIND.KEY=VALUE"),
         (
             "--dataset cifar10:nowhere",
-            "/nowhere. Expected: cifar-10-batches-py/ with data_batch_1 ... data_batch_5",
+            "/nowhere. Expected: cifar-10-batches-py/data_batch_1 ... test_batch",
         ),
         ("--resume nowhere", "There is no run to resume in nowhere"),
         ("--resume last", "There is no run under runs"),

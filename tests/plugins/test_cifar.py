@@ -114,7 +114,7 @@ def test_half_a_data_set_is_an_error_that_names_what_is_missing(tmp_path: Path) 
 
 
 def test_a_missing_data_set_names_the_layout_and_the_embedded_one(tmp_path: Path) -> None:
-    expected = r"not in .*nowhere\. Expected: cifar-10-batches-py/ with data_batch_1 .*--dataset fashion-mini"
+    expected = r"not in .*nowhere\. Expected: cifar-10-batches-py/data_batch_1 .*--dataset fashion-mini"
     with pytest.raises(AvtError, match=expected):
         build(tmp_path / "nowhere")
 

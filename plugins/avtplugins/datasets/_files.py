@@ -18,9 +18,7 @@ RGB = tuple[float, float, float]
 def missing_data(name: str, *, where: Path, layout: str, cause: str = "") -> AvtError:
     """Return the error for a missing data set, with the layout expected."""
     because = f" ({cause})" if cause else ""
-    return AvtError(
-        f"'{name}' is not in {where}{because}. Expected: {layout}. Give --data-dir DIR, or try `--dataset fashion-mini`."
-    )
+    return AvtError(f"'{name}' is not in {where}{because}. Expected: {layout}. Give --data-dir DIR, or --dataset fashion-mini.")
 
 
 def first_with_files(folders: Iterable[Path], files: Sequence[str]) -> Path | None:

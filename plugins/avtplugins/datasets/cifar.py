@@ -134,8 +134,7 @@ def _folder_in(root: Path, archive: Archive) -> Path | None:
 
 
 def _find(archive: Archive, path: Path | None, data_dir: Path) -> Path:
-    training = archive.train[0] if len(archive.train) == 1 else f"{archive.train[0]} ... {archive.train[-1]}"
-    root, layout = path or data_dir, f"{archive.folder}/ with {training}, {archive.test}"
+    root, layout = path or data_dir, f"{archive.folder}/{archive.train[0]} ... {archive.test}"
     found = _folder_in(root, archive)
     if found is not None:
         return found
