@@ -154,7 +154,7 @@ def _protocol(result: "EvaluateResult") -> dict[str, object]:
     facts, whole, ridge = result.protocol, _whole_protocol(result), result.protocol["ridge"]
     fitted = f"ridge of {ridge['fit_pairs']} train images, penalty chosen on {ridge['held_out']:.0%} of them"
     return {
-        "images": f"{whole['images']}, under {whole['transform']}",
+        "images": f"{whole['images']}, {result.transform}",
         "protocol": f"{fitted}; baseline: {facts['random']} (all of it: --verbose)",
         "calibrated": facts["calibrated"],
     }

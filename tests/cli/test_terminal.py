@@ -259,7 +259,8 @@ def test_the_protocol_of_an_evaluation_takes_two_lines_and_verbose_shows_all(avt
 
     assert [text.split()[0] for text in short.splitlines()] == ["images", "protocol"]
     assert all(
-        word in short for word in ("20 of the 1000 test images", "projective (", "ridge of 80", "10% of them", "random weights")
+        word in short
+        for word in ("20 of the 1000 test images", "fashion-mini, projective", "ridge of 80", "10% of them", "random weights")
     )
     assert {"target", "views", "retrieval"} <= {text.split()[0] for text in full.splitlines()}
 
