@@ -20,7 +20,7 @@ def embed(
     backbone: options.Backbone = None,
     layer: Annotated[str | None, option(_LAYER, "NAME[,NAME...]", autocompletion=complete_layers())] = None,
     pool: Annotated[Literal["avg", "max", "none"], option("Spatial pooling of feature maps.")] = "avg",
-    pool_size: Annotated[int | None, option(_SIDE, "N", min=1)] = None,
+    pool_size: Annotated[int | None, option(_SIDE, "N")] = None,
     split: Annotated[Literal["train", "test", "all"], option(_SPLIT, panel="Data")] = "all",
     dataset: options.Dataset = None,
     data_dir: options.DataDir = None,

@@ -38,7 +38,7 @@ def evaluate(
     layer: Annotated[str | None, option(_LAYER, "NAME[,NAME...]|all", autocompletion=complete_layers(all_of_them=True))] = None,
     dataset: options.Dataset = None,
     data_dir: options.DataDir = None,
-    count: Annotated[int | None, option("Held-out images. Default: 1000, or all.", "N", panel="Data", min=2)] = None,
+    count: Annotated[int | None, option("Held-out images. Default: 1000, or all.", "N", panel="Data")] = None,
     calibrate_bn: options.CalibrateBatchNorm = False,
     seed: options.Seed = 0,
     overrides: Annotated[list[str] | None, component_options(*KINDS)] = None,

@@ -191,13 +191,21 @@ def test_what_is_wrong_is_an_error_with_a_message_and_nothing_is_written(call: C
     assert list(Path().iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["pretrain", "probe", "evaluate", "embed"])
-def test_a_number_out_of_bounds_is_the_same_error_from_python_and_the_command_line(avt, command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "option", "least"),
+    [
+        *((command, "workers", 0) for command in ("pretrain", "probe", "evaluate", "embed")),
+        *(("evaluate", "count", 2), ("embed", "pool_size", 1), ("embed", "limit_train", 1)),
+    ],
+)
+def test_a_number_out_of_bounds_is_the_same_error_from_python_and_the_command_line(
+    avt, command: str, option: str, least: int
+) -> None:
     with pytest.raises(avtcli.AvtError) as caught:
-        getattr(avtcli, command)(backbone="nin", workers=-1)
-    result = avt(f"{command} --backbone nin --workers -1")
+        getattr(avtcli, command)(backbone="nin", **{option: least - 1})
+    result = avt(f"{command} --backbone nin --{option.replace('_', '-')} {least - 1}")
 
-    assert "workers: Input should be greater than or equal to 0, found -1 (option --workers)" in str(caught.value)
+    assert f"{option}: Input should be greater than or equal to {least}, found {least - 1}" in str(caught.value)
     assert (result.code, result.stderr) == (2, f"error: {caught.value}\n")
 
 
