@@ -42,7 +42,7 @@ def test_the_json_has_the_documented_fields_and_is_saved_twice(avt, run: Path) -
 
 
 def test_the_tables_compare_decoder_and_ridge_with_baselines(avt, run: Path) -> None:
-    result = avt("evaluate run --count 20 --layer conv3,conv1")
+    result = avt("evaluate run --count 20 --layer conv3,conv1 --verbose")
     figures, lines = json.loads((run / "evaluate.json").read_text()), result.stdout.splitlines()
     turns = [f"{figures['right_turns']:.3f}", f"{figures['mace_px_right_turn']:.2f}"]
     layers = [f"ridge on {layer}{weights}" for weights in ("", ", random weights") for layer in ("conv3", "conv1")]
