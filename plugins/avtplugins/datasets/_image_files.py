@@ -8,21 +8,17 @@ import stat
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from copy import copy
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from avtcli.contracts import MAX_PIXELS, ImageData, Split
 from avtcli.errors import AvtError
-from avtplugins.datasets._decoding import AS_PUBLISHED, SUFFIXES, Decoding, decode_image, describe_image
+from avtplugins.datasets._decoding import AS_PUBLISHED, SUFFIXES, Decoding
+from avtplugins.datasets._encoded import MAX_BYTES, EncodedSplit
 from avtplugins.datasets._files import missing_data
 
-MAX_BYTES: Final = 8 * MAX_PIXELS
-"""The most bytes of a file: those of an uncompressed image of four 16-bit channels."""
 # of ImageNet's images in [0, 1], as in the release
 MEAN: Final = (0.485, 0.456, 0.406)
 STD: Final = (0.229, 0.224, 0.225)
@@ -155,8 +151,8 @@ def write_listing(files: Iterable[ListedFile]) -> bytes:
     return bytes(listing)
 
 
-class FileSplit(Split):
-    """A split whose images are files in a folder, read one at a time.
+class FileSplit(EncodedSplit):
+    """A split whose images are files in a folder.
 
     The names are one block of bytes: reading a Python string writes its reference count, so that each worker process would
     copy a list of strings.
@@ -170,8 +166,6 @@ class FileSplit(Split):
     Raises:
         AvtError: if the listing is damaged.
     """
-
-    images: Tensor | None = None
 
     def __init__(self, folder: Path, listing: bytes, *, labelled: bool = True, how: Decoding = AS_PUBLISHED) -> None:
         starts, ends, labels, end = array("q"), array("q"), array("q"), 0
@@ -202,28 +196,9 @@ class FileSplit(Split):
         """Return the split of other files in the folder."""
         return FileSplit(self.folder, listing, labelled=self.labels is not None, how=self.how)
 
-    def decoded(self, how: Decoding) -> "FileSplit":
-        """Return the split with its images decoded otherwise."""
-        other = copy(self)
-        other.how = how
-        return other
-
-    def read(self, i: int, *, at_least: int | None = None) -> Tensor:
-        """Image i, uint8 (C, H, W); see `decode_image`.
-
-        Raises:
-            AvtError: naming the file, if it cannot be read or does not decode.
-        """
-        with self._open(i) as file:
-            return decode_image(file, name=file.name, how=self.how, at_least=at_least)
-
-    def describe(self, i: int) -> str:
-        """Format and mode of image i, from its header."""
-        with self._open(i) as file:
-            return describe_image(file, name=file.name)
-
     @contextlib.contextmanager
-    def _open(self, i: int) -> Iterator[BinaryIO]:
+    def opened(self, i: int) -> Iterator[tuple[BinaryIO, str]]:
+        """Open the file of image i, with its path; see `EncodedSplit`."""
         path = self.folder / self.name(i)
         try:
             with open(path, "rb", opener=_open_at_once) as file:
@@ -231,17 +206,10 @@ class FileSplit(Split):
                 if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_BYTES:
                     what = f"has {found.st_size} bytes" if stat.S_ISREG(found.st_mode) else "is not a regular file"
                     raise AvtError(f"{path} {what}: expected a file of an image, of at most {MAX_BYTES // 1_000_000} MB.")
-                yield file
+                yield file, str(path)
         except OSError as error:
             raise AvtError(f"{path} was listed and cannot be read now: {error.strerror}. Check its disk.") from error
 
 
 def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for a writer
-
-
-def file_data(train: FileSplit, test: FileSplit | None, **facts: Any) -> ImageData:
-    """Make a data set of image files; its fingerprint is a hash of their names, sizes and labels, in order."""
-    digests = b"".join(split.digest for split in (train, test) if split is not None)
-    fingerprint = hashlib.blake2b(digests, digest_size=16).hexdigest()
-    return ImageData(train, test, channels=train.how.channels, size=None, fingerprint=fingerprint, **facts)
