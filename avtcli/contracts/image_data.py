@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from avtcli.contracts.transform_families import Size
@@ -47,6 +49,10 @@ class Split(ABC):
         A run keeps the listing, so that a file that cannot be used may change or vanish while the run goes on. In a data set
         without a test split a hash of NAME decides whether the image is held out, so it is relative to the data set's folder.
         """
+        return None
+
+    def name_hashes(self) -> NDArray[np.uint64] | None:
+        """(n,): the 8 bytes of BLAKE2b of each image's NAME, see `listing`, where the split has them without one; else none."""
         return None
 
     def with_listing(self, listing: bytes) -> "Split":

@@ -1,5 +1,6 @@
 """A user's own image files: how they are decoded, and what is chosen from a sample of them."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from statistics import median
@@ -27,6 +28,15 @@ Level = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[Level, Level, Level]
 Figures = tuple[float, ...] | None
 """A figure of each channel; none has it chosen from the images."""
+
+
+def sorted_classes(labels: Iterable[str]) -> tuple[str, ...]:
+    """Return the different labels but for empty ones: numbers by value, then names."""
+
+    def order(label: str) -> tuple[bool, int, str]:
+        return (not label.isdecimal(), int(label) if label.isdecimal() else 0, label)
+
+    return tuple(sorted({*labels} - {""}, key=order))
 
 
 def own_images(
