@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,13 @@ def small_list(folder: Path) -> Path:
     return folder / "list.csv"
 
 
+def small_shard(folder: Path) -> Path:
+    write_images(folder, ["0.jpg", "1.jpg", "2.jpg"])
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        tar.add(folder, "")
+    return folder / "*.tar"
+
+
 SMALL = {
     "cifar10": write_cifar10,
     "cifar100": write_cifar100,
@@ -60,6 +68,7 @@ SMALL = {
     "imagenet": small_imagenet,
     "mnist": write_idx,
     "places205": small_places,
+    "shards": small_shard,
     "stl10": write_stl10,
     "svhn": write_svhn,
 }

@@ -91,14 +91,14 @@ def _with_image(sample: Sample | None, left_out: Counter[str]) -> Iterator[Sampl
 
 
 def _add_label(sample: Sample, place: int, member: tarfile.TarInfo, file: BinaryIO, path: str) -> None:
-    """Take the label that a member states, unless a better one is there."""
-    if sample.label is not None and sample.label[0] < place:
+    """Take the label that a member states, unless a better one is there or the member is too long for one."""
+    if member.size > _LONGEST_LABEL or (sample.label is not None and sample.label[0] < place):
         return
-    content = os.pread(file.fileno(), min(member.size, _LONGEST_LABEL), member.offset_data)
+    content = os.pread(file.fileno(), member.size, member.offset_data)
     if LABELS[place] == ".json":
         try:
             stated = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise AvtError(f"{path}: the member {member.name} is no JSON: {error}. Write the shard again.") from error
         label = stated.get("label") if isinstance(stated, dict) else None
         text = str(label) if isinstance(label, str | int) else ""
@@ -120,9 +120,8 @@ class _Member(tarfile.TarInfo):
         except ValueError:
             return super().frombuf(buf, encoding or "utf-8", errors)
         name, _, _ = bytes(buf[:100]).partition(b"\0")
-        prefix = (
-            bytes(buf[345:500]).partition(b"\0")[0] if buf[257:263] == b"ustar\0" else b""
-        )  # of GNU's these bytes are others
+        is_posix = buf[257:263] == b"ustar\0"  # in a header of GNU the prefix is something else
+        prefix = bytes(buf[345:500]).partition(b"\0")[0] if is_posix else b""
         member = cls(os.fsdecode(prefix + b"/" + name if prefix else name))
         member.size = size
         return member

@@ -163,7 +163,7 @@ def shards(
 def _classes(indices: Sequence[ShardIndex]) -> tuple[tuple[str, ...] | None, str]:
     """Return the classes of all splits, or none, and what to say of them: texts that hardly repeat are captions."""
     classes, images = sorted_classes(text for index in indices for text in index.texts), sum(sum(i.counts) for i in indices)
-    text_files = any(index.from_text for index in indices)
-    if any(index.captions for index in indices) or (text_files and 2 * len(classes) > images):
+    mostly_text = 2 * min(sum(index.from_text for index in indices), len(classes)) > images
+    if mostly_text or any(index.captions for index in indices):
         return None, "none, as the .txt files differ like captions"
     return (classes, f"{len(classes)} classes") if classes else (None, "none")
