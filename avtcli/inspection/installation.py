@@ -28,6 +28,8 @@ GIVES: Final = {
     "report": "pictures: `avt report`, and the calibration of `avt evaluate`",
     "parquet": "`avt embed --out FILE.parquet`",
     "onnx": "`avt export --format onnx`",
+    "svhn": "`--dataset svhn`",
+    "hf": "`--dataset hf:NAME`",
 }
 """What an extra is for."""
 
