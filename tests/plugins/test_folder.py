@@ -247,6 +247,21 @@ def test_what_is_no_folder_of_images_is_refused_with_what_was_expected(photos: P
         folder(photos / "empty")
 
 
+@pytest.mark.parametrize("labels", ["auto", "none"])
+@pytest.mark.parametrize("flat", [False, True])
+def test_each_folder_is_listed_once(labels: str, flat: bool, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where, scandir, listed = photos / "a" if flat else photos, os.scandir, list[str]()
+
+    def counting(path: bytes):
+        listed.append(os.fsdecode(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", counting)
+    folder(where, labels=labels)
+    monkeypatch.undo()
+    assert sorted(listed) == sorted(map(str, [where, *(path for path in where.rglob("*") if path.is_dir())]))
+
+
 def test_a_folder_below_that_cannot_be_read_is_named(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scandir = os.scandir
 

@@ -9,7 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -50,13 +50,21 @@ def found_root(name: str, data_dir: Path, *, needs: tuple[str, ...]) -> Path | N
         return None
 
 
-def list_folder(folder: bytes, left_out: Counter[str]) -> tuple[list[bytes], list[bytes]]:
-    """List the image files and the folders in a folder; what is hidden, no image or a link to nothing is counted.
+class Listed(NamedTuple):
+    """The image files and the folders in a folder, and how many others are left out: hidden, no image, a link to nothing."""
+
+    files: list[bytes]
+    folders: list[bytes]
+    left_out: Counter[str]
+
+
+def list_folder(folder: bytes) -> Listed:
+    """List what is in a folder.
 
     Raises:
         AvtError: if the folder cannot be read.
     """
-    files, folders = [], []
+    files, folders, left_out = list[bytes](), list[bytes](), Counter[str]()
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -74,7 +82,7 @@ def list_folder(folder: bytes, left_out: Counter[str]) -> tuple[list[bytes], lis
                     left_out["no regular files"] += 1
     except OSError as error:
         raise _unreadable(folder, error) from error
-    return files, folders
+    return Listed(files, folders, left_out)
 
 
 def _unreadable(folder: bytes, error: OSError) -> AvtError:
@@ -82,8 +90,10 @@ def _unreadable(folder: bytes, error: OSError) -> AvtError:
     return AvtError(f"The folder {where} cannot be read: {error.strerror}. Check its permissions and its disk.")
 
 
-def walk(folder: bytes, below: bytes, walked: set[tuple[int, int]], left_out: Counter[str]) -> Iterator[tuple[bytes, int]]:
-    """List the image files in a folder and below, sorted by name: (name, size in bytes).
+def walk(
+    folder: bytes, below: bytes, walked: set[tuple[int, int]], left_out: Counter[str], listed: Listed | None = None
+) -> Iterator[tuple[bytes, int]]:
+    """List the image files in a folder, which may be listed already, and below, sorted by name: (name, size in bytes).
 
     Links to folders are followed; a folder is walked once, so that a link to a parent ends there.
     """
@@ -91,7 +101,8 @@ def walk(folder: bytes, below: bytes, walked: set[tuple[int, int]], left_out: Co
     if (found.st_dev, found.st_ino) in walked:
         return
     walked.add((found.st_dev, found.st_ino))
-    files, folders = list_folder(folder, left_out)
+    files, folders, others = listed or list_folder(folder)
+    left_out.update(others)
     for name in sorted([*files, *(name + b"/" for name in folders)]):  # as the paths sort
         if name.endswith(b"/"):
             yield from walk(os.path.join(folder, name[:-1]), below + name, walked, left_out)
@@ -102,19 +113,21 @@ def walk(folder: bytes, below: bytes, walked: set[tuple[int, int]], left_out: Co
                 raise _unreadable(folder, error) from error
 
 
-def list_classes(root: Path, left_out: Counter[str], *, labelled: bool) -> tuple[bytes, tuple[str, ...] | None]:
-    """List the images in a folder and below, see `write_listing`, and its classes, if any.
+def list_classes(
+    root: Path, left_out: Counter[str], *, labelled: bool, listed: Listed | None = None
+) -> tuple[bytes, tuple[str, ...] | None]:
+    """List the images in a folder, which may be listed already, and below, see `write_listing`, and its classes, if any.
 
     With no image in the folder itself, each folder in it that has images, at any depth, is a class; sorted, as torchvision's
     ImageFolder does. Else, and if not `labelled`, there are no classes and all labels are -1.
     """
-    start, walked, classes, here = os.fsencode(root), set[tuple[int, int]](), list[str](), Counter[str]()
-    files, folders = list_folder(start, here)
-    if files or not labelled:
-        return write_listing((*file, -1) for file in walk(start, b"", walked, left_out)), None
+    start, walked, classes = os.fsencode(root), set[tuple[int, int]](), list[str]()
+    listed = listed or list_folder(start)
+    if listed.files or not labelled:
+        return write_listing((*file, -1) for file in walk(start, b"", walked, left_out, listed)), None
 
     def by_class() -> Iterator[ListedFile]:
-        for folder in sorted(folders):
+        for folder in sorted(listed.folders):
             empty = True
             for file in walk(os.path.join(start, folder), folder + b"/", walked, left_out):
                 yield *file, len(classes)
@@ -122,7 +135,7 @@ def list_classes(root: Path, left_out: Counter[str], *, labelled: bool) -> tuple
             if not empty:
                 classes.append(os.fsdecode(folder))
 
-    left_out.update(here)
+    left_out.update(listed.left_out)
     return write_listing(by_class()), tuple(classes)
 
 
