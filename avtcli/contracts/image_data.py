@@ -1,7 +1,7 @@
 """The contract of a data set. Shapes: n images, C channels, H rows, W columns."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -38,9 +38,20 @@ class Split(ABC):
     def name(self, i: int) -> str:
         """What image i is called, for messages and embeddings."""
 
+    def find(self, names: Collection[str]) -> Iterator[tuple[int, str]]:
+        """Yield index and name of the images that have one of these names."""
+        return ((i, name) for i in range(len(self)) if (name := self.name(i)) in names)
+
     def describe(self, i: int) -> str | None:
         """How image i is stored, such as `PNG RGBA`, from its header; none where that says nothing. Raises as `read`."""
         return None
+
+    def reduced(self, shorter: int) -> "Split":
+        """Return the split for a reader that resizes each image to a shorter side of `shorter` pixels.
+
+        Images that are much larger may be decoded at a lower resolution, if that is faster; the same images by every reader.
+        """
+        return self
 
     def listing(self) -> bytes | None:
         r"""What the split states of its images, in order: `NAME\0FACTS\n` each; none where it is no list of files.

@@ -199,6 +199,16 @@ def test_the_test_split_has_its_own_shards_and_the_same_classes() -> None:
         shards(train.parent / "t*n.tar", test=train)
 
 
+def test_images_are_found_by_their_names_also_where_shards_share_them() -> None:
+    for name in ("x/a.tar", "x/b.tar", "y/a.tar"):
+        write(name, [("p/1.png", image(1)), ("p/2.png", image(2))])
+    data = shards(Path.cwd() / "{x,y}" / "*.tar")
+
+    assert names(data) == [f"{shard}/p/{i}.png" for shard in ("x/a.tar", "x/b.tar", "y/a.tar") for i in (1, 2)]
+    wanted = {"x/b.tar/p/2.png", "y/a.tar/p/1.png", "a.tar/p/1.png", "p/1.png", "none"}
+    assert list(data.train.find(wanted)) == [(3, "x/b.tar/p/2.png"), (4, "y/a.tar/p/1.png")]
+
+
 # the index
 
 

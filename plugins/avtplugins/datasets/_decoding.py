@@ -31,11 +31,15 @@ class Decoding:
         channels: 3 for RGB, 1 for grey (luminance).
         orient: whether the EXIF orientation is applied; that of TIFF files always is.
         background: the colour under transparent pixels; none drops the transparency, and the colours below it show.
+        may_reduce: whether a JPEG may be decoded at a lower resolution where a reader states the size that it needs.
+        at_least: that a JPEG may be reduced to, in pixels on each side; none for the full resolution.
     """
 
     channels: int = 3
     orient: bool = False
     background: tuple[int, int, int] | None = None
+    may_reduce: bool = False
+    at_least: int | None = None
 
 
 AS_PUBLISHED: Final = Decoding()
@@ -74,20 +78,19 @@ def describe_image(file: BinaryIO, *, name: str) -> str:
         return f"{image.format} {image.mode}"
 
 
-def decode_image(file: BinaryIO, *, name: str, how: Decoding = AS_PUBLISHED, at_least: int | None = None) -> Tensor:
+def decode_image(file: BinaryIO, *, name: str, how: Decoding = AS_PUBLISHED) -> Tensor:
     """Decode an image file, the first frame or page of several, to uint8 (C, H, W).
 
     Of 16 bits a channel the upper 8 remain, so that the stated range becomes 0 to 255. CMYK is converted without a colour
-    profile. Decoders of other formats than `FORMATS` never run. With `at_least` a JPEG may be reduced while it is decoded, to
-    that many pixels on each side or more.
+    profile. Decoders of other formats than `FORMATS` never run.
 
     Raises:
         AvtError: if it does not decode, is cut short, states more than `MAX_PIXELS` pixels, or has floating-point or 32-bit
             pixels, whose range no file states.
     """
     with _opened(file, name) as image:
-        if at_least is not None:
-            image.draft(None, (at_least, at_least))
+        if how.at_least is not None:
+            image.draft(None, (how.at_least, how.at_least))
         return torch.from_numpy(_pixels(image, how)).permute(2, 0, 1)
 
 

@@ -4,6 +4,7 @@ import hashlib
 from abc import abstractmethod
 from contextlib import AbstractContextManager
 from copy import copy
+from dataclasses import replace
 from typing import Any, BinaryIO, Final, Self
 
 from torch import Tensor
@@ -41,14 +42,18 @@ class EncodedSplit(Split):
         other.how = how
         return other
 
-    def read(self, i: int, *, at_least: int | None = None) -> Tensor:
+    def reduced(self, shorter: int) -> Self:
+        """Decode large JPEGs at a lower resolution, at least twice the size that is needed, so that the resizing decides."""
+        return self.decoded(replace(self.how, at_least=2 * shorter)) if self.how.may_reduce else self
+
+    def read(self, i: int) -> Tensor:
         """Image i, uint8 (C, H, W); see `decode_image`.
 
         Raises:
             AvtError: naming the image, if it cannot be read or does not decode.
         """
         with self.opened(i) as (file, name):
-            return decode_image(file, name=name, how=self.how, at_least=at_least)
+            return decode_image(file, name=name, how=self.how)
 
     def describe(self, i: int) -> str:
         """Format and mode of image i, from its header."""

@@ -19,8 +19,8 @@ from avtplugins.datasets._image_files import MEAN, STD
 
 SAMPLE: Final = 200
 """Images that are read to learn what all are like."""
-SAMPLE_SIDE: Final = 640
-"""A sampled JPEG may be reduced to this many pixels or more while it is decoded, which is faster."""
+SAMPLE_SIDE: Final = 320
+"""Of sampled images as they are needed, see `Split.reduced`: nothing is learned from a higher resolution."""
 WHITE: Final = (255, 255, 255)
 
 Channels = Annotated[Literal["auto", 1, 3], BeforeValidator(lambda value: int(value) if value in ("1", "3") else value)]
@@ -63,7 +63,7 @@ def own_images(
             f"channels {channels}. Give lists of one length, or leave them out to have them measured."
         )
     known: int | None = next(iter(stated), None)
-    how = replace(how, channels=known or 3)
+    how = replace(how, channels=known or 3, may_reduce=True)
     train, test = train.decoded(how), None if test is None else test.decoded(how)
     n = how.channels
     data = encoded_data(train, test, mean=mean or _mean_of(MEAN, n), std=std or _mean_of(STD, n), **facts)
@@ -80,9 +80,10 @@ def _complete(data: ImageData, channels: int | None, mean: Figures, std: Figures
     """Choose channels, mean and std from a sample of the images `usable`, (n,) int64; see `ImageData.complete`."""
     split, sides, firsts, squares, grey = data.train, list[int](), list[Tensor](), list[Tensor](), True
     assert isinstance(split, EncodedSplit)
+    sample = split.reduced(SAMPLE_SIDE)
     for i in usable[subset(len(usable), SAMPLE, "sample", len(usable))].tolist():
         try:
-            image = split.read(i, at_least=SAMPLE_SIDE)
+            image = sample.read(i)
         except AvtError:  # it is skipped and counted in training
             continue
         sides.append(min(image.shape[1:]))

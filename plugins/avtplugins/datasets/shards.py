@@ -4,8 +4,9 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import blake2b
 from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
@@ -71,7 +72,8 @@ class ShardSplit(EncodedSplit):
     def __init__(self, index: ShardIndex, classes: tuple[str, ...] | None) -> None:
         self.index, self.columns, self.digest = index, index.columns, bytes.fromhex(index.digest)
         self.firsts = np.array([0, *accumulate(index.counts)])
-        self.top = os.path.commonpath([os.path.dirname(path) for path, *_ in index.shards])
+        top = os.path.commonpath([os.path.dirname(path) for path, *_ in index.shards])
+        self.places = [os.path.relpath(path, top) for path, *_ in index.shards]
         self.labels: Tensor | None = None
         if classes is not None:
             number = {text: i for i, text in enumerate(classes)}
@@ -83,14 +85,21 @@ class ShardSplit(EncodedSplit):
 
     def name(self, i: int) -> str:
         """The path of the shard, from the folder that has all of them, and the member's name in it."""
-        return f"{os.path.relpath(self._shard(i)[0], self.top)}/{self._member(i)}"
+        return f"{self.places[self._shard(i)]}/{self._member(i)}"
+
+    def find(self, names: Collection[str]) -> Iterator[tuple[int, str]]:
+        """Yield index and name of the images that have one of these names, found by the hash of what may be the member's."""
+        ends = {name[i + 1 :] for name in names for i, character in enumerate(name) if character == "/"}
+        hashes = [blake2b(os.fsencode(end), digest_size=8).digest() for end in ends]
+        likely = np.flatnonzero(np.isin(self.name_hashes(), np.frombuffer(b"".join(hashes), "<u8")))
+        return ((i, name) for i in likely.tolist() if (name := self.name(i)) in names)
 
     def name_hashes(self) -> NDArray[np.uint64]:
         """Those of the members' names, so that the same images in a folder are held out alike."""
         return self.columns["hashes"]
 
-    def _shard(self, i: int) -> tuple[str, int, int]:
-        return self.index.shards[int(np.searchsorted(self.firsts, i, side="right")) - 1]
+    def _shard(self, i: int) -> int:
+        return int(np.searchsorted(self.firsts, i, side="right")) - 1
 
     def _member(self, i: int) -> str:
         ends = self.columns["ends"]
@@ -99,7 +108,7 @@ class ShardSplit(EncodedSplit):
     @contextmanager
     def opened(self, i: int) -> Iterator[tuple[BinaryIO, str]]:
         """Read image i from its shard, with both names; see `EncodedSplit`."""
-        path, *stated = self._shard(i)
+        path, *stated = self.index.shards[self._shard(i)]
         name, offset, size = f"{path}/{self._member(i)}", int(self.columns["offsets"][i]), int(self.columns["sizes"][i])
         if size > MAX_BYTES:
             raise AvtError(f"{name} has {size} bytes: expected an image of at most {MAX_BYTES // 1_000_000} MB.")
