@@ -47,7 +47,7 @@ class Bank:
     def family(self, plugin: Plugin) -> TransformFamily:
         """Build a family that samples from the bank; coefficients as targets are normalised by the bank's statistics."""
         options = plugin.options
-        if options.get("target", "coefficients") == "coefficients":
+        if options.get("target") == "coefficients":
             options = {"mean": self.mean.tolist(), "std": self.std.tolist(), **options}
         return BankFamily(build_family(plugin.name, options), self.coeffs)
 

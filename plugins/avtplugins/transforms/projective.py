@@ -1,5 +1,6 @@
 """The projective family of AVT and AET: scaled, rotated and shifted corners."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -7,12 +8,15 @@ from torch import Generator, Tensor
 
 from avtcli.contracts import Size
 from avtcli.errors import AvtError
-from avtcli.geometry.distributions import COEFFICIENT_NAMES, COEFFICIENT_UNITS, TransformDistribution
+from avtcli.geometry.distributions import CORNER_NAMES, TransformDistribution
 from avtcli.geometry.geometric_family import geometric
 from avtcli.geometry.homography import (
     coefficients_from_matrix,
+    corner_turns,
     corners_of,
     in_from_out_from_corners,
+    inverse,
+    map_points,
     matrix_from_coefficients,
     unit_last_entry,
 )
@@ -42,17 +46,20 @@ def move_corners(size: Size, *, shift: Tensor, scale: Tensor, rotation: Tensor) 
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectiveDistribution(TransformDistribution):
-    """Parameters are the eight coefficients of Pillow's PERSPECTIVE.
+    """Parameters are the eight coefficients of Pillow's PERSPECTIVE; the values are the turn and the offsets of the corners.
 
-    Source: the release's cifar/dataset.py and imagenet/dataset.py.
+    Values, (n, 10): cosine and sine of the rotation by k quarters, then x and y of the offset of the transformed corner near
+    each corner of the output, in pixels. Coefficients mix both, and their variance is nearly all that of the turns.
+
+    Source: the release's cifar/dataset.py and imagenet/dataset.py, for what is sampled.
     """
 
     shift: float
     scale_low: float
     scale_high: float
     rotate: bool
-    names = COEFFICIENT_NAMES
-    units = COEFFICIENT_UNITS
+    names = ("cos", "sin", *CORNER_NAMES)
+    units = ("", "", *("px",) * 8)
     coefficients = (0, 1, 2, 3, 4, 5, 6, 7)
 
     def sample(self, n: int, size: Size, generator: Generator) -> Tensor:
@@ -80,12 +87,41 @@ class ProjectiveDistribution(TransformDistribution):
         """The coefficients of any homographies."""
         return coefficients_from_matrix(unit_last_entry(in_from_out))
 
+    def values(self, parameters: Tensor, size: Size) -> Tensor:
+        """The rotation of the corners, and what is left of their displacements."""
+        matrix = matrix_from_coefficients(parameters)
+        corners, (turns, _) = corners_of(size).to(matrix), corner_turns(matrix, size)
+        offsets = _turned(map_points(inverse(matrix), corners), -turns) - corners
+        angle = turns[:, None].to(matrix) * (math.pi / 2)
+        return torch.cat([angle.cos(), angle.sin(), offsets.flatten(1)], 1)
 
-@geometric(target="coefficients")
+    def parameters_from_values(self, values: Tensor, size: Size) -> Tensor:
+        """The coefficients with the turn that is nearest to the angle of cosine and sine.
+
+        The turn's gradient is that of the cosine and sine themselves, since rounding has none.
+        """
+        turns = (torch.atan2(values[:, 1], values[:, 0]) / (math.pi / 2)).round().long()
+        angle, (cos, sin) = turns.to(values) * (math.pi / 2), values[:, :2].unbind(1)
+        cos, sin = angle.cos() + (cos - cos.detach()), angle.sin() + (sin - sin.detach())
+        corners = corners_of(size).to(values)
+        half = corners[2] / 2
+        x, y = ((corners - half) / half).unbind(1)  # turned as a square
+        turned = torch.stack([x * cos[:, None] - y * sin[:, None], x * sin[:, None] + y * cos[:, None]], 2) * half + half
+        offsets = _turned(values[:, 2:].reshape(-1, 4, 2), turns)
+        return coefficients_from_matrix(in_from_out_from_corners(turned + offsets, size))
+
+
+def _turned(corners: Tensor, turns: Tensor) -> Tensor:
+    """Corners (n, 4, 2) in another order: new[i] = old[(i + turns) mod 4]."""
+    order = (torch.arange(4, device=turns.device) + turns[:, None]) % 4
+    return corners.gather(1, order[..., None].expand(-1, -1, 2))
+
+
+@geometric
 def projective(
     *, shift: float = 0.125, scale_low: float = 0.8, scale_high: float = 1.2, rotate: bool = True
 ) -> ProjectiveDistribution:
-    """Homographies: corners scaled, rotated by multiples of 90 degrees and shifted; the values are the coefficients.
+    """Homographies: corners scaled, rotated by multiples of 90 degrees and shifted; the values are turn and offsets.
 
     Args:
         shift: largest shift of a corner's coordinate, as a fraction of the side, below 0.25, floored to integer pixels.
