@@ -46,10 +46,10 @@ class Split(ABC):
         """How image i is stored, such as `PNG RGBA`, from its header; none where that says nothing. Raises as `read`."""
         return None
 
-    def reduced(self, shorter: int) -> "Split":
+    def resized(self, shorter: int) -> "Split":
         """Return the split for a reader that resizes each image to a shorter side of `shorter` pixels.
 
-        Images that are much larger may be decoded at a lower resolution, if that is faster; the same images by every reader.
+        Where it is faster, the images may be resized already, by Pillow's bilinear filter, as the reader does.
         """
         return self
 

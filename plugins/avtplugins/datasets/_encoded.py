@@ -42,9 +42,9 @@ class EncodedSplit(Split):
         other.how = how
         return other
 
-    def reduced(self, shorter: int) -> Self:
-        """Decode large JPEGs at a lower resolution, at least twice the size that is needed, so that the resizing decides."""
-        return self.decoded(replace(self.how, at_least=2 * shorter)) if self.how.may_reduce else self
+    def resized(self, shorter: int) -> Self:
+        """Resize the images as they are decoded; large JPEGs that may be reduced are, to twice the size or more."""
+        return self.decoded(replace(self.how, shorter=shorter, at_least=2 * shorter if self.how.may_reduce else None))
 
     def read(self, i: int) -> Tensor:
         """Image i, uint8 (C, H, W); see `decode_image`.

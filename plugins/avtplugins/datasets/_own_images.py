@@ -19,8 +19,8 @@ from avtplugins.datasets._image_files import MEAN, STD
 
 SAMPLE: Final = 200
 """Images that are read to learn what all are like."""
-SAMPLE_SIDE: Final = 320
-"""Of sampled images as they are needed, see `Split.reduced`: nothing is learned from a higher resolution."""
+SAMPLE_SIDE: Final = 640
+"""A sampled JPEG may be reduced to this many pixels or more while it is decoded, which is faster."""
 WHITE: Final = (255, 255, 255)
 
 Channels = Annotated[Literal["auto", 1, 3], BeforeValidator(lambda value: int(value) if value in ("1", "3") else value)]
@@ -80,7 +80,7 @@ def _complete(data: ImageData, channels: int | None, mean: Figures, std: Figures
     """Choose channels, mean and std from a sample of the images `usable`, (n,) int64; see `ImageData.complete`."""
     split, sides, firsts, squares, grey = data.train, list[int](), list[Tensor](), list[Tensor](), True
     assert isinstance(split, EncodedSplit)
-    sample = split.reduced(SAMPLE_SIDE)
+    sample = split.decoded(replace(split.how, at_least=SAMPLE_SIDE))
     for i in usable[subset(len(usable), SAMPLE, "sample", len(usable))].tolist():
         try:
             image = sample.read(i)
