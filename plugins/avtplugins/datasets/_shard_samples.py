@@ -112,7 +112,7 @@ class _Member(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> Self:
-        """Read name and size of a regular file, and leave all other headers, and what is not right, to tarfile."""
+        """Read name and size of a regular file; all other headers, and what is not right in one, are for tarfile."""
         try:
             size, checksum = (int(buf[start:end].rstrip(b" \0"), 8) for start, end in ((124, 136), (148, 156)))
             if buf[156:157] != tarfile.REGTYPE or checksum != sum(buf) - sum(buf[148:156]) + 8 * ord(" "):

@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face Hub, and those that its library saved or that lie in parquet or arrow files."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -145,6 +146,7 @@ def _open(name: str, config: str | None) -> Any:
         import datasets
     except ImportError as error:
         raise AvtError("Data sets of Hugging Face need their library: `pip install 'avtcli[hf]'`.") from error
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without a network it writes a line for each attempt
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would report each data set that is opened
     folder = Path(name)
     saved = any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
