@@ -12,19 +12,21 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from avtcli.config.components import Frozen
+from avtcli.config.resolution import read_components, validate
 from avtcli.contracts import Split
 from avtcli.data.held_out import limited, partition
 from avtcli.data.resident_images import evaluation_batches
 from avtcli.embedding.embedding_files import RESERVED, SPLITS, Array, EmbeddingTable, check_room, format_of, save_embeddings
 from avtcli.errors import AvtError
-from avtcli.events import Progress, Saved, Started
+from avtcli.events import OnEvent, Progress, Saved, Started
 from avtcli.features.cache_storage import allocate, choose_storage
-from avtcli.features.evaluation_target import EvaluationTarget, read_images
+from avtcli.features.evaluation_target import EvaluationTarget, open_target, read_images
 from avtcli.features.feature_reader import eval_batch_size, tap_shapes
 from avtcli.features.finite_check import FiniteCheck
 from avtcli.features.pooling import pool_features
 from avtcli.models.encoder import Encoder
 from avtcli.models.weights import restore_encoder
+from avtcli.plugin_options import parts_of
 from avtcli.runtime.devices import Context
 from avtcli.runtime.execution import prepare_for_inference
 
@@ -111,6 +113,15 @@ class EmbedResult:
     load_with: str
 
 
+def embed_as_asked(arguments: Mapping[str, Any], options: Mapping[str, dict[str, Any]], *, on_event: OnEvent) -> EmbedResult:
+    """Embed as the arguments of `avt embed` say, by name, and options by kind; see `embed`."""
+    components = read_components(options, backbone=arguments["backbone"], dataset=arguments["dataset"])
+    asked = {key: arguments[key] for key in ("split", "pool", "pool_size", "limit_train")}
+    request = validate(EmbeddingRequest, {**asked, "layers": parts_of(arguments["layer"])}, where="embed")
+    target, context = open_target(arguments, components, on_event=on_event)
+    return embed(target, request, out=arguments["out"], context=context)
+
+
 def embed(target: EvaluationTarget, request: EmbeddingRequest, *, out: Path | None, context: Context) -> EmbedResult:
     """Write the features of images to a file, row by row in the order of the data set, training images first.
 
@@ -188,8 +199,8 @@ def build_embedding_setup(target: EvaluationTarget, request: EmbeddingRequest, c
     if size != trained and target.prepared.augment.crop is None:
         side = min(trained)
         raise AvtError(
-            f"The images are {size[0]}x{size[1]} px, the backbone of {target.source.path} was trained on "
-            f"{trained[0]}x{trained[1]} px: give `-o augment.resize={side} -o augment.crop={side}`, or other sizes."
+            f"The images are {size[0]}x{size[1]} px, {target.source.path} was trained on {trained[0]}x{trained[1]} px: give "
+            f"`-o augment.resize={side} -o augment.crop={side}`."
         )
     encoder = prepare_for_inference(restore_encoder(target.source), context.device)
     layers = list(dict.fromkeys(request.layers)) or [encoder.backbone.code_tap]

@@ -57,8 +57,8 @@ def launch(processes: int, args: list[str], *, run: Path | None) -> int:
         if failure.exitcode < 0:
             name, go_on = signal.Signals(-failure.exitcode).name, resume_command(run or Path("RUN"), processes=processes)
             raise RunFailedError(
-                f"Process {rank} of {processes} was ended by {name}, and the others were stopped. If the system killed it for "
-                f"memory, use fewer --processes or --workers. What was saved is intact. Go on with:\n  {go_on}"
+                f"Process {rank} of {processes} was ended by {name}. If memory ran out, give fewer --processes or --workers. "
+                f"Go on with:\n  {go_on}"
             ) from None
         return failure.exitcode
     except SignalException as error:

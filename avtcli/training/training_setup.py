@@ -175,8 +175,8 @@ def _specify(config: PretrainConfig, data: ImageData, size: Size) -> ModelSpec:
 def _check_shares(batch_size: int, processes: int) -> None:
     if processes > 1 and batch_size < 2 * processes:
         raise AvtError(
-            f"{processes} processes need batches of {2 * processes} images or more, two each; this run has {batch_size}. Give "
-            "fewer --processes, a larger --batch-size or more images."
+            f"{processes} processes need batches of {2 * processes} images or more, this run has {batch_size}. Give fewer "
+            "--processes or a larger --batch-size."
         )
 
 
@@ -231,7 +231,7 @@ def build_transform(config: PretrainConfig, size: Size) -> TransformFamily:
 
 def _facts(setup: TrainingSetup) -> tuple[tuple[str, str], ...]:
     config, parameters = setup.config, sum(p.numel() for p in setup.net.parameters())
-    channels, (height, width) = setup.data.channels, setup.size
+    channels, (height, width), shared = setup.data.channels, setup.size, setup.accelerator.num_processes
     execution = {"channels last": config.channels_last, "compiled (takes about half a minute)": config.compile}
     execution |= {"one graph a step": config.capture, "fused optimiser": config.optimizer.fused}
     chosen = [name for name, is_chosen in execution.items() if is_chosen]
@@ -243,8 +243,8 @@ def _facts(setup: TrainingSetup) -> tuple[tuple[str, str], ...]:
         ("backbone", f"{config.backbone.name}, {parameters:,} parameters with the objective's heads"),
         ("task", f"{config.objective.name} on {config.transform.name}"),
         ("device", ", ".join([setup.environment["device"], config.precision, *chosen])),
-        ("batch", f"{config.batch_size} over {setup.accelerator.num_processes} process(es)"),
+        ("batch", f"{config.batch_size}{f' over {shared} processes' if shared > 1 else ''}"),
         ("steps", f"{setup.total_steps} ({setup.steps_per_epoch} an epoch, {config.total_epochs} epochs){beyond}"),
-        *([("readers", f"{setup.workers} processes")] if setup.data.train.images is None else []),
+        *([("readers", f"{setup.workers} process{'es' * (setup.workers != 1)}")] if setup.data.train.images is None else []),
         ("seed", str(config.seed)),
     )

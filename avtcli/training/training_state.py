@@ -73,8 +73,8 @@ def resumed_config(run: Path, given: Mapping[str, Any], *, on_event: OnEvent) ->
         edited = _differences(stored.model_dump(exclude=changing), written.model_dump(exclude=changing))
         if edited:
             raise AvtError(
-                f"{where} was edited: {'; '.join(edited)}. A run goes on with the settings that it was started with: undo "
-                f"that, or start a new run with `--recipe {where}`."
+                f"{where} was edited: {'; '.join(edited)}. A run keeps its settings: undo that, or start a new run with "
+                f"`--recipe {where}`."
             )
     followed = written or base
     over = {**followed.model_dump(include=changing), **given}
@@ -106,16 +106,14 @@ def check_resumable(about: Mapping[str, Any], setup: TrainingSetup, *, run: Path
     """
     step, before = about["step"], about["environment"]
     if "imported" in about:
-        raise AvtError(
-            f"{run} was made by `avt import`: it holds weights alone and no optimiser to go on with. Start a new run instead."
-        )
+        raise AvtError(f"{run} was made by `avt import` and holds no optimiser to go on with. Start a new run instead.")
     if step > setup.total_steps:
         raise AvtError(
             f"{run} has reached step {step}, beyond the {setup.total_steps} steps asked for: give more --epochs or --max-steps."
         )
     if before.get("data_fingerprint") != setup.data.fingerprint:
         raise AvtError(
-            f"The data set '{setup.config.dataset.name}' is not the one that {run} was trained on: its fingerprint was "
+            f"'{setup.config.dataset.name}' is not the data set of {run}: its fingerprint was "
             f"{before.get('data_fingerprint')}, found {setup.data.fingerprint}. Give the same images with --dataset."
         )
 

@@ -95,10 +95,10 @@ def test_avt_scales_its_log_variance_by_its_divisor():
 
 def test_avt_is_twice_the_gaussian_loss_up_to_its_constant_and_its_floor():
     target = target_of(projective(), 5)
-    mean, log_var = prediction(5, 10, 3), prediction(5, 10, 4)
+    mean, log_var = prediction(5, 16, 3), prediction(5, 16, 4)
     without_floor = loss_of(avt, mean, log_var, target, variance_floor=0).per_sample
     nats = loss_of(gaussian, mean, log_var, target).per_sample
-    assert torch.allclose(without_floor, 2 * nats - 10 * np.log(2 * np.pi))
+    assert torch.allclose(without_floor, 2 * nats - 16 * np.log(2 * np.pi))
 
 
 def test_avt_adds_its_floor_to_the_variance():

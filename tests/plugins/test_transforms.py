@@ -90,7 +90,7 @@ def test_corner_targets_are_the_displacements_of_the_corners():
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 96)])
-def test_projective_values_are_the_turn_and_the_offset_at_each_corner_of_the_output(size):
+def test_projective_values_are_the_turned_corners_and_the_offset_at_each_corner_of_the_output(size):
     corners = corners_of(size)
     turns = torch.arange(4).repeat(10)
     offsets = torch.randint(-4, 5, (40, 4, 2), generator=keyed_generator(8)).double()
@@ -98,15 +98,16 @@ def test_projective_values_are_the_turn_and_the_offset_at_each_corner_of_the_out
     transformed = torch.stack([(corners + offset).roll(-int(turn), 0) for offset, turn in zip(offsets, turns, strict=True)])
     parameters = coefficients_from_matrix(in_from_out_from_corners(transformed, size))
     raw = raw_target(projective().distribution, "parameters", parameters, size)
-    exact = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]], dtype=torch.float64)[turns]
-    assert torch.allclose(raw, torch.cat([exact, offsets.flatten(1)], 1), atol=1e-9)
+    turned = torch.stack([corners.roll(-int(turn), 0) for turn in turns])
+    assert torch.allclose(raw, torch.cat([turned, offsets], 1).flatten(1), atol=1e-9)
 
 
 def test_a_projective_turn_is_decoded_to_the_nearest_quarter():
     family, size = projective(), (32, 32)
     parameters = family.sample(50, size, keyed_generator(9))
     target = family.target(parameters, size)
-    target[:, :2] += 0.4 * torch.rand(50, 2, generator=keyed_generator(10), dtype=torch.float64)  # of 1 / 0.7, the radius
+    target[:, :8] *= torch.rand(50, 1, generator=keyed_generator(10), dtype=torch.float64) + 0.1
+    target[:, :8] += 0.3 * torch.rand(50, 8, generator=keyed_generator(11), dtype=torch.float64) * target[:, :1].abs()
     assert torch.allclose(family.decode(target, size), parameters, rtol=1e-9, atol=1e-9)
 
 

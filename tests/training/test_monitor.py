@@ -376,7 +376,7 @@ def test_a_rate_that_moves_nothing_shows_in_the_decoders_error(avt, monkeypatch:
     result = avt(f"pretrain {TINY} --lr 1e-12 --epochs 4 --eval-every 1 --stop-on-collapse --out run")
 
     assert result.code == 1
-    sign = r"Nothing learned by epoch 2: the decoder is no better than a constant prediction, MACE 2\d"
+    sign = r"Nothing learned by epoch 2: the decoder is no better than a constant prediction, MACE [23]\d"
     assert re.search(sign, result.stderr)
     assert "Try another rate (`--lr`, now 1e-12)" in result.stderr
 

@@ -29,7 +29,7 @@ def gaussian(*, vector_dim: int, family: TransformFamily, noise_scale: NonNegati
     """The paper's bound: the exact Gaussian log-likelihood of the normalised target, in nats, with a free variance.
 
     A component that is learnt early takes over the gradient, which is divided by its variance: with `--transform projective`
-    give `-o transform.target=coefficients`, where all components state the turn, or the turn is learnt late or never.
+    give `-o transform.target=coefficients`, where all components state the turn, or it may never be learnt.
 
     Args:
         vector_dim: given by the backbone.

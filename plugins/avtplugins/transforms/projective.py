@@ -46,10 +46,11 @@ def move_corners(size: Size, *, shift: Tensor, scale: Tensor, rotation: Tensor) 
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectiveDistribution(TransformDistribution):
-    """Parameters are the eight coefficients of Pillow's PERSPECTIVE; the values are the turn and the offsets of the corners.
+    """Parameters are the eight coefficients of Pillow's PERSPECTIVE; the values are turned corners and offsets.
 
-    Values, (n, 10): cosine and sine of the rotation by k quarters, then x and y of the offset of the transformed corner near
-    each corner of the output, in pixels. Coefficients mix both, and their variance is nearly all that of the turns.
+    Values, (n, 16), in pixels: u and v, the output's corner near which each corner of the image lies, and x and y, the offset
+    from each corner of the output to the image's corner near it. Both halves weigh the same in a squared error, while the
+    variance of coefficients and of displacements is nearly all that of the turns.
 
     Source: the release's cifar/dataset.py and imagenet/dataset.py, for what is sampled.
     """
@@ -58,8 +59,8 @@ class ProjectiveDistribution(TransformDistribution):
     scale_low: float
     scale_high: float
     rotate: bool
-    names = ("cos", "sin", *CORNER_NAMES)
-    units = ("", "", *("px",) * 8)
+    names = ("u0", "v0", "u1", "v1", "u2", "v2", "u3", "v3", *CORNER_NAMES)
+    units = ("px",) * 16
     coefficients = (0, 1, 2, 3, 4, 5, 6, 7)
 
     def sample(self, n: int, size: Size, generator: Generator) -> Tensor:
@@ -88,27 +89,25 @@ class ProjectiveDistribution(TransformDistribution):
         return coefficients_from_matrix(unit_last_entry(in_from_out))
 
     def values(self, parameters: Tensor, size: Size) -> Tensor:
-        """The rotation of the corners, and what is left of their displacements."""
+        """The turned corners and the offsets, (n, 16)."""
         matrix = matrix_from_coefficients(parameters)
         corners, (turns, _) = corners_of(size).to(matrix), corner_turns(matrix, size)
         offsets = _turned(map_points(inverse(matrix), corners), -turns) - corners
-        angle = turns[:, None].to(matrix) * (math.pi / 2)
-        return torch.cat([angle.cos(), angle.sin(), offsets.flatten(1)], 1)
+        return torch.cat([_turned(corners.expand_as(offsets), turns), offsets], 1).flatten(1)
 
     def parameters_from_values(self, values: Tensor, size: Size) -> Tensor:
-        """The coefficients with the turn that is nearest to the angle of cosine and sine.
-
-        The turn's gradient is that of the cosine and sine themselves, since rounding has none.
-        """
-        turns = (torch.atan2(values[:, 1], values[:, 0]) / (math.pi / 2)).round().long()
-        angle, (cos, sin) = turns.to(values) * (math.pi / 2), values[:, :2].unbind(1)
-        cos, sin = angle.cos() + (cos - cos.detach()), angle.sin() + (sin - sin.detach())
+        """The coefficients with the turn that fits u and v best; its gradient is that before rounding, which has none."""
+        near, offsets = values.reshape(-1, 2, 4, 2).unbind(1)
         corners = corners_of(size).to(values)
         half = corners[2] / 2
-        x, y = ((corners - half) / half).unbind(1)  # turned as a square
-        turned = torch.stack([x * cos[:, None] - y * sin[:, None], x * sin[:, None] + y * cos[:, None]], 2) * half + half
-        offsets = _turned(values[:, 2:].reshape(-1, 4, 2), turns)
-        return coefficients_from_matrix(in_from_out_from_corners(turned + offsets, size))
+        square, (x, y) = (near - half) / half, ((corners - half) / half).unbind(1)  # sides of 2, so that turns are rotations
+        cos = (x * square[..., 0] + y * square[..., 1]).mean(1) / 2
+        sin = (x * square[..., 1] - y * square[..., 0]).mean(1) / 2
+        turns = (torch.atan2(sin, cos) / (math.pi / 2)).round().long()
+        angle = turns.to(values) * (math.pi / 2)
+        cos, sin = (angle.cos() + (cos - cos.detach()))[:, None], (angle.sin() + (sin - sin.detach()))[:, None]
+        turned = torch.stack([x * cos - y * sin, x * sin + y * cos], 2) * half + half
+        return coefficients_from_matrix(in_from_out_from_corners(turned + _turned(offsets, turns), size))
 
 
 def _turned(corners: Tensor, turns: Tensor) -> Tensor:
@@ -121,7 +120,7 @@ def _turned(corners: Tensor, turns: Tensor) -> Tensor:
 def projective(
     *, shift: float = 0.125, scale_low: float = 0.8, scale_high: float = 1.2, rotate: bool = True
 ) -> ProjectiveDistribution:
-    """Homographies: corners scaled, rotated by multiples of 90 degrees and shifted; the values are turn and offsets.
+    """Homographies: corners scaled, rotated by multiples of 90 degrees and shifted; the values are turned corners and offsets.
 
     Args:
         shift: largest shift of a corner's coordinate, as a fraction of the side, below 0.25, floored to integer pixels.
