@@ -15,7 +15,7 @@ from torch import Tensor
 
 from avtcli.errors import AvtError, RunFailedError, one_line
 from avtcli.events import Notice, OnEvent, ignore
-from avtcli.runtime.launcher import VARIABLES, read_launch
+from avtcli.runtime.launcher import VARIABLES, read_launch, unstarted_tasks
 from avtcli.runtime.processes import WAIT
 
 ACCELERATE_VARIABLES: Final = (
@@ -73,6 +73,8 @@ def build_accelerator(device: str, precision: str, *, on_event: OnEvent) -> Acce
     ignored = sorted(name for name in os.environ if name.startswith(ACCELERATE_VARIABLES))
     if ignored:
         on_event(Notice(f"ignored, as options alone decide: the environment variables {', '.join(ignored)}"))
+    if unstarted := unstarted_tasks():
+        on_event(Notice(unstarted))
     with _without_variables([*ignored, *(VARIABLES if world == 1 else ())]):
         accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=handlers)
     found = accelerator.num_processes
