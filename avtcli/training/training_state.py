@@ -11,6 +11,7 @@ from avtcli.config.components import Plugin, flags_of
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import merge, moved_data, validate
 from avtcli.config.toml_text import to_toml
+from avtcli.data.epoch_table import batch_bounds
 from avtcli.errors import AvtError, RunFailedError
 from avtcli.events import Notice, OnEvent
 from avtcli.models.model_building import load_weights
@@ -112,6 +113,13 @@ def check_resumable(about: Mapping[str, Any], setup: TrainingSetup, *, run: Path
     if step > setup.total_steps:
         raise AvtError(
             f"{run} has reached step {step}, beyond the {setup.total_steps} steps asked for: give more --epochs or --max-steps."
+        )
+    count, batch, world = len(setup.indices), setup.config.batch_size, before.get("processes", 1)
+    if 0 < step and len(batch_bounds(count, batch, world=world)) != setup.steps_per_epoch:
+        raise AvtError(
+            f"{run} has {len(batch_bounds(count, batch, world=world))} steps an epoch over {world} process(es), and would have "
+            f"{setup.steps_per_epoch} over {setup.accelerator.num_processes}, as its last {count % batch} images then are "
+            f"another batch. Give --processes {world}."
         )
     if before.get("data_fingerprint") != setup.data.fingerprint:
         raise AvtError(
