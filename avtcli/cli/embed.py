@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from avtcli.cli import options
 from avtcli.cli.completion import complete_layers
-from avtcli.cli.console import reporting, say, say_json
+from avtcli.cli.console import reporting, say, say_json, start_processes
 from avtcli.cli.options import component_options, option
 from avtcli.plugin_options import parts_of
 
@@ -28,6 +28,7 @@ def embed(
     limit_train: options.LimitTrain = None,
     overrides: Annotated[list[str] | None, component_options(*KINDS)] = None,
     device: options.Device = "auto",
+    processes: options.Processes = 1,
     workers: options.Workers = None,
     out: Annotated[Path | None, option(_OUT, "FILE", panel="Output")] = None,
     as_json: options.Json = False,
@@ -47,10 +48,13 @@ def embed(
     given = read_components(options_from_texts(overrides or [], kinds=KINDS), backbone=backbone, dataset=dataset)
     asked = {"split": split, "layers": parts_of(layer), "pool": pool, "pool_size": pool_size, "limit_train": limit_train}
     request = validate(EmbeddingRequest, asked, where="avt embed")
+    start_processes(processes)
     with reporting() as on_event:
         context = Context.build(device=device, workers=workers, on_event=on_event)
         target = load_target(run, data_dir=data_dir, context=context, **given)
         result = run_embed(target, request, out=out, context=context)
+    if not context.is_main:
+        return
     if as_json:
         say_json(result)
         return

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from avtcli.cli import options
 from avtcli.cli.completion import complete_layers
-from avtcli.cli.console import reporting, say, say_facts, say_json, say_table
+from avtcli.cli.console import reporting, say, say_facts, say_json, say_table, start_processes
 from avtcli.cli.options import component_options, option
 from avtcli.plugin_options import parts_of
 from avtcli.reporting.run_summary import BASELINES
@@ -44,6 +44,7 @@ def evaluate(
     seed: options.Seed = 0,
     overrides: Annotated[list[str] | None, component_options(*KINDS)] = None,
     device: options.Device = "auto",
+    processes: options.Processes = 1,
     workers: options.Workers = None,
     out: options.OutJson = None,
     as_json: options.Json = False,
@@ -67,10 +68,13 @@ def evaluate(
     given = read_components(kinds, tables=("transform",), backbone=backbone, dataset=dataset, transform=transform)
     asked = {"transform": given.pop("transform"), "layers": parts_of(layer), "count": count, "calibrate_bn": calibrate_bn}
     request = validate(EvaluationRequest, asked, where="avt evaluate")
+    start_processes(processes)
     with reporting() as on_event:
         context = Context.build(device=device, workers=workers, seed=seed, on_event=on_event)
         target = load_target(run, data_dir=data_dir, context=context, **given)
         result = run_evaluate(target, request, out=out, context=context)
+    if not context.is_main:
+        return
     if as_json:
         say_json(result)
         return

@@ -27,6 +27,8 @@ from avtcli.models.encoder import Encoder
 from avtcli.models.weights import restore_encoder
 from avtcli.runtime.devices import Context
 from avtcli.runtime.execution import prepare_for_inference
+from avtcli.runtime.launcher import read_launch
+from avtcli.runtime.processes import run_in_main, shared_rows
 
 
 class EmbeddingRequest(Frozen):
@@ -137,7 +139,7 @@ def embed(target: EvaluationTarget, request: EmbeddingRequest, *, out: Path | No
     table = EmbeddingTable(setup.image_names(), columns, _about(setup))
     check_room(out, table)  # after the allocation, which may be on the same disk
     compute_features(setup, features)
-    size = save_embeddings(out, table)
+    size = run_in_main(context.group, lambda: save_embeddings(out, table))
     context.on_event(Saved(out))
     first, shape = next(iter(setup.shapes.items()))
     lines = load_with.format(path=str(out), layer=first, sides=", ".join(map(str, shape)))
@@ -223,16 +225,21 @@ def _reduce(tap: Tensor, request: EmbeddingRequest) -> Tensor:
 def compute_features(setup: EmbeddingSetup, out: Mapping[str, Tensor]) -> None:
     """Fill `out`, (count, *shape) float32 by layer, with the features of all images, batch by batch; see `FiniteCheck`."""
     check = FiniteCheck()
-    done, context, size = 0, setup.context, setup.target.prepared.size
+    first, done, context, size = 0, 0, setup.context, setup.target.prepared.size
     for part in setup.parts:
         images = read_images(part.split, part.indices, setup.target.prepared, context=context)
-        batches = list(torch.split(torch.arange(len(images)), eval_batch_size(images, size)))
-        for batch in evaluation_batches(images, batches, size):
-            taps = setup.encoder.features(setup.encoder.normalise(batch), list(setup.shapes))
-            features = {layer: _reduce(tap, setup.request) for layer, tap in taps.items()}
-            check.count(features)
-            for layer, own in features.items():
-                out[layer][done : done + len(batch)] = own
-            done += len(batch)
-            context.on_event(Progress("embedding", done, setup.count, "images"))
-    check.finish()
+        batches = list(torch.split(torch.arange(first, first + len(images)), eval_batch_size(images, size)))
+        with shared_rows(context.group, list(out.values()), batches) as own:
+            pixels = evaluation_batches(images, [rows - first for rows in own], size) if own else iter(())
+            for rows, batch in zip(own, pixels, strict=True):
+                taps = setup.encoder.features(setup.encoder.normalise(batch), list(setup.shapes))
+                features = {layer: _reduce(tap, setup.request) for layer, tap in taps.items()}
+                check.count(features)
+                for layer, values in features.items():
+                    out[layer][int(rows[0]) : int(rows[-1]) + 1] = values
+                done += len(batch)
+                of_all = min(done * read_launch().world, setup.count)
+                context.on_event(Progress("embedding", of_all, setup.count, "images"))
+            if part is setup.parts[-1]:
+                check.finish()
+        first += len(images)

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+import torch.distributed
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from avtcli.errors import AvtError, RunFailedError, one_line
 from avtcli.events import Notice, OnEvent, ignore
 from avtcli.runtime.launcher import VARIABLES, read_launch, unstarted_tasks
-from avtcli.runtime.processes import WAIT
+from avtcli.runtime.processes import WAIT, build_cpu_group
 
 ACCELERATE_VARIABLES: Final = (
     *("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "FORK_LAUNCHED"),
@@ -168,14 +170,27 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Context:
-    """How a command runs: compute device, processes that read images (none: automatic), seed, and receiver of events."""
+    """How a command runs: compute device, processes that read images (none: automatic), seed, and receiver of events.
+
+    In the `group`, if there is one, several processes share the work.
+    """
 
     device: torch.device
     workers: int | None = None
     seed: int = 0
     on_event: OnEvent = ignore
+    group: ProcessGroup | None = None
 
     @classmethod
     def build(cls, *, device: str = "auto", workers: int | None = None, seed: int = 0, on_event: OnEvent = ignore) -> "Context":
-        """Resolve a device by name: auto, cpu, cuda or mps; see `choose_device`."""
-        return cls(torch.device(choose_device(device)), workers, seed, on_event)
+        """Resolve a device by name: auto, cpu, cuda or mps; see `choose_device`. Processes that were launched are connected."""
+        chosen = choose_device(device)
+        if read_launch().world == 1:
+            return cls(torch.device(chosen), workers, seed, on_event)
+        accelerator = build_accelerator(chosen, "fp32", on_event=on_event)
+        return cls(accelerator.device, workers, seed, on_event, build_cpu_group(accelerator))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is alone or the first: the one that writes."""
+        return self.group is None or torch.distributed.get_rank() == 0

@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -28,10 +28,10 @@ WAIT: Final = timedelta(hours=2)
 """How long a process waits for the others: longer than an evaluation. A launcher notices at once when one of them ends."""
 
 
-def launch(processes: int, args: list[str], *, run: Path | None) -> int:
+def launch(processes: int, args: list[str], *, go_on: str) -> int:
     """Run `avt ARGS` in several processes that share one process group; return the exit code, 128 + n after signal n.
 
-    The run folder, where known, is for the message of a failure.
+    `go_on` says how to go on after a failure.
 
     Raises:
         RunFailedError: if one of them was killed, and the others were ended.
@@ -59,10 +59,10 @@ def launch(processes: int, args: list[str], *, run: Path | None) -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
-            name, go_on = signal.Signals(-failure.exitcode).name, resume_command(run or Path("RUN"), processes=processes)
+            name = signal.Signals(-failure.exitcode).name
             raise RunFailedError(
                 f"Process {rank} of {processes} was ended by {name}, and the others were stopped. If the system killed it for "
-                f"memory, use fewer --processes or --workers. What was saved is intact. Go on with:\n  {go_on}"
+                f"memory, use fewer --processes or --workers. {go_on}"
             ) from None
         return failure.exitcode
     except SignalException as error:
@@ -116,6 +116,34 @@ def gather_lists(group: ProcessGroup | None, own: list[T]) -> list[T]:
     parts: list[list[T]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(parts, own, group=group)
     return [element for part in parts for element in part]
+
+
+@contextlib.contextmanager
+def shared_rows(group: ProcessGroup | None, tensors: Sequence[Tensor], batches: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+    """Yield this process's share of the batches, and send the rows of `tensors` that it then filled to all others.
+
+    The batches are rows (B,) int64 each, in order and without a gap. Shares are contiguous and of whole batches.
+
+    Raises:
+        AvtError: in all processes, if one raises it.
+    """
+    if group is None:
+        yield batches
+        return
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    shares = [batches[len(batches) * own // world : len(batches) * (own + 1) // world] for own in range(world)]
+    failures = list[AvtError]()
+    try:
+        yield shares[rank]
+    except AvtError as error:
+        failures = [error]
+    with lost_processes_explained():
+        for failure in gather_lists(group, failures):
+            raise failure
+        for owner, share in enumerate(shares):
+            for tensor in tensors if share else ():
+                rows = tensor[int(share[0][0]) : int(share[-1][-1]) + 1]
+                torch.distributed.broadcast(rows, owner, group=group if rows.device.type == "cpu" else None)
 
 
 def gather_batch(rows: Tensor, count: int) -> Tensor:

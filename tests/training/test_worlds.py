@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -76,6 +77,9 @@ LINES = {
     "synchronised": (2, f"{NIN} --sync-bn --out synchronised"),
     "apart": (2, f"{NIN} --out apart"),
     "two": (2, f"{UNEVEN} --out two"),
+    **{f"embed{n}": (n, f"embed one --limit-train 600 --layer conv1,conv2 --out embed{n}.npz") for n in (1, 3)},
+    **{f"knn{n}": (n, f"probe one --limit-train 600 --head knn --layer conv1,conv2 --out knn{n}.json --json") for n in (1, 3)},
+    **{f"evaluate{n}": (n, f"evaluate one --count 300 --out evaluate{n}.json --json") for n in (1, 2)},
     "refused": (3, "pretrain --resume two"),
     "three": (3, f"{UNEVEN} --out three"),
 }
@@ -126,7 +130,8 @@ def test_one_two_and_three_processes_end_at_the_same_weights(runs: Runs, optimiz
 GRADIENTS = """
 import copy, os, sys, torch
 from torch import nn
-from avtcli.runtime.processes import synchronise_batch_norms
+from avtcli.errors import AvtError
+from avtcli.runtime.processes import shared_rows, synchronise_batch_norms
 torch.manual_seed(0)
 first = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()
 net = nn.Sequential(*first, nn.Linear(288, 5, bias=False), nn.BatchNorm1d(5)).double()
@@ -140,13 +145,24 @@ for own, whole in zip(net.parameters(), one.parameters(), strict=True):
     torch.distributed.all_reduce(own.grad)
     torch.testing.assert_close(own.grad, whole.grad)
 torch.testing.assert_close(list(net.buffers()), list(one.buffers()))
-os.write(1, b"equal\\n")
+group, rows, batches = torch.distributed.group.WORLD, torch.zeros(5, 2), list(torch.arange(5).split(2))
+with shared_rows(group, [rows], batches) as own:
+    for batch in own:
+        rows[batch] = 1.0 + rank + batch[:, None]
+assert rows[:, 0].tolist() == [1, 2, 4, 5, 6] and len(own) == 1 + rank
+try:
+    with shared_rows(group, [rows], batches):
+        if rank:
+            raise AvtError("of one process")
+except AvtError as error:
+    assert str(error) == "of one process"
+    os.write(1, b"equal\\n")
 os._exit(0)
 """
 
 
-def test_gradients_flow_through_the_statistics_of_two_processes(tmp_path: Path) -> None:
-    """Of 4 and 3 images, in double precision: those of PyTorch's own BatchNorm of one process."""
+def test_two_processes_share_statistics_rows_and_failures(tmp_path: Path) -> None:
+    """Gradients through statistics of 4 and 3 images are those of PyTorch's own BatchNorm of one process."""
     command = [sys.executable, "-c", GRADIENTS, tmp_path / "group"]
     ended = subprocess.run(command, env=VARIABLES, capture_output=True, text=True, check=False)
 
@@ -178,3 +194,24 @@ def test_a_number_of_processes_that_changes_the_steps_is_said_and_refused_on_res
     assert runs.codes("refused") == [2, 2, 2]
     assert "two has 3 steps an epoch over 2 process(es), and would have 2 over 3" in runs.stderr("refused")
     assert "Give --processes 2." in runs.stderr("refused")
+
+
+def test_features_of_three_processes_are_those_of_one_in_one_file(runs: Runs) -> None:
+    """Shares of whole batches: 600 training images are 3 batches, 1000 test images 4."""
+    one, three = (np.load(runs.folder / f"embed{n}.npz") for n in (1, 3))
+
+    assert one.files == three.files
+    assert len(one["conv1"]) > 1000
+    for name in ("conv1", "conv2", "labels", "names"):
+        np.testing.assert_array_equal(three[name], one[name])
+    assert runs.codes("embed3") == [0, 0, 0]
+    assert sum("file    embed3.npz" in process[3] for process in runs.ended["embed3"]) == 1
+
+
+@pytest.mark.parametrize(("name", "processes"), [("knn", 3), ("evaluate", 2)])
+def test_measures_of_several_processes_are_those_of_one(runs: Runs, name: str, processes: int) -> None:
+    one, several = (json.loads((runs.folder / f"{name}{n}.json").read_text()) for n in (1, processes))
+
+    assert one == several
+    assert [bool(process[3]) for process in runs.ended[f"{name}{processes}"]] == [True, *[False] * (processes - 1)]
+    assert len(list((runs.folder / "one" / "probes").glob("*.json"))) == 2
