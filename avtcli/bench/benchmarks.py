@@ -10,7 +10,7 @@ from torch import Tensor
 from avtcli.bench import baseline
 from avtcli.bench.bench_training import baseline_pairs, build_bench_setup, our_batches, our_images
 from avtcli.bench.benchmark_timing import BenchConfig, Benchmark
-from avtcli.bench.training_benchmarks import measure_loop, measure_step
+from avtcli.bench.training_benchmarks import measure_loop, measure_processes, measure_step
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.contracts import MemorySplit
 from avtcli.data.resident_images import ResidentImages
@@ -123,6 +123,7 @@ BENCHMARKS: Final[dict[str, Callable[[BenchConfig], Benchmark]]] = {
     "pairs": measure_pairs,
     "step": measure_step,
     "loop": measure_loop,
+    "processes": measure_processes,
     "probe": measure_probe,
 }
 """The benchmarks by name, in the order that they run in."""
