@@ -158,7 +158,8 @@ def load(plugin: PluginInfo) -> Callable[..., Any]:
             function = plugin.entry_point.load()
         except (Exception, SystemExit) as error:
             cause = f"{type(error).__name__}: {error}".rstrip(": ")
-            raise AvtError(f"{plugin} cannot be imported from {plugin.value}: {cause}. Repair or uninstall it.") from error
+            way_out = "Repair or uninstall it, see `avt doctor`"
+            raise AvtError(f"{plugin} cannot be imported from {plugin.value}: {cause}. {way_out}.") from error
     if not callable(function) or inspect.isclass(function):
         raise AvtError(f"{plugin} is {type(function).__name__} {plugin.value}, expected a function. See `avt plugins new`.")
     stated = getattr(sys.modules.get(function.__module__), "CONTRACT_VERSION", CONTRACT_VERSION)

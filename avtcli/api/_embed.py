@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from avtcli.api._calling import Device, Options, calling, path_of, run_of
-from avtcli.plugin_options import parts_of
+from avtcli.api._calling import Device, Options, calling, read_options, with_paths
 
 if TYPE_CHECKING:
     from avtcli.embedding.embed import EmbedResult
@@ -55,17 +54,9 @@ def embed(
         AvtError: for a layer that does not exist, images that do not fit, or a file that exists.
         RunFailedError: an AvtError, if features are not finite, or the file, read back, is not what was computed.
     """
-    from avtcli.config.resolution import options_by_kind, read_components, validate
-    from avtcli.embedding.embed import EmbeddingRequest
-    from avtcli.embedding.embed import embed as run_embed
-    from avtcli.features.evaluation_target import load_target
-    from avtcli.runtime.devices import Context
+    arguments = with_paths(locals())
+    from avtcli.cli.embed import KINDS
+    from avtcli.embedding.embed import embed_as_asked
 
-    kinds = options_by_kind((options or {}).items(), kinds=("backbone", "dataset", "augment"))
-    given = read_components(kinds, backbone=backbone, dataset=dataset)
-    asked = {"split": split, "layers": parts_of(layer), "pool": pool, "pool_size": pool_size, "limit_train": limit_train}
-    request = validate(EmbeddingRequest, asked, where="embed")
     with calling(progress) as on_event:
-        context = Context.build(device=device, workers=workers, on_event=on_event)
-        target = load_target(run_of(run), data_dir=None if data_dir is None else str(data_dir), context=context, **given)
-        return run_embed(target, request, out=path_of(out), context=context)
+        return embed_as_asked(arguments, read_options(options, KINDS), on_event=on_event)

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avtcli.api._calling import Device, Options, calling, path_of, run_of
-from avtcli.plugin_options import parts_of
+from avtcli.api._calling import Device, Options, calling, read_options, with_paths
 
 if TYPE_CHECKING:
     from avtcli.evaluation.evaluate import EvaluateResult
@@ -55,17 +54,9 @@ def evaluate(
     Raises:
         AvtError: for a layer or family that does not exist, images that do not fit, or more of them than there are.
     """
-    from avtcli.config.resolution import options_by_kind, read_components, validate
-    from avtcli.evaluation.evaluate import evaluate as run_evaluate
-    from avtcli.evaluation.evaluation_setup import EvaluationRequest
-    from avtcli.features.evaluation_target import load_target
-    from avtcli.runtime.devices import Context
+    arguments = with_paths(locals())
+    from avtcli.cli.evaluate import KINDS
+    from avtcli.evaluation.evaluate import evaluate_as_asked
 
-    kinds = options_by_kind((options or {}).items(), kinds=("backbone", "dataset", "transform", "augment"))
-    given = read_components(kinds, tables=("transform",), backbone=backbone, dataset=dataset, transform=transform)
-    asked = {"transform": given.pop("transform"), "layers": parts_of(layer), "count": count, "calibrate_bn": calibrate_bn}
-    request = validate(EvaluationRequest, asked, where="evaluate")
     with calling(progress) as on_event:
-        context = Context.build(device=device, workers=workers, seed=seed, on_event=on_event)
-        target = load_target(run_of(run), data_dir=None if data_dir is None else str(data_dir), context=context, **given)
-        return run_evaluate(target, request, out=path_of(out), context=context)
+        return evaluate_as_asked(arguments, read_options(options, KINDS), on_event=on_event)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avtcli.api._calling import calling, path_of, run_of
+from avtcli.api._calling import calling, check_texts, path_of, run_of
 
 if TYPE_CHECKING:
     from avtcli.exporting.export import ExportResult
@@ -36,6 +36,7 @@ def export(
     from avtcli.exporting.export import export as run_export
     from avtcli.models.weights import open_weights
 
+    check_texts(format=format, layer=layer)
     with calling(progress) as on_event:
         source = open_weights(run_of(run), on_event=on_event)
         return run_export(source, file_format=format, out=path_of(out), layer=layer, on_event=on_event)

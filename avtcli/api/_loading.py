@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from avtcli.api._calling import run_of
+from avtcli.api._calling import check_texts, run_of
 from avtcli.errors import AvtError, one_line
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def load_encoder(run: str | Path = "last", *, layer: str | None = None, device: 
     """
     from avtcli.models.weights import open_weights, restore_encoder
 
+    check_texts(layer=layer)
     encoder = restore_encoder(open_weights(run_of(run)))
     if layer is not None:
         encoder.check_layers([layer])
@@ -66,5 +67,5 @@ def _placed(net: Net, device: "str | torch.device") -> Net:
     name = choose_device("auto") if str(device) == "auto" else device
     try:
         return net.to(name)
-    except (AssertionError, NotImplementedError, RuntimeError) as error:  # what torch raises for a device that it lacks
-        raise AvtError(f"The device '{device}' cannot be used here ({one_line(error)}).") from error
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # what torch raises for a device that it lacks
+        raise AvtError(f"The device {str(device)!r} cannot be used here ({one_line(error)}).") from error

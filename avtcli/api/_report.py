@@ -32,6 +32,6 @@ def report(
     """
     from avtcli.reporting.report import write_report
 
-    named = [runs] if isinstance(runs, str | Path) else runs
+    named = runs if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs]
     with calling(progress) as on_event:
         return write_report([run_of(run) for run in named], out=path_of(out), on_event=on_event)

@@ -165,7 +165,7 @@ def measure_loop(config: BenchConfig) -> Benchmark:
 def measure_processes(config: BenchConfig) -> Benchmark:
     """Make pairs and train on them in two processes on the CPU; the rate is that of each of them.
 
-    The baseline is one process. Each computes on one thread, and as many images a step.
+    The baseline is one process. Each computes on one thread, and has the same number of images a step.
     """
     config = replace(config, device=torch.device("cpu"))
     (description, two), (_, one) = (_start_processes(config, world) for world in (PROCESSES, 1))

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from avtcli import __version__
-from avtcli.errors import AvtError, InterruptedRunError, SignalReceived, shown
+from avtcli.errors import AvtError, InterruptedRunError, SignalReceived, one_line, shown
 from avtcli.runtime.launcher import Launch, is_first_to_report, is_launched, read_launch
 from avtcli.runtime.signals import handled_by, leave_at_once
 
@@ -124,8 +124,11 @@ class AvtGroup(TyperGroup):
             if launch.rank == 0 or not agreed:
                 _print(str(error) if agreed else f"error: {error}")
             raise typer.Exit(error.exit_code) from None
-        except OSError as error:
-            if error.errno in (None, errno.EPIPE):  # a reader that left is no error
+        except (ImportError, OSError) as error:
+            if "torch" not in sys.modules and getattr(error, "errno", None) is None:
+                _print(f"error: {one_line(error)}. What avt needs cannot be imported: `avt doctor` says what to do.")
+                raise typer.Exit(1) from None
+            if isinstance(error, ImportError) or error.errno in (None, errno.EPIPE):  # a reader that left is no error
                 raise
             names = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
             where = names or "The operating system"

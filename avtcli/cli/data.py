@@ -40,6 +40,7 @@ def check(
     from avtcli.config.components import Augment
     from avtcli.config.resolution import options_from_texts, read_components, resolve_plugin
     from avtcli.reporting.data_check import check_data_set, facts_of
+    from avtcli.runtime.devices import Context
 
     known = registry.split_name(spec)[0] in registry.names("dataset")
     dataset = spec if known or not Path(spec).is_dir() else f"folder:{spec}"
@@ -50,8 +51,7 @@ def check(
             data_dir=data_dir,
             augment=given["augment"] or Augment(),
             sample=sample,
-            workers=workers,
-            on_event=on_event,
+            context=Context.build(device="cpu", workers=workers, on_event=on_event),
         )
     if as_json:
         say_json(result)

@@ -7,7 +7,7 @@ from avtcli.cli import options
 from avtcli.cli.completion import complete_layers
 from avtcli.cli.console import reporting, say, say_json, start_processes
 from avtcli.cli.options import component_options, option
-from avtcli.plugin_options import parts_of
+from avtcli.runtime.launcher import read_launch
 
 _LAYER = "Layers to embed. Default: the code."
 KINDS = ("backbone", "dataset", "augment")
@@ -21,7 +21,7 @@ def embed(
     backbone: options.Backbone = None,
     layer: Annotated[str | None, option(_LAYER, "NAME[,NAME...]", autocompletion=complete_layers())] = None,
     pool: Annotated[Literal["avg", "max", "none"], option("Spatial pooling of feature maps.")] = "avg",
-    pool_size: Annotated[int | None, option(_SIDE, "N", min=1)] = None,
+    pool_size: Annotated[int | None, option(_SIDE, "N")] = None,
     split: Annotated[Literal["train", "test", "all"], option(_SPLIT, panel="Data")] = "all",
     dataset: options.Dataset = None,
     data_dir: options.DataDir = None,
@@ -39,21 +39,14 @@ def embed(
 
     Example: `avt embed --dataset folder:photos --out photos.parquet -o augment.resize=32 -o augment.crop=32`
     """
-    from avtcli.config.resolution import options_from_texts, read_components, validate
-    from avtcli.embedding.embed import EmbeddingRequest
-    from avtcli.embedding.embed import embed as run_embed
-    from avtcli.features.evaluation_target import load_target
-    from avtcli.runtime.devices import Context
+    arguments = locals()
+    from avtcli.config.resolution import options_from_texts
+    from avtcli.embedding.embed import embed_as_asked
 
-    given = read_components(options_from_texts(overrides or [], kinds=KINDS), backbone=backbone, dataset=dataset)
-    asked = {"split": split, "layers": parts_of(layer), "pool": pool, "pool_size": pool_size, "limit_train": limit_train}
-    request = validate(EmbeddingRequest, asked, where="avt embed")
     start_processes(processes)
     with reporting() as on_event:
-        context = Context.build(device=device, workers=workers, on_event=on_event)
-        target = load_target(run, data_dir=data_dir, context=context, **given)
-        result = run_embed(target, request, out=out, context=context)
-    if not context.is_main:
+        result = embed_as_asked(arguments, options_from_texts(overrides or [], kinds=KINDS), on_event=on_event)
+    if read_launch().rank > 0:
         return
     if as_json:
         say_json(result)

@@ -7,8 +7,8 @@ from avtcli.cli import options
 from avtcli.cli.completion import complete_layers
 from avtcli.cli.console import reporting, say, say_facts, say_json, say_table, start_processes
 from avtcli.cli.options import component_options, option
-from avtcli.plugin_options import parts_of
 from avtcli.reporting.run_summary import BASELINES
+from avtcli.runtime.launcher import read_launch
 
 if TYPE_CHECKING:
     from avtcli.evaluation.evaluate import EvaluateResult
@@ -39,7 +39,7 @@ def evaluate(
     layer: Annotated[str | None, option(_LAYER, "NAME[,NAME...]|all", autocompletion=complete_layers(all_of_them=True))] = None,
     dataset: options.Dataset = None,
     data_dir: options.DataDir = None,
-    count: Annotated[int | None, option("Held-out images. Default: 1000, or all.", "N", panel="Data", min=2)] = None,
+    count: Annotated[int | None, option("Held-out images. Default: 1000, or all.", "N", panel="Data")] = None,
     calibrate_bn: options.CalibrateBatchNorm = False,
     seed: options.Seed = 0,
     overrides: Annotated[list[str] | None, component_options(*KINDS)] = None,
@@ -47,6 +47,7 @@ def evaluate(
     processes: options.Processes = 1,
     workers: options.Workers = None,
     out: options.OutJson = None,
+    verbose: options.Verbose = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure how equivariant a representation is.
@@ -58,22 +59,14 @@ def evaluate(
 
     Example: `avt evaluate --backbone resnet18 -o backbone.pretrained=true --dataset cifar10 --transform rotation`
     """
-    from avtcli.config.resolution import options_from_texts, read_components, validate
-    from avtcli.evaluation.evaluate import evaluate as run_evaluate
-    from avtcli.evaluation.evaluation_setup import EvaluationRequest
-    from avtcli.features.evaluation_target import load_target
-    from avtcli.runtime.devices import Context
+    arguments = locals()
+    from avtcli.config.resolution import options_from_texts
+    from avtcli.evaluation.evaluate import evaluate_as_asked
 
-    kinds = options_from_texts(overrides or [], kinds=KINDS)
-    given = read_components(kinds, tables=("transform",), backbone=backbone, dataset=dataset, transform=transform)
-    asked = {"transform": given.pop("transform"), "layers": parts_of(layer), "count": count, "calibrate_bn": calibrate_bn}
-    request = validate(EvaluationRequest, asked, where="avt evaluate")
     start_processes(processes)
     with reporting() as on_event:
-        context = Context.build(device=device, workers=workers, seed=seed, on_event=on_event)
-        target = load_target(run, data_dir=data_dir, context=context, **given)
-        result = run_evaluate(target, request, out=out, context=context)
-    if not context.is_main:
+        result = evaluate_as_asked(arguments, options_from_texts(overrides or [], kinds=KINDS), on_event=on_event)
+    if read_launch().rank > 0:
         return
     if as_json:
         say_json(result)
@@ -86,7 +79,7 @@ def evaluate(
             say("")
     say_facts(_scalars(result))
     say("")
-    say_facts({**_protocol(result), **DEFINITIONS})
+    say_facts({**_whole_protocol(result), **DEFINITIONS} if verbose else _protocol(result))
 
 
 def _fits(result: "EvaluateResult") -> tuple[list[str], list[list[str]]]:
@@ -162,6 +155,17 @@ def _scalars(result: "EvaluateResult") -> dict[str, object]:
 
 
 def _protocol(result: "EvaluateResult") -> dict[str, object]:
+    """The protocol in two lines."""
+    facts, whole, ridge = result.protocol, _whole_protocol(result), result.protocol["ridge"]
+    fitted = f"ridge of {ridge['fit_pairs']} train images, penalty chosen on {ridge['held_out']:.0%} of them"
+    return {
+        "images": f"{whole['images']}, {result.transform}",
+        "protocol": f"{fitted}; baseline: {facts['random']} (all of it: --verbose)",
+        "calibrated": facts["calibrated"],
+    }
+
+
+def _whole_protocol(result: "EvaluateResult") -> dict[str, object]:
     facts, ridge = result.protocol, result.protocol["ridge"]
     features = ", ".join(f"{own['features']} of {own['layer']}" for own in result.ridge)
     penalties = ", ".join(f"{penalty:g}" for penalty in ridge["penalties"])

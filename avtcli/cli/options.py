@@ -21,10 +21,11 @@ def component_options(*kinds: str) -> Any:
 
 
 def number_or_auto(text: str) -> int | None:
-    """Read `N|auto`; auto gives None."""
-    if text != "auto" and not text.isdecimal():
-        raise typer.BadParameter(f"expected auto or a number of 0 or more, found {text!r}.")
-    return None if text == "auto" else int(text)
+    """Read `N|auto`; auto gives None, and what commands check is a number."""
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected auto or a number, found {text!r}.") from None
 
 
 _BACKBONE = (

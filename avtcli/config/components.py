@@ -196,9 +196,9 @@ class Schedule(Frozen):
         Raises:
             AvtError: for a peak that is not above 0 and finite, or if all rates are 0.
         """
-        if not 0 < peak < inf or self.peak <= 0:
+        if not isinstance(peak, int | float) or not 0 < peak < inf or self.peak <= 0:
             raise AvtError(
-                f"A learning rate, --lr, must be above 0 and finite, found {peak}, of a schedule whose peak is {self.peak}."
+                f"A learning rate, --lr, must be above 0 and finite, found {peak!r}, of a schedule whose peak is {self.peak}."
             )
         by, update = peak / self.peak, dict[str, Any](rate=peak)
         for name in ("pieces", "log_var_pieces"):

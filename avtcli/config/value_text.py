@@ -1,7 +1,15 @@
-"""Settings and facts as text for people."""
+"""Settings and facts in the forms that people read."""
 
 from collections.abc import Mapping
 from typing import Any
+
+
+def flat_settings(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return settings by dotted name, as `backbone.width`."""
+    out: dict[str, Any] = {}
+    for key, value in table.items():
+        out |= flat_settings(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return out
 
 
 def value_text(value: Any) -> str:

@@ -58,7 +58,7 @@ class Tracker(ABC):
 
         Args:
             run_dir: the run folder. What the tracker needs to continue lies in its folder `trackers`.
-            config: the run's settings as plain JSON.
+            config: the run's settings by dotted name, as `backbone.width`: texts, numbers, booleans, or lists of them.
             step: steps done; values logged for later steps, by a run that was interrupted, come again.
         """
 

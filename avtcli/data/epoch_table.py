@@ -23,8 +23,8 @@ def check_shares(count: int, batch_size: int, *, world: int) -> None:
     batch = min(batch_size, count)
     if world > 1 and batch < 2 * world:
         raise AvtError(
-            f"{world} processes need batches of {2 * world} images or more, two each; this run has {batch}. Give fewer "
-            "--processes, a larger --batch-size or more images."
+            f"{world} processes need batches of {2 * world} images or more, this run has {batch}. Give fewer --processes or a "
+            "larger --batch-size."
         )
 
 

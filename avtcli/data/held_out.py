@@ -70,7 +70,7 @@ def partition(data: ImageData) -> Partition:
     if not can_hold_out(data):
         raise AvtError(
             f"The data set has {len(everything)} images and no test split: it needs {2 * _LEAST} or more, as {_LEAST} are held "
-            "out of training. Give more images."
+            "out."
         )
     hashes = _hashes(data.train)
     lowest = np.argsort(hashes, kind="stable")[:HELD_OUT_COUNT]

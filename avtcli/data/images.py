@@ -65,8 +65,8 @@ def resize(image: Tensor, shorter: int | None, *, name: str) -> Tensor:
         return image
     if height * width > MAX_PIXELS:
         raise AvtError(
-            f"{name} is {size[0]}x{size[1]} px and would be {height}x{width} px after `augment.resize={shorter}`, more than "
-            f"{MAX_PIXELS // 1_000_000} million pixels. Crop it to a less extreme shape, or remove it."
+            f"{name} is {size[0]}x{size[1]} px, and would be {height}x{width} px by `augment.resize={shorter}`: more than "
+            f"{MAX_PIXELS // 1_000_000} million pixels. Crop or remove it."
         )
     bands = [image.permute(1, 2, 0)] if len(image) == 3 else list(image)
     out = [np.array(Image.fromarray(b.numpy()).resize((width, height), Image.Resampling.BILINEAR)) for b in bands]
@@ -81,8 +81,8 @@ def crop_image(image: Tensor, crop: CropSpec, uniforms: list[float] | None, *, n
     """
     if image.shape[-2] < crop.size[0] or image.shape[-1] < crop.size[1]:
         raise AvtError(
-            f"{name} is {image.shape[-2]}x{image.shape[-1]} px before the crop, smaller than its {crop.size[0]}x"
-            f"{crop.size[1]} px: give `-o augment.resize={max(crop.size)}` or more, or a smaller `-o augment.crop`."
+            f"{name} is {image.shape[-2]}x{image.shape[-1]} px, smaller than the crop of {crop.size[0]}x{crop.size[1]} px: "
+            f"give `-o augment.resize={max(crop.size)}`, or a smaller augment.crop."
         )
     if uniforms is None:
         return centre_crop(image, crop=crop.size)

@@ -12,19 +12,21 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from avtcli.config.components import Frozen
+from avtcli.config.resolution import read_components, validate
 from avtcli.contracts import Split
 from avtcli.data.held_out import limited, partition
 from avtcli.data.resident_images import evaluation_batches
 from avtcli.embedding.embedding_files import RESERVED, SPLITS, Array, EmbeddingTable, check_room, format_of, save_embeddings
 from avtcli.errors import AvtError
-from avtcli.events import Progress, Saved, Started
+from avtcli.events import OnEvent, Progress, Saved, Started
 from avtcli.features.cache_storage import allocate, choose_storage
-from avtcli.features.evaluation_target import EvaluationTarget, read_images
+from avtcli.features.evaluation_target import EvaluationTarget, open_target, read_images
 from avtcli.features.feature_reader import eval_batch_size, tap_shapes
 from avtcli.features.finite_check import FiniteCheck
 from avtcli.features.pooling import pool_features
 from avtcli.models.encoder import Encoder
 from avtcli.models.weights import restore_encoder
+from avtcli.plugin_options import parts_of
 from avtcli.runtime.devices import Context
 from avtcli.runtime.execution import prepare_for_inference
 from avtcli.runtime.launcher import read_launch
@@ -113,6 +115,15 @@ class EmbedResult:
     load_with: str
 
 
+def embed_as_asked(arguments: Mapping[str, Any], options: Mapping[str, dict[str, Any]], *, on_event: OnEvent) -> EmbedResult:
+    """Embed as the arguments of `avt embed` say, by name, and options by kind; see `embed`."""
+    components = read_components(options, backbone=arguments["backbone"], dataset=arguments["dataset"])
+    asked = {key: arguments[key] for key in ("split", "pool", "pool_size", "limit_train")}
+    request = validate(EmbeddingRequest, {**asked, "layers": parts_of(arguments["layer"])}, where="embed")
+    target, context = open_target(arguments, components, on_event=on_event)
+    return embed(target, request, out=arguments["out"], context=context)
+
+
 def embed(target: EvaluationTarget, request: EmbeddingRequest, *, out: Path | None, context: Context) -> EmbedResult:
     """Write the features of images to a file, row by row in the order of the data set, training images first.
 
@@ -143,8 +154,7 @@ def embed(target: EvaluationTarget, request: EmbeddingRequest, *, out: Path | No
     context.on_event(Saved(out))
     first, shape = next(iter(setup.shapes.items()))
     lines = load_with.format(path=str(out), layer=first, sides=", ".join(map(str, shape)))
-    labelled = "labels" in columns
-    return EmbedResult(str(out), out.suffix[1:], source.step, setup.count, layers, labelled, size, lines)
+    return EmbedResult(str(out), out.suffix[1:], source.step, setup.count, layers, "labels" in columns, size, lines)
 
 
 def _about(setup: EmbeddingSetup) -> dict[str, Any]:
@@ -190,8 +200,8 @@ def build_embedding_setup(target: EvaluationTarget, request: EmbeddingRequest, c
     if size != trained and target.prepared.augment.crop is None:
         side = min(trained)
         raise AvtError(
-            f"The images are {size[0]}x{size[1]} px, the backbone of {target.source.path} was trained on "
-            f"{trained[0]}x{trained[1]} px: give `-o augment.resize={side} -o augment.crop={side}`, or other sizes."
+            f"The images are {size[0]}x{size[1]} px, {target.source.path} was trained on {trained[0]}x{trained[1]} px: give "
+            f"`-o augment.resize={side} -o augment.crop={side}`."
         )
     encoder = prepare_for_inference(restore_encoder(target.source), context.device)
     layers = list(dict.fromkeys(request.layers)) or [encoder.backbone.code_tap]
@@ -224,22 +234,17 @@ def _reduce(tap: Tensor, request: EmbeddingRequest) -> Tensor:
 @torch.no_grad()
 def compute_features(setup: EmbeddingSetup, out: Mapping[str, Tensor]) -> None:
     """Fill `out`, (count, *shape) float32 by layer, with the features of all images, batch by batch; see `FiniteCheck`."""
-    check = FiniteCheck()
-    first, done, context, size = 0, 0, setup.context, setup.target.prepared.size
-    for part in setup.parts:
+    check, context, size, world = FiniteCheck(), setup.context, setup.target.prepared.size, read_launch().world
+    every, done = torch.split(torch.arange(setup.count), [len(part.indices) for part in setup.parts]), 0
+    for part, rows_of_part in zip(setup.parts, every, strict=True):
         images = read_images(part.split, part.indices, setup.target.prepared, context=context)
-        batches = list(torch.split(torch.arange(first, first + len(images)), eval_batch_size(images, size)))
-        with shared_rows(context.group, list(out.values()), batches) as own:
-            pixels = evaluation_batches(images, [rows - first for rows in own], size) if own else iter(())
+        with shared_rows(context.group, list(out.values()), rows_of_part.split(eval_batch_size(images, size))) as own:
+            pixels = evaluation_batches(images, [rows - rows_of_part[0] for rows in own], size)
             for rows, batch in zip(own, pixels, strict=True):
                 taps = setup.encoder.features(setup.encoder.normalise(batch), list(setup.shapes))
-                features = {layer: _reduce(tap, setup.request) for layer, tap in taps.items()}
-                check.count(features)
+                check.count(features := {layer: _reduce(tap, setup.request) for layer, tap in taps.items()})
                 for layer, values in features.items():
                     out[layer][int(rows[0]) : int(rows[-1]) + 1] = values
-                done += len(batch)
-                of_all = min(done * read_launch().world, setup.count)
-                context.on_event(Progress("embedding", of_all, setup.count, "images"))
-            if part is setup.parts[-1]:
-                check.finish()
-        first += len(images)
+                done += world * len(batch)
+                context.on_event(Progress("embedding", min(done, setup.count), setup.count, "images"))
+            check.finish()

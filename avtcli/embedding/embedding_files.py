@@ -66,7 +66,7 @@ def format_of(out: Path) -> EmbeddingFormat:
             import pyarrow.parquet  # noqa: F401
         except ImportError as error:
             raise AvtError(
-                f"A .parquet file needs pyarrow, whose import failed ({error}): `pip install 'avtcli[parquet]'`, or write "
+                f".parquet needs pyarrow, whose import failed ({error}): `pip install 'avtcli[parquet]'`, or write "
                 ".safetensors or .npz."
             ) from error
     refuse_existing(out)
@@ -81,8 +81,8 @@ def check_room(out: Path, table: EmbeddingTable) -> None:
     needed = sum(values.nbytes for values in table.columns.values()) + sum(len(name) + 8 for name in table.names)
     if needed > free:
         raise AvtError(
-            f"{out} needs {needed / 1e9:.3g} GB on its disk, where {free / 1e9:.3g} GB are free. Give fewer layers, a smaller "
-            "--pool-size, --limit-train, or another --out."
+            f"{out} needs {needed / 1e9:.3g} GB, where {free / 1e9:.3g} GB are free. Give fewer layers, a smaller --pool-size, "
+            "--limit-train, or another --out."
         )
 
 
@@ -101,8 +101,8 @@ def save_embeddings(out: Path, table: EmbeddingTable) -> int:
         different = [name for name in expected if repr(found.get(name)) != repr(expected[name])]  # NaN equals NaN
         if different:
             raise RunFailedError(
-                f"{out} was read back, and {', '.join(different)} differ from what was computed. The file was removed: check "
-                "its disk, and write it again."
+                f"{out} was read back, and {', '.join(different)} differ from what was computed. It was removed: check the "
+                "disk."
             )
     return out.stat().st_size
 

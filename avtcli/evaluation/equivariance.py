@@ -12,10 +12,11 @@ from avtcli.contracts import Size, TransformFamily
 from avtcli.events import OnEvent
 from avtcli.features.finite_check import FiniteCheck
 from avtcli.features.transformed_pairs import TransformedPairs, corner_errors, predict
+from avtcli.geometry.homography import corner_turns
 from avtcli.metrics.accuracy import topk_percent
 from avtcli.metrics.calibration import calibration_error, coverage, fit_temperature, gaussian_nll
 from avtcli.metrics.reference_predictors import reference_predictions
-from avtcli.metrics.transformation_error import corner_error, corner_turns, r2_scores, retrieval_ranks, retrieval_scores
+from avtcli.metrics.transformation_error import corner_error, r2_scores, retrieval_ranks, retrieval_scores
 from avtcli.models.siamese import SiameseModel
 from avtcli.seeding import keyed_generator
 

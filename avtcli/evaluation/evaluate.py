@@ -1,17 +1,20 @@
 """The evaluation of a representation's equivariance: decoder, ridge and reference predictors, in one result."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from avtcli.config.resolution import read_components, validate
 from avtcli.evaluation.calibration_picture import draw_calibration
 from avtcli.evaluation.equivariance import DecoderFigures, ImageClasses, baselines_of, measure_decoder
 from avtcli.evaluation.evaluation_setup import EvaluationRequest, EvaluationSetup, build_evaluation_setup, describe_plugin
 from avtcli.evaluation.linear_reading import HELD_OUT, PENALTIES, POOL_SIZE, measure_ridges
-from avtcli.events import Notice, Saved, Started
+from avtcli.events import Notice, OnEvent, Saved, Started
 from avtcli.features.batch_statistics import calibrate, describe_baseline, describe_statistics, prepare_baseline
-from avtcli.features.evaluation_target import EvaluationTarget
+from avtcli.features.evaluation_target import EvaluationTarget, open_target
 from avtcli.models.weights import restore_model
+from avtcli.plugin_options import parts_of
 from avtcli.runtime.devices import Context
 from avtcli.runtime.execution import prepare_for_inference
 from avtcli.storage.files import refuse_existing, to_json, write_file
@@ -61,6 +64,18 @@ class EvaluateResult:
     baselines: dict[str, dict[str, float | None]]
     ridge: list[dict[str, Any]]
     protocol: dict[str, Any]
+
+
+def evaluate_as_asked(
+    arguments: Mapping[str, Any], options: Mapping[str, dict[str, Any]], *, on_event: OnEvent
+) -> EvaluateResult:
+    """Evaluate as the arguments of `avt evaluate` say, by name, and options by kind; see `evaluate`."""
+    named = {kind: arguments[kind] for kind in ("backbone", "dataset", "transform")}
+    components = read_components(options, tables=("transform",), **named)
+    asked = {key: arguments[key] for key in ("count", "calibrate_bn")} | {"layers": parts_of(arguments["layer"])}
+    request = validate(EvaluationRequest, {**asked, "transform": components.pop("transform")}, where="evaluate")
+    target, context = open_target(arguments, components, on_event=on_event)
+    return evaluate(target, request, out=arguments["out"], context=context)
 
 
 def evaluate(target: EvaluationTarget, request: EvaluationRequest, *, out: Path | None, context: Context) -> EvaluateResult:

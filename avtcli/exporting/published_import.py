@@ -117,9 +117,7 @@ def read_published(file: Path) -> PublishedFile:
         found = f"a {type(content).__name__}"
         if isinstance(content, Mapping):
             found = f"a dict of {', '.join(shown(key) for key in list(content)[:5]) or 'nothing'}"
-        raise AvtError(
-            f"{file} holds {found}, expected tensors by name, or a dict of 'epoch' and 'network', as published by the authors."
-        )
+        raise AvtError(f"{file} holds {found}, expected tensors by name, or a dict of 'epoch' and 'network'.")
     prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
     return PublishedFile(file, layout, epoch, {name.removeprefix(prefix): tensor for name, tensor in named})
 
@@ -135,8 +133,8 @@ def _guess_backbone(published: PublishedFile, networks: Mapping[str, PublishedCh
     unexpected = next((key for key in published.tensors if _module_of(key) not in HEADS), "none")
     missing = " or ".join(f"{next(iter(network.modules))}.weight ({name})" for name, network in networks.items())
     raise AvtError(
-        f"{published.path} is of another network: none of its {len(published.tensors)} names is of an encoder of "
-        f"{' or '.join(networks)} (the first unexpected: {unexpected}; the first missing: {missing})."
+        f"{published.path} is of another network than {' or '.join(networks)} (the first unexpected: {unexpected}; the "
+        f"first missing: {missing})."
     )
 
 
@@ -150,9 +148,8 @@ def _rename(
     unexpected = [name for name in published.tensors if name not in expected]
     if missing or unexpected:
         raise AvtError(
-            f"{published.path} holds no complete '{backbone}': of {len(expected)} names "
-            f"{len(expected) - len(missing)} matched, {len(missing)} are missing (the first: {next(iter(missing), 'none')}), "
-            f"{len(unexpected)} are unexpected (the first: {next(iter(unexpected), 'none')})."
+            f"{published.path} holds no complete '{backbone}': of {len(expected)} names {len(missing)} are missing (first: "
+            f"{next(iter(missing), 'none')}), {len(unexpected)} are unexpected (first: {next(iter(unexpected), 'none')})."
         )
     out = {}
     for name, ours in expected.items():

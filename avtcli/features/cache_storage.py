@@ -48,8 +48,8 @@ def choose_storage(
     free = shutil.disk_usage(folder).free
     if needed * read_launch().local_world > free:
         raise AvtError(
-            f"The features would take {needed / 1e9:.0f} GB, more than {MEMORY_SHARE:.0%} of the {memory_bytes() / 1e9:.0f} GB "
-            f"of memory, and {folder} has {free / 1e9:.0f} GB free. {advice}, or set TMPDIR to a folder with more room."
+            f"The features take {needed / 1e9:.0f} GB, more than {MEMORY_SHARE:.0%} of the memory, and {folder} has "
+            f"{free / 1e9:.0f} GB free. {advice}, or set TMPDIR."
         )
     return folder
 

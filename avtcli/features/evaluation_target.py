@@ -1,7 +1,9 @@
 """Evaluation targets: weights, from a run or of a backbone by name, and the images to evaluate them on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -39,6 +41,16 @@ class EvaluationTarget:
 
     source: Weights
     prepared: PreparedImages
+
+
+def open_target(
+    arguments: Mapping[str, Any], components: Mapping[str, Any], *, on_event: OnEvent
+) -> tuple[EvaluationTarget, Context]:
+    """Open weights and images as a command's arguments say, by name, with its components; see `load_target`."""
+    context = Context.build(
+        device=arguments["device"], workers=arguments["workers"], seed=arguments.get("seed", 0), on_event=on_event
+    )
+    return load_target(arguments["run"], data_dir=arguments["data_dir"], context=context, **components), context
 
 
 def load_target(
@@ -141,8 +153,8 @@ def check_labels(prepared: PreparedImages) -> None:
     data = prepared.data
     if data.train.labels is None or (data.test is not None and data.test.labels is None):
         raise AvtError(
-            f"The data set '{prepared.dataset.name}' has no labels, and a probe learns from labels. A folder has them where "
-            "its images lie in class folders: DIR/CLASS, or DIR/train/CLASS and DIR/test/CLASS; a list in a column `label`."
+            f"'{prepared.dataset.name}' has no labels, which a probe needs: class folders, as DIR/CLASS or DIR/train/CLASS and "
+            "DIR/test/CLASS, or a column `label` of a list."
         )
 
 

@@ -159,8 +159,8 @@ def tap_shapes(encoder: Encoder, layers: Sequence[str], size: Size) -> dict[str,
             taps = encoder.features(x, list(dict.fromkeys(layers)))
     except (RuntimeError, AssertionError) as error:  # messages of torch and timm name layers and shapes, not the option
         raise AvtError(
-            f"The backbone does not take images of {size[0]}x{size[1]} px. Give it images of the size that it was trained on: "
-            "set `-o augment.resize` and `-o augment.crop`."
+            f"The backbone does not take images of {size[0]}x{size[1]} px. Give the size that it was trained on by "
+            "`-o augment.resize=N -o augment.crop=N`."
         ) from error
     return {name: tuple(tap.shape[1:]) for name, tap in taps.items()}
 

@@ -33,7 +33,6 @@ class FiniteCheck:
         for name, broken in self._broken.items():
             if int(broken):
                 raise NotFiniteError(
-                    f"The features of layer '{name}' are infinite or NaN for {int(broken)} of {self._images} images: nothing "
-                    "can be measured on them. The training diverged, or the weights were changed. Take other weights, such as "
-                    "an earlier checkpoint of the run."
+                    f"The features of layer '{name}' are infinite or NaN for {int(broken)} of {self._images} images: the "
+                    "training diverged. Take an earlier checkpoint."
                 )

@@ -55,7 +55,7 @@ def read_pairs(
     """Read some batches of pairs, or all: originals and transformed images, (B, C, H, W) in [0, 1], on the images' device."""
     chunks = pairs.batches if chunks is None else chunks
     count, done = sum(map(len, chunks)), 0
-    batches = evaluation_batches(pairs.images, [pairs.rows[chunk] for chunk in chunks], pairs.size) if chunks else iter(())
+    batches = evaluation_batches(pairs.images, [pairs.rows[chunk] for chunk in chunks], pairs.size)
     on_event(Progress(task, 0, count, "pairs"))  # shown at once
     for chunk, batch in zip(chunks, batches, strict=True):
         x = to_float(batch)

@@ -122,28 +122,21 @@ class GeometricFamily(TransformFamily):
         return self.distribution.classes(parameters)
 
 
-def geometric(
-    *, target: TargetKind = "parameters"
-) -> Callable[[Callable[..., TransformDistribution]], Callable[..., GeometricFamily]]:
+def geometric(build: Callable[..., TransformDistribution]) -> Callable[..., GeometricFamily]:
     """Turn a function that builds a distribution into a plugin: a function of its options and the shared ones.
 
-    The plugin's signature, annotations and docstring list both. `target` is the default of the shared option.
+    The plugin's signature, annotations and docstring list both.
     """
+    shared = inspect.signature(WarpOptions).parameters
+    parameters = [*inspect.signature(build).parameters.values(), *shared.values()]
 
-    def decorate(build: Callable[..., TransformDistribution]) -> Callable[..., GeometricFamily]:
-        shared = dict(inspect.signature(WarpOptions).parameters)
-        shared["target"] = shared["target"].replace(default=target)
-        parameters = [*inspect.signature(build).parameters.values(), *shared.values()]
+    @wraps(build)
+    def plugin(**options: Any) -> GeometricFamily:
+        common = {name: options.pop(name) for name in shared if name in options}
+        return GeometricFamily(build(**options), WarpOptions(**common))
 
-        @wraps(build)
-        def plugin(**options: Any) -> GeometricFamily:
-            common = {"target": target} | {name: options.pop(name) for name in shared if name in options}
-            return GeometricFamily(build(**options), WarpOptions(**common))
-
-        own, common_help = inspect.getdoc(build) or "", (inspect.getdoc(WarpOptions) or "").partition("Attributes:\n")[2]
-        plugin.__doc__ = own + ("\n" if "\nArgs:" in own else "\n\nArgs:\n") + common_help
-        plugin.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": GeometricFamily}
-        plugin.__dict__["__signature__"] = inspect.Signature(parameters, return_annotation=GeometricFamily)
-        return plugin
-
-    return decorate
+    own, common_help = inspect.getdoc(build) or "", (inspect.getdoc(WarpOptions) or "").partition("Attributes:\n")[2]
+    plugin.__doc__ = own + ("\n" if "\nArgs:" in own else "\n\nArgs:\n") + common_help
+    plugin.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": GeometricFamily}
+    plugin.__dict__["__signature__"] = inspect.Signature(parameters, return_annotation=GeometricFamily)
+    return plugin

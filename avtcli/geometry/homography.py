@@ -8,6 +8,8 @@ Convention:
     - unit coordinates: the image is the square [-1, 1] x [-1, 1], whatever its size and aspect ratio
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -112,6 +114,30 @@ def map_points(matrix: Tensor, points: Tensor) -> Tensor:
     m = matrix[:, None].unbind(-2)  # three rows of (n, 1, 3)
     u, v, w = (row[..., 0] * x + row[..., 1] * y + row[..., 2] for row in m)
     return torch.stack([u / w, v / w], -1)
+
+
+def corner_turns(in_from_out: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The multiple of 90 degrees that is nearest to each homography's rotation of the corners.
+
+    The rotation is that of the similarity which fits the mapped corners best in least squares, in coordinates in which the
+    image is a square. With k turns, the transformed corner i is near the image's corner (i + k) mod 4.
+
+    Args:
+        in_from_out: (n, 3, 3).
+        size: (height, width).
+
+    Returns:
+        The turns k, (n,) int64 in 0..3, or -1 for a matrix that is not finite or maps all corners to one point; and how far the
+        rotation is from k turns, (n,), degrees in [0, 45].
+    """
+    corners = corners_of(size).to(in_from_out)
+    centre, sides = corners.mean(0), corners.amax(0)
+    old = torch.view_as_complex((corners - centre) / sides)
+    new = torch.view_as_complex((map_points(in_from_out, corners) - centre) / sides)
+    product = (new.conj() * old).sum(-1)  # of the inverse map, which has the opposite rotation
+    quarters = product.angle() / (math.pi / 2)
+    defined = quarters.isfinite() & (product.abs() > 0)
+    return torch.where(defined, quarters.round().long() % 4, -1), 90 * (quarters - quarters.round()).abs()
 
 
 def is_proper(in_from_out: Tensor, size: tuple[int, int]) -> Tensor:

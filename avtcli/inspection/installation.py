@@ -1,4 +1,7 @@
-"""A short check of the installation and the machine: what is in order, what to know, what is wrong, and the way out."""
+"""A short check of the installation and the machine: what is in order, what to know, what is wrong, and the way out.
+
+No package that may be what is wrong is imported at the top.
+"""
 
 import importlib.metadata
 import os
@@ -6,19 +9,13 @@ import platform
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
-import torch
-
-from avtcli import registry
 from avtcli.config.resolution import data_folder
-from avtcli.errors import AvtError, one_line
-from avtcli.features.cache_storage import memory_bytes
-from avtcli.runtime.devices import ACCELERATE_VARIABLES
-from avtcli.runtime.launcher import VARIABLES
-from avtcli.runtime.reader_workers import SHM
+from avtcli.errors import one_line
+from avtcli.inspection.finding import Finding
+from avtcli.runtime.launcher import ACCELERATE_VARIABLES, VARIABLES
 from avtcli.storage.run_folders import RUNS
 
 NEWEST: Final = {"python": "3.13", "torch": "2.14", "torchvision": "0.29", "timm": "1.0.31", "accelerate": "1.15"}
@@ -28,34 +25,35 @@ GIVES: Final = {
     "report": "pictures: `avt report`, and the calibration of `avt evaluate`",
     "parquet": "`avt embed --out FILE.parquet`",
     "onnx": "`avt export --format onnx`",
+    "svhn": "`--dataset svhn`",
 }
 """What an extra is for."""
 
-LITTLE_DISK, LITTLE_MEMORY, LITTLE_SHM = 5e9, 2e9, 1e9
+IMPORTED: Final = {
+    "numpy": "numpy",
+    "torch": "torch, see https://pytorch.org/get-started",
+    "torchvision": "the release of torchvision that belongs to this torch, from the same index",
+    "accelerate": "accelerate",
+    "safetensors": "safetensors",
+    "timm": "timm",
+}
+"""What all else needs, in the order of their own needs, and what to install where it cannot be imported."""
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the check: its subject, whether it is in order, what was found, and what to do about it."""
-
-    subject: str
-    status: Literal["ok", "note", "problem"]
-    found: str
-    way_out: str = ""
+LITTLE_DISK = 5e9
 
 
 def check_installation(data_dir: str | None = None) -> Iterator[Finding]:
-    """Check versions, devices, memory, disks, data, plugins, extras and environment variables; nothing is written."""
+    """Check versions, imports, devices, memory, disks, data, plugins, extras and environment variables; write nothing."""
     yield from _versions()
-    yield from _devices()
-    yield _threads()
-    yield _memory()
-    if os.path.isdir(SHM):
-        yield _shared_memory()
+    broken = _broken_import()
+    if broken is not None:
+        yield broken
     yield _folder("runs", RUNS.absolute())
     yield _folder("data", data_folder(data_dir))
-    yield from _data(data_folder(data_dir))
-    yield from _plugins()
+    if broken is None:
+        from avtcli.inspection.machine import check_machine
+
+        yield from check_machine(data_folder(data_dir))
     yield from _extras()
     yield from _variables()
 
@@ -76,8 +74,9 @@ def _requirements() -> dict[str, tuple[str, str]]:
 
 def _versions() -> Iterator[Finding]:
     for name, newest in NEWEST.items():
-        oldest = _requirements()[name][1]
-        version = platform.python_version() if name == "python" else importlib.metadata.version(name)
+        oldest, version = _requirements()[name][1], _version(name)
+        if version is None:
+            continue  # it cannot be imported either
         own, tested = _numbers(version), f"tested with {oldest} to {newest}"
         if own < _numbers(oldest):
             update = "install a newer Python" if name == "python" else f"`pip install -U '{name}>={oldest}'`"
@@ -86,69 +85,24 @@ def _versions() -> Iterator[Finding]:
             yield Finding(name, "note", f"{version}, {tested}", "if something fails, take a tested version")
         else:
             yield Finding(name, "ok", version)
+
+
+def _version(name: str) -> str | None:
     try:
-        import torchvision  # noqa: F401
-    except Exception as error:  # operators of another torch
-        hint = "install the release of torchvision that belongs to this torch, from the same index"
-        yield Finding("torchvision with torch", "problem", one_line(error), hint)
+        return platform.python_version() if name == "python" else importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
-def _devices() -> Iterator[Finding]:
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            own = torch.cuda.get_device_properties(i)
-            yield Finding(f"GPU {i}", "ok", f"{own.name}, {own.total_memory / 1e9:.0f} GB")
-    elif torch.backends.mps.is_available():
-        yield Finding("GPU", "ok", "mps")
-    elif os.path.exists("/proc/driver/nvidia/version"):
-        built = "for the CPU alone" if torch.version.cuda is None else f"for CUDA {torch.version.cuda}, which does not start"
-        hint = "install the torch that fits the driver, see https://pytorch.org/get-started/locally"
-        yield Finding("GPU", "note", f"an NVIDIA driver is here, and this torch was built {built}", hint)
-    else:
-        yield Finding("GPU", "note", "none, avt runs on the CPU", "start with small data sets, or take a machine with a GPU")
-
-
-def _threads() -> Finding:
-    threads = torch.get_num_threads()
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cpu_quota()
-    usable = cpus if quota is None else max(1, min(cpus, round(quota)))
-    limited = "" if quota is None else f", of which the container may use {quota:g}"
-    found = f"{cpus} CPU{'s' * (cpus > 1)}{limited}; torch takes {threads} thread{'s' * (threads > 1)}"
-    if threads > usable:
-        return Finding("CPU", "note", found, f"more threads than CPUs are slow: `export OMP_NUM_THREADS={usable}`")
-    if 2 * threads < usable and "OMP_NUM_THREADS" in os.environ:
-        return Finding("CPU", "note", found, "OMP_NUM_THREADS limits it: `unset OMP_NUM_THREADS`")
-    return Finding("CPU", "ok", found)
-
-
-def _cpu_quota() -> float | None:
-    """The CPUs that the container's quota allows, by either version of cgroups."""
-    root = Path("/sys/fs/cgroup")
-    for paths in ((root / "cpu.max",), (root / "cpu/cpu.cfs_quota_us", root / "cpu/cpu.cfs_period_us")):
-        if all(path.is_file() for path in paths):
-            quota, period = " ".join(path.read_text() for path in paths).split()[:2]
-            return int(quota) / int(period) if quota.isdecimal() else None
+def _broken_import() -> Finding | None:
+    """The first package that cannot be imported; those that need it cannot be either."""
+    for name, cure in IMPORTED.items():
+        try:
+            importlib.import_module(name)
+        except (Exception, SystemExit) as error:  # as a library that is missing, or operators of another torch
+            found = f"cannot be imported ({one_line(error)}), so devices, data sets and plugins were not checked"
+            return Finding(f"import {name}", "problem", found, f"install {cure}")
     return None
-
-
-def _memory() -> Finding:
-    found = f"{memory_bytes() / 1e9:.1f} GB"
-    available = (
-        re.search(r"MemAvailable: *(\d+)", Path("/proc/meminfo").read_text()) if os.path.isfile("/proc/meminfo") else None
-    )
-    free = memory_bytes() if available is None else min(memory_bytes(), 1024 * int(available[1]))
-    if free < LITTLE_MEMORY:
-        return Finding("memory", "note", f"{found}, {free / 1e9:.1f} GB available", "end other programs, or take small batches")
-    return Finding("memory", "ok", f"{found}, {free / 1e9:.1f} GB available")
-
-
-def _shared_memory() -> Finding:
-    free = shutil.disk_usage(SHM).free
-    if free < LITTLE_SHM:
-        hint = "processes that decode images share it: `docker run --shm-size=8g`, or `--workers 0`"
-        return Finding("shared memory", "note", f"{free / 1e9:.2g} GB free in {SHM}", hint)
-    return Finding("shared memory", "ok", f"{free / 1e9:.1f} GB free in {SHM}")
 
 
 def _folder(what: str, path: Path) -> Finding:
@@ -163,46 +117,16 @@ def _folder(what: str, path: Path) -> Finding:
     return Finding(what, "note", found, "free some space") if free < LITTLE_DISK else Finding(what, "ok", found)
 
 
-def _data(folder: Path) -> Iterator[Finding]:
-    found: dict[str, Path | None] = registry.provided("dataset_folder", folder)
-    there = [f"{name} in {path}" for name, path in found.items() if path is not None]
-    if there:
-        yield Finding("data sets", "ok", "; ".join(there))
-    else:
-        hint = "CIFAR-10 and Fashion-MNIST are downloaded when they are named, and fashion-mini comes with avt"
-        yield Finding("data sets", "note", f"none of {', '.join(found)} in {folder}", hint)
-
-
-def _plugins() -> Iterator[Finding]:
-    names = [(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
-    broken = []
-    for kind, name in names:
-        try:
-            registry.load(registry.info(kind, name))
-        except AvtError as error:
-            broken.append(Finding(f"{kind} {name}", "problem", str(error)))
-    yield Finding("plugins", "ok", f"{len(names) - len(broken)} can be imported")
-    yield from broken
-
-
 def _extras() -> Iterator[Finding]:
     missing = dict[str, list[str]]()
     for name, (extra, _) in _requirements().items():
-        if extra and not _is_installed(name):
+        if extra and _version(name) is None:
             missing.setdefault(extra, []).append(name)
     for extra, names in missing.items():
         gives = GIVES.get(extra, f"`--tracker {extra}`")
         yield Finding(f"extra {extra}", "note", f"{', '.join(names)} missing, for {gives}", f"`pip install 'avtcli[{extra}]'`")
     if not missing:
         yield Finding("extras", "ok", "all installed")
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _variables() -> Iterator[Finding]:

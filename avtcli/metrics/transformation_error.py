@@ -1,6 +1,5 @@
 """Errors of decoded transformations: corner error, turns by 90 degrees, R2 and retrieval."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -19,30 +18,6 @@ def corner_error(true_in_from_out: Tensor, decoded_in_from_out: Tensor, size: tu
     corners = corners_of(size).to(true_in_from_out)
     difference = map_points(true_in_from_out, corners) - map_points(decoded_in_from_out, corners)
     return difference.square().sum(-1).sqrt().mean(-1)
-
-
-def corner_turns(in_from_out: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The multiple of 90 degrees that is nearest to each homography's rotation of the corners.
-
-    The rotation is that of the similarity which fits the mapped corners best in least squares, in coordinates in which the
-    image is a square. With k turns, the transformed corner i is near the image's corner (i + k) mod 4.
-
-    Args:
-        in_from_out: (n, 3, 3).
-        size: (height, width).
-
-    Returns:
-        The turns k, (n,) int64 in 0..3, or -1 for a matrix that is not finite or maps all corners to one point; and how far the
-        rotation is from k turns, (n,), degrees in [0, 45].
-    """
-    corners = corners_of(size).to(in_from_out)
-    centre, sides = corners.mean(0), corners.amax(0)
-    old = torch.view_as_complex((corners - centre) / sides)
-    new = torch.view_as_complex((map_points(in_from_out, corners) - centre) / sides)
-    product = (new.conj() * old).sum(-1)  # of the inverse map, which has the opposite rotation
-    quarters = product.angle() / (math.pi / 2)
-    defined = quarters.isfinite() & (product.abs() > 0)
-    return torch.where(defined, quarters.round().long() % 4, -1), 90 * (quarters - quarters.round()).abs()
 
 
 def r2_scores(predicted: Tensor, truth: Tensor) -> tuple[Tensor, float]:

@@ -47,8 +47,8 @@ class BoundedBuilding(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.left_bytes, self.left_tensors = self.left_bytes - size, self.left_tensors - 1
             if size > LARGEST or self.left_bytes < 0 or self.left_tensors < 0:
                 raise AvtError(
-                    f"The network that is described is larger than its weights: {func} would make {size / 1e6:.3g} MB. "
-                    "The file was damaged or tampered with."
+                    f"The network described is larger than its weights ({func} would make {size / 1e6:.3g} MB): the file was "
+                    "damaged or tampered with."
                 )
         return func(*args, **kwargs)
 

@@ -78,10 +78,10 @@ def load_matching(net: SiameseModel, path: str | Path, *, on_event: OnEvent) -> 
     matched = {name: tensor for name, tensor in adapted.items() if _fits(tensor, own[name])}
     if not any(f"encoder.backbone.{name}" in matched for name, _ in net.encoder.backbone.named_parameters()):
         first, own_first = min(tensors, default="none"), next(iter(own))
+        begins = f"{first} {_shape(tensors.get(first))}".rstrip()
         raise AvtError(
-            f"No weight of {path} fits the backbone by name and shape: its first of {len(tensors)} is {first} "
-            f"{_shape(tensors.get(first))}, ours {own_first} {_shape(own[own_first])}. Give weights of the same backbone and "
-            "options."
+            f"No weight of {path} fits the backbone: its first is {begins}, ours {own_first} {_shape(own[own_first])}. Give "
+            "weights of the same backbone and options."
         )
     check_finite(matched, own, path=Path(path))
     net.load_state_dict(matched, strict=False)

@@ -77,8 +77,8 @@ def open_weights(run: str | Path | None, *, on_event: OnEvent = ignore) -> Weigh
         checkpoint, folder = load_newest(path / "checkpoints", on_event=on_event), path
         if not checkpoint.about["step"] and (went_further(path / "checkpoints") or MetricsLog(path / "metrics.jsonl").read()):
             raise AvtError(
-                f"{path} was trained, and its only complete checkpoint is of step 0, before that. Wait for the next one, or "
-                f"resume the run, or name {checkpoint.folder}."
+                f"{path} was trained, and its only complete checkpoint is of step 0. Wait for the next one, or name "
+                f"{checkpoint.folder}."
             )
     elif step_of(path) is not None:
         checkpoint, folder = load_checkpoint(path), path.parent.parent
@@ -94,8 +94,8 @@ def _read_spec(stated: Any, path: Path) -> ModelSpec:
     spec = validate(ModelSpec, stated, where=str(path))
     if PRETRAINED in spec.backbone.options:
         raise AvtError(
-            f"{path} asks for published weights ({PRETRAINED}), which opening a file never downloads. Give "
-            f"`--backbone NAME -o backbone.{PRETRAINED}=true` instead of the file, if you want them."
+            f"{path} asks for published weights, which opening a file never downloads. Give `--backbone NAME "
+            f"-o backbone.{PRETRAINED}=true` instead."
         )
     return spec
 

@@ -37,8 +37,8 @@ class SumObjective(Objective):
         if len(set(scales.values())) > 1:
             found = ", ".join(f"objective.{name}.noise_scale={scale:g}" for name, scale in scales.items())
             raise AvtError(
-                f"The parts of the sum '{'+'.join(self.parts)}' share one code and need one noise scale, found {found}. Give "
-                "all but one 0, or all the same."
+                f"The parts of the sum '{'+'.join(self.parts)}' share one code, so one noise scale, found {found}. Give all "
+                "the same, or 0."
             )
         self.noise_scale = max(scales.values(), default=0.0)
 

@@ -11,6 +11,7 @@ import torch
 from avtcli import registry
 from avtcli.config.model_spec import ModelSpec
 from avtcli.config.pretrain_config import PretrainConfig
+from avtcli.config.value_text import flat_settings
 from avtcli.contracts import Exporter, Tracker
 from avtcli.errors import AvtError
 from avtcli.exporting.export import compare_loaded
@@ -98,7 +99,7 @@ def a_run_is_tracked_and_continued_by_files_in_trackers(make: TrackerFactory) ->
         (run / "trackers").mkdir()
         for first in (0, 1):
             tracker = make()
-            tracker.start(run, PretrainConfig().model_dump(mode="json", exclude_none=True), first)
+            tracker.start(run, flat_settings(PretrainConfig().model_dump(mode="json", exclude_none=True)), first)
             tracker.log(first + 1, {"loss": 0.5})
             tracker.log(first + 2, {"loss": 0.25, "lr": 1e-3})
             tracker.log(first + 2, {"mace_px": 12.5})

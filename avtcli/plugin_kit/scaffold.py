@@ -41,8 +41,7 @@ def _module_of(name: str) -> str:
     module = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*", name) or keyword.iskeyword(module):
         raise AvtError(
-            f"A plugin is named after its folder, and '{name}' is no name for one: expected lower-case letters and digits, "
-            "with single hyphens between, as in `my-backbone`."
+            f"'{name}' is no name for a plugin: give lower-case letters, digits and single hyphens, as in `my-backbone`."
         )
     for info in registry.listing():
         if info.name == name:

@@ -53,8 +53,8 @@ class HeadData:
         if needed > memory_bytes() / 2:
             size = f"{len(self.rows)} images of {self.train.shape[1]} features and {self.classes} classes"
             raise AvtError(
-                f"{method} on {size} would take {needed / 1e9:.0f} GB, more than half of the {memory_bytes() / 1e9:.0f} GB of "
-                "memory. Give a smaller --pool-size, --limit-train or --head linear."
+                f"{method} on {size} would take {needed / 1e9:.0f} GB of the {memory_bytes() / 1e9:.0f} GB of memory. Give a "
+                "smaller --pool-size, --limit-train or --head linear."
             )
 
 

@@ -167,8 +167,8 @@ def _build_setup(
         labels = split.labels[rows]
         if unlabelled := int((labels < 0).sum()):
             raise AvtError(
-                f"{unlabelled} of the {len(labels)} {part} images of '{prepared.dataset.name}' have no label (-1), and a probe "
-                "needs one for each image. Give a data set of the labelled images alone."
+                f"{unlabelled} of the {len(labels)} {part} images of '{prepared.dataset.name}' have no label (-1). Give a data "
+                "set of labelled images alone."
             )
         return LabelledImages(images, labels.to(context.device), part, prepared.size)
 

@@ -23,6 +23,7 @@ from avtcli.data.images import CropSpec, crop_image, resize
 from avtcli.data.streaming import StreamedImages
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, Progress
+from avtcli.runtime.devices import Context
 from avtcli.runtime.reader_workers import choose_workers
 from avtcli.seeding import subset
 
@@ -114,7 +115,7 @@ class _Inspected(Split):
 
 
 def check_data_set(
-    dataset: Plugin, *, data_dir: str | None, augment: Augment, sample: int | None, workers: int | None, on_event: OnEvent
+    dataset: Plugin, *, data_dir: str | None, augment: Augment, sample: int | None, context: Context
 ) -> DataCheck:
     """Read the images of a data set, or a random sample of each split, and count what is there.
 
@@ -123,14 +124,14 @@ def check_data_set(
     Raises:
         AvtError: if the data set cannot be opened, or the images are smaller than the crop that was given.
     """
-    data = build_data(dataset, data_dir)
+    data, on_event = build_data(dataset, data_dir), context.on_event
     for note in describe_data(data):
         on_event(Notice(note))
     backbone = resolve({"dataset": dataset.model_dump()}, recipe=None).backbone.name  # that of a run on these images
     augment = with_sizes(data, augment, natural=registry.input_size(backbone))
     size = image_size(data, augment)
     batch_bytes = BATCH * _FACTS.size
-    used = choose_workers(workers, _Inspected(data.train, augment, size), batch_bytes=batch_bytes)
+    used = choose_workers(context.workers, _Inspected(data.train, augment, size), batch_bytes=batch_bytes)
     groups, splits, began = dict[bytes, list[str]](), list[SplitCheck](), time.monotonic()
     for part, split in splits_of(data).items():
         inspected = _Inspected(split, augment, size)
@@ -229,7 +230,7 @@ def facts_of(check: DataCheck) -> dict[str, Any]:
         if split.bad:
             facts[f"{split.split} bad"] = _count(len(split.bad))
     sizes = f"resized to {check.resize or 'no other size'}, cropped to {check.crop or 'no other size'}"
-    speed = f"{check.images_per_second:.3g} images/s, {sizes}, by {check.workers or 1} process(es)"
+    speed = f"{check.images_per_second:.3g} images/s, {sizes}, by {check.workers or 1} process{'es' * (check.workers > 1)}"
     return {
         **facts,
         "held out": f"{check.held_out} of the training images" if check.held_out else None,

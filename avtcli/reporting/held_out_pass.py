@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from avtcli.contracts import Size
 from avtcli.data.held_out import limited, partition
 from avtcli.data.images import Images
-from avtcli.data.resident_images import EVAL_BATCH_SIZE, evaluation_batches
 from avtcli.evaluation.evaluation_setup import choose_transform, run_family, why_no_decoder
-from avtcli.events import OnEvent, Progress, ignore
+from avtcli.events import OnEvent, ignore
 from avtcli.features.evaluation_target import load_target, read_images
 from avtcli.features.finite_check import FiniteCheck
-from avtcli.features.pooling import pool_features
+from avtcli.features.pooling import SIDE, pool_features, read_codes
 from avtcli.features.transformed_pairs import TransformedPairs, corner_errors, predict, read_pairs
 from avtcli.geometry.cropping import to_float
 from avtcli.geometry.homography import corners_of, map_points
@@ -31,8 +30,6 @@ COUNT: Final = (60, 400)
 PIXELS: Final = 10_000_000
 """Pixels of the images of a pass, within these limits: seconds on one CPU core."""
 PAIRS: Final = 12
-SIDE: Final = 4
-"""Cells on a side that the map of a code is pooled to."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +90,10 @@ def read_held_out(run: Path, *, on_event: OnEvent) -> HeldOutPass:
     model = None if no_decoder else prepare_for_inference(restore_model(source), context.device)
     encoder = model.encoder if model else prepare_for_inference(restore_encoder(source), context.device)
     pixels, codes, check = [], [], FiniteCheck()
-    for batch in evaluation_batches(images, torch.split(torch.arange(count), EVAL_BATCH_SIZE), size):
-        code = encoder.features(encoder.normalise(batch), [encoder.backbone.code_tap])[encoder.backbone.code_tap]
+    for batch, code in read_codes(encoder, images, size, task=f"{run.name}: held-out images", on_event=on_event):
         check.count({encoder.backbone.code_tap: code})
         pixels.append(to_float(batch).cpu())
-        codes.append(pool_features(code, "avg", SIDE).flatten(1).float().cpu())
-        on_event(Progress(f"{run.name}: held-out images", sum(map(len, codes)), count, "images"))
+        codes.append(pool_features(code, "avg", SIDE).flatten(1).float())
     check.finish()
     labels = parts.split.labels
     own = None if labels is None else labels[indices]

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Final, Literal
 
+from avtcli.config.value_text import flat_settings
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent
 from avtcli.input_files import TEXT_BYTES, parse_json_object, parse_toml, read_bytes, read_text
@@ -153,14 +154,6 @@ def better(section: str, name: str) -> Better:
     if section == "probe":
         return "higher"
     return (TRAINING if section == "training" else EVALUATION)[name.split(" ")[-1]]
-
-
-def flat_settings(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted name."""
-    out: dict[str, Any] = {}
-    for key, value in table.items():
-        out |= flat_settings(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return out
 
 
 def stored_results(run: Path, step: int, *, on_event: OnEvent) -> Iterator[tuple[Path, dict[str, Any]]]:

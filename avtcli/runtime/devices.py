@@ -6,25 +6,22 @@ import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated
 
 import torch
 import torch.distributed
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
+from pydantic import Field
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from avtcli.config.components import Flag, Frozen
+from avtcli.config.resolution import validate
 from avtcli.errors import AvtError, RunFailedError, one_line
 from avtcli.events import Notice, OnEvent, ignore
-from avtcli.runtime.launcher import VARIABLES, read_launch, unstarted_tasks
+from avtcli.runtime.launcher import ACCELERATE_VARIABLES, VARIABLES, read_launch, unstarted_tasks
 from avtcli.runtime.processes import WAIT, build_cpu_group
-
-ACCELERATE_VARIABLES: Final = (
-    *("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "FORK_LAUNCHED"),
-    *("PMI_", "MPI_LOCAL", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_"),
-)
-"""How the names of the variables begin from which Accelerate takes settings that no option of avt gives."""
 
 
 def choose_device(name: str) -> str:
@@ -119,8 +116,8 @@ def memory_errors_explained() -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise RunFailedError(
-            f"A training step does not fit in memory ({one_line(error)}). Give a smaller --batch-size or network, smaller "
-            "images (`-o augment.resize=N -o augment.crop=N`), or checkpoint_activations = true in a recipe."
+            f"A training step does not fit in memory ({one_line(error).split('. ')[0]}). Give a smaller --batch-size or "
+            "`-o augment.crop=N`, or checkpoint_activations = true in a recipe."
         ) from error
 
 
@@ -168,6 +165,14 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, torch.float32 if device.type == "mps" else tensor.dtype)
 
 
+class _Arguments(Frozen):
+    """The arguments of a context, checked."""
+
+    device: Annotated[str, Flag()]
+    workers: Annotated[int | None, Flag()] = Field(default=None, ge=0)
+    seed: Annotated[int, Flag()] = 0
+
+
 @dataclass(frozen=True)
 class Context:
     """How a command runs: compute device, processes that read images (none: automatic), seed, and receiver of events.
@@ -183,12 +188,17 @@ class Context:
 
     @classmethod
     def build(cls, *, device: str = "auto", workers: int | None = None, seed: int = 0, on_event: OnEvent = ignore) -> "Context":
-        """Resolve a device by name: auto, cpu, cuda or mps; see `choose_device`. Processes that were launched are connected."""
-        chosen = choose_device(device)
+        """Resolve a device by name: auto, cpu, cuda or mps; see `choose_device`. Processes that were launched are connected.
+
+        Raises:
+            AvtError: for a device that is not there, fewer than 0 processes, or a seed that is no integer of 64 bits.
+        """
+        asked = validate(_Arguments, {"device": device, "workers": workers, "seed": seed}, where="the arguments")
+        chosen = choose_device(asked.device)
         if read_launch().world == 1:
-            return cls(torch.device(chosen), workers, seed, on_event)
+            return cls(torch.device(chosen), asked.workers, asked.seed, on_event)
         accelerator = build_accelerator(chosen, "fp32", on_event=on_event)
-        return cls(accelerator.device, workers, seed, on_event, build_cpu_group(accelerator))
+        return cls(accelerator.device, asked.workers, asked.seed, on_event, build_cpu_group(accelerator))
 
     @property
     def is_main(self) -> bool:

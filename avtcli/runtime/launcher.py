@@ -12,6 +12,11 @@ from avtcli.errors import AvtError
 COUNTS: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 VARIABLES: Final = (*COUNTS, "MASTER_ADDR", "MASTER_PORT")
 """The variables of PyTorch's launchers, in every process that they start."""
+ACCELERATE_VARIABLES: Final = (
+    *("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "FORK_LAUNCHED"),
+    *("PMI_", "MPI_LOCAL", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_"),
+)
+"""How the names of the variables begin from which Accelerate takes settings that no option of avt gives."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,5 @@ def is_first_to_report(message: str) -> bool:
 def _refused(found: dict[str, str], why: str) -> AvtError:
     stated = " ".join(f"{name}={text!r}" if not text.isalnum() else f"{name}={text}" for name, text in found.items())
     return AvtError(
-        f"The environment says that a launcher such as torchrun started this process ({stated}): {why}. "
-        f"If none did, they are left over: `unset {' '.join(found)}`."
+        f"The environment is that of a launcher such as torchrun ({stated}): {why}. If none runs, `unset {' '.join(found)}`."
     )

@@ -61,8 +61,8 @@ def launch(processes: int, args: list[str], *, go_on: str) -> int:
         if failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
             raise RunFailedError(
-                f"Process {rank} of {processes} was ended by {name}, and the others were stopped. If the system killed it for "
-                f"memory, use fewer --processes or --workers. {go_on}"
+                f"Process {rank} of {processes} was ended by {name}. If memory ran out, give fewer --processes or --workers. "
+                f"{go_on}"
             ) from None
         return failure.exitcode
     except SignalException as error:

@@ -42,9 +42,8 @@ def require_workers(asked: int | None, split: Split, *, batch_bytes: int) -> int
     if split.images is None and asked is not None and workers < asked:
         needed, room = prefetched_bytes(asked, batch_bytes=batch_bytes), SHM_SHARE * (_free_shared_memory() or 0)
         raise AvtError(
-            f"--workers {asked} needs {needed / 1e6:.3g} MB in {SHM} for prefetched batches, and {room / 1e6:.3g} MB may be "
-            f"used. Give `--workers {workers}` or `--workers auto`, a --batch-size {ceil(1.1 * needed / max(room, 1))} times "
-            f"smaller, or the container more shared memory, as in `docker run --shm-size=8g`."
+            f"--workers {asked} needs {needed / 1e6:.3g} MB of {SHM}, and {room / 1e6:.3g} MB may be used. Give `--workers "
+            f"{workers}`, a --batch-size {ceil(1.1 * needed / max(room, 1))} times smaller, or `docker run --shm-size=8g`."
         )
     return workers
 

@@ -47,7 +47,7 @@ class Bank:
     def family(self, plugin: Plugin) -> TransformFamily:
         """Build a family that samples from the bank; coefficients as targets are normalised by the bank's statistics."""
         options = plugin.options
-        if options.get("target", "coefficients") == "coefficients":
+        if options.get("target") == "coefficients":
             options = {"mean": self.mean.tolist(), "std": self.std.tolist(), **options}
         return BankFamily(build_family(plugin.name, options), self.coeffs)
 
@@ -107,8 +107,8 @@ def load_bank(path: Path, *, plugin: Plugin, size: Size) -> TransformFamily:
     if (about.get("size"), about.get("size")) != size:
         found = f"{shown(about.get('size'))}x{shown(about.get('size'))}"
         raise AvtError(
-            f"{path} was made for images of {found} px, this run uses {size[1]}x{size[0]} px. "
-            f"Make one with `avt gen-homographies --size {size[0]}`."
+            f"{path} was made for {found} px, this run uses {size[1]}x{size[0]} px. Make one with `avt gen-homographies "
+            f"--size {size[0]}`."
         )
     coefficients, mean, std = tensors["coeffs"], tensors["mean"], tensors["std"]
     if coefficients.ndim != 2 or coefficients.shape[1] != 8 or not len(coefficients) or mean.shape != (8,) or std.shape != (8,):

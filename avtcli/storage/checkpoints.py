@@ -225,8 +225,8 @@ def load_newest(root: Path, *, repair: bool = False, on_event: OnEvent = ignore)
     if not problems:
         raise AvtError(f"{root} has no complete checkpoint: there is none")
     raise AvtError(
-        f"{root} has no complete checkpoint: each of {len(problems)} is damaged, the newest: {problems[0]} Move them away, and "
-        "`--resume` starts the run again at step 0."
+        f"{root} has no complete checkpoint, the newest: {problems[0]} Move them away, and `--resume` starts the run again at "
+        "step 0."
     )
 
 

@@ -69,8 +69,7 @@ def read_bad_images(run: Path) -> list[BadImage]:
         return [BadImage(*map(_unescape, row)) for row in list(csv.reader(lines, strict=True))[1:]]
     except (AvtError, ValueError, TypeError, csv.Error) as error:
         raise AvtError(
-            f"{path} cannot be read: {error}. It lists the images that the run could not use: restore it, or delete it if none "
-            "of them has changed."
+            f"{path} cannot be read: {error}. It lists images that the run could not use: restore it, or delete it."
         ) from error
 
 

@@ -36,8 +36,8 @@ def read_torch(path: Path) -> Any:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if refused:
             raise AvtError(
-                f"{path} asks for {refused[1]}: it holds more than tensors and plain values, and nothing in it was run. "
-                "Ask its author for a plain state dict."
+                f"{path} asks for {refused[1]}, more than tensors and plain values; nothing in it was run. Ask its author for "
+                "a plain state dict."
             ) from error
         cause = ": ".join([type(error).__name__, *str(error).split(". ")[0].splitlines()[:1]])
         raise AvtError(

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from avtcli.data.held_out import limited
-from avtcli.data.resident_images import EVAL_BATCH_SIZE, evaluation_batches
 from avtcli.errors import AvtError
-from avtcli.events import Event, Notice, OnEvent, Progress, ignore
+from avtcli.events import Event, Notice, OnEvent, ignore
 from avtcli.features.batch_statistics import prepare_baseline
-from avtcli.features.pooling import pool_features
+from avtcli.features.pooling import SIDE, pool_features, read_codes
 from avtcli.features.transformed_pairs import held_out_mace
 from avtcli.metrics.accuracy import topk_percent
 from avtcli.metrics.feature_statistics import column_std, effective_rank
@@ -31,7 +30,7 @@ from avtcli.training.run_log import Tracking
 from avtcli.training.training_setup import TrainingSetup
 
 BANK_COUNT, QUERY_COUNT = 1000, 500  # images at most: for a resolution of a few percent, at less than the cost of an epoch
-NEIGHBOURS, TEMPERATURE, SIDE = 20, 0.07, 4
+NEIGHBOURS, TEMPERATURE = 20, 0.07
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,6 @@ def _baseline(setup: TrainingSetup, indices: Tensor, *, on_event: OnEvent) -> En
     return prepare_baseline(copy.deepcopy(setup.net.encoder), images, setup.size, context=context)
 
 
-@torch.no_grad()
 def _codes(
     setup: TrainingSetup, encoder: Encoder, indices: Tensor, *, on_event: OnEvent
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -208,12 +206,9 @@ def _codes(
     """
     images = setup.open_for_evaluation(indices)
     maps, vectors = [], []
-    on_event(Progress("evaluating", 0, len(images), "images"))  # shown at once
-    for batch in evaluation_batches(images, torch.split(torch.arange(len(images)), EVAL_BATCH_SIZE), setup.size):
-        code = encoder(encoder.normalise(batch)).float().cpu().double()  # the square of a large code is finite
+    for _, code in read_codes(encoder, images, setup.size, task="evaluating", on_event=on_event):
         maps.append(pool_features(code, "avg", SIDE).flatten(1))
         vectors.append(pool_features(code, "avg", 1).flatten(1))
-        on_event(Progress("evaluating", sum(map(len, vectors)), len(images), "images"))
     usable, labels = setup.bad_images.usable(indices), setup.data.train.labels
     labels = None if labels is None else labels[indices][usable]
     return torch.cat(maps)[usable], torch.cat(vectors)[usable], labels

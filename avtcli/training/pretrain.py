@@ -212,8 +212,8 @@ def _ending(setup: TrainingSetup, run: Path, step: int, outcome: Outcome) -> Avt
         return RunFailedError(f"{outcome.collapse} Stopped. {saved} {go_on}")
     checkpoint, rate = list_checkpoints(run / "checkpoints")[0], setup.config.schedule.peak / 3
     return RunFailedError(
-        f"{SKIPPED_IN_A_ROW} steps in a row had a loss or gradient that is not finite; none of them changed anything. The last "
-        f"good checkpoint is {checkpoint}. Try a new run with a lower learning rate: `--lr {rate:.1g}`."
+        f"{SKIPPED_IN_A_ROW} steps in a row had a loss or gradient that is not finite. Try a new run with `--lr {rate:.1g}`; "
+        f"the last good checkpoint is {checkpoint}."
     )
 
 

@@ -13,6 +13,7 @@ from torch.distributed import ProcessGroup
 
 from avtcli import registry
 from avtcli.config.run_length import describe_seconds
+from avtcli.config.value_text import flat_settings
 from avtcli.contracts import Tracker
 from avtcli.events import Notice, OnEvent, Progress
 from avtcli.runtime.devices import download, end_of_work
@@ -44,11 +45,11 @@ class Tracking:
         self._started = False
 
     def start(self, run: Path, config: Mapping[str, Any], step: int) -> None:
-        """Begin or continue a run after `step` steps; config is plain JSON."""
+        """Begin or continue a run after `step` steps; config is plain JSON, which trackers get by dotted name."""
         self._started = True
         if self.trackers:
             (run / "trackers").mkdir(exist_ok=True)
-        self._call("start", lambda tracker: tracker.start(run, config, step))
+        self._call("start", lambda tracker: tracker.start(run, flat_settings(config), step))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Record values after `step` steps."""

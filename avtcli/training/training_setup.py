@@ -241,8 +241,8 @@ def _facts(setup: TrainingSetup) -> tuple[tuple[str, str], ...]:
         ("backbone", f"{config.backbone.name}, {parameters:,} parameters with the objective's heads"),
         ("task", f"{config.objective.name} on {config.transform.name}"),
         ("device", ", ".join([setup.environment["device"], config.precision, *chosen])),
-        ("batch", f"{config.batch_size} over {world} process(es){norms}"),
+        ("batch", f"{config.batch_size}{f' over {world} processes' if world > 1 else ''}{norms}"),
         ("steps", f"{setup.total_steps} ({setup.steps_per_epoch} an epoch, {config.total_epochs} epochs){joined}{beyond}"),
-        *([("readers", f"{setup.workers} processes")] if setup.data.train.images is None else []),
+        *([("readers", f"{setup.workers} process{'es' * (setup.workers != 1)}")] if setup.data.train.images is None else []),
         ("seed", str(config.seed)),
     )

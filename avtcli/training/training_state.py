@@ -74,8 +74,8 @@ def resumed_config(run: Path, given: Mapping[str, Any], *, on_event: OnEvent) ->
         edited = _differences(stored.model_dump(exclude=changing), written.model_dump(exclude=changing))
         if edited:
             raise AvtError(
-                f"{where} was edited: {'; '.join(edited)}. A run goes on with the settings that it was started with: undo "
-                f"that, or start a new run with `--recipe {where}`."
+                f"{where} was edited: {'; '.join(edited)}. A run keeps its settings: undo that, or start a new run with "
+                f"`--recipe {where}`."
             )
     followed = written or base
     over = {**followed.model_dump(include=changing), **given}
@@ -107,23 +107,21 @@ def check_resumable(about: Mapping[str, Any], setup: TrainingSetup, *, run: Path
     """
     step, before = about["step"], about["environment"]
     if "imported" in about:
-        raise AvtError(
-            f"{run} was made by `avt import`: it holds weights alone and no optimiser to go on with. Start a new run instead."
-        )
+        raise AvtError(f"{run} was made by `avt import` and holds no optimiser to go on with. Start a new run instead.")
     if step > setup.total_steps:
         raise AvtError(
             f"{run} has reached step {step}, beyond the {setup.total_steps} steps asked for: give more --epochs or --max-steps."
         )
     count, batch, world = len(setup.indices), setup.config.batch_size, before.get("processes", 1)
-    if 0 < step and len(batch_bounds(count, batch, world=world)) != setup.steps_per_epoch:
+    steps, now = len(batch_bounds(count, batch, world=world)), setup.accelerator.num_processes
+    if step and steps != setup.steps_per_epoch:
         raise AvtError(
-            f"{run} has {len(batch_bounds(count, batch, world=world))} steps an epoch over {world} process(es), and would have "
-            f"{setup.steps_per_epoch} over {setup.accelerator.num_processes}, as its last {count % batch} images then are "
-            f"another batch. Give --processes {world}."
+            f"{run} has {steps} steps an epoch with --processes {world}, and would have {setup.steps_per_epoch} with {now}: "
+            f"the last {count % batch} images of an epoch are too few for {max(world, now)}. Give --processes {world}."
         )
     if before.get("data_fingerprint") != setup.data.fingerprint:
         raise AvtError(
-            f"The data set '{setup.config.dataset.name}' is not the one that {run} was trained on: its fingerprint was "
+            f"'{setup.config.dataset.name}' is not the data set of {run}: its fingerprint was "
             f"{before.get('data_fingerprint')}, found {setup.data.fingerprint}. Give the same images with --dataset."
         )
 

@@ -168,6 +168,19 @@ def test_features_are_those_of_the_command_line(avt: Callable[..., Result], tiny
         (lambda: avtcli.embed(backbone="nin", pool="median"), "pool: "),
         (lambda: avtcli.embed(backbone="nin", pool="none", pool_size=2), "give only one of them"),
         (lambda: avtcli.export("nowhere", format="onnx"), "There is no run folder, checkpoint or file"),
+        (lambda: avtcli.export("nowhere", format=5), "`format` takes a text, found 5"),
+        (lambda: avtcli.evaluate(backbone="nin", seed=0.5), "seed: Input should be a valid integer"),
+        (lambda: avtcli.evaluate(backbone="nin", device=["cpu"]), "device: Input should be a valid string, found ['cpu']"),
+        (lambda: avtcli.embed(backbone="nin", dataset=5), "name: Input should be a valid string, found 5"),
+        (lambda: avtcli.embed(backbone="nin", layer=5), "layers.0: Input should be a valid string, found 5"),
+        (lambda: avtcli.embed(options="augment.crop=3"), "`options` takes a dict"),
+        (lambda: avtcli.embed(options={5: 3}), "found '5'"),
+        (lambda: avtcli.evaluate(5), "A path is a text without NUL or a Path, found 5"),
+        (lambda: avtcli.evaluate(backbone="nin", out="a\0b"), "found 'a\\x00b'"),
+        (lambda: avtcli.probe(lr="fast"), "rates.0: Input should be a valid number"),
+        (lambda: avtcli.pretrain(lr="fast"), "--lr, must be above 0 and finite, found 'fast'"),
+        (lambda: avtcli.pretrain(lr=-1), "--lr, must be above 0 and finite, found -1"),
+        (lambda: avtcli.report(5), "A path is a text without NUL or a Path, found 5"),
     ],
 )
 def test_what_is_wrong_is_an_error_with_a_message_and_nothing_is_written(call: Callable[[], Any], words: str) -> None:
@@ -176,6 +189,24 @@ def test_what_is_wrong_is_an_error_with_a_message_and_nothing_is_written(call: C
 
     assert words in str(caught.value)
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "least"),
+    [
+        *((command, "workers", 0) for command in ("pretrain", "probe", "evaluate", "embed")),
+        *(("evaluate", "count", 2), ("embed", "pool_size", 1), ("embed", "limit_train", 1)),
+    ],
+)
+def test_a_number_out_of_bounds_is_the_same_error_from_python_and_the_command_line(
+    avt, command: str, option: str, least: int
+) -> None:
+    with pytest.raises(avtcli.AvtError) as caught:
+        getattr(avtcli, command)(backbone="nin", **{option: least - 1})
+    result = avt(f"{command} --backbone nin --{option.replace('_', '-')} {least - 1}")
+
+    assert f"{option}: Input should be greater than or equal to {least}, found {least - 1}" in str(caught.value)
+    assert (result.code, result.stderr) == (2, f"error: {caught.value}\n")
 
 
 def test_an_export_loads_again_from_a_path_with_a_space_in_the_home_folder(

@@ -20,7 +20,7 @@ from avtcli.seeding import keyed_generator
 from avtcli.training.optimizer import build_optimizer, set_rates
 from avtcli.training.training_setup import TrainingSetup, build_training_setup
 
-PROJECTIVE = build_family("projective", {})
+PROJECTIVE = build_family("projective", {"target": "coefficients"})
 
 
 def noise(count: int, side: int, channels: int = 3) -> Tensor:
@@ -85,7 +85,7 @@ def pair_dataset(**over: object) -> baseline.PairDataset:
 
 def test_a_pairs_target_decodes_to_its_warp() -> None:
     pairs = pair_dataset()
-    options = {"mean": pairs.target_mean, "std": pairs.target_std}
+    options = {"target": "coefficients", "mean": pairs.target_mean, "std": pairs.target_std}
     family = build_family("projective", options)
     original, transformed, target = pairs[3]
     parameters = family.decode(target[None].double(), (32, 32))

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from avtcli.inspection import installation
+from avtcli.inspection import installation, machine
+from avtcli.inspection.finding import Finding
 from tests.support import Result, write_cifar10
 
 Doctor = Callable[..., dict[str, dict[str, Any]]]
@@ -23,7 +25,7 @@ def doctor(avt: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> Docto
 
     def run(line: str = "", *, plugins: bool = False) -> dict[str, dict[str, Any]]:
         if not plugins:
-            monkeypatch.setattr(installation.registry, "KINDS", {})
+            monkeypatch.setattr(machine.registry, "KINDS", {})
         result = avt(f"doctor --json {line}")
         findings = {finding["subject"]: finding for finding in result.json["findings"]}
         problems = [finding for finding in findings.values() if finding["status"] == "problem"]
@@ -99,9 +101,9 @@ def test_variables_that_are_left_over_are_notes(doctor: Doctor, monkeypatch: pyt
 def test_threads_beyond_the_quota_and_little_room_are_notes(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")._replace(free=10**8)
     monkeypatch.setattr(installation.shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(installation, "_cpu_quota", lambda: 1.5)
-    monkeypatch.setattr(installation.torch, "get_num_threads", lambda: 64)
-    monkeypatch.setattr(installation, "memory_bytes", lambda: 10**9)
+    monkeypatch.setattr(machine, "_cpu_quota", lambda: 1.5)
+    monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 10**9)
     found = doctor()
 
     assert {name for name in ("CPU", "memory", "runs", "data", "shared memory") if found[name]["status"] == "note"} == {
@@ -121,10 +123,59 @@ def test_a_folder_that_cannot_be_written_is_a_problem(doctor: Doctor) -> None:
 
 
 def test_the_last_line_of_a_failed_check_names_the_first_problem(avt: Callable[..., Result], monkeypatch) -> None:
-    problem = installation.Finding("torch", "problem", "too old", "update it")
+    problem = Finding("torch", "problem", "too old", "update it")
     monkeypatch.setattr(installation, "check_installation", lambda data_dir: [problem])
     result = avt("doctor")
 
     assert (result.code, result.stdout) == (1, "problem  torch  too old; update it\n")
     assert "1 problem, the first: torch." in result.stderr
     assert json.loads(avt("doctor --json").stdout)["ok"] is False
+
+
+def _broken(folder: Path, package: str, statement: str) -> str:
+    """Return the module path on which a package of this name stands first, and raises when it is imported."""
+    (folder / package).mkdir(parents=True)
+    (folder / package / "__init__.py").write_text(statement)
+    return f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+
+
+@pytest.mark.parametrize("error", ["ImportError('undefined symbol: x')", "OSError('libcudart.so.12: cannot open')"])
+def test_a_torch_that_cannot_be_imported_is_the_problem_and_no_traceback(avt_process, tmp_path: Path, error: str) -> None:
+    path, reason = _broken(tmp_path / "broken", "torch", f"raise {error}"), error.replace("('", ": ").removesuffix("')")
+    doctor, embed = avt_process("doctor --json", PYTHONPATH=path), avt_process("embed", PYTHONPATH=path)
+    problems = [finding for finding in doctor.json["findings"] if finding["status"] == "problem"]
+
+    assert (doctor.code, [finding["subject"] for finding in problems]) == (1, ["import torch"])
+    assert reason in problems[0]["found"]
+    assert "install torch, see https://pytorch.org/get-started" in problems[0]["way_out"]
+    assert {"python", "torch", "runs", "data"} <= {finding["subject"] for finding in doctor.json["findings"]}
+    assert "1 problem, the first: import torch." in doctor.stderr
+    assert (embed.code, embed.stderr.count("\n")) == (1, 1)
+    assert embed.stderr.startswith(f"error: {reason}.")
+    assert "`avt doctor`" in embed.stderr
+    assert "Traceback" not in doctor.stderr + embed.stderr
+
+
+def test_a_torchvision_of_another_torch_is_the_problem(avt_process, tmp_path: Path) -> None:
+    error = "raise RuntimeError('operator torchvision::nms does not exist')"
+    result = avt_process("doctor", PYTHONPATH=_broken(tmp_path / "broken", "torchvision", error))
+    line = next(line for line in result.stdout.splitlines() if line.startswith("problem"))
+
+    assert result.code == 1
+    assert "import torchvision  cannot be imported (RuntimeError: operator torchvision::nms does not exist)" in line
+    assert "install the release of torchvision that belongs to this torch" in line
+
+
+def test_help_and_version_need_no_torch(avt_process, tmp_path: Path) -> None:
+    path = _broken(tmp_path / "broken", "torch", "raise ImportError('undefined symbol: x')")
+    results = [avt_process(line, PYTHONPATH=path) for line in ("--version", "--help", "pretrain --help")]
+
+    assert [result.code for result in results] == [0, 0, 0]
+    assert results[0].stdout == f"avt {version('avtcli')}\n"
+
+
+def test_a_package_that_is_missing_is_a_problem(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    found = doctor()["import timm"]
+
+    assert (found["status"], found["way_out"]) == ("problem", "install timm")

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from avtcli.models.weights import open_weights, restore_encoder
 from avtcli.storage.files import to_metadata
+from avtplugins.transforms.projective import projective
 
 FIELDS = {
     *("run", "dataset", "transform", "count", "mace_px", "mse_normalised", "r2", "r2_per_parameter", "nll", "calibration"),
@@ -41,7 +42,7 @@ def test_the_json_has_the_documented_fields_and_is_saved_twice(avt, run: Path) -
 
 
 def test_the_tables_compare_decoder_and_ridge_with_baselines(avt, run: Path) -> None:
-    result = avt("evaluate run --count 20 --layer conv3,conv1")
+    result = avt("evaluate run --count 20 --layer conv3,conv1 --verbose")
     figures, lines = json.loads((run / "evaluate.json").read_text()), result.stdout.splitlines()
     turns = [f"{figures['right_turns']:.3f}", f"{figures['mace_px_right_turn']:.2f}"]
     layers = [f"ridge on {layer}{weights}" for weights in ("", ", random weights") for layer in ("conv3", "conv1")]
@@ -56,7 +57,7 @@ def test_the_tables_compare_decoder_and_ridge_with_baselines(avt, run: Path) -> 
     assert lines[3].split()[1:] == [f"{figures['mace_px']:.2f}", *turns, *mse]
     assert lines[10].split()[-1] == "-"
     assert lines[12].split() == [*"decoder R2 conv3 R2 conv1 R2 inside 50% inside 80% inside 95%".split()]
-    assert [line.split()[0] for line in lines[13:22]] == [*"abcdefgh", "pooled"]
+    assert [line.split()[0] for line in lines[13:30]] == [*projective().names, "pooled"]
     by_class = lines.index("class        images  MACE px  right turns  MACE px at these") + 1
     assert [re.split("  +", line)[:2] for line in lines[by_class : by_class + len(figures["by_class"])]] == [
         [name, str(own["images"])] for name, own in figures["by_class"].items()
@@ -75,7 +76,7 @@ def test_the_tables_compare_decoder_and_ridge_with_baselines(avt, run: Path) -> 
     assert "among 50 versions of each of 1 images" in result.stdout
     assert f"nll        {figures['nll']:.3f} nats per pair" in result.stdout
     assert "images             20 of the 1000 test images of fashion-mini" in result.stdout
-    assert "target             a, b, c (px), d, e, f (px), g (1/px), h (1/px)" in result.stdout
+    assert "target             u0 (px), v0 (px), u1 (px), v1 (px), u2 (px)" in result.stdout
 
 
 def test_exported_files_and_backbones_by_name_have_a_ridge_only(avt, run: Path) -> None:

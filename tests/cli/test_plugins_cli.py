@@ -201,9 +201,9 @@ def test_the_next_commands_are_printed(avt: Callable[..., Result]) -> None:
     ("folder", "message"),
     [
         ("taken", "taken exists already and is not overwritten. Choose another DIR"),
-        ("My.Net", "'My.Net' is no name for one: expected lower-case letters and digits, with single hyphens between"),
-        ("2nets", "'2nets' is no name for one"),
-        ("class", "'class' is no name for one"),
+        ("My.Net", "'My.Net' is no name for a plugin: give lower-case letters, digits and single hyphens"),
+        ("2nets", "'2nets' is no name for a plugin"),
+        ("class", "'class' is no name for a plugin"),
         ("nin", "is called 'nin' already. Choose another folder name."),
         ("numpy", "A module is called 'numpy' already, and the plugin would hide it. Choose another folder name."),
     ],

@@ -253,6 +253,18 @@ def test_a_bank_is_a_file_of_safetensors(avt) -> None:
     assert "found bank.pt. Give bank.safetensors." in result.stderr
 
 
+def test_the_protocol_of_an_evaluation_takes_two_lines_and_verbose_shows_all(avt, tiny_run: Path) -> None:
+    line = f"evaluate {tiny_run}/checkpoints/step-0000000009 --count 20"
+    short, full = avt(line).stdout.rstrip().split("\n\n")[-1], avt(f"{line} --verbose").stdout.rstrip().split("\n\n")[-1]
+
+    assert [text.split()[0] for text in short.splitlines()] == ["images", "protocol"]
+    assert all(
+        word in short
+        for word in ("20 of the 1000 test images", "fashion-mini, projective", "ridge of 80", "10% of them", "random weights")
+    )
+    assert {"target", "views", "retrieval"} <= {text.split()[0] for text in full.splitlines()}
+
+
 def test_the_protocol_of_a_probe_takes_two_lines_and_verbose_shows_all(avt, tiny_run: Path) -> None:
     line = f"probe {shutil.copytree(tiny_run, 'run')} --limit-train 40 --head knn --layer conv1,conv2"
     short, full = avt(line).stdout.rstrip().split("\n\n")[-1], avt(f"{line} --verbose").stdout.rstrip().split("\n\n")[-1]

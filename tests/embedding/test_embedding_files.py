@@ -120,7 +120,7 @@ def test_a_file_that_reads_back_otherwise_is_removed(suffix: str, damage: str, m
         return columns
 
     monkeypatch.setitem(FORMATS, suffix, replace(real, write=write))
-    with pytest.raises(RunFailedError, match=rf"was read back, and .*{column}.* from what was computed. The file was removed"):
+    with pytest.raises(RunFailedError, match=rf"was read back, and .*{column}.* from what was computed. It was removed"):
         save_embeddings(Path(f"e{suffix}"), table_of(47))
     assert list(Path().iterdir()) == []
 
@@ -129,7 +129,7 @@ def test_a_file_that_reads_back_otherwise_is_removed(suffix: str, damage: str, m
 def test_too_little_room_is_reported_with_what_to_do(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3000))
 
-    with pytest.raises(AvtError, match=r"needs 4.*e-06 GB on its disk, where 3e-06 GB are free. Give fewer layers"):
+    with pytest.raises(AvtError, match=r"needs 4.*e-06 GB, where 3e-06 GB are free. Give fewer layers"):
         check_room(Path(f"e{suffix}"), table_of(47))
     assert list(Path().iterdir()) == []
 

@@ -39,9 +39,9 @@ def test_parameters_targets_and_names_are_in_the_order_of_the_parts():
         "photometric.contrast",
         "photometric.brightness",
         "photometric.sharpness",
-        "projective.a",
+        "projective.u0",
     )
-    assert (family.dof, len(family.units), parameters.shape) == (12, 12, (5, 12))
+    assert (family.dof, len(family.units), parameters.shape) == (20, 20, (5, 12))
     first, second = family.parts
     assert torch.equal(target, torch.cat([first.target(parameters[:, :4], SIZE), second.target(parameters[:, 4:], SIZE)], 1))
     assert torch.equal(mean, torch.cat([first.statistics(SIZE)[0], second.statistics(SIZE)[0]]))

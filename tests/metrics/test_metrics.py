@@ -13,10 +13,10 @@ from torch import Tensor
 
 from avtcli import registry
 from avtcli.errors import AvtError
-from avtcli.geometry.homography import in_from_out_from_corners, matrix_from_coefficients
+from avtcli.geometry.homography import corner_turns, in_from_out_from_corners, matrix_from_coefficients
 from avtcli.metrics.accuracy import topk_hits, topk_percent
 from avtcli.metrics.feature_statistics import column_std, effective_rank
-from avtcli.metrics.transformation_error import corner_error, corner_turns, r2_scores, retrieval_ranks, retrieval_scores
+from avtcli.metrics.transformation_error import corner_error, r2_scores, retrieval_ranks, retrieval_scores
 from avtcli.seeding import keyed_generator
 from avtplugins.transforms.projective import move_corners
 

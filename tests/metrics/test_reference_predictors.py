@@ -54,7 +54,7 @@ def test_the_published_distribution_gives_the_published_errors(
     last_digit: float,
     mse: dict[str, float],
 ) -> None:
-    family, size = projective(**statistics), (side, side)
+    family, size = projective(target="coefficients", **statistics), (side, side)
     parameters = family.sample(SAMPLES, size, keyed_generator("trivial"))
     guesses = reference_predictions(family, parameters, size)
     true, target = family.in_from_out(parameters, size), family.target(parameters, size)
@@ -90,14 +90,14 @@ def test_the_rotation_oracle_is_exact_for_the_rotation_family() -> None:
     assert corner_error(family.in_from_out(parameters, size), guess.in_from_out, size).max() < 1e-9
 
 
-@pytest.mark.parametrize("target", ["coefficients", "corners"])
+@pytest.mark.parametrize("target", ["parameters", "coefficients", "corners"])
 def test_the_constant_has_the_mean_matrix_for_every_kind_of_target(target: str) -> None:
     family, size = projective(target=target), (32, 32)
     guess = reference_predictions(family, family.sample(3, size, keyed_generator(0)), size)["constant"]
-    coefficients = projective()
+    coefficients = projective(target="coefficients")
     decoded = coefficients.in_from_out(coefficients.decode(torch.zeros(1, 8, dtype=torch.float64), size), size)
 
-    assert torch.equal(guess.target, torch.zeros(3, 8, dtype=torch.float64))
+    assert torch.equal(guess.target, torch.zeros(3, family.dof, dtype=torch.float64))
     assert corner_error(mean_matrix(family, size), decoded, size).item() < 0.5  # of 23.5: two samples of the distribution
 
 

@@ -77,15 +77,13 @@ def test_a_tensor_of_another_shape_stays_as_it_was_and_is_counted(tiny_run: Path
 
 
 def test_weights_of_another_network_are_refused(tiny_run: Path) -> None:
-    with pytest.raises(
-        AvtError, match=r"No weight of .* fits the backbone by name and shape: its first of \d+ is .*ours encoder"
-    ):
+    with pytest.raises(AvtError, match=r"No weight of .* fits the backbone: its first is .*ours encoder"):
         begin(tiny_run, backbone={"name": "nin", "width": 0.1})
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     save_file({}, tmp_path / "empty.safetensors")
-    with pytest.raises(AvtError, match="its first of 0 is none"):
+    with pytest.raises(AvtError, match="its first is none, ours"):
         begin(tmp_path / "empty.safetensors")
 
 

@@ -95,7 +95,7 @@ def test_a_sum_has_the_noise_the_batch_and_the_log_variances_of_its_parts() -> N
         (
             "avt+gaussian",
             [],
-            r"'avt\+gaussian' share one code and need one noise scale, found objective\.avt\.noise_scale=0\.001, ",
+            r"'avt\+gaussian' share one code, so one noise scale, found objective\.avt\.noise_scale=0\.001, ",
         ),
         (
             "avt+simclr",

@@ -219,18 +219,18 @@ def test_a_family_that_meets_every_requirement_passes(family) -> None:
     ("methods", "problem"),
     [
         ({"kind": "magic"}, "kind is 'magic'"),
-        ({"names": ("a",) * 8}, "names needs one for each value"),
-        ({"units": ("px",)}, "8 names have 1 units, expected one each"),
+        ({"names": ("a",) * 16}, "names needs one for each value"),
+        ({"units": ("px",)}, "16 names have 1 units, expected one each"),
         ({"sample": lambda p, *a: p + torch.rand(()).double()}, "sample used torch's own generator"),
         ({"sample": lambda p, *a: p + torch.rand((), generator=OWN).double()}, "gave two samples"),
         ({"sample": lambda p, *a: p.float()}, r"gave \(64, 8\) float32, expected \(64, k\) float64"),
         ({"sample": lambda p, *a: p.to("meta")}, "NotImplementedError|on meta"),
         (
             {"statistics": lambda s, size: (s[0], s[1] * 2)},
-            "a of the target has mean .* and deviation 0.5.*, expected about 0 and 1",
+            "u0 of the target has mean .* and deviation 0.5.*, expected about 0 and 1",
         ),
-        ({"statistics": lambda s, size: (s[0].float(), s[1])}, r"the mean is \(8,\) float32, expected \(8,\) float64"),
-        ({"target": lambda t, *a: t[:, :-1]}, r"the target is \(20000, 7\) float64, expected \(20000, 8\)"),
+        ({"statistics": lambda s, size: (s[0].float(), s[1])}, r"the mean is \(16,\) float32, expected \(16,\) float64"),
+        ({"target": lambda t, *a: t[:, :-1]}, r"the target is \(20000, 15\) float64, expected \(20000, 16\)"),
         ({"decode": lambda p, *a: p * 1.001}, r"target\(decode\(target\)\) is off by"),
         ({"decode": lambda p, *a: p[:, :-1]}, r"the decoded target is \(64, 7\) float64, expected \(64, 8\)"),
         ({"decode": lambda p, *a: explosive(p)}, "the gradient of decode is none, NaN or infinite"),
@@ -408,7 +408,7 @@ def test_an_objective_that_keeps_the_contract_passes(build) -> None:
         (lambda o: setattr(o, "prediction", "angle"), "prediction is 'angle', expected target, classes or None"),
         (
             lambda o: setattr(o, "decoder", Decoder(48, 3, log_var_scale=1.0)),
-            r"mean with projective is \(16, 3\) float32, expected \(16, 8\), finite",
+            r"mean with projective is \(16, 3\) float32, expected \(16, 16\), finite",
         ),
         (
             with_loss(lambda loss: Loss(loss.per_sample.mean())),

@@ -69,7 +69,7 @@ def test_the_stated_mean_and_std_are_those_of_the_real_training_images() -> None
 def test_half_a_data_set_is_an_error_that_names_the_missing_file(tmp_path: Path, file: str) -> None:
     (write_idx(tmp_path) / file).unlink()
 
-    with pytest.raises(AvtError, match=f"is incomplete: 1 of 4 files are missing, the first is {file}"):
+    with pytest.raises(AvtError, match=f"is incomplete: 1 of 4 files are missing, as {file}"):
         build(f"fashion-mnist:{tmp_path}")
 
 
@@ -106,5 +106,5 @@ def test_labels_that_do_not_fit_the_images_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_data_set_names_the_files_and_the_embedded_one(tmp_path: Path) -> None:
-    with pytest.raises(AvtError, match=r"Expected there: the four files train-images.*--dataset fashion-mini"):
+    with pytest.raises(AvtError, match=r"Expected: the four files train-images.*--dataset fashion-mini"):
         build(f"fashion-mnist:{tmp_path / 'nowhere'}")

@@ -88,7 +88,7 @@ def test_the_fingerprint_follows_what_the_list_says_and_not_its_place(tmp_path: 
         ),
         ("path,label\n,a\n", r"line 2: expected a path, found \['', 'a'\]"),
         ("in/0.png\nin/../in/0.png\n", r"list\.csv names in/0\.png twice"),
-        ("in/0.png\nin/8.png\nin\n", r"names 3 images, 2 of them are no files, the first is in/8\.png\. Paths are absolute or"),
+        ("in/0.png\nin/8.png\nin\n", r"names 3 images, 2 are no files, the first is in/8\.png\. Paths are relative"),
         ("in/0.png,a,test\n", "names no training images"),
         ("", "names no training images"),
         ('"in/0.png', "cannot be read: unexpected end of data"),

@@ -104,7 +104,7 @@ def test_svhn_without_scipy_or_with_a_damaged_file_says_so(tmp_path: Path, monke
     with pytest.raises(AvtError, match=r"test_32x32\.mat is no file of SVHN: .*Copy the file again"):
         build(f"svhn:{folder}")
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(AvtError, match=r"`pip install avtcli\[svhn\]`"):
+    with pytest.raises(AvtError, match=r"`pip install 'avtcli\[svhn\]'`"):
         build(f"svhn:{folder}")
 
 
@@ -116,6 +116,6 @@ def test_without_a_network_the_message_says_the_layout(name: str, tmp_path: Path
     for function in ("download_url", "download_and_extract_archive"):
         monkeypatch.setattr(f"torchvision.datasets.utils.{function}", refuse)
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
-    expected = rf"'{name}' is not in .* download failed: no network\)\. Expected there: .*--dataset {name}:DIR.*fashion-mini"
+    expected = rf"'{name}' is not in .* \(download failed: no network\)\. Expected: .*--data-dir DIR.*fashion-mini"
     with pytest.raises(AvtError, match=expected):
         build(name, tmp_path)

@@ -95,10 +95,10 @@ def test_avt_scales_its_log_variance_by_its_divisor():
 
 def test_avt_is_twice_the_gaussian_loss_up_to_its_constant_and_its_floor():
     target = target_of(projective(), 5)
-    mean, log_var = prediction(5, 8, 3), prediction(5, 8, 4)
+    mean, log_var = prediction(5, 16, 3), prediction(5, 16, 4)
     without_floor = loss_of(avt, mean, log_var, target, variance_floor=0).per_sample
     nats = loss_of(gaussian, mean, log_var, target).per_sample
-    assert torch.allclose(without_floor, 2 * nats - 8 * np.log(2 * np.pi))
+    assert torch.allclose(without_floor, 2 * nats - 16 * np.log(2 * np.pi))
 
 
 def test_avt_adds_its_floor_to_the_variance():
@@ -231,12 +231,17 @@ def test_the_gradient_of_the_nearest_rotation_is_the_numerical_one(spread):
 
 @pytest.mark.parametrize(
     ("family", "share"),
-    [(projective(rotate=False), 0.1), (projective(rotate=False, target="corners"), 0.1), (projective(), 0.5)],
-    ids=["coefficients", "corners", "from a collapsed image"],
+    [
+        (projective(rotate=False, target="coefficients"), 0.1),
+        (projective(rotate=False, target="corners"), 0.1),
+        (projective(target="coefficients"), 0.5),
+        (projective(), 0.6),
+    ],
+    ids=["coefficients", "corners", "from a collapsed image", "turns"],
 )
 def test_a_decoder_that_starts_at_the_mean_learns_by_aetv2(family, share):
     target = target_of(family, 16, (32, 32))
-    mean = torch.nn.Parameter(0.1 * torch.randn(16, 8, generator=keyed_generator(10)))
+    mean = torch.nn.Parameter(0.1 * torch.randn(16, family.dof, generator=keyed_generator(10)))
     optimizer = torch.optim.Adam([mean], lr=0.02)
     losses = []
     for _ in range(200):

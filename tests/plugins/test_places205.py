@@ -85,7 +85,7 @@ def test_a_list_that_names_missing_files_says_how_many_and_which_first(root: Pat
     for name in ("a/abbey/gsun 2.jpg", "a/alley/gsun_4.jpg"):
         (root / IMAGES / name).unlink()
     (root / IMAGES / "a/alley/gsun_4.jpg").mkdir()  # no file either
-    expected = r"train_places205\.csv names 4 images, 2 of them are not in .*256, the first is a/abbey/gsun 2\.jpg\. Unpack"
+    expected = r"^2 of the 4 images of .*train_places205\.csv are not in .*256, the first is a/abbey/gsun 2\.jpg\. Unpack"
     with pytest.raises(AvtError, match=expected):
         opened(root)
 
@@ -117,7 +117,7 @@ def test_a_list_that_cannot_be_read_is_named(root: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("absent", [IMAGES, "trainvalsplit_places205/val_places205.csv"])
 def test_what_is_missing_is_named_with_the_layout_expected(absent: str, root: Path):
     (root / absent).rename(root / "away")
-    expected = rf"'places205' is not in .*places205 \(there is no .*{absent}\)\. Expected there: the images below {IMAGES}, and"
+    expected = rf"'places205' is not in .*places205 \(there is no .*{absent}\)\. Expected: the images below {IMAGES}, and"
     with pytest.raises(AvtError, match=expected):
         opened(root)
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageEnhance
 from avtcli import registry
 from avtcli.errors import AvtError, ShapeError
 from avtcli.geometry.distributions import raw_target
-from avtcli.geometry.homography import corners_of, map_points
+from avtcli.geometry.homography import coefficients_from_matrix, corners_of, in_from_out_from_corners, map_points
 from avtcli.seeding import keyed_generator
 from avtplugins.transforms.affine import affine, euclidean, similarity, translation
 from avtplugins.transforms.photometric import photometric
@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 
 SIZES = [(32, 32), (48, 96), (97, 33)]
 GEOMETRIC = {
-    **{f"projective {t}": projective(target=t) for t in ("coefficients", "corners")},
+    **{f"projective {t}": projective(target=t) for t in ("parameters", "coefficients", "corners")},
     **{f"affine {t}": affine(target=t) for t in ("parameters", "coefficients", "corners")},
     **{f"similarity {t}": similarity(target=t) for t in ("parameters", "coefficients", "corners")},
     **{f"euclidean {t}": euclidean(target=t) for t in ("parameters", "coefficients", "corners")},
@@ -62,7 +62,7 @@ def test_statistics_are_those_of_another_large_sample(name, size):
 
 
 def test_projective_statistics_are_the_published_ones_at_224_px():
-    mean, std = projective().statistics((224, 224))
+    mean, std = projective(target="coefficients").statistics((224, 224))
     published_mean = torch.tensor([0.006, 0.009, 111.95, 0.006, 0.006, 112.27, 6.40e-5, 6.30e-5], dtype=torch.float64)
     published_std = torch.tensor([0.755, 0.754, 117.97, 0.754, 0.755, 117.93, 7.74e-4, 7.74e-4], dtype=torch.float64)
     assert ((mean - published_mean) / published_std).abs().max() < 0.02
@@ -89,8 +89,30 @@ def test_corner_targets_are_the_displacements_of_the_corners():
     assert torch.allclose(raw, torch.tensor([[5, -3] * 4], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("size", [(32, 32), (48, 96)])
+def test_projective_values_are_the_turned_corners_and_the_offset_at_each_corner_of_the_output(size):
+    corners = corners_of(size)
+    turns = torch.arange(4).repeat(10)
+    offsets = torch.randint(-4, 5, (40, 4, 2), generator=keyed_generator(8)).double()
+    # the corner i is sent to the output's corner i + turn, and shifted
+    transformed = torch.stack([(corners + offset).roll(-int(turn), 0) for offset, turn in zip(offsets, turns, strict=True)])
+    parameters = coefficients_from_matrix(in_from_out_from_corners(transformed, size))
+    raw = raw_target(projective().distribution, "parameters", parameters, size)
+    turned = torch.stack([corners.roll(-int(turn), 0) for turn in turns])
+    assert torch.allclose(raw, torch.cat([turned, offsets], 1).flatten(1), atol=1e-9)
+
+
+def test_a_projective_turn_is_decoded_to_the_nearest_quarter():
+    family, size = projective(), (32, 32)
+    parameters = family.sample(50, size, keyed_generator(9))
+    target = family.target(parameters, size)
+    target[:, :8] *= torch.rand(50, 1, generator=keyed_generator(10), dtype=torch.float64) + 0.1
+    target[:, :8] += 0.3 * torch.rand(50, 8, generator=keyed_generator(11), dtype=torch.float64) * target[:, :1].abs()
+    assert torch.allclose(family.decode(target, size), parameters, rtol=1e-9, atol=1e-9)
+
+
 def test_stated_statistics_are_used_as_they_are():
-    family = projective(mean=(0, 0, 16, 0, 0, 16, 0, 0), std=(1, 1, 20, 1, 1, 20, 0.015, 0.015))
+    family = projective(target="coefficients", mean=(0, 0, 16, 0, 0, 16, 0, 0), std=(1, 1, 20, 1, 1, 20, 0.015, 0.015))
     parameters = family.sample(4, (32, 32), keyed_generator(6))
     assert torch.allclose(family.target(parameters, (32, 32))[:, 2], (parameters[:, 2] - 16) / 20)
 
@@ -290,7 +312,10 @@ def test_images_may_be_of_any_size_and_keep_it(make):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: projective(mean=(0,) * 7, std=(1,) * 8), "transform.mean needs 8 numbers (a, b, c, d, e, f, g, h), found 7"),
+        (
+            lambda: affine(mean=(0,) * 7, std=(1,) * 6),
+            "transform.mean needs 6 numbers (cos, sin, tx, ty, scale, shear), found 7",
+        ),
         (
             lambda: affine(mean=(0,) * 6, std=(1,) * 8),
             "transform.std needs 6 numbers (cos, sin, tx, ty, scale, shear), found 8",

@@ -196,7 +196,7 @@ def test_features_that_fit_neither_in_memory_nor_on_disk_are_refused(monkeypatch
     assert choose_storage(2_000_000_000) == CPU
     with pytest.raises(AvtError, match=r"GB free\. Give a smaller --count, or set TMPDIR"):
         choose_storage(9 * 10**18, advice="Give a smaller --count")
-    message = r"would take 9000000000 GB, more than 25% of the 8 GB of memory, and .* GB free\. Give fewer"
+    message = r"take 9000000000 GB, more than 25% of the memory, and .* GB free\. Give fewer"
     with pytest.raises(AvtError, match=message):
         choose_storage(9 * 10**18)
 
@@ -235,7 +235,10 @@ class OfOneSize(Backbone):
 
 def test_images_of_a_size_that_the_backbone_cannot_take_are_refused() -> None:
     encoder = Encoder(OfOneSize(), pixel_mean=(0.5,), pixel_std=(0.5,)).eval()
-    with pytest.raises(AvtError, match=r"The backbone does not take images of 32x32 px\. Give it images of the size"):
+    with pytest.raises(
+        AvtError,
+        match=r"The backbone does not take images of 32x32 px\. Give the size that it was trained on",
+    ):
         ForwardedImages(encoder, labelled("test"), [], augment=None, samples=0, seed=0)
 
 
@@ -513,7 +516,7 @@ def data_of(*, channels: int = 1, labelled: bool = True) -> ImageData:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (data_of(labelled=False), "The data set 'fashion-mini' has no labels, and a probe learns from labels"),
+        (data_of(labelled=False), "'fashion-mini' has no labels, which a probe needs: class folders, as DIR/CLASS"),
         (data_of(channels=3), r"takes images of 1 channel\(s\), those of 'fashion-mini' have 3"),
     ],
 )

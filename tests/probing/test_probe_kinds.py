@@ -387,7 +387,7 @@ def test_a_head_that_would_fill_the_memory_is_refused(
     source: Weights, monkeypatch: pytest.MonkeyPatch, head: str, method: str
 ) -> None:
     monkeypatch.setattr("avtcli.probing.head.memory_bytes", lambda: 500_000)
-    message = f"{method} on 200 images of 160 features and 10 classes would take 0 GB, more than half"
+    message = f"{method} on 200 images of 160 features and 10 classes would take 0 GB of the 0 GB of memory"
     with pytest.raises(AvtError, match=message):
         run_probe(source, **MINI, head=head)
 

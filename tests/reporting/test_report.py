@@ -381,3 +381,19 @@ def test_a_browser_shows_it_without_complaint_at_any_width(full: Report) -> None
             assert shown.evaluate("[...document.images].filter(image => !image.naturalWidth).length") == 0
             dark = shown.evaluate("Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]) < 64")
             assert dark == (scheme == "dark")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+def test_it_is_printed_in_light_colours_and_no_figure_crosses_a_page(full: Report) -> None:
+    with browser() as shown:
+        shown.open(Path(full.file), width=700, prefers_color_scheme="light")
+        ink = "getComputedStyle(document.querySelector('.complete, .stopped')).color"
+        light = shown.evaluate(ink)
+        shown.open(Path(full.file), width=700, prefers_color_scheme="dark")
+        assert shown.evaluate(ink) != light
+        dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+        shown.call("Emulation.setEmulatedMedia", media="print", features=dark)
+        assert shown.evaluate(ink) == light
+        assert shown.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--page')") == "#fff"
+        figures = "[...document.querySelectorAll('figure, pre, .mosaic, .bars, tr')]"
+        assert shown.evaluate(f"{figures}.every(it => getComputedStyle(it).breakInside === 'avoid')")

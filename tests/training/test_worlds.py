@@ -179,7 +179,7 @@ def test_synchronised_statistics_are_those_of_one_process(runs: Runs) -> None:
 
 
 def test_whose_statistics_are_taken_is_said_and_kept(runs: Runs) -> None:
-    said = "over 2 process(es), BatchNorm statistics of"
+    said = "over 2 processes, BatchNorm statistics of"
 
     assert runs.stderr("synchronised").count(f"{said} all processes") == 1
     assert runs.stderr("apart").count(f"{said} each process alone (--sync-bn: of all)") == 1
@@ -192,8 +192,8 @@ def test_a_number_of_processes_that_changes_the_steps_is_said_and_refused_on_res
     joined = "(2 an epoch, 2 epochs); the last 4 images of an epoch join the batch before, as each process needs 2\n"
     assert joined in runs.stderr("three")
     assert runs.codes("refused") == [2, 2, 2]
-    assert "two has 3 steps an epoch over 2 process(es), and would have 2 over 3" in runs.stderr("refused")
-    assert "Give --processes 2." in runs.stderr("refused")
+    assert "two has 3 steps an epoch with --processes 2, and would have 2 with 3" in runs.stderr("refused")
+    assert "the last 4 images of an epoch are too few for 3. Give --processes 2." in runs.stderr("refused")
 
 
 def test_features_of_three_processes_are_those_of_one_in_one_file(runs: Runs) -> None:

@@ -187,7 +187,7 @@ def test_an_image_that_would_be_huge_after_resizing_is_refused(tmp_path: Path) -
     images = StreamedImages(data.train, torch.arange(2), device=torch.device("cpu"), shorter=256)
 
     assert [batch.shape for batch in images.read_batches([torch.tensor([0])], CropSpec((224, 224)))] == [(1, 3, 224, 224)]
-    expected = r"long\.png is 1x20000 px and would be 256x5120000 px after `augment\.resize=256`, more than 50 million"
+    expected = r"long\.png is 1x20000 px, and would be 256x5120000 px by `augment\.resize=256`: more than 50 million"
     with pytest.raises(AvtError, match=expected):
         list(images.read_batches([torch.tensor([1])], CropSpec((224, 224))))
 
@@ -318,7 +318,7 @@ def test_padding_does_not_make_an_image_large_enough(tmp_path: Path) -> None:
     read_all(data, bad)
 
     assert [image.name for image in bad.take_new()] == ["a.png"]
-    assert "a.png is 31x31 px before the crop, smaller than its 32x32 px" in bad.reasons[0]
+    assert "a.png is 31x31 px, smaller than the crop of 32x32 px" in bad.reasons[0]
 
 
 def pretrained(out: Path, photos: Path, **over: Any) -> bytes:
@@ -418,7 +418,7 @@ def test_bad_images_csv_keeps_any_name_each_once(tmp_path: Path) -> None:
 )
 def test_a_damaged_bad_images_csv_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "bad_images.csv").write_bytes(content)
-    with pytest.raises(AvtError, match=r"bad_images\.csv cannot be read: .* delete it if none of them has changed"):
+    with pytest.raises(AvtError, match=r"bad_images\.csv cannot be read: .* restore it, or delete it"):
         read_bad_images(tmp_path)
 
 

@@ -56,6 +56,5 @@ def require_map(name: str, shape: Sequence[int]) -> None:
     """Raise AvtError if the shape is not (C, H, W)."""
     if len(shape) != 3:
         raise AvtError(
-            f"The head '{name}' needs a map (channels, rows, columns), this layer gives a vector of {shape[0]}. "
-            "Give --head linear, mlp2 or mlp3, or another --layer."
+            f"The head '{name}' needs a map, this layer gives a vector of {shape[0]}. Give --head linear or another --layer."
         )

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from avtcli.config.resolution import resolve
+from avtcli.config.value_text import flat_settings
 from avtcli.errors import AvtError
 from avtcli.reporting.collected_run import CollectedRun
-from avtcli.reporting.run_summary import flat_settings
 from avtcli.reporting.sections._blocks import Block, Command, Facts, Fold, Section, Table, short_text, side_by_side
 
 PRIVATE = ("command", "host", "pid", "steps")

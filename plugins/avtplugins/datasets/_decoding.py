@@ -57,14 +57,13 @@ def _opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
                 yield image
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise AvtError(
-                f"{name} states more than {MAX_PIXELS // 1_000_000} million pixels ({error}), too many for one image. "
-                "Remove it from the data set, or shrink it."
+                f"{name} states more than {MAX_PIXELS // 1_000_000} million pixels ({error}). Remove it from the data set, or "
+                "shrink it."
             ) from error
         except Exception as error:  # a damaged image can fail in any way
             cause = "its first bytes match no format" if isinstance(error, UnidentifiedImageError) else error
             raise AvtError(
-                f"{name} does not decode: {cause}. Expected a complete image as {', '.join(FORMATS)}: copy the file again, or "
-                "remove it from the data set."
+                f"{name} does not decode: {cause}. Expected a complete {', '.join(FORMATS)}: copy it again, or remove it."
             ) from error
 
 

@@ -18,10 +18,7 @@ RGB = tuple[float, float, float]
 def missing_data(name: str, *, where: Path, layout: str, cause: str = "") -> AvtError:
     """Return the error for a missing data set, with the layout expected."""
     because = f" ({cause})" if cause else ""
-    return AvtError(
-        f"The data set '{name}' is not in {where}{because}. Expected there: {layout}. Give its folder with "
-        f"`--dataset {name}:DIR` or `--data-dir DIR`, or try the embedded data: `--dataset fashion-mini`."
-    )
+    return AvtError(f"'{name}' is not in {where}{because}. Expected: {layout}. Give --data-dir DIR, or --dataset fashion-mini.")
 
 
 def first_with_files(folders: Iterable[Path], files: Sequence[str]) -> Path | None:
@@ -38,8 +35,8 @@ def require_files(name: str, folder: Path, files: Sequence[str]) -> None:
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise AvtError(
-            f"The data set '{name}' in {folder} is incomplete: {len(missing)} of {len(files)} files are missing, the first "
-            f"is {missing[0]}. Delete the folder to have it downloaded again, or copy the missing files there."
+            f"'{name}' in {folder} is incomplete: {len(missing)} of {len(files)} files are missing, as {missing[0]}. Copy them "
+            "there, or delete the folder and download it again."
         )
 
 
@@ -53,7 +50,9 @@ def download(name: str, fetch: Callable[[], None], *, where: Path, layout: str) 
     try:
         fetch()
     except (OSError, RuntimeError) as error:
-        raise missing_data(name, where=where, layout=layout, cause=f"and its download failed: {error}") from error
+        reason = getattr(error, "reason", error)
+        cause = getattr(reason, "strerror", None) or reason
+        raise missing_data(name, where=where, layout=layout, cause=f"download failed: {cause}") from error
 
 
 def fingerprint_of(tensors: Sequence[Tensor]) -> str:

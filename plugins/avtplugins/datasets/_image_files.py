@@ -142,8 +142,7 @@ def check_same_classes(root: Path, **classes: tuple[str, ...]) -> None:
         parts = [f"{len(lacking)} of {first} are not in {second} (first {lacking[0]})"] if lacking else []
         parts += [f"{len(more)} of {second} are not in {first} (first {more[0]})"] if more else []
         raise AvtError(
-            f"The class folders in {root} differ: {', '.join(parts)}. Expected the same names in {first} and in {second}, each "
-            "with images."
+            f"The class folders in {root} differ: {', '.join(parts)}. Expected the same names in {first} and in {second}."
         )
 
 

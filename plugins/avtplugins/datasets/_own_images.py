@@ -41,8 +41,8 @@ def own_images(
     stated = {len(figures) for figures in (mean, std) if figures is not None} | ({channels} if channels != "auto" else set())
     if len(stated) > 1 or not stated <= {1, 3}:
         raise AvtError(
-            f"dataset.mean and dataset.std have a figure for each of the 1 or 3 channels, found mean {mean}, std {std} and "
-            f"channels {channels}. Give lists of one length, or leave them out to have them measured."
+            f"dataset.mean and dataset.std need a figure for each of 1 or 3 channels, found {mean}, {std} and channels "
+            f"{channels}. Correct or omit them."
         )
     known: int | None = next(iter(stated), None)
     how = replace(how, channels=known or 3)

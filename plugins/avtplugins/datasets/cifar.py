@@ -134,7 +134,7 @@ def _folder_in(root: Path, archive: Archive) -> Path | None:
 
 
 def _find(archive: Archive, path: Path | None, data_dir: Path) -> Path:
-    root, layout = path or data_dir, f"a folder {archive.folder} with {', '.join((*archive.train, archive.test))}"
+    root, layout = path or data_dir, f"{archive.folder}/{archive.train[0]} ... {archive.test}"
     found = _folder_in(root, archive)
     if found is not None:
         return found

@@ -19,7 +19,7 @@ CLASSES: Final = (
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 FILES: Final = tuple(f"{part}-{what}-ubyte.gz" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
-LAYOUT: Final = f"the four files {', '.join(FILES)}"
+LAYOUT: Final = f"the four files {FILES[0]} ... {FILES[-1]}"
 DEBIAN: Final = Path("/usr/share/datasets/fashion-mnist")  # the package dataset-fashion-mnist
 PADDING: Final = 2  # 28 px -> 32 px
 

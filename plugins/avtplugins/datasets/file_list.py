@@ -64,8 +64,8 @@ def _listed(path: Path, index: Mapping[str, int]) -> Iterator[tuple[str, ListedF
             missing, first = missing + 1, first or given
     if missing:
         raise AvtError(
-            f"{path} names {count} images, {missing} of them are no files, the first is {first}. Paths are absolute or "
-            "relative to the list."
+            f"{path} names {count} images, {missing} are no files, the first is {first}. Paths are relative to the list or "
+            "absolute."
         )
 
 

@@ -42,10 +42,7 @@ def imagenet(path: Path | None = None, /, *, data_dir: Path, mean: RGB = MEAN, s
     for part in ("train", "val"):
         listing, classes = list_classes(root / part, left_out, labelled=True)
         if not classes:
-            raise AvtError(
-                f"{root / part} has no class folders with images alone in it. Expected {LAYOUT}: sort the images into one "
-                "folder per class."
-            )
+            raise AvtError(f"{root / part} has no class folders with images alone in it. Expected {LAYOUT}.")
         found[part] = classes
         splits.append(FileSplit(root / part, listing))
     check_same_classes(root, **found)

@@ -61,7 +61,7 @@ def _files(path: Path, folder: Path) -> Iterator[ListedFile]:
             yield name, size, label
     if missing:
         raise AvtError(
-            f"{path} names {found + missing} images, {missing} of them are not in {folder}, the first is {os.fsdecode(first)}. "
+            f"{missing} of the {found + missing} images of {path} are not in {folder}, the first is {os.fsdecode(first)}. "
             "Unpack the complete archive there."
         )
 

@@ -14,7 +14,7 @@ from avtplugins.datasets._files import RGB, download, fingerprint_of, first_with
 FOLDER: Final = "stl10_binary"
 CLASSES: Final = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 FILES: Final = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "unlabeled_X.bin")
-LAYOUT: Final = f"a folder {FOLDER} with {', '.join(FILES)}"
+LAYOUT: Final = f"{FOLDER}/{FILES[0]} ... {FILES[-1]}"
 SIDE: Final = 96
 PIXELS: Final = 3 * SIDE * SIDE
 

@@ -27,7 +27,7 @@ def read_mat(path: Path) -> tuple[Tensor, Tensor]:
     try:
         from scipy.io import loadmat
     except ImportError as error:
-        raise AvtError("SVHN's files need scipy to be read: `pip install avtcli[svhn]`.") from error
+        raise AvtError("SVHN's files need scipy to be read: `pip install 'avtcli[svhn]'`.") from error
     try:
         content = loadmat(path, variable_names=["X", "y"])
         images = torch.from_numpy(content["X"]).permute(3, 2, 0, 1).contiguous()

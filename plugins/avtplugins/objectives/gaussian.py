@@ -28,6 +28,9 @@ def gaussian_loss(prediction: Prediction, target: Target) -> Loss:
 def gaussian(*, vector_dim: int, family: TransformFamily, noise_scale: NonNegativeFloat = 1.0, views: Views = 1) -> Objective:
     """The paper's bound: the exact Gaussian log-likelihood of the normalised target, in nats, with a free variance.
 
+    A component that is learnt early takes over the gradient, which is divided by its variance: with `--transform projective`
+    give `-o transform.target=coefficients`, where all components state the turn, or it may never be learnt.
+
     Args:
         vector_dim: given by the backbone.
         family: given by the transformations.

@@ -1,28 +1,16 @@
-"""What the trackers share: the error for a missing library, settings by dotted name, what a resumed run continues from."""
+"""What the trackers share: the error for a missing library, and what a resumed run continues from."""
 
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from avtcli.errors import AvtError
 
 
 def missing_library(name: str, error: ImportError) -> AvtError:
     """Return the error for a tracker whose library, which has the names of tracker and extra, cannot be imported."""
-    return AvtError(f"The tracker '{name}' needs {name}, and importing it failed ({error}): `pip install 'avtcli[{name}]'`.")
-
-
-def flat_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool]:
-    """Return settings by dotted name, `backbone.width`; lists as text."""
-    out: dict[str, str | float | bool] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            out |= flat_settings(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = value if isinstance(value, str | int | float) else json.dumps(value)
-    return out
+    return AvtError(f"The tracker '{name}' needs {name} ({error}): `pip install 'avtcli[{name}]'`.")
 
 
 class Continuation:

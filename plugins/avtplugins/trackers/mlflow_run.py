@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from avtcli.contracts import Tracker
-from avtplugins.trackers._continuation import Continuation, flat_settings, missing_library
+from avtplugins.trackers._continuation import Continuation, missing_library
 
 
 class MlflowRun(Tracker):
@@ -29,7 +29,7 @@ class MlflowRun(Tracker):
         self.id = self.tracker.active_run.info.run_id
         self.kept.save(self.id)
         if known is None:
-            self.tracker.store_init_configuration(flat_settings(config))
+            self.tracker.store_init_configuration(dict(config))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Record what is new."""

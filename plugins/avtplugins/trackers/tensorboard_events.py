@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from avtcli.contracts import Tracker
-from avtplugins.trackers._continuation import flat_settings, missing_library
+from avtplugins.trackers._continuation import missing_library
 
 
 class TensorBoardEvents(Tracker):
@@ -18,7 +18,8 @@ class TensorBoardEvents(Tracker):
 
         self.tracker = TensorBoardTracker("tensorboard", run_dir / "trackers", purge_step=step + 1)
         self.tracker.start()
-        for summary in hparams(flat_settings(config), {}):  # type: ignore[no-untyped-call]
+        plain = {name: str(value) if isinstance(value, list) else value for name, value in config.items()}
+        for summary in hparams(plain, {}):  # type: ignore[no-untyped-call]
             self.tracker.writer.file_writer.add_summary(summary)  # by add_hparams they would be another run
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from avtcli.contracts import Tracker
-from avtplugins.trackers._continuation import Continuation, flat_settings, missing_library
+from avtplugins.trackers._continuation import Continuation, missing_library
 
 
 class WandbRun(Tracker):
@@ -30,7 +30,7 @@ class WandbRun(Tracker):
             name=run_dir.resolve().name,
             mode=mode,
             resume="allow" if self.kept.id and mode == "online" else None,
-            config=flat_settings(config),
+            config=dict(config),
             settings=wandb.Settings(console="off"),
         )
         self.tracker.start()

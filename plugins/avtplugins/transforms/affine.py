@@ -126,7 +126,7 @@ def _fraction(value: Tensor, largest: float) -> Tensor:
     return value / largest if largest else torch.zeros_like(value)
 
 
-@geometric()
+@geometric
 def affine(
     *, angle_deg: float = 180.0, shear_deg: float = 30.0, scale_low: float = 0.7, scale_high: float = 1.3, shift: float = 0.2
 ) -> AffineDistribution:
@@ -149,7 +149,7 @@ def affine(
     )
 
 
-@geometric()
+@geometric
 def similarity(
     *, angle_deg: float = 180.0, scale_low: float = 0.7, scale_high: float = 1.3, shift: float = 0.2
 ) -> AffineDistribution:
@@ -165,7 +165,7 @@ def similarity(
     return AffineDistribution(names=names, angle_deg=angle_deg, scale_low=scale_low, scale_high=scale_high, shift=shift)
 
 
-@geometric()
+@geometric
 def euclidean(*, angle_deg: float = 180.0, shift: float = 0.2) -> AffineDistribution:
     """Rigid motions: rotation and shift; four values (cos, sin, tx, ty).
 
@@ -176,7 +176,7 @@ def euclidean(*, angle_deg: float = 180.0, shift: float = 0.2) -> AffineDistribu
     return AffineDistribution(names=("cos", "sin", "tx", "ty"), angle_deg=angle_deg, shift=shift)
 
 
-@geometric()
+@geometric
 def translation(*, shift: float = 0.2) -> AffineDistribution:
     """Shifts by integer pixels; two values (tx, ty).
 

@@ -1,5 +1,6 @@
 """The projective family of AVT and AET: scaled, rotated and shifted corners."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -7,12 +8,15 @@ from torch import Generator, Tensor
 
 from avtcli.contracts import Size
 from avtcli.errors import AvtError
-from avtcli.geometry.distributions import COEFFICIENT_NAMES, COEFFICIENT_UNITS, TransformDistribution
+from avtcli.geometry.distributions import CORNER_NAMES, TransformDistribution
 from avtcli.geometry.geometric_family import geometric
 from avtcli.geometry.homography import (
     coefficients_from_matrix,
+    corner_turns,
     corners_of,
     in_from_out_from_corners,
+    inverse,
+    map_points,
     matrix_from_coefficients,
     unit_last_entry,
 )
@@ -42,17 +46,21 @@ def move_corners(size: Size, *, shift: Tensor, scale: Tensor, rotation: Tensor) 
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectiveDistribution(TransformDistribution):
-    """Parameters are the eight coefficients of Pillow's PERSPECTIVE.
+    """Parameters are the eight coefficients of Pillow's PERSPECTIVE; the values are turned corners and offsets.
 
-    Source: the release's cifar/dataset.py and imagenet/dataset.py.
+    Values, (n, 16), in pixels: u and v, the output's corner near which each corner of the image lies, and x and y, the offset
+    from each corner of the output to the image's corner near it. Both halves weigh the same in a squared error, while the
+    variance of coefficients and of displacements is nearly all that of the turns.
+
+    Source: the release's cifar/dataset.py and imagenet/dataset.py, for what is sampled.
     """
 
     shift: float
     scale_low: float
     scale_high: float
     rotate: bool
-    names = COEFFICIENT_NAMES
-    units = COEFFICIENT_UNITS
+    names = ("u0", "v0", "u1", "v1", "u2", "v2", "u3", "v3", *CORNER_NAMES)
+    units = ("px",) * 16
     coefficients = (0, 1, 2, 3, 4, 5, 6, 7)
 
     def sample(self, n: int, size: Size, generator: Generator) -> Tensor:
@@ -80,12 +88,39 @@ class ProjectiveDistribution(TransformDistribution):
         """The coefficients of any homographies."""
         return coefficients_from_matrix(unit_last_entry(in_from_out))
 
+    def values(self, parameters: Tensor, size: Size) -> Tensor:
+        """The turned corners and the offsets, (n, 16)."""
+        matrix = matrix_from_coefficients(parameters)
+        corners, (turns, _) = corners_of(size).to(matrix), corner_turns(matrix, size)
+        offsets = _turned(map_points(inverse(matrix), corners), -turns) - corners
+        return torch.cat([_turned(corners.expand_as(offsets), turns), offsets], 1).flatten(1)
 
-@geometric(target="coefficients")
+    def parameters_from_values(self, values: Tensor, size: Size) -> Tensor:
+        """The coefficients with the turn that fits u and v best; its gradient is that before rounding, which has none."""
+        near, offsets = values.reshape(-1, 2, 4, 2).unbind(1)
+        corners = corners_of(size).to(values)
+        half = corners[2] / 2
+        square, (x, y) = (near - half) / half, ((corners - half) / half).unbind(1)  # sides of 2, so that turns are rotations
+        cos = (x * square[..., 0] + y * square[..., 1]).mean(1) / 2
+        sin = (x * square[..., 1] - y * square[..., 0]).mean(1) / 2
+        turns = (torch.atan2(sin, cos) / (math.pi / 2)).round().long()
+        angle = turns.to(values) * (math.pi / 2)
+        cos, sin = (angle.cos() + (cos - cos.detach()))[:, None], (angle.sin() + (sin - sin.detach()))[:, None]
+        turned = torch.stack([x * cos - y * sin, x * sin + y * cos], 2) * half + half
+        return coefficients_from_matrix(in_from_out_from_corners(turned + _turned(offsets, turns), size))
+
+
+def _turned(corners: Tensor, turns: Tensor) -> Tensor:
+    """Corners (n, 4, 2) in another order: new[i] = old[(i + turns) mod 4]."""
+    order = (torch.arange(4, device=turns.device) + turns[:, None]) % 4
+    return corners.gather(1, order[..., None].expand(-1, -1, 2))
+
+
+@geometric
 def projective(
     *, shift: float = 0.125, scale_low: float = 0.8, scale_high: float = 1.2, rotate: bool = True
 ) -> ProjectiveDistribution:
-    """Homographies: corners scaled, rotated by multiples of 90 degrees and shifted; the values are the coefficients.
+    """Homographies: corners scaled, rotated by multiples of 90 degrees and shifted; the values are turned corners and offsets.
 
     Args:
         shift: largest shift of a corner's coordinate, as a fraction of the side, below 0.25, floored to integer pixels.

@@ -72,7 +72,7 @@ def _quarters(cos: Tensor, sin: Tensor) -> Tensor:
     return torch.remainder(torch.atan2(sin, cos) / (pi / 2), 4)[:, None]
 
 
-@geometric()
+@geometric
 def rotation() -> RotationDistribution:
     """Exact counterclockwise rotations by 0, 90, 180 or 270 degrees; four classes, or two values (cos, sin)."""
     return RotationDistribution()
