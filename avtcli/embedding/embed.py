@@ -238,7 +238,7 @@ def compute_features(setup: EmbeddingSetup, out: Mapping[str, Tensor]) -> None:
     every, done = torch.split(torch.arange(setup.count), [len(part.indices) for part in setup.parts]), 0
     for part, rows_of_part in zip(setup.parts, every, strict=True):
         images = read_images(part.split, part.indices, setup.target.prepared, context=context)
-        with shared_rows(context.group, list(out.values()), rows_of_part.split(eval_batch_size(images, size))) as own:
+        with shared_rows(context.group, list(out.values()), torch.split(rows_of_part, eval_batch_size(images, size))) as own:
             pixels = evaluation_batches(images, [rows - rows_of_part[0] for rows in own], size)
             for rows, batch in zip(own, pixels, strict=True):
                 taps = setup.encoder.features(setup.encoder.normalise(batch), list(setup.shapes))
