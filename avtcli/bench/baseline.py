@@ -18,6 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import functional as image_transforms
 
 from avtcli.features.pooling import pool_features
@@ -144,6 +146,24 @@ def pair_batches(pairs: PairDataset, device: torch.device, *, batch_size: int, w
                 original, transformed, target = (part.to(device, non_blocking=pinned) for part in pair)
                 yield original, transformed, target
     finally:  # torch leaves its own handler, which would raise when a later worker ends
+        if handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
+
+
+def image_loader(folder: str, *, shorter: int, crop: int, batch_size: int, workers: int) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Build a DataLoader of the images in class folders, uint8 (B, 3, crop, crop), resized by the shorter side and cropped."""
+    flip, pixels = transforms.RandomHorizontalFlip(), transforms.PILToTensor()
+    images = ImageFolder(folder, transforms.Compose([transforms.Resize(shorter), transforms.RandomCrop(crop), flip, pixels]))
+    return DataLoader(images, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+
+
+def read_epoch(loader: DataLoader[tuple[Tensor, Tensor]], device: torch.device) -> None:
+    """Read all batches of a loader to a device."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        for images, _ in loader:
+            images.to(device)
+    finally:  # as above
         if handler is not None:
             signal.signal(signal.SIGCHLD, handler)
 

@@ -18,6 +18,7 @@ GPU_WORK: Final = {  # enough to fill it, and for a stable rate
     "probe_images": 10_000,
     "probe_batch": 256,
     "warp_images": 512,
+    "jpeg_images": 4_096,
     "matmul_side": 8_192,
     "copy_bytes": 2**30,
 }
@@ -40,6 +41,7 @@ class BenchConfig:
         probe_images: images of `probe`.
         probe_batch: its batch size.
         warp_images: images of a round of `warp-224`.
+        jpeg_images: files of a round of `jpeg`.
         matmul_side: side of the square matrices whose product is the reference for GFLOP/s.
         copy_bytes: size of the tensor whose copy is the reference for the bytes that memory moves per second.
     """
@@ -56,6 +58,7 @@ class BenchConfig:
     probe_images: int = 256
     probe_batch: int = 128
     warp_images: int = 32
+    jpeg_images: int = 256
     matmul_side: int = 2_048
     copy_bytes: int = 2**28
 

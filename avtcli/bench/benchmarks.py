@@ -1,19 +1,29 @@
-"""The benchmarks: homographies, warps and pairs, the training step and the loop around it, and an epoch of a probe."""
+"""The benchmarks: homographies, warps and pairs, JPEG files, the training step, the loop around it, an epoch of a probe."""
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
+from avtcli import registry
 from avtcli.bench import baseline
-from avtcli.bench.bench_training import baseline_pairs, build_bench_setup, our_batches, our_images
-from avtcli.bench.benchmark_timing import BenchConfig, Benchmark
+from avtcli.bench.bench_training import baseline_pairs, baseline_workers, build_bench_setup, our_batches, our_images
+from avtcli.bench.benchmark_timing import BenchConfig, Benchmark, seconds_of
 from avtcli.bench.training_benchmarks import measure_loop, measure_processes, measure_step
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.contracts import MemorySplit
+from avtcli.data.images import CropSpec
 from avtcli.data.resident_images import ResidentImages
+from avtcli.data.streaming import StreamedImages
 from avtcli.events import ignore
 from avtcli.features.feature_cache import CachedFeatures, extract
 from avtcli.features.feature_reader import Feature, ForwardedImages, LabelledImages
@@ -30,6 +40,9 @@ HOMOGRAPHIES, BASELINE_HOMOGRAPHIES = 500_000, 1_000
 PAIRS, BASELINE_PAIRS, PAIR_BATCH = 1_920, 256, 128
 SIZE: Final = (224, 224)
 """Of images to warp, and that homographies are sampled for."""
+JPEG_BATCH, SHORTER = 32, 256
+"""Images of a batch of `jpeg`, and their shorter side after resizing, in pixels."""
+CPU: Final = torch.device("cpu")
 CLASSES, RATE = 10, 0.01  # of the probe
 
 
@@ -93,6 +106,54 @@ def noise_images(count: int, side: int) -> Tensor:
     return torch.randint(256, (count, 3, side, side), generator=keyed_generator("bench", "images"), dtype=torch.uint8)
 
 
+def measure_jpeg(config: BenchConfig) -> Benchmark:
+    """Read JPEG files: decode, resize, crop and flip."""
+    count, workers = config.jpeg_images, baseline_workers(config.device)
+    folder = tempfile.mkdtemp(prefix="avt-bench-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    files = write_photographs(Path(folder), count)
+    data = registry.build("dataset", f"folder:{folder}", {"channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3})
+    rows, crop = torch.arange(count), CropSpec(SIZE, flip=True)
+    images = StreamedImages(data.train, rows, device=config.device, shorter=SHORTER, workers=workers)
+    loader = baseline.image_loader(folder, shorter=SHORTER, crop=SIZE[0], batch_size=JPEG_BATCH, workers=workers)
+
+    def read() -> None:
+        for _ in images.read_batches(torch.split(rows, JPEG_BATCH), crop, torch.rand(count, 3, dtype=torch.float64)):
+            pass
+
+    def figures(rate: float) -> dict[str, Any]:
+        seconds = seconds_of(lambda: [_read_with_pillow(file) for file in files], CPU)
+        return {"pillow_in_one_process": count / seconds, "share_of_pillow": rate * seconds / count / max(workers, 1)}
+
+    what = (
+        f"read {count} JPEG files of 500x375 px, resize to {SHORTER} px and crop {SIZE[0]} px in {workers} processes; "
+        "baseline: torchvision's ImageFolder and a DataLoader"
+    )
+    return Benchmark(what, "images/s", read, partial(baseline.read_epoch, loader, config.device), (count, count), figures)
+
+
+def write_photographs(folder: Path, count: int) -> list[Path]:
+    """Write smooth images with some noise, 500x375 px, as JPEG files in a folder below."""
+    generator, files = np.random.default_rng(0), [folder / "class" / f"{i}.jpg" for i in range(count)]
+    (folder / "class").mkdir()
+    for file in files:
+        coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        noise = generator.integers(-16, 17, (375, 500, 3), dtype=np.int16)
+        pixels = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC)) + noise
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, quality=90)
+    return files
+
+
+def _read_with_pillow(path: Path) -> NDArray[np.uint8]:
+    """Do what `jpeg` measures, without a flip, by Pillow alone."""
+    with Image.open(path) as file:
+        image = file.convert("RGB")
+    width, height = (SHORTER * side // min(image.size) for side in image.size)
+    left, top = (width - SIZE[1]) // 2, (height - SIZE[0]) // 2
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.array(resized.crop((left, top, left + SIZE[1], top + SIZE[0])))
+
+
 def measure_probe(config: BenchConfig) -> Benchmark:
     """One epoch of a linear head on the code."""
     setup = build_bench_setup(config, images=config.probe_images, batch_size=config.probe_batch)
@@ -121,6 +182,7 @@ BENCHMARKS: Final[dict[str, Callable[[BenchConfig], Benchmark]]] = {
     "homographies": measure_homographies,
     "warp-224": measure_warp,
     "pairs": measure_pairs,
+    "jpeg": measure_jpeg,
     "step": measure_step,
     "loop": measure_loop,
     "processes": measure_processes,

@@ -1,10 +1,12 @@
 """The contract of a data set. Shapes: n images, C channels, H rows, W columns."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from avtcli.contracts.transform_families import Size
@@ -36,9 +38,20 @@ class Split(ABC):
     def name(self, i: int) -> str:
         """What image i is called, for messages and embeddings."""
 
+    def find(self, names: Collection[str]) -> Iterator[tuple[int, str]]:
+        """Yield index and name of the images that have one of these names."""
+        return ((i, name) for i in range(len(self)) if (name := self.name(i)) in names)
+
     def describe(self, i: int) -> str | None:
         """How image i is stored, such as `PNG RGBA`, from its header; none where that says nothing. Raises as `read`."""
         return None
+
+    def resized(self, shorter: int) -> "Split":
+        """Return the split for a reader that resizes each image to a shorter side of `shorter` pixels.
+
+        Where it is faster, the images may be resized already, by Pillow's bilinear filter, as the reader does.
+        """
+        return self
 
     def listing(self) -> bytes | None:
         r"""What the split states of its images, in order: `NAME\0FACTS\n` each; none where it is no list of files.
@@ -47,6 +60,10 @@ class Split(ABC):
         A run keeps the listing, so that a file that cannot be used may change or vanish while the run goes on. In a data set
         without a test split a hash of NAME decides whether the image is held out, so it is relative to the data set's folder.
         """
+        return None
+
+    def name_hashes(self) -> NDArray[np.uint64] | None:
+        """(n,): the 8 bytes of BLAKE2b of each image's NAME, see `listing`, where the split has them without one; else none."""
         return None
 
     def with_listing(self, listing: bytes) -> "Split":

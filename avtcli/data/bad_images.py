@@ -39,8 +39,7 @@ class BadImages:
         self.split, self.part, self.used, self.max_fraction, self.skip = split, part, used, max_fraction, skip
         self.allowed = max(1, int(max_fraction * used)) if max_fraction else 0
         reasons = {bad.name: bad.reason for bad in known if bad.split == part}
-        names = ((i, split.name(i)) for i in range(len(split))) if reasons else ()
-        self.reasons = {i: reasons[name] for i, name in names if name in reasons}
+        self.reasons = {i: reasons[name] for i, name in split.find(reasons)} if reasons else {}
         self._new: list[int] = []
         self._check()
 

@@ -13,8 +13,8 @@ from avtcli.config.components import Augment, Plugin
 from avtcli.config.resolution import data_folder
 from avtcli.contracts import ImageData, Size, Split
 from avtcli.data.held_out import can_hold_out, partition, records_of
-from avtcli.data.images import resized_size
 from avtcli.errors import AvtError
+from avtcli.geometry.cropping import resized_size
 from avtcli.storage.run_data import read_bad_images, read_listing
 
 UNKNOWN: Final = "unknown"

@@ -82,6 +82,9 @@ def partition(data: ImageData) -> Partition:
 
 def _hashes(split: Split) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
     """Hash each image's name as its listing states it, or its index: uint64, (n,)."""
+    stored = split.name_hashes()
+    if stored is not None:
+        return stored
     listing = split.listing()
     if listing is None:
         keys = (str(i).encode() for i in range(len(split)))

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from avtcli.contracts import MAX_PIXELS, Size
 from avtcli.errors import AvtError
-from avtcli.geometry.cropping import centre_crop
+from avtcli.geometry.cropping import centre_crop, resized_size
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,6 @@ class Images(ABC):
         Yields:
             uint8 (B, C, *crop.size), on the device.
         """
-
-
-def resized_size(size: Size, shorter: int | None) -> Size:
-    """Return (height, width) after resizing the shorter side; the longer one is rounded down, as torchvision does."""
-    if shorter is None:
-        return size
-    longer = int(shorter * max(size) / min(size))
-    return (shorter, longer) if size[0] <= size[1] else (longer, shorter)
 
 
 def resize(image: Tensor, shorter: int | None, *, name: str) -> Tensor:

@@ -8,9 +8,9 @@ from torch.nn import functional
 
 from avtcli.contracts import Size, Split
 from avtcli.data.bad_images import BadImages
-from avtcli.data.images import CropSpec, Images, resized_size
+from avtcli.data.images import CropSpec, Images
 from avtcli.data.streaming import StreamedImages
-from avtcli.geometry.cropping import centre_crop, crop_and_flip
+from avtcli.geometry.cropping import centre_crop, crop_and_flip, resized_size
 from avtcli.runtime.devices import has_room, upload
 
 EVAL_BATCH_SIZE = 250

@@ -48,7 +48,7 @@ class BatchDataset(Dataset[ReadBatch]):
     """Reads one batch, in a worker or in the main process."""
 
     def __init__(self, split: Split, indices: Tensor, shorter: int | None) -> None:
-        self.split, self.indices, self.shorter = split, indices, shorter
+        self.split, self.indices, self.shorter = split if shorter is None else split.resized(shorter), indices, shorter
 
     def __getitem__(self, spec: BatchSpec) -> ReadBatch:
         """Read a batch; a bad image is replaced by that of the next row, cyclically."""

@@ -1,10 +1,18 @@
-"""Batched crop and flip, applied before the transformation and shared by both views."""
+"""Sizes after resizing, and batched crop and flip, applied before the transformation and shared by both views."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from avtcli.errors import ShapeError
+
+
+def resized_size(size: tuple[int, int], shorter: int | None) -> tuple[int, int]:
+    """Return (height, width) after resizing the shorter side; the longer one is rounded down, as torchvision does."""
+    if shorter is None:
+        return size
+    longer = int(shorter * max(size) / min(size))
+    return (shorter, longer) if size[0] <= size[1] else (longer, shorter)
 
 
 def crop_and_flip(images: Tensor, uniforms: Tensor, *, crop: tuple[int, int], padding: int = 0, flip: bool = True) -> Tensor:

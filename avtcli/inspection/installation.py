@@ -26,6 +26,7 @@ GIVES: Final = {
     "parquet": "`avt embed --out FILE.parquet`",
     "onnx": "`avt export --format onnx`",
     "svhn": "`--dataset svhn`",
+    "hf": "`--dataset hf:NAME`",
 }
 """What an extra is for."""
 

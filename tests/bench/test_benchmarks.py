@@ -29,7 +29,7 @@ from avtcli.storage.files import to_json
 
 CPU = torch.device("cpu")
 NARROW = Plugin(name="nin", width=0.05)
-TINY = BenchConfig(CPU, backbone=NARROW, batch_size=8, steps=2, warp_images=2, matmul_side=64, copy_bytes=2**20)
+TINY = BenchConfig(CPU, backbone=NARROW, batch_size=8, steps=2, warp_images=2, jpeg_images=4, matmul_side=64, copy_bytes=2**20)
 
 
 def run(name: str, config: BenchConfig = TINY, *, rounds: int = 2) -> BenchResult:
@@ -49,6 +49,8 @@ def test_each_benchmark_gives_rates_and_ratios(name: str) -> None:
         assert found.figures["gflops"] == pytest.approx(found.ours * found.figures["gflop_per_pair"])
         assert min(found.figures[name] for name in ("matmul_share", "memory_share", "first_step_seconds")) > 0
         assert "peak_memory_gb" not in found.figures
+    if name == "jpeg":
+        assert found.figures["share_of_pillow"] == pytest.approx(found.ours / found.figures["pillow_in_one_process"] / 2)
     if name == "loop":
         assert 0 < found.figures["data_wait"] < 1
         assert 0 < found.figures["baseline_data_wait"] < 1

@@ -12,12 +12,13 @@ import torch
 from avtcli.contracts import ImageData, MemorySplit
 from avtcli.data.held_out import limited, partition
 from avtcli.errors import AvtError
-from avtplugins.datasets._image_files import FileSplit, file_data, write_listing
+from avtplugins.datasets._encoded import encoded_data
+from avtplugins.datasets._image_files import FileSplit, write_listing
 
 
 def files_of(names: list[bytes]) -> ImageData:
     split = FileSplit(Path("nowhere"), write_listing((name, 1, 0) for name in names))
-    return file_data(split, None, classes=None, mean=(0.5,) * 3, std=(0.5,) * 3)
+    return encoded_data(split, None, classes=None, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def arrays_of(train: int, test: int | None = None) -> ImageData:

@@ -20,10 +20,11 @@ from avtcli.contracts import ImageData, MemorySplit, Split
 from avtcli.data.datasets import build_data, image_size
 from avtcli.data.epoch_table import batch_bounds
 from avtcli.data.held_out import limited
-from avtcli.data.images import CropSpec, resize, resized_size
+from avtcli.data.images import CropSpec, resize
 from avtcli.data.resident_images import ResidentImages, build_images, evaluation_batches
 from avtcli.data.streaming import StreamedImages
 from avtcli.errors import AvtError, RunFailedError
+from avtcli.geometry.cropping import resized_size
 from avtcli.runtime.reader_workers import choose_workers, require_workers
 
 torch.set_num_threads(1)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -51,15 +52,35 @@ def small_list(folder: Path) -> Path:
     return folder / "list.csv"
 
 
+def small_shard(folder: Path) -> Path:
+    write_images(folder, ["0.jpg", "1.jpg", "2.jpg"])
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        tar.add(folder, "")
+    return folder / "*.tar"
+
+
+def small_hub(folder: Path) -> Path:
+    from datasets import Dataset, Features, disable_progress_bars
+    from datasets import Image as ImageColumn
+
+    disable_progress_bars()
+    write_images(folder, ["0.jpg", "1.jpg", "2.jpg"])
+    columns = {"image": [str(folder / f"{i}.jpg") for i in range(3)]}
+    Dataset.from_dict(columns, features=Features({"image": ImageColumn()})).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
 SMALL = {
     "cifar10": write_cifar10,
     "cifar100": write_cifar100,
     "fashion-mnist": write_idx,
     "files": small_list,
     "folder": small_folder,
+    "hf": small_hub,
     "imagenet": small_imagenet,
     "mnist": write_idx,
     "places205": small_places,
+    "shards": small_shard,
     "stl10": write_stl10,
     "svhn": write_svhn,
 }

@@ -12,7 +12,11 @@ from avtcli.config.components import Plugin
 from avtcli.contracts import ImageData
 from avtcli.data.datasets import build_data, describe_data
 from avtcli.data.held_out import partition
+from avtcli.data.images import CropSpec, crop_image, resize
+from avtcli.data.streaming import StreamedImages
 from avtcli.errors import AvtError
+from avtplugins.datasets._decoding import AS_PUBLISHED
+from avtplugins.datasets._image_files import FileSplit
 from avtplugins.datasets.folder import folder
 
 torch.set_num_threads(1)
@@ -224,6 +228,28 @@ def test_grey_stays_grey_where_all_images_are(tmp_path: Path) -> None:
     assert opened(tmp_path, channels="1").train.read(6).unique().tolist() == [76]  # the luminance of red
 
 
+def test_large_photographs_are_decoded_at_a_lower_resolution_where_they_are_resized(tmp_path: Path) -> None:
+    """Within a few grey levels of the full resolution; small ones, other formats and the published data sets exactly."""
+    small = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    photo = Image.fromarray(small).resize((700, 500), Image.Resampling.BICUBIC)
+    for name in ("large.jpg", "other.png"):
+        photo.save(tmp_path / name)
+    photo.resize((140, 100)).save(tmp_path / "small.jpg")
+    data, crop = folder(tmp_path), CropSpec((64, 64))
+
+    def differences(split: FileSplit) -> list[int]:
+        images = StreamedImages(split, torch.arange(3), device=torch.device("cpu"), shorter=64)
+        (found,) = images.read_batches([torch.arange(3)], crop)
+        full = [crop_image(resize(split.read(i), 64, name=""), crop, None, name="") for i in range(3)]
+        return [int((one.int() - other.int()).abs().max()) for one, other in zip(found, full, strict=True)]
+
+    assert data.train.resized(64).read(0).shape == (3, 64, 89)
+    assert data.train.read(0).shape == (3, 500, 700)
+    assert 0 < differences(data.train)[0] <= 4
+    assert differences(data.train)[1:] == [0, 0]
+    assert differences(data.train.decoded(AS_PUBLISHED)) == [0, 0, 0]
+
+
 def test_images_that_cannot_be_read_choose_nothing(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.png").write_bytes(b"no image")
@@ -243,6 +269,21 @@ def test_what_is_no_folder_of_images_is_refused_with_what_was_expected(photos: P
         folder(photos / "a.png")
     with pytest.raises(AvtError, match=r"empty has no images \(1 other files: .txt\). Expected images at any depth, .jpeg"):
         folder(photos / "empty")
+
+
+@pytest.mark.parametrize("labels", ["auto", "none"])
+@pytest.mark.parametrize("flat", [False, True])
+def test_each_folder_is_listed_once(labels: str, flat: bool, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where, scandir, listed = photos / "a" if flat else photos, os.scandir, list[str]()
+
+    def counting(path: bytes):
+        listed.append(os.fsdecode(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", counting)
+    folder(where, labels=labels)
+    monkeypatch.undo()
+    assert sorted(listed) == sorted(map(str, [where, *(path for path in where.rglob("*") if path.is_dir())]))
 
 
 def test_a_folder_below_that_cannot_be_read_is_named(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,26 @@ def test_svhn_without_scipy_or_with_a_damaged_file_says_so(tmp_path: Path, monke
         build(f"svhn:{folder}")
 
 
+def test_the_fingerprint_of_stl10_follows_every_file_and_reads_a_thousand_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_stl10(tmp_path)
+    found = {build(f"stl10:{folder}").fingerprint}
+    for file in ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "unlabeled_X.bin"):
+        content = bytearray((folder / file).read_bytes())
+        content[0] ^= 3
+        (folder / file).write_bytes(content)
+        found.add(build(f"stl10:{folder}").fingerprint)
+    sizes = list[int]()
+    monkeypatch.setattr("avtplugins.datasets.stl10.fingerprint_of", lambda parts: sizes.extend(map(len, parts)) or "x")
+    with (folder / "unlabeled_X.bin").open("wb") as sparse:
+        sparse.truncate(3 * 96 * 96 * 5000)
+    build(f"stl10:{folder}")
+
+    assert len(found) == 6
+    assert sizes == [6, 6, 4, 4, 1000]
+
+
 @pytest.mark.parametrize("name", ["cifar100", "mnist", "stl10", "svhn"])
 def test_without_a_network_the_message_says_the_layout(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:

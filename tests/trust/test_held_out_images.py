@@ -20,7 +20,8 @@ from avtcli.features.evaluation_target import load_target
 from avtcli.runtime.devices import Context
 from avtcli.training import training_setup
 from avtcli.training.training_setup import build_training_setup
-from avtplugins.datasets._image_files import FileSplit, file_data, write_listing
+from avtplugins.datasets._encoded import encoded_data
+from avtplugins.datasets._image_files import FileSplit, write_listing
 from tests.data.test_held_out import held_out_names
 from tests.support import run_probe, run_tiny, tiny_config
 
@@ -67,7 +68,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
 def labelled(photos: Path) -> ImageData:
     """The photographs in two classes, without a test split."""
     listing = write_listing((name.encode(), (photos / name).stat().st_size, i % 2) for i, name in enumerate(NAMES))
-    return file_data(FileSplit(photos, listing), None, classes=("even", "odd"), mean=(0.5,) * 3, std=(0.5,) * 3)
+    return encoded_data(FileSplit(photos, listing), None, classes=("even", "odd"), mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def run_on(photos: Path, out: Path, **over: Any) -> Path:

@@ -29,7 +29,7 @@ from avtcli.events import ignore
 from avtcli.storage.run_data import BadImage, append_bad_images, read_bad_images, write_listings
 from avtcli.training.monitor import measure_quality
 from avtcli.training.training_setup import build_training_setup
-from avtplugins.datasets._image_files import MAX_BYTES
+from avtplugins.datasets._encoded import MAX_BYTES
 from avtplugins.datasets.folder import folder
 from tests.support import run_tiny, tiny_config
 

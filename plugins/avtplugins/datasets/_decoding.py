@@ -14,6 +14,7 @@ from torch import Tensor
 
 from avtcli.contracts import MAX_PIXELS
 from avtcli.errors import AvtError
+from avtcli.geometry.cropping import resized_size
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", *(["AVIF"] if features.check("avif") else []))
 SUFFIXES: Final = (
@@ -31,11 +32,17 @@ class Decoding:
         channels: 3 for RGB, 1 for grey (luminance).
         orient: whether the EXIF orientation is applied; that of TIFF files always is.
         background: the colour under transparent pixels; none drops the transparency, and the colours below it show.
+        shorter: the shorter side in pixels that images are resized to; none for that of the file. Those of 16 bits stay.
+        may_reduce: whether a JPEG that is resized may be decoded at a lower resolution before.
+        at_least: that a JPEG may be decoded at, in pixels on each side; none for the full resolution.
     """
 
     channels: int = 3
     orient: bool = False
     background: tuple[int, int, int] | None = None
+    shorter: int | None = None
+    may_reduce: bool = False
+    at_least: int | None = None
 
 
 AS_PUBLISHED: Final = Decoding()
@@ -73,20 +80,19 @@ def describe_image(file: BinaryIO, *, name: str) -> str:
         return f"{image.format} {image.mode}"
 
 
-def decode_image(file: BinaryIO, *, name: str, how: Decoding = AS_PUBLISHED, at_least: int | None = None) -> Tensor:
+def decode_image(file: BinaryIO, *, name: str, how: Decoding = AS_PUBLISHED) -> Tensor:
     """Decode an image file, the first frame or page of several, to uint8 (C, H, W).
 
     Of 16 bits a channel the upper 8 remain, so that the stated range becomes 0 to 255. CMYK is converted without a colour
-    profile. Decoders of other formats than `FORMATS` never run. With `at_least` a JPEG may be reduced while it is decoded, to
-    that many pixels on each side or more.
+    profile. Decoders of other formats than `FORMATS` never run.
 
     Raises:
         AvtError: if it does not decode, is cut short, states more than `MAX_PIXELS` pixels, or has floating-point or 32-bit
             pixels, whose range no file states.
     """
     with _opened(file, name) as image:
-        if at_least is not None:
-            image.draft(None, (at_least, at_least))
+        if how.at_least is not None:
+            image.draft(None, (how.at_least, how.at_least))
         return torch.from_numpy(_pixels(image, how)).permute(2, 0, 1)
 
 
@@ -103,7 +109,12 @@ def _pixels(image: Image.Image, how: Decoding) -> NDArray[np.uint8]:
         return np.repeat(_upper_8_bits(image)[..., None], how.channels, axis=-1)
     if how.background is not None and image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*how.background, 255)), image.convert("RGBA"))
-    pixels = np.array(image.convert("RGB" if how.channels == 3 else "L"))
+    mode = "RGB" if how.channels == 3 else "L"
+    image = image if image.mode == mode else image.convert(mode)
+    height, width = resized_size((image.height, image.width), how.shorter)
+    if (width, height) != image.size and height * width <= MAX_PIXELS:  # else it is refused by its name where it is resized
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.array(image)
     return pixels if how.channels == 3 else pixels[..., None]
 
 

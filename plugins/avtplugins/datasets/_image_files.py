@@ -8,21 +8,17 @@ import stat
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from copy import copy
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from avtcli.contracts import MAX_PIXELS, ImageData, Split
 from avtcli.errors import AvtError
-from avtplugins.datasets._decoding import AS_PUBLISHED, SUFFIXES, Decoding, decode_image, describe_image
+from avtplugins.datasets._decoding import AS_PUBLISHED, SUFFIXES, Decoding
+from avtplugins.datasets._encoded import MAX_BYTES, EncodedSplit
 from avtplugins.datasets._files import missing_data
 
-MAX_BYTES: Final = 8 * MAX_PIXELS
-"""The most bytes of a file: those of an uncompressed image of four 16-bit channels."""
 # of ImageNet's images in [0, 1], as in the release
 MEAN: Final = (0.485, 0.456, 0.406)
 STD: Final = (0.229, 0.224, 0.225)
@@ -54,13 +50,21 @@ def found_root(name: str, data_dir: Path, *, needs: tuple[str, ...]) -> Path | N
         return None
 
 
-def list_folder(folder: bytes, left_out: Counter[str]) -> tuple[list[bytes], list[bytes]]:
-    """List the image files and the folders in a folder; what is hidden, no image or a link to nothing is counted.
+class Listed(NamedTuple):
+    """The image files and the folders in a folder, and how many others are left out: hidden, no image, a link to nothing."""
+
+    files: list[bytes]
+    folders: list[bytes]
+    left_out: Counter[str]
+
+
+def list_folder(folder: bytes) -> Listed:
+    """List what is in a folder.
 
     Raises:
         AvtError: if the folder cannot be read.
     """
-    files, folders = [], []
+    files, folders, left_out = list[bytes](), list[bytes](), Counter[str]()
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -78,7 +82,7 @@ def list_folder(folder: bytes, left_out: Counter[str]) -> tuple[list[bytes], lis
                     left_out["no regular files"] += 1
     except OSError as error:
         raise _unreadable(folder, error) from error
-    return files, folders
+    return Listed(files, folders, left_out)
 
 
 def _unreadable(folder: bytes, error: OSError) -> AvtError:
@@ -86,8 +90,10 @@ def _unreadable(folder: bytes, error: OSError) -> AvtError:
     return AvtError(f"The folder {where} cannot be read: {error.strerror}. Check its permissions and its disk.")
 
 
-def walk(folder: bytes, below: bytes, walked: set[tuple[int, int]], left_out: Counter[str]) -> Iterator[tuple[bytes, int]]:
-    """List the image files in a folder and below, sorted by name: (name, size in bytes).
+def walk(
+    folder: bytes, below: bytes, walked: set[tuple[int, int]], left_out: Counter[str], listed: Listed | None = None
+) -> Iterator[tuple[bytes, int]]:
+    """List the image files in a folder, which may be listed already, and below, sorted by name: (name, size in bytes).
 
     Links to folders are followed; a folder is walked once, so that a link to a parent ends there.
     """
@@ -95,7 +101,8 @@ def walk(folder: bytes, below: bytes, walked: set[tuple[int, int]], left_out: Co
     if (found.st_dev, found.st_ino) in walked:
         return
     walked.add((found.st_dev, found.st_ino))
-    files, folders = list_folder(folder, left_out)
+    files, folders, others = listed or list_folder(folder)
+    left_out.update(others)
     for name in sorted([*files, *(name + b"/" for name in folders)]):  # as the paths sort
         if name.endswith(b"/"):
             yield from walk(os.path.join(folder, name[:-1]), below + name, walked, left_out)
@@ -106,19 +113,21 @@ def walk(folder: bytes, below: bytes, walked: set[tuple[int, int]], left_out: Co
                 raise _unreadable(folder, error) from error
 
 
-def list_classes(root: Path, left_out: Counter[str], *, labelled: bool) -> tuple[bytes, tuple[str, ...] | None]:
-    """List the images in a folder and below, see `write_listing`, and its classes, if any.
+def list_classes(
+    root: Path, left_out: Counter[str], *, labelled: bool, listed: Listed | None = None
+) -> tuple[bytes, tuple[str, ...] | None]:
+    """List the images in a folder, which may be listed already, and below, see `write_listing`, and its classes, if any.
 
     With no image in the folder itself, each folder in it that has images, at any depth, is a class; sorted, as torchvision's
     ImageFolder does. Else, and if not `labelled`, there are no classes and all labels are -1.
     """
-    start, walked, classes, here = os.fsencode(root), set[tuple[int, int]](), list[str](), Counter[str]()
-    files, folders = list_folder(start, here)
-    if files or not labelled:
-        return write_listing((*file, -1) for file in walk(start, b"", walked, left_out)), None
+    start, walked, classes = os.fsencode(root), set[tuple[int, int]](), list[str]()
+    listed = listed or list_folder(start)
+    if listed.files or not labelled:
+        return write_listing((*file, -1) for file in walk(start, b"", walked, left_out, listed)), None
 
     def by_class() -> Iterator[ListedFile]:
-        for folder in sorted(folders):
+        for folder in sorted(listed.folders):
             empty = True
             for file in walk(os.path.join(start, folder), folder + b"/", walked, left_out):
                 yield *file, len(classes)
@@ -126,7 +135,7 @@ def list_classes(root: Path, left_out: Counter[str], *, labelled: bool) -> tuple
             if not empty:
                 classes.append(os.fsdecode(folder))
 
-    left_out.update(here)
+    left_out.update(listed.left_out)
     return write_listing(by_class()), tuple(classes)
 
 
@@ -154,8 +163,8 @@ def write_listing(files: Iterable[ListedFile]) -> bytes:
     return bytes(listing)
 
 
-class FileSplit(Split):
-    """A split whose images are files in a folder, read one at a time.
+class FileSplit(EncodedSplit):
+    """A split whose images are files in a folder.
 
     The names are one block of bytes: reading a Python string writes its reference count, so that each worker process would
     copy a list of strings.
@@ -169,8 +178,6 @@ class FileSplit(Split):
     Raises:
         AvtError: if the listing is damaged.
     """
-
-    images: Tensor | None = None
 
     def __init__(self, folder: Path, listing: bytes, *, labelled: bool = True, how: Decoding = AS_PUBLISHED) -> None:
         starts, ends, labels, end = array("q"), array("q"), array("q"), 0
@@ -201,28 +208,9 @@ class FileSplit(Split):
         """Return the split of other files in the folder."""
         return FileSplit(self.folder, listing, labelled=self.labels is not None, how=self.how)
 
-    def decoded(self, how: Decoding) -> "FileSplit":
-        """Return the split with its images decoded otherwise."""
-        other = copy(self)
-        other.how = how
-        return other
-
-    def read(self, i: int, *, at_least: int | None = None) -> Tensor:
-        """Image i, uint8 (C, H, W); see `decode_image`.
-
-        Raises:
-            AvtError: naming the file, if it cannot be read or does not decode.
-        """
-        with self._open(i) as file:
-            return decode_image(file, name=file.name, how=self.how, at_least=at_least)
-
-    def describe(self, i: int) -> str:
-        """Format and mode of image i, from its header."""
-        with self._open(i) as file:
-            return describe_image(file, name=file.name)
-
     @contextlib.contextmanager
-    def _open(self, i: int) -> Iterator[BinaryIO]:
+    def opened(self, i: int) -> Iterator[tuple[BinaryIO, str]]:
+        """Open the file of image i, with its path; see `EncodedSplit`."""
         path = self.folder / self.name(i)
         try:
             with open(path, "rb", opener=_open_at_once) as file:
@@ -230,17 +218,10 @@ class FileSplit(Split):
                 if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_BYTES:
                     what = f"has {found.st_size} bytes" if stat.S_ISREG(found.st_mode) else "is not a regular file"
                     raise AvtError(f"{path} {what}: expected a file of an image, of at most {MAX_BYTES // 1_000_000} MB.")
-                yield file
+                yield file, str(path)
         except OSError as error:
             raise AvtError(f"{path} was listed and cannot be read now: {error.strerror}. Check its disk.") from error
 
 
 def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for a writer
-
-
-def file_data(train: FileSplit, test: FileSplit | None, **facts: Any) -> ImageData:
-    """Make a data set of image files; its fingerprint is a hash of their names, sizes and labels, in order."""
-    digests = b"".join(split.digest for split in (train, test) if split is not None)
-    fingerprint = hashlib.blake2b(digests, digest_size=16).hexdigest()
-    return ImageData(train, test, channels=train.how.channels, size=None, fingerprint=fingerprint, **facts)

@@ -1,5 +1,6 @@
 """A user's own image files: how they are decoded, and what is chosen from a sample of them."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from statistics import median
@@ -13,7 +14,8 @@ from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
 from avtcli.seeding import subset
 from avtplugins.datasets._decoding import Decoding
-from avtplugins.datasets._image_files import MEAN, STD, FileSplit, file_data
+from avtplugins.datasets._encoded import EncodedSplit, encoded_data
+from avtplugins.datasets._image_files import MEAN, STD
 
 SAMPLE: Final = 200
 """Images that are read to learn what all are like."""
@@ -28,8 +30,24 @@ Figures = tuple[float, ...] | None
 """A figure of each channel; none has it chosen from the images."""
 
 
+def sorted_classes(labels: Iterable[str]) -> tuple[str, ...]:
+    """Return the different labels but for empty ones: numbers by value, then names."""
+
+    def order(label: str) -> tuple[bool, int, str]:
+        return (not label.isdecimal(), int(label) if label.isdecimal() else 0, label)
+
+    return tuple(sorted({*labels} - {""}, key=order))
+
+
 def own_images(
-    train: FileSplit, test: FileSplit | None, how: Decoding, channels: Channels, *, mean: Figures, std: Figures, **facts: Any
+    train: EncodedSplit,
+    test: EncodedSplit | None,
+    how: Decoding,
+    channels: Channels,
+    *,
+    mean: Figures,
+    std: Figures,
+    **facts: Any,
 ) -> ImageData:
     """Make a data set of a user's images; what is not given is chosen by its `complete`.
 
@@ -45,10 +63,10 @@ def own_images(
             f"{channels}. Correct or omit them."
         )
     known: int | None = next(iter(stated), None)
-    how = replace(how, channels=known or 3)
+    how = replace(how, channels=known or 3, may_reduce=True)
     train, test = train.decoded(how), None if test is None else test.decoded(how)
     n = how.channels
-    data = file_data(train, test, mean=mean or _mean_of(MEAN, n), std=std or _mean_of(STD, n), **facts)
+    data = encoded_data(train, test, mean=mean or _mean_of(MEAN, n), std=std or _mean_of(STD, n), **facts)
     if channels != "auto" and mean is not None and std is not None:
         return data
     return replace(data, complete=partial(_complete, data, known, mean, std))
@@ -61,10 +79,11 @@ def _mean_of(figures: tuple[float, ...], channels: int) -> tuple[float, ...]:
 def _complete(data: ImageData, channels: int | None, mean: Figures, std: Figures, usable: Tensor) -> ImageData:
     """Choose channels, mean and std from a sample of the images `usable`, (n,) int64; see `ImageData.complete`."""
     split, sides, firsts, squares, grey = data.train, list[int](), list[Tensor](), list[Tensor](), True
-    assert isinstance(split, FileSplit)
+    assert isinstance(split, EncodedSplit)
+    sample = split.decoded(replace(split.how, at_least=SAMPLE_SIDE))
     for i in usable[subset(len(usable), SAMPLE, "sample", len(usable))].tolist():
         try:
-            image = split.read(i, at_least=SAMPLE_SIDE)
+            image = sample.read(i)
         except AvtError:  # it is skipped and counted in training
             continue
         sides.append(min(image.shape[1:]))
@@ -86,7 +105,7 @@ def _complete(data: ImageData, channels: int | None, mean: Figures, std: Figures
     return replace(
         data,
         train=split.decoded(how),
-        test=data.test.decoded(how) if isinstance(data.test, FileSplit) else None,
+        test=data.test.decoded(how) if isinstance(data.test, EncodedSplit) else None,
         channels=how.channels,
         mean=mean or figures["mean"],
         std=std or figures["std"],

@@ -15,7 +15,7 @@ from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
 from avtplugins.datasets._decoding import Decoding
 from avtplugins.datasets._image_files import FileSplit, ListedFile, write_listing
-from avtplugins.datasets._own_images import WHITE, Channels, Colour, Figures, own_images
+from avtplugins.datasets._own_images import WHITE, Channels, Colour, Figures, own_images, sorted_classes
 
 COLUMNS: Final = ("path", "label", "split")
 SPLITS: Final = {"": "train", "train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
@@ -77,11 +77,6 @@ def _refuse_repeats(path: Path, keys: bytes, splits: Iterable[FileSplit]) -> Non
         raise AvtError(f"The list {path} names {counts.most_common(1)[0][0]} twice. Name each image once.")
 
 
-def _order(label: str) -> tuple[bool, int, str]:
-    """Numbers by their value, before names."""
-    return (not label.isdecimal(), int(label) if label.isdecimal() else 0, label)
-
-
 def files(
     path: Path,
     /,
@@ -108,7 +103,7 @@ def files(
     """
     listings, keys = dict[str, bytearray](), bytearray()  # no Python object stays for each of a million rows
     try:
-        classes = tuple(sorted({row.get("label", "") for _, row in _lines(path)} - {""}, key=_order))
+        classes = sorted_classes(row.get("label", "") for _, row in _lines(path))
         index = {label: i for i, label in enumerate(classes)}
         for part, file in _listed(path, index):
             listings.setdefault(part, bytearray()).extend(write_listing([file]))

@@ -8,7 +8,7 @@ from typing import Final, Literal
 from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
 from avtplugins.datasets._decoding import SUFFIXES, Decoding
-from avtplugins.datasets._image_files import FileSplit, check_same_classes, list_classes, list_folder
+from avtplugins.datasets._image_files import FileSplit, Listed, check_same_classes, list_classes, list_folder
 from avtplugins.datasets._own_images import WHITE, Channels, Colour, Figures, own_images
 
 EXPECTED: Final = f"images at any depth, {', '.join(suffix.decode() for suffix in SUFFIXES)}, hidden ones left out"
@@ -46,9 +46,10 @@ def folder(
         found = "is a file" if path.exists() else "does not exist"
         raise AvtError(f"The folder {path} {found}. Expected a folder with {EXPECTED}: give `--dataset folder:DIR`.")
     left_out, how, labelled = Counter[str](), Decoding(orient=orient, background=background), labels == "auto"
-    tests = _test_folders(path)
+    top = list_folder(os.fsencode(path))
+    tests = _test_folders(path, top)
     root = path if tests is None else path / "train"
-    listing, classes = list_classes(root, left_out, labelled=labelled)
+    listing, classes = list_classes(root, left_out, labelled=labelled, listed=top if tests is None else None)
     classes = classes if classes is not None and len(classes) > 1 else None
     train = FileSplit(root, listing, labelled=classes is not None)
     if not len(train):
@@ -62,11 +63,10 @@ def folder(
     return own_images(train, test, how, channels, mean=mean, std=std, **facts)
 
 
-def _test_folders(path: Path) -> list[Path] | None:
+def _test_folders(path: Path, top: Listed) -> list[Path] | None:
     """Return the folders next to `train` that may be the test split; none if the folder is not divided into splits."""
-    files, folders = list_folder(os.fsencode(path), Counter())
-    tests = [path / name for name in TEST if name.encode() in folders]
-    return tests if b"train" in folders and not files and (tests or len(folders) == 1) else None
+    tests = [path / name for name in TEST if name.encode() in top.folders]
+    return tests if b"train" in top.folders and not top.files and (tests or len(top.folders) == 1) else None
 
 
 def _test_split(root: Path, tests: list[Path], classes: tuple[str, ...] | None, left_out: Counter[str]) -> FileSplit | None:

@@ -6,13 +6,13 @@ from typing import Final
 
 from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
+from avtplugins.datasets._encoded import encoded_data
 from avtplugins.datasets._files import RGB
 from avtplugins.datasets._image_files import (
     MEAN,
     STD,
     FileSplit,
     check_same_classes,
-    file_data,
     find_root,
     found_root,
     list_classes,
@@ -46,4 +46,4 @@ def imagenet(path: Path | None = None, /, *, data_dir: Path, mean: RGB = MEAN, s
         found[part] = classes
         splits.append(FileSplit(root / part, listing))
     check_same_classes(root, **found)
-    return file_data(splits[0], splits[1], classes=found["train"], mean=mean, std=std, left_out=left_out)
+    return encoded_data(splits[0], splits[1], classes=found["train"], mean=mean, std=std, left_out=left_out)

@@ -8,8 +8,9 @@ from typing import Final
 
 from avtcli.contracts import ImageData
 from avtcli.errors import AvtError
+from avtplugins.datasets._encoded import encoded_data
 from avtplugins.datasets._files import RGB
-from avtplugins.datasets._image_files import MEAN, STD, FileSplit, ListedFile, file_data, find_root, found_root, write_listing
+from avtplugins.datasets._image_files import MEAN, STD, FileSplit, ListedFile, find_root, found_root, write_listing
 
 IMAGES: Final = "data/vision/torralba/deeplearning/images256"
 LISTS: Final = tuple(f"trainvalsplit_places205/{part}_places205.csv" for part in ("train", "val"))
@@ -93,4 +94,4 @@ def places205(path: Path | None = None, /, *, data_dir: Path, mean: RGB = MEAN, 
     root = find_root("places205", path, data_dir, needs=(IMAGES, *LISTS), layout=LAYOUT)
     images = root / IMAGES
     train, val = (FileSplit(images, write_listing(_files(root / list_, images))) for list_ in LISTS)
-    return file_data(train, val, classes=_class_names(train), mean=mean, std=std)
+    return encoded_data(train, val, classes=_class_names(train), mean=mean, std=std)
