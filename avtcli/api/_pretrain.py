@@ -35,6 +35,7 @@ def pretrain(
     workers: int | None = None,
     compile: bool | None = None,
     capture: bool | None = None,
+    sync_bn: bool | None = None,
     eval_every: int | None = None,
     save_every: float | None = None,
     stop_on_collapse: bool | None = None,
@@ -76,6 +77,7 @@ def pretrain(
         workers: processes that decode images which do not fit in memory.
         compile: compile the network.
         capture: take each step of a full batch as one CUDA graph.
+        sync_bn: normalise by the statistics of the whole batch, over all processes, instead of each process's own images.
         eval_every: epochs between evaluations on fixed images; 0 for none.
         save_every: minutes between checkpoints, at most 10.
         stop_on_collapse: stop, with the state saved, when an evaluation detects a collapse.

@@ -18,7 +18,7 @@ from avtcli import registry
 from avtcli.bench import baseline
 from avtcli.bench.bench_training import baseline_pairs, baseline_workers, build_bench_setup, our_batches, our_images
 from avtcli.bench.benchmark_timing import BenchConfig, Benchmark, seconds_of
-from avtcli.bench.training_benchmarks import measure_loop, measure_step
+from avtcli.bench.training_benchmarks import measure_loop, measure_processes, measure_step
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.contracts import MemorySplit
 from avtcli.data.images import CropSpec
@@ -185,6 +185,7 @@ BENCHMARKS: Final[dict[str, Callable[[BenchConfig], Benchmark]]] = {
     "jpeg": measure_jpeg,
     "step": measure_step,
     "loop": measure_loop,
+    "processes": measure_processes,
     "probe": measure_probe,
 }
 """The benchmarks by name, in the order that they run in."""

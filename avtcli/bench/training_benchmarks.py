@@ -1,8 +1,12 @@
-"""The benchmarks of training: its step, and the loop around it."""
+"""The benchmarks of training: its step, the loop around it, and the loop in several processes."""
 
+import os
+import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any, Final, TypeVar
 
 import torch
@@ -29,6 +33,7 @@ from avtcli.runtime.capture import WARM_UP
 from avtcli.training.training_setup import TrainingSetup
 
 STEP_BATCHES: Final = 3  # of an epoch of `step`, which uses the first one
+PROCESSES: Final = 2
 COMPARED_STEPS: Final = 20  # with more of them, the losses differ by rounding that has grown
 
 T = TypeVar("T")
@@ -155,6 +160,53 @@ def measure_loop(config: BenchConfig) -> Benchmark:
         counts=(steps * config.batch_size, steps * config.batch_size),
         figures=lambda rate: {name: _share(timed[1:]) for name, timed in waits.items()},  # without the warm-up round
     )
+
+
+def measure_processes(config: BenchConfig) -> Benchmark:
+    """Make pairs and train on them in two processes on the CPU; the rate is that of each of them.
+
+    The baseline is one process. Each computes on one thread, and has the same number of images a step.
+    """
+    config = replace(config, device=torch.device("cpu"))
+    (description, two), (_, one) = (_start_processes(config, world) for world in (PROCESSES, 1))
+    counts = config.steps * config.batch_size, config.steps * config.batch_size
+    what = f"{PROCESSES} processes of one thread, {description} over all, per process; baseline: one process of one thread"
+    return Benchmark(what, "pairs/s", ours=partial(_steps_of, two), baseline=partial(_steps_of, one), counts=counts)
+
+
+def _start_processes(config: BenchConfig, world: int) -> tuple[str, list[Connection]]:
+    """Start processes that share a setup; return its description, and a connection to each."""
+    context = torch.multiprocessing.get_context("spawn")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1])}
+    shared |= {name: str(world) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+    config, connections = replace(config, batch_size=world * config.batch_size), list[Connection]()
+    for rank in range(world):
+        ours, theirs = context.Pipe()
+        variables = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        context.Process(target=_train_when_asked, args=(theirs, config, variables), daemon=True).start()
+        theirs.close()
+        connections.append(ours)
+    descriptions = [connection.recv() for connection in connections]
+    return descriptions[0], connections
+
+
+def _train_when_asked(connection: Connection, config: BenchConfig, variables: dict[str, str]) -> None:
+    os.environ |= variables
+    torch.set_num_threads(1)
+    setup, description = build_step_setup(config, batches=config.epoch_batches)
+    batches, step = our_batches(setup, our_images(setup)), our_step(setup)
+    connection.send(description)
+    while connection.recv():
+        connection.send(torch.stack([step(next(batches)) for _ in range(config.steps)]).tolist())
+
+
+def _steps_of(connections: Sequence[Connection]) -> None:
+    for connection in connections:
+        connection.send(True)
+    for connection in connections:
+        connection.recv()
 
 
 def _share(waits: list[tuple[float, float]]) -> float:

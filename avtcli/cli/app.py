@@ -120,7 +120,9 @@ class AvtGroup(TyperGroup):
                 _print(f"Stopped by {stop}; {written}.")
             raise typer.Exit(128 + stop.number) from None
         except AvtError as error:
-            _print(str(error) if isinstance(error, InterruptedRunError) else f"error: {error}")
+            agreed = isinstance(error, InterruptedRunError)  # by all processes
+            if launch.rank == 0 or not agreed:
+                _print(str(error) if agreed else f"error: {error}")
             raise typer.Exit(error.exit_code) from None
         except (ImportError, OSError) as error:
             if "torch" not in sys.modules and getattr(error, "errno", None) is None:

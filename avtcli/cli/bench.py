@@ -9,7 +9,7 @@ from avtcli.config.components import Plugin
 from avtcli.config.resolution import options_from_texts, validate
 from avtcli.plugin_options import parts_of
 
-_ONLY = "Benchmarks to run: homographies, warp-224, pairs, jpeg, step, loop, probe. Default: all."
+_ONLY = "Benchmarks to run: homographies, warp-224, pairs, jpeg, step, loop, processes, probe. Default: all."
 _PRECISION = "Numeric precision; auto takes bf16 on a CUDA device that supports it, else fp32."
 _BACKBONE = "Backbone of step, loop and probe. Default: nin."
 _SIZE = "Image side of pairs, step, loop and probe. Default: 32."

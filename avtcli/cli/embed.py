@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 from avtcli.cli import options
 from avtcli.cli.completion import complete_layers
-from avtcli.cli.console import reporting, say, say_json
+from avtcli.cli.console import reporting, say, say_json, start_processes
 from avtcli.cli.options import component_options, option
+from avtcli.runtime.launcher import read_launch
 
 _LAYER = "Layers to embed. Default: the code."
 KINDS = ("backbone", "dataset", "augment")
@@ -27,6 +28,7 @@ def embed(
     limit_train: options.LimitTrain = None,
     overrides: Annotated[list[str] | None, component_options(*KINDS)] = None,
     device: options.Device = "auto",
+    processes: options.Processes = 1,
     workers: options.Workers = None,
     out: Annotated[Path | None, option(_OUT, "FILE", panel="Output")] = None,
     as_json: options.Json = False,
@@ -41,8 +43,11 @@ def embed(
     from avtcli.config.resolution import options_from_texts
     from avtcli.embedding.embed import embed_as_asked
 
+    start_processes(processes)
     with reporting() as on_event:
         result = embed_as_asked(arguments, options_from_texts(overrides or [], kinds=KINDS), on_event=on_event)
+    if read_launch().rank > 0:
+        return
     if as_json:
         say_json(result)
         return

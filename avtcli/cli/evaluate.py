@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from avtcli.cli import options
 from avtcli.cli.completion import complete_layers
-from avtcli.cli.console import reporting, say, say_facts, say_json, say_table
+from avtcli.cli.console import reporting, say, say_facts, say_json, say_table, start_processes
 from avtcli.cli.options import component_options, option
 from avtcli.reporting.run_summary import BASELINES
+from avtcli.runtime.launcher import read_launch
 
 if TYPE_CHECKING:
     from avtcli.evaluation.evaluate import EvaluateResult
@@ -43,6 +44,7 @@ def evaluate(
     seed: options.Seed = 0,
     overrides: Annotated[list[str] | None, component_options(*KINDS)] = None,
     device: options.Device = "auto",
+    processes: options.Processes = 1,
     workers: options.Workers = None,
     out: options.OutJson = None,
     verbose: options.Verbose = False,
@@ -61,8 +63,11 @@ def evaluate(
     from avtcli.config.resolution import options_from_texts
     from avtcli.evaluation.evaluate import evaluate_as_asked
 
+    start_processes(processes)
     with reporting() as on_event:
         result = evaluate_as_asked(arguments, options_from_texts(overrides or [], kinds=KINDS), on_event=on_event)
+    if read_launch().rank > 0:
+        return
     if as_json:
         say_json(result)
         return

@@ -37,6 +37,7 @@ _LIMIT = "Use a random subset of N training images, the same in every command. D
 _CALIBRATE = "Replace the network's BatchNorm statistics by those of 1000 training images, for weights that never saw the data."
 _DEVICE = "Compute device; auto takes CUDA, then MPS, then the CPU."
 _RUN = "A run folder, a checkpoint or an exported file. Default: the newest run under ./runs."
+_PROCESSES = "Processes that share the images."
 _WORKERS = "Processes that decode images which do not fit in memory. Default: one fewer than the CPUs, at most 8."
 
 Run = Annotated[Path | None, typer.Argument(metavar="RUN", help=_RUN, autocompletion=complete_run)]
@@ -49,6 +50,7 @@ CalibrateBatchNorm = Annotated[bool, option(_CALIBRATE, flag="--calibrate-bn")]
 Seed = Annotated[int, option("Seed of every random draw.", "N", panel="Optimisation")]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], option(_DEVICE, panel="Hardware")]
 Workers = Annotated[int | None, option(_WORKERS, "N|auto", panel="Hardware", parser=number_or_auto)]
+Processes = Annotated[int, option(_PROCESSES, "N", panel="Hardware", min=1)]
 OutJson = Annotated[
     Path | None, option("Also write the result to this file. Default: the run folder alone.", "FILE.json", panel="Output")
 ]

@@ -1,13 +1,13 @@
 """`avt pretrain`."""
 
-import sys
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from avtcli.cli.completion import complete_recipe, complete_run
-from avtcli.cli.console import reporting, say, say_facts, say_json, say_next
+from avtcli.cli.console import reporting, say, say_facts, say_json, say_next, start_processes
 from avtcli.cli.options import Json, component_options, option
 from avtcli.cli.settings_options import settings_options
 from avtcli.config.components import component_kinds
@@ -15,7 +15,7 @@ from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import merge, options_from_texts, resolve
 from avtcli.config.run_length import describe_seconds
 from avtcli.errors import AvtError
-from avtcli.runtime.launcher import must_launch, read_launch
+from avtcli.runtime.launcher import read_launch
 from avtcli.storage.run_folders import run_to_resume
 
 KINDS = component_kinds(PretrainConfig)
@@ -63,11 +63,10 @@ def pretrain(
         raise AvtError("--resume continues in the run's own folder with its own settings: leave out --out and --recipe.")
     else:
         run = run_to_resume(resume, given)
-    if must_launch(processes):
-        from avtcli.runtime.processes import launch
-
-        # the last of two equal options counts: all processes take the run that was found here
-        raise typer.Exit(launch(processes, [*sys.argv[1:], *([] if resume is None else ["--resume", str(run)])], run=run))
+    # the last of two equal options counts: all processes take the run that was found here
+    found, folder_of_run = [] if resume is None else ["--resume", str(run)], "RUN" if run is None else str(run.absolute())
+    go_on = f"avt pretrain --resume {shlex.quote(folder_of_run)} --processes {processes}"
+    start_processes(processes, *found, go_on=f"What was saved is intact. Go on with:\n  {go_on}")
     with reporting() as on_event:
         if config is None:
             from avtcli.training.training_state import resumed_config

@@ -6,13 +6,14 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Annotated, Any
 
 from avtcli.cli.completion import complete_recipe
-from avtcli.cli.console import reporting, say, say_facts, say_json, say_table
-from avtcli.cli.options import Json, OutJson, Run, Verbose, component_options, option
+from avtcli.cli.console import reporting, say, say_facts, say_json, say_table, start_processes
+from avtcli.cli.options import Json, OutJson, Processes, Run, Verbose, component_options, option
 from avtcli.cli.settings_options import settings_options
 from avtcli.config.components import component_kinds
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.config.resolution import merge, options_from_texts, resolve_probe
 from avtcli.probing.heads import HEADS
+from avtcli.runtime.launcher import read_launch
 
 if TYPE_CHECKING:
     from avtcli.probing.probe import ProbeResult
@@ -35,6 +36,7 @@ def probe(
     ] = None,
     overrides: Annotated[list[str] | None, component_options(*KINDS)] = None,
     lr: Annotated[float | None, option(_LR, "X", panel="Optimisation", min=1e-12)] = None,
+    processes: Processes = 1,
     out: OutJson = None,
     verbose: Verbose = False,
     as_json: Json = False,
@@ -58,8 +60,11 @@ def probe(
 
     given = merge({**settings, "lr": lr}, options_from_texts(overrides or [], kinds=KINDS))
     config = resolve_probe(given, recipe=recipe)
+    start_processes(processes)
     with reporting() as on_event:
         result = run_probe(run, config, out=out, on_event=on_event)
+    if read_launch().rank > 0:
+        return
     if as_json:
         say_json(result)
         return

@@ -47,6 +47,8 @@ class PretrainConfig(Frozen):
     """Compile the network. Default: on a CUDA GPU for runs so long that they pay for it, of 10 000 steps or more."""
     capture: Annotated[bool | None, Flag("Hardware", on_resume=True)] = None
     """Take each step of a full batch as one CUDA graph. Default: wherever it is possible."""
+    sync_bn: Annotated[bool, Flag("Hardware")] = False
+    """Normalise by the statistics of the whole batch, over all processes, instead of each process's own images."""
     channels_last: bool | None = None
     """Store feature maps channels last in memory. Default: chosen by device class."""
     checkpoint_activations: bool = False

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from avtcli.contracts import Size, TransformFamily
+from avtcli.errors import AvtError
 from avtcli.seeding import keyed_generator
 
 
@@ -15,6 +16,22 @@ def batch_bounds(count: int, batch_size: int, *, world: int = 1) -> list[tuple[i
     if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] < 2 * world:
         bounds[-2:] = [(bounds[-2][0], count)]
     return bounds
+
+
+def check_shares(count: int, batch_size: int, *, world: int) -> None:
+    """Raise an `AvtError` where a batch of `count` images would leave one of several processes fewer than two."""
+    batch = min(batch_size, count)
+    if world > 1 and batch < 2 * world:
+        raise AvtError(
+            f"{world} processes need batches of {2 * world} images or more, this run has {batch}. Give fewer --processes or a "
+            "larger --batch-size."
+        )
+
+
+def joined_rest(count: int, batch_size: int, *, world: int) -> int:
+    """Return the images of the last batch that join the one before only because the processes are several; 0 for none."""
+    alone, together = (len(batch_bounds(count, batch_size, world=processes)) for processes in (1, world))
+    return count % batch_size if together < alone else 0
 
 
 @dataclass(frozen=True)

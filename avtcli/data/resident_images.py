@@ -84,4 +84,4 @@ def build_images(
 
 def evaluation_batches(images: Images, batches: Sequence[Tensor], size: Size) -> Iterator[Tensor]:
     """Read batches without randomness: the center crop of each resized image, uint8 (B, C, *size), on the device."""
-    return images.read_batches(batches, CropSpec(size))
+    return images.read_batches(batches, CropSpec(size)) if batches else iter(())

@@ -29,6 +29,8 @@ from avtcli.models.weights import restore_encoder
 from avtcli.plugin_options import parts_of
 from avtcli.runtime.devices import Context
 from avtcli.runtime.execution import prepare_for_inference
+from avtcli.runtime.launcher import read_launch
+from avtcli.runtime.processes import run_in_main, shared_rows
 
 
 class EmbeddingRequest(Frozen):
@@ -148,12 +150,11 @@ def embed(target: EvaluationTarget, request: EmbeddingRequest, *, out: Path | No
     table = EmbeddingTable(setup.image_names(), columns, _about(setup))
     check_room(out, table)  # after the allocation, which may be on the same disk
     compute_features(setup, features)
-    size = save_embeddings(out, table)
+    size = run_in_main(context.group, lambda: save_embeddings(out, table))
     context.on_event(Saved(out))
     first, shape = next(iter(setup.shapes.items()))
     lines = load_with.format(path=str(out), layer=first, sides=", ".join(map(str, shape)))
-    labelled = "labels" in columns
-    return EmbedResult(str(out), out.suffix[1:], source.step, setup.count, layers, labelled, size, lines)
+    return EmbedResult(str(out), out.suffix[1:], source.step, setup.count, layers, "labels" in columns, size, lines)
 
 
 def _about(setup: EmbeddingSetup) -> dict[str, Any]:
@@ -233,17 +234,17 @@ def _reduce(tap: Tensor, request: EmbeddingRequest) -> Tensor:
 @torch.no_grad()
 def compute_features(setup: EmbeddingSetup, out: Mapping[str, Tensor]) -> None:
     """Fill `out`, (count, *shape) float32 by layer, with the features of all images, batch by batch; see `FiniteCheck`."""
-    check = FiniteCheck()
-    done, context, size = 0, setup.context, setup.target.prepared.size
-    for part in setup.parts:
+    check, context, size, world = FiniteCheck(), setup.context, setup.target.prepared.size, read_launch().world
+    every, done = torch.split(torch.arange(setup.count), [len(part.indices) for part in setup.parts]), 0
+    for part, rows_of_part in zip(setup.parts, every, strict=True):
         images = read_images(part.split, part.indices, setup.target.prepared, context=context)
-        batches = list(torch.split(torch.arange(len(images)), eval_batch_size(images, size)))
-        for batch in evaluation_batches(images, batches, size):
-            taps = setup.encoder.features(setup.encoder.normalise(batch), list(setup.shapes))
-            features = {layer: _reduce(tap, setup.request) for layer, tap in taps.items()}
-            check.count(features)
-            for layer, own in features.items():
-                out[layer][done : done + len(batch)] = own
-            done += len(batch)
-            context.on_event(Progress("embedding", done, setup.count, "images"))
-    check.finish()
+        with shared_rows(context.group, list(out.values()), torch.split(rows_of_part, eval_batch_size(images, size))) as own:
+            pixels = evaluation_batches(images, [rows - rows_of_part[0] for rows in own], size)
+            for rows, batch in zip(own, pixels, strict=True):
+                taps = setup.encoder.features(setup.encoder.normalise(batch), list(setup.shapes))
+                check.count(features := {layer: _reduce(tap, setup.request) for layer, tap in taps.items()})
+                for layer, values in features.items():
+                    out[layer][int(rows[0]) : int(rows[-1]) + 1] = values
+                done += world * len(batch)
+                context.on_event(Progress("embedding", min(done, setup.count), setup.count, "images"))
+            check.finish()

@@ -89,7 +89,7 @@ def evaluate(target: EvaluationTarget, request: EvaluationRequest, *, out: Path 
     if out is not None:
         refuse_existing(out)
     setup = build_evaluation_setup(target, request, context=context)
-    run = _run_to_keep(target, setup, context)
+    run = _run_to_keep(target, setup, context) if context.is_main else None
     _report_start(target, setup, context)
     protocol = _protocol(target, setup, context)  # states what the measures then change in the networks
     figures = _decoder_figures(target, setup, context)
@@ -110,7 +110,7 @@ def evaluate(target: EvaluationTarget, request: EvaluationRequest, *, out: Path 
         ridge=ridge,
         protocol=protocol,
     )
-    for path in filter(None, (run and run / "evaluate.json", out)):
+    for path in filter(None, (run and run / "evaluate.json", out if context.is_main else None)):
         _save(path, to_json(asdict(result)), context)
     return result
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from avtcli.evaluation.equivariance import Fit, fit_of
-from avtcli.events import OnEvent
 from avtcli.features.cache_storage import allocate, choose_storage
+from avtcli.features.feature_reader import tap_shapes
 from avtcli.features.finite_check import FiniteCheck
 from avtcli.features.pooling import pool_features
 from avtcli.features.transformed_pairs import TransformedPairs, read_pairs
@@ -18,6 +18,7 @@ from avtcli.metrics.ridge import choose_ridge
 from avtcli.metrics.transformation_error import r2_scores
 from avtcli.models.encoder import Encoder
 from avtcli.runtime.devices import Context
+from avtcli.runtime.processes import shared_rows
 from avtcli.seeding import subset
 
 POOL_SIZE: Final = 4
@@ -45,13 +46,13 @@ def measure_ridges(
     The penalty is chosen by pooled R2 on a tenth of the fitting pairs; then all of them are fitted. One pass over the
     pairs serves all layers.
     """
-    features = pair_features(encoder, layers, fit, task=f"{name}: fitting pairs", on_event=context.on_event)
+    features = pair_features(encoder, layers, fit, task=f"{name}: fitting pairs", context=context)
     tenth, target = subset(len(fit.rows), max(1, round(HELD_OUT * len(fit.rows))), context.seed, "ridge held out"), fit.target
     ridges = {
         layer: choose_ridge(features.pop(layer), target, PENALTIES, held_out=tenth, score=lambda *both: r2_scores(*both)[1])[0]
         for layer in layers
     }
-    features = pair_features(encoder, layers, held_out, task=f"{name}: held-out pairs", on_event=context.on_event)
+    features = pair_features(encoder, layers, held_out, task=f"{name}: held-out pairs", context=context)
     return {
         layer: RidgeFigures(fit_of(held_out, ridge.predict(features[layer]).cpu()), features[layer].shape[1], ridge.penalty)
         for layer, ridge in ridges.items()
@@ -60,27 +61,26 @@ def measure_ridges(
 
 @torch.no_grad()
 def pair_features(
-    encoder: Encoder, layers: Sequence[str], pairs: TransformedPairs, *, task: str, on_event: OnEvent
+    encoder: Encoder, layers: Sequence[str], pairs: TransformedPairs, *, task: str, context: Context
 ) -> dict[str, Tensor]:
     """Concatenate the features of both views, by layer: (n, 2 d) float32, maps average-pooled to at most 4 x 4 and flattened.
 
     They are where `choose_storage` puts them; see `FiniteCheck` for those that are not finite.
     """
-    out, first, check = dict[str, Tensor](), 0, FiniteCheck()
-    for views in read_pairs(pairs, task=task, on_event=on_event):
-        x, y = (_pooled(encoder.features(encoder.standardise(view), layers)) for view in views)
-        block = {layer: torch.cat([x[layer], y[layer]], 1).float() for layer in layers}
-        check.count(block)
-        if not first:
-            shapes = {layer: (len(pairs.rows), part.shape[1]) for layer, part in block.items()}
-            advice = "Give a smaller --count or another --layer"
-            needed, device = 4 * sum(map(prod, shapes.values())), next(iter(block.values())).device
-            storage = choose_storage(needed, device=device, advice=advice)
-            out = {layer: allocate(shape, storage) for layer, shape in shapes.items()}
-        for layer, part in block.items():
-            out[layer][first : first + len(part)] = part
-        first += len(views[0])
-    check.finish()
+    check, taps = FiniteCheck(), tap_shapes(encoder, layers, pairs.size)
+    pooled = _pooled({layer: torch.empty(1, *shape) for layer, shape in taps.items()})
+    shapes = {layer: (len(pairs.rows), 2 * part.shape[1]) for layer, part in pooled.items()}
+    advice, needed = "Give a smaller --count or another --layer", 4 * sum(map(prod, shapes.values()))
+    storage = choose_storage(needed, device=encoder.pixel_mean.device, advice=advice)
+    out = {layer: allocate(shape, storage) for layer, shape in shapes.items()}
+    with shared_rows(context.group, list(out.values()), pairs.batches) as own:
+        for rows, views in zip(own, read_pairs(pairs, own, task=task, on_event=context.on_event), strict=True):
+            x, y = (_pooled(encoder.features(encoder.standardise(view), layers)) for view in views)
+            block = {layer: torch.cat([x[layer], y[layer]], 1).float() for layer in layers}
+            check.count(block)
+            for layer, part in block.items():
+                out[layer][int(rows[0]) : int(rows[-1]) + 1] = part
+        check.finish()
     return out
 
 

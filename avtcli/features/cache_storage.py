@@ -12,6 +12,7 @@ from torch import Tensor
 
 from avtcli.errors import AvtError
 from avtcli.runtime.devices import has_room
+from avtcli.runtime.launcher import read_launch
 from avtcli.storage.files import disk_errors_explained
 
 CPU = torch.device("cpu")
@@ -27,8 +28,8 @@ def memory_bytes() -> int:
 
 
 def fits_memory(needed: int) -> bool:
-    """Whether a number of bytes is within `MEMORY_SHARE` of the memory."""
-    return needed <= MEMORY_SHARE * memory_bytes()
+    """Whether a number of bytes for each process of this machine is within `MEMORY_SHARE` of the memory."""
+    return needed * read_launch().local_world <= MEMORY_SHARE * memory_bytes()
 
 
 def choose_storage(
@@ -45,7 +46,7 @@ def choose_storage(
         return CPU
     folder = Path(tempfile.gettempdir())
     free = shutil.disk_usage(folder).free
-    if needed > free:
+    if needed * read_launch().local_world > free:
         raise AvtError(
             f"The features take {needed / 1e9:.0f} GB, more than {MEMORY_SHARE:.0%} of the memory, and {folder} has "
             f"{free / 1e9:.0f} GB free. {advice}, or set TMPDIR."

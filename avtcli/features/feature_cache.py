@@ -6,11 +6,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from avtcli.events import OnEvent, Progress
 from avtcli.features.cache_storage import CPU, allocate
 from avtcli.features.feature_reader import Feature, FeatureReader, ForwardedImages
 from avtcli.runtime.devices import upload
+from avtcli.runtime.processes import shared_rows
 
 Stacks = Mapping[tuple[Feature, ...], Tensor]
 """Features of all images: for those of one shape a float32 tensor (n, features, *shape), channels last in memory."""
@@ -58,6 +60,7 @@ def extract(
     storage: torch.device | Path = CPU,
     task: str,
     on_event: OnEvent,
+    group: ProcessGroup | None = None,
 ) -> list[Stacks]:
     """Read the features of all images in one pass.
 
@@ -68,6 +71,7 @@ def extract(
         storage: where to cache them; see `choose_storage`.
         task: name for the progress.
         on_event: receives the progress.
+        group: of processes that share the images; each gets all features.
     """
     groups = [[(feature,)] for feature in reader.shapes] if separate else [reader.stacks]
 
@@ -75,13 +79,17 @@ def extract(
         channels, *cells = reader.shapes[names[0]]
         return allocate((len(reader.labels), len(names), *cells, channels), storage).movedim(-1, 2)
 
-    cached = [{names: allocate_stack(names) for names in group} for group in groups]
+    cached = [{names: allocate_stack(names) for names in names_of_one} for names_of_one in groups]
+    stored = [(names, stack) for stacks in cached for names, stack in stacks.items()]
     batches = list(torch.split(torch.arange(len(reader.labels)), reader.eval_batch))
-    for rows, read in zip(batches, reader.read_batches(batches, epoch_key=epoch_key), strict=True):
-        span = slice(int(rows[0]), int(rows[-1]) + 1)
-        features = {name: x[:, i] for names, x in zip(reader.stacks, read, strict=True) for i, name in enumerate(names)}
-        for names, stack in (item for stacks in cached for item in stacks.items()):
-            for i, name in enumerate(names):
-                stack[span, i] = features[name]
-        on_event(Progress(task, span.stop, len(reader.labels), "images"))
+    with shared_rows(group, [stack.movedim(2, -1) for _, stack in stored], batches) as own:  # contiguous
+        first, end = (int(own[0][0]), int(own[-1][-1]) + 1) if own else (0, 0)
+        read_own = reader.read_batches(own, epoch_key=epoch_key, first=first // reader.eval_batch)
+        for rows, read in zip(own, read_own, strict=True):
+            span = slice(int(rows[0]), int(rows[-1]) + 1)
+            features = {name: x[:, i] for names, x in zip(reader.stacks, read, strict=True) for i, name in enumerate(names)}
+            for names, stack in stored:
+                for i, name in enumerate(names):
+                    stack[span, i] = features[name]
+            on_event(Progress(task, span.stop - first, end - first, "images"))
     return [*cached]

@@ -112,8 +112,10 @@ class ForwardedImages(FeatureReader):
         self.code_shape = taps[code]
         self.shapes = {f: tuple(_pooled(torch.empty(1, *taps[f.layer]), f).shape[1:]) for f in wanted}
 
-    def read_batches(self, batches: Sequence[Tensor], *, epoch_key: tuple[int, int] | None) -> Iterator[list[Tensor]]:
-        """Forward images; see `FeatureReader`.
+    def read_batches(
+        self, batches: Sequence[Tensor], *, epoch_key: tuple[int, int] | None, first: int = 0
+    ) -> Iterator[list[Tensor]]:
+        """Forward images; see `FeatureReader`. `first` is the number of the first batch among those that are shared out.
 
         Raises:
             NotFiniteError: after the last batch, if features are not finite. Those of a network in training are not looked at:
@@ -125,7 +127,7 @@ class ForwardedImages(FeatureReader):
         if epoch_key is not None and self.augment is not None:
             crop = CropSpec(self.data.size, padding=self.augment.padding, flip=self.augment.flip)
             uniforms = sample_uniforms(*epoch_key, len(self.data.images))
-        for index, batch in enumerate(self.data.images.read_batches(batches, crop, uniforms)):
+        for index, batch in enumerate(self.data.images.read_batches(batches, crop, uniforms) if batches else (), first):
             with torch.set_grad_enabled(self.encoder.training):
                 taps = self._taps(self.encoder.normalise(batch), (*key, index))
                 features = {feature: _pooled(taps[feature.layer], feature).float() for feature in self.wanted}

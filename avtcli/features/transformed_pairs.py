@@ -1,6 +1,6 @@
 """Pairs of a held-out image and its transformed version, and a decoder's predictions for them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,11 @@ class TransformedPairs:
     size: Size
 
     @property
+    def batches(self) -> list[Tensor]:
+        """The rows of `parameters` in batches, (B,) int64 each."""
+        return list(torch.split(torch.arange(len(self.rows)), eval_batch_size(self.images, self.size)))
+
+    @property
     def target(self) -> Tensor:
         """The normalised targets, (n, dof), float64, on the CPU."""
         return self.family.target(self.parameters, self.size)
@@ -44,16 +49,19 @@ def sample_pairs(images: Images, family: TransformFamily, size: Size, *, key: tu
     return TransformedPairs(images, torch.arange(count), family, family.sample(count, size, keyed_generator(*key)), size)
 
 
-def read_pairs(pairs: TransformedPairs, *, task: str, on_event: OnEvent) -> Iterator[tuple[Tensor, Tensor]]:
-    """Read pairs in order, in batches: originals and transformed images, (B, C, H, W) in [0, 1], on the images' device."""
-    count = len(pairs.rows)
-    chunks = list(torch.split(torch.arange(count), eval_batch_size(pairs.images, pairs.size)))
+def read_pairs(
+    pairs: TransformedPairs, chunks: Sequence[Tensor] | None = None, *, task: str, on_event: OnEvent
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Read some batches of pairs, or all: originals and transformed images, (B, C, H, W) in [0, 1], on the images' device."""
+    chunks = pairs.batches if chunks is None else chunks
+    count, done = sum(map(len, chunks)), 0
     batches = evaluation_batches(pairs.images, [pairs.rows[chunk] for chunk in chunks], pairs.size)
     on_event(Progress(task, 0, count, "pairs"))  # shown at once
     for chunk, batch in zip(chunks, batches, strict=True):
         x = to_float(batch)
         yield x, pairs.family.apply(x, to_device(pairs.parameters[chunk], x.device))
-        on_event(Progress(task, int(chunk[-1]) + 1, count, "pairs"))
+        done += len(chunk)
+        on_event(Progress(task, done, count, "pairs"))
 
 
 @torch.no_grad()

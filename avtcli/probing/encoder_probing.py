@@ -48,8 +48,8 @@ def _readers(setup: ProbeSetup, encoder: Encoder, name: str) -> Iterator[tuple[F
     copies, device = setup.config.copies, setup.context.device
     if setup.config.augments and not copies:
         if cache_bytes(test) <= CACHED_TEST_BYTES:
-            task, on_event = f"{name} features, test", setup.context.on_event
-            (stacks,) = extract(test, separate=False, storage=device, task=task, on_event=on_event)
+            task, on_event, group = f"{name} features, test", setup.context.on_event, setup.context.group
+            (stacks,) = extract(test, separate=False, storage=device, task=task, on_event=on_event, group=group)
             yield train, CachedFeatures(stacks, test.labels, device=device)
         else:
             yield train, test
@@ -61,7 +61,8 @@ def _readers(setup: ProbeSetup, encoder: Encoder, name: str) -> Iterator[tuple[F
     def read(reader: ForwardedImages, copy: int | None = None) -> list[Stacks]:
         suffix = "" if copy is None else f", copy {copy + 1} of {copies}"
         task, key = f"{name} features, {reader.data.part}{suffix}", None if copy is None else (setup.config.seed, copy)
-        return extract(reader, separate=separate, epoch_key=key, storage=storage, task=task, on_event=setup.context.on_event)
+        on_event, group = setup.context.on_event, setup.context.group
+        return extract(reader, separate=separate, epoch_key=key, storage=storage, task=task, on_event=on_event, group=group)
 
     cached = [*([read(train)] if plain else []), *(read(train, copy) for copy in range(copies))]
     for test_stacks, *train_stacks in zip(read(test), *cached, strict=True):

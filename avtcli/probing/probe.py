@@ -84,7 +84,7 @@ def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | 
     supervised = _probe_all(setups, random, "supervised", supervised_encoder) if config.supervised else []
     protocol["used"] = describe_used(results) or None
     result = ProbeResult(str(source.path), source.step, protocol, results, baseline, supervised)
-    for path in _destinations(source, config, layers, out):
+    for path in _destinations(source, config, layers, out) if context.is_main else ():
         write_file(path, to_json(asdict(result)))
         on_event(Saved(path))
     return result

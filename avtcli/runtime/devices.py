@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
+import torch.distributed
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from pydantic import Field
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from avtcli.config.components import Flag, Frozen
 from avtcli.config.resolution import validate
 from avtcli.errors import AvtError, RunFailedError, one_line
 from avtcli.events import Notice, OnEvent, ignore
-from avtcli.runtime.launcher import ACCELERATE_VARIABLES, VARIABLES, read_launch
-from avtcli.runtime.processes import WAIT
+from avtcli.runtime.launcher import ACCELERATE_VARIABLES, VARIABLES, read_launch, unstarted_tasks
+from avtcli.runtime.processes import WAIT, build_cpu_group
 
 
 def choose_device(name: str) -> str:
@@ -70,6 +72,8 @@ def build_accelerator(device: str, precision: str, *, on_event: OnEvent) -> Acce
     ignored = sorted(name for name in os.environ if name.startswith(ACCELERATE_VARIABLES))
     if ignored:
         on_event(Notice(f"ignored, as options alone decide: the environment variables {', '.join(ignored)}"))
+    if unstarted := unstarted_tasks():
+        on_event(Notice(unstarted))
     with _without_variables([*ignored, *(VARIABLES if world == 1 else ())]):
         accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=handlers)
     found = accelerator.num_processes
@@ -171,19 +175,32 @@ class _Arguments(Frozen):
 
 @dataclass(frozen=True)
 class Context:
-    """How a command runs: compute device, processes that read images (none: automatic), seed, and receiver of events."""
+    """How a command runs: compute device, processes that read images (none: automatic), seed, and receiver of events.
+
+    In the `group`, if there is one, several processes share the work.
+    """
 
     device: torch.device
     workers: int | None = None
     seed: int = 0
     on_event: OnEvent = ignore
+    group: ProcessGroup | None = None
 
     @classmethod
     def build(cls, *, device: str = "auto", workers: int | None = None, seed: int = 0, on_event: OnEvent = ignore) -> "Context":
-        """Resolve a device by name: auto, cpu, cuda or mps; see `choose_device`.
+        """Resolve a device by name: auto, cpu, cuda or mps; see `choose_device`. Processes that were launched are connected.
 
         Raises:
             AvtError: for a device that is not there, fewer than 0 processes, or a seed that is no integer of 64 bits.
         """
         asked = validate(_Arguments, {"device": device, "workers": workers, "seed": seed}, where="the arguments")
-        return cls(torch.device(choose_device(asked.device)), asked.workers, asked.seed, on_event)
+        chosen = choose_device(asked.device)
+        if read_launch().world == 1:
+            return cls(torch.device(chosen), asked.workers, asked.seed, on_event)
+        accelerator = build_accelerator(chosen, "fp32", on_event=on_event)
+        return cls(accelerator.device, asked.workers, asked.seed, on_event, build_cpu_group(accelerator))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is alone or the first: the one that writes."""
+        return self.group is None or torch.distributed.get_rank() == 0

@@ -59,9 +59,12 @@ def resolve_execution(config: PretrainConfig, device: str, *, processes: int, st
         raise AvtError(
             "A compiled network does not checkpoint activations: give --no-compile, or checkpoint_activations = false."
         )
+    synchronised = config.sync_bn and processes > 1
+    if compiled and synchronised:
+        raise AvtError("A compiled network has statistics of each process's own images: give --no-compile, or --no-sync-bn.")
     if compiled is None:
         pays = defaults.compile_from is not None and steps >= defaults.compile_from
-        compiled = pays and not missing and not config.checkpoint_activations
+        compiled = pays and not missing and not config.checkpoint_activations and not synchronised
     if last is None:  # Inductor chooses its own layout on a CPU, and channels-last weights slow it down
         last = defaults.channels_last and not (compiled and device == "cpu")
     able = device == "cuda" and processes == 1 and config.precision != "fp16" and not config.checkpoint_activations

@@ -1,7 +1,8 @@
-"""Processes that a launcher such as torchrun started: what its environment variables say, without importing PyTorch."""
+"""Processes that torchrun, srun or another launcher started: what its variables say, without importing PyTorch."""
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,9 +31,12 @@ class Launch:
 def read_launch() -> Launch:
     """Read the launcher's variables; without them, or for a single process, this one is alone.
 
+    A task of Slurm's `srun` gets those of PyTorch's launchers first, which the libraries read too.
+
     Raises:
         AvtError: if they are no numbers, incomplete, or contradict each other.
     """
+    _name_srun_task()
     found = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     numbers = {name: text for name, text in found.items() if name != "MASTER_ADDR"}
     junk = [name for name, text in numbers.items() if not (text.isascii() and text.isdecimal() and len(text) < 10)]
@@ -48,6 +52,51 @@ def read_launch() -> Launch:
     if not (rank < world and local_rank < local_world <= world and local_rank <= rank):
         raise _refused(found, "they contradict each other")
     return Launch(rank, world, local_world)
+
+
+def _name_srun_task() -> None:
+    """Set PyTorch's variables in one of several tasks of `srun`, unless a launcher or a user set some of the counts."""
+    slurm = os.environ
+    world = slurm.get("SLURM_STEP_NUM_TASKS") or slurm.get("SLURM_NTASKS", "1")
+    if any(name in slurm for name in COUNTS) or world == "1" or "SLURM_PROCID" not in slurm or _is_outside_of_srun():
+        return
+    hosts = slurm.get("SLURM_STEP_NODELIST") or slurm.get("SLURM_NODELIST", "localhost")
+    tasks = slurm.get("SLURM_STEP_TASKS_PER_NODE") or slurm.get("SLURM_TASKS_PER_NODE", world)
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_NODEID")
+    job, step, node = (int(slurm[name]) if slurm.get(name, "").isdecimal() else 0 for name in names)
+    local, local_world = slurm.get("SLURM_LOCALID", "0"), tasks_of_node(tasks, node)
+    gpus = slurm.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if gpus != [""] and len(gpus) < local_world and local.isdecimal():  # each task has its own, which it numbers from 0
+        local = str(int(local) % len(gpus))
+    slurm.update(RANK=slurm["SLURM_PROCID"], WORLD_SIZE=world, LOCAL_RANK=local, LOCAL_WORLD_SIZE=str(local_world))
+    slurm.setdefault("MASTER_ADDR", first_host(hosts))
+    slurm.setdefault("MASTER_PORT", str(20_000 + (31 * job + step) % 10_000))  # below those that systems hand out
+
+
+def _is_outside_of_srun() -> bool:
+    """Whether this is the script or shell of a job of Slurm, whose counts are of the tasks that it may start."""
+    return "SLURM_JOB_ID" in os.environ and "SLURM_STEP_ID" not in os.environ
+
+
+def unstarted_tasks() -> str:
+    """Say so where Slurm allotted several tasks and this process, which no launcher started, is none of them."""
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    if tasks == "1" or is_launched() or not _is_outside_of_srun():
+        return ""
+    return f"Slurm allotted {tasks} tasks and this is one process on one machine: `srun avt ...` starts them all"
+
+
+def first_host(hosts: str) -> str:
+    """Return the first host of Slurm's compact list, as in `n[001-004,7],m2`."""
+    first = re.match(r"(?:[^,\[]|\[[^]]*])*", hosts)
+    return re.sub(r"\[([^],-]*)[^]]*]", r"\1", first[0] if first else hosts)
+
+
+def tasks_of_node(tasks: str, node: int) -> int:
+    """Return the number of tasks on a node, counted from 0, from Slurm's compact list, as in `2(x3),1`."""
+    runs = re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks)
+    counts = [int(count) for count, times in runs for _ in range(int(times or 1))]
+    return counts[min(node, len(counts) - 1)] if counts else 1
 
 
 def is_launched() -> bool:

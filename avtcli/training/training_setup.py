@@ -17,21 +17,20 @@ from avtcli.config.run_length import RunLength, within_budget
 from avtcli.contracts import ImageData, Size, TransformFamily
 from avtcli.data.bad_images import BadImages
 from avtcli.data.datasets import build_data, check_data, describe_data, image_size, with_sizes
-from avtcli.data.epoch_table import batch_bounds
+from avtcli.data.epoch_table import batch_bounds, check_shares, joined_rest
 from avtcli.data.held_out import HELD_OUT_COUNT, Partition, limited, partition
 from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
 from avtcli.data.training_loader import TrainingLoader, ViewSpec
-from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, Started
 from avtcli.geometry.family_building import build_family
 from avtcli.models.initial_weights import build_initial, stored_backbone
-from avtcli.models.siamese import SiameseModel
+from avtcli.models.siamese import SiameseModel, batch_norms
 from avtcli.plugin_options import plain, sum_parts
 from avtcli.runtime.devices import build_accelerator, choose_device, choose_precision, describe_device
 from avtcli.runtime.environment import describe_environment
 from avtcli.runtime.execution import resolve_execution, to_channels_last
-from avtcli.runtime.processes import build_cpu_group
+from avtcli.runtime.processes import build_cpu_group, synchronise_batch_norms
 from avtcli.runtime.reader_workers import choose_workers, prefetched_bytes, require_workers
 from avtcli.storage.banks import load_bank, sample_bank
 from avtcli.storage.checkpoints import list_checkpoints
@@ -119,7 +118,7 @@ def build_training_setup(config: PretrainConfig, *, run: Path | None = None, on_
     parts = partition(data)
     indices, monitored = limited(parts.train, config.limit_train), parts.to_monitor(HELD_OUT_COUNT)
     processes = accelerator.num_processes
-    _check_shares(min(config.batch_size, len(indices)), processes)
+    check_shares(len(indices), config.batch_size, world=processes)
     steps_per_epoch = len(batch_bounds(len(indices), config.batch_size, world=processes))
     config = within_budget(config, len(indices), on_event=on_event)
     planned = RunLength.of(config, len(indices), steps_per_epoch, monitored=len(monitored)).steps
@@ -131,6 +130,8 @@ def build_training_setup(config: PretrainConfig, *, run: Path | None = None, on_
     net.checkpoint_activations = config.checkpoint_activations
     if config.channels_last:
         to_channels_last(net)
+    if config.sync_bn and processes > 1:
+        synchronise_batch_norms(net.encoder)
     used = [(kind, part) for kind in plugin_fields(PretrainConfig) for part in sum_parts(kind, getattr(config, kind).name)]
     used += [("tracker", spec) for spec in config.trackers]
     plugins = [(kind, registry.split_name(spec)[0]) for kind, spec in used]
@@ -170,14 +171,6 @@ def _specify(config: PretrainConfig, data: ImageData, size: Size) -> ModelSpec:
         transform=config.transform,
         bn_statistics=config.model.bn_statistics,
     )
-
-
-def _check_shares(batch_size: int, processes: int) -> None:
-    if processes > 1 and batch_size < 2 * processes:
-        raise AvtError(
-            f"{processes} processes need batches of {2 * processes} images or more, this run has {batch_size}. Give fewer "
-            "--processes or a larger --batch-size."
-        )
 
 
 def _open_data(config: PretrainConfig, run: Path | None, *, on_event: OnEvent) -> tuple[PretrainConfig, ImageData]:
@@ -231,20 +224,25 @@ def build_transform(config: PretrainConfig, size: Size) -> TransformFamily:
 
 def _facts(setup: TrainingSetup) -> tuple[tuple[str, str], ...]:
     config, parameters = setup.config, sum(p.numel() for p in setup.net.parameters())
-    channels, (height, width), shared = setup.data.channels, setup.size, setup.accelerator.num_processes
+    channels, (height, width) = setup.data.channels, setup.size
     execution = {"channels last": config.channels_last, "compiled (takes about half a minute)": config.compile}
     execution |= {"one graph a step": config.capture, "fused optimiser": config.optimizer.fused}
     chosen = [name for name, is_chosen in execution.items() if is_chosen]
     beyond = f"; --max-steps {config.max_steps} changes nothing" if (config.max_steps or 0) > setup.total_steps else ""
+    count, world = len(setup.indices), setup.accelerator.num_processes
+    rest = joined_rest(count, config.batch_size, world=world)
+    whose = "of all processes" if config.sync_bn else "of each process alone (--sync-bn: of all)"
+    joined = f"; the last {rest} images of an epoch join the batch before, as each process needs 2" if rest else ""
+    norms = f", BatchNorm statistics {whose}" if world > 1 and any(batch_norms(setup.net.encoder)) else ""
     return (
         ("recipe", config.recipe),
-        ("data", f"{config.dataset.name}: {len(setup.indices)} images, {channels}x{height}x{width}"),
+        ("data", f"{config.dataset.name}: {count} images, {channels}x{height}x{width}"),
         ("monitor", setup.evaluated_on),
         ("backbone", f"{config.backbone.name}, {parameters:,} parameters with the objective's heads"),
         ("task", f"{config.objective.name} on {config.transform.name}"),
         ("device", ", ".join([setup.environment["device"], config.precision, *chosen])),
-        ("batch", f"{config.batch_size}{f' over {shared} processes' if shared > 1 else ''}"),
-        ("steps", f"{setup.total_steps} ({setup.steps_per_epoch} an epoch, {config.total_epochs} epochs){beyond}"),
+        ("batch", f"{config.batch_size}{f' over {world} processes' if world > 1 else ''}{norms}"),
+        ("steps", f"{setup.total_steps} ({setup.steps_per_epoch} an epoch, {config.total_epochs} epochs){joined}{beyond}"),
         *([("readers", f"{setup.workers} process{'es' * (setup.workers != 1)}")] if setup.data.train.images is None else []),
         ("seed", str(config.seed)),
     )

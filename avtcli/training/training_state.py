@@ -11,6 +11,7 @@ from avtcli.config.components import Plugin, flags_of
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import merge, moved_data, validate
 from avtcli.config.toml_text import to_toml
+from avtcli.data.epoch_table import batch_bounds
 from avtcli.errors import AvtError, RunFailedError
 from avtcli.events import Notice, OnEvent
 from avtcli.models.model_building import load_weights
@@ -110,6 +111,13 @@ def check_resumable(about: Mapping[str, Any], setup: TrainingSetup, *, run: Path
     if step > setup.total_steps:
         raise AvtError(
             f"{run} has reached step {step}, beyond the {setup.total_steps} steps asked for: give more --epochs or --max-steps."
+        )
+    count, batch, world = len(setup.indices), setup.config.batch_size, before.get("processes", 1)
+    steps, now = len(batch_bounds(count, batch, world=world)), setup.accelerator.num_processes
+    if step and steps != setup.steps_per_epoch:
+        raise AvtError(
+            f"{run} has {steps} steps an epoch with --processes {world}, and would have {setup.steps_per_epoch} with {now}: "
+            f"the last {count % batch} images of an epoch are too few for {max(world, now)}. Give --processes {world}."
         )
     if before.get("data_fingerprint") != setup.data.fingerprint:
         raise AvtError(

@@ -402,7 +402,9 @@ def test_the_ridge_reads_shifts_from_equivariant_features_only(layer: str, least
 def test_the_ridge_agrees_with_least_squares_on_well_posed_data() -> None:
     fit, held_out = shifted_pairs()
     encoder = toy_encoder(constant=False)
-    features = [pair_features(encoder, ["vector"], pairs, task="x", on_event=ignore)["vector"] for pairs in (fit, held_out)]
+    features = [
+        pair_features(encoder, ["vector"], pairs, task="x", context=Context(CPU))["vector"] for pairs in (fit, held_out)
+    ]
     lines = LinearRegression().fit(features[0], targets(fit)[0])
     figures = measure_ridges(encoder, ["vector"], fit, held_out, name="toy", context=Context(CPU))["vector"]
 
@@ -413,7 +415,7 @@ def test_the_ridge_agrees_with_least_squares_on_well_posed_data() -> None:
 
 def test_pair_features_are_both_views_maps_pooled_to_four_by_four(exported: EvaluationTarget) -> None:
     setup, encoder = built(exported, count=10), restore_encoder(exported.source)
-    features = pair_features(encoder, ["conv2"], setup.held_out, task="x", on_event=ignore)["conv2"]
+    features = pair_features(encoder, ["conv2"], setup.held_out, task="x", context=Context(CPU))["conv2"]
     ((x, y),) = read_pairs(setup.held_out, task="x", on_event=ignore)
     with torch.no_grad():
         pooled = [encoder(encoder.normalise(view)).unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5)) for view in (x, y)]
