@@ -56,7 +56,7 @@ def test_images_as_they_are_loaded_go_through(tiny_run: Path) -> None:
     levels = (X * 255).round().to(torch.uint8)
     mean, log_var = model(model.normalise(levels), model.normalise(levels.float() / 255))
 
-    assert mean.shape == log_var.shape == (2, 8)
+    assert mean.shape == log_var.shape == (2, 16)
     with pytest.raises(avtcli.AvtError, match=r"found \(2, 32, 32, 1\): give images.permute\(0, 3, 1, 2\)"):
         model.normalise(levels.permute(0, 2, 3, 1))
     with pytest.raises(avtcli.AvtError, match=r"found ndarray: give torch.as_tensor\(images\)"):

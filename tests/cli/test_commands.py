@@ -155,7 +155,7 @@ def test_a_bank_of_another_size_or_family_is_refused_naming_both(avt) -> None:
     avt("gen-homographies bank.safetensors --size 224 --count 50")
     line = "pretrain -o backbone.width=0.05 --homographies bank.safetensors --out run"
 
-    assert "made for images of 224x224 px, this run uses 32x32 px" in avt(line).stderr
+    assert "made for 224x224 px, this run uses 32x32 px" in avt(line).stderr
     assert "made for the family 'projective', this run uses 'translation'" in avt(f"{line} --transform translation").stderr
 
 

@@ -163,7 +163,7 @@ def test_a_data_set_that_is_not_here_is_not_checked(avt: Callable[..., Result]) 
     result = avt("plugins check imagenet")
 
     assert (result.code, result.stdout) == (2, "")
-    assert f"The data set 'imagenet' is not in {Path.cwd()}/data/imagenet" in result.stderr
+    assert f"'imagenet' is not in {Path.cwd()}/data/imagenet" in result.stderr
 
 
 @pytest.mark.usefixtures("few_held_out_images")

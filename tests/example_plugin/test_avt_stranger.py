@@ -22,7 +22,7 @@ def test_the_loss_is_torchs_own_log_density() -> None:
     family = registry.build("transform", "projective", {})
     objective = stranger_laplace(vector_dim=4, family=family)
     codes = (torch.randn(5, 4, generator=generator), torch.randn(5, 4, generator=generator))
-    values = torch.randn(5, 8, generator=generator)
+    values = torch.randn(5, family.dof, generator=generator)
     mean, log_var = objective.predict(codes).mean, objective.predict(codes).log_var
     expected = -Laplace(mean, (log_var.exp() / 2).sqrt()).log_prob(values).sum(1)
 

@@ -26,7 +26,7 @@ def our_name(backbone: str, key: str) -> str:
 def objective(vector_dim: int) -> Objective:
     """AVT with the release's constants, on its family."""
     options = {"noise_scale": 0.001, "log_var_divisor": 1000, "variance_floor": 1e-4}
-    family = registry.build("transform", "projective", {})
+    family = registry.build("transform", "projective", {"target": "coefficients"})
     made: Objective = registry.build("objective", "avt", options, vector_dim=vector_dim, family=family)
     return made
 
@@ -47,7 +47,7 @@ def build(backbone: str) -> SiameseModel:
 
 def loss_of(model: SiameseModel, views: tuple[Tensor, Tensor], noise: Tensor, values: Tensor) -> Tensor:
     """The objective's loss as the release takes it: summed over samples and divided by their number."""
-    family = registry.build("transform", "projective", {})
+    family = registry.build("transform", "projective", {"target": "coefficients"})
     codes = model.encode(views, [noise, noise])
     per_sample = model.loss(codes, [Target(values, values, family, (32, 32))]).per_sample
     return per_sample.sum() / len(per_sample)

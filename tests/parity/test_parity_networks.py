@@ -147,7 +147,7 @@ def encode_views(model: SiameseModel, x: Tensor, y: Tensor, noise: Tensor, *, to
 
 
 def loss_of_codes(model: SiameseModel, codes: tuple[Tensor, ...], values: Tensor) -> Tensor:
-    family = registry.build("transform", "projective", {})
+    family = registry.build("transform", "projective", {"target": "coefficients"})
     return model.loss(codes, [Target(values, values, family, (32, 32))]).per_sample.mean()
 
 
@@ -169,7 +169,7 @@ def both_ways(*, training: bool) -> list[dict[str, Tensor]]:
     spec = ModelSpec(
         backbone=Plugin.model_validate({"name": "nin", "width": 0.25}),
         objective=Plugin(name="avt"),
-        transform=Plugin(name="projective"),
+        transform=Plugin.model_validate({"name": "projective", "target": "coefficients"}),
         **{"channels": 3, "size": (32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3},
     )
     out = []
