@@ -19,7 +19,7 @@ if [ -e "$run" ]; then
 else
     set -- "$@" --out "$run"
 fi
-srun --wait=120 avt pretrain "$@"  # one task for each GPU; where one ends, the others end within two minutes
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --wait=120 avt pretrain "$@"  # one task for each GPU; where one ends, the others end within two minutes
 code=$?
 if [ "$code" -eq 138 ]; then  # 128 + USR1: the state is saved
     scontrol requeue "$SLURM_JOB_ID"

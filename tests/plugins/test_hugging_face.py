@@ -198,3 +198,18 @@ def test_a_run_and_a_probe_on_a_saved_data_set(avt: Any) -> None:
 
     assert (made.code, "splits: train and test" in made.stderr) == (0, True)
     assert probed.json["results"][0]["train_images"] == 12
+
+
+@pytest.mark.parametrize("names", [["odd", "even"], ["even", "odd", "other"]])
+def test_splits_with_other_labels_are_refused(names: list[str]) -> None:
+    save({"train": rows(1, 2), "test": rows(3, 4, kind=datasets.ClassLabel(names=names))}, "disk")
+
+    with pytest.raises(AvtError, match="'kind' of .*data has other labels or another type in train than in test"):
+        opened()
+
+
+def test_a_column_that_is_no_label_is_refused() -> None:
+    save({"train": rows(1, 2)}, "disk")
+
+    with pytest.raises(AvtError, match="'picture' of .*data is not one of labels"):
+        opened(label="picture")

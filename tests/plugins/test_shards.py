@@ -383,3 +383,10 @@ def test_shards_are_checked_and_probed_by_the_commands(avt: Any) -> None:
     (train,) = checked.json["splits"]
     assert (train["images"], train["classes"], train["modes"], train["bad"]) == (12, 2, {"PNG RGB": 12}, [])
     assert probed.json["results"][0]["train_images"] == 12, probed.stderr
+
+
+def test_a_label_of_minus_one_is_none() -> None:
+    write("a.tar", [("a.png", image(1)), ("a.cls", b"-1"), ("b.png", image(2)), ("b.cls", b"0")])
+    data = shards("a.tar")
+
+    assert (data.classes, data.train.labels.tolist()) == (("0",), [-1, 0])

@@ -21,6 +21,7 @@ torch.set_num_threads(1)
 SIZES = [(32, 32), (48, 96), (97, 33)]
 GEOMETRIC = {
     **{f"projective {t}": projective(target=t) for t in ("parameters", "coefficients", "corners")},
+    "projective without turns": projective(rotate=False),
     **{f"affine {t}": affine(target=t) for t in ("parameters", "coefficients", "corners")},
     **{f"similarity {t}": similarity(target=t) for t in ("parameters", "coefficients", "corners")},
     **{f"euclidean {t}": euclidean(target=t) for t in ("parameters", "coefficients", "corners")},

@@ -20,6 +20,7 @@ _IMAGES: Final = frozenset(os.fsdecode(suffix) for suffix in SUFFIXES)
 _COMPRESSED: Final = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _LONGEST_LABEL: Final = 1_000_000  # bytes of a member
 _BLOCK: Final = 512
+_UNREADABLE: Final = "The shard {path} cannot be read: {cause}. Check its permissions and the disk, or leave it out."
 
 
 @dataclass
@@ -94,7 +95,10 @@ def _add_label(sample: Sample, place: int, member: tarfile.TarInfo, file: Binary
     """Take the label that a member states, unless a better one is there or the member is too long for one."""
     if member.size > _LONGEST_LABEL or (sample.label is not None and sample.label[0] < place):
         return
-    content = os.pread(file.fileno(), member.size, member.offset_data)
+    try:
+        content = os.pread(file.fileno(), member.size, member.offset_data)
+    except OSError as error:
+        raise AvtError(_UNREADABLE.format(path=path, cause=error.strerror)) from error
     if LABELS[place] == ".json":
         try:
             stated = json.loads(content)
@@ -104,7 +108,7 @@ def _add_label(sample: Sample, place: int, member: tarfile.TarInfo, file: Binary
         text = str(label) if isinstance(label, str | int) else ""
     else:
         text = content.decode(errors="replace").strip()
-    sample.label = (place, text) if text else sample.label
+    sample.label = (place, text) if text not in ("", "-1") else sample.label  # -1: without a label
 
 
 class _Member(tarfile.TarInfo):
@@ -146,9 +150,11 @@ def _members(path: str) -> Iterator[tuple[tarfile.TarInfo, BinaryIO]]:
                     raise tarfile.ReadError(f"after {tar.offset} bytes there is neither a member nor the end of the archive")
     except AvtError:
         raise
+    except OSError as error:
+        raise AvtError(_UNREADABLE.format(path=path, cause=error.strerror)) from error
     except Exception as error:  # a damaged file can fail in any way
-        cause = error.strerror if isinstance(error, OSError) else one_line(error)
-        raise AvtError(f"The shard {path} is no complete tar file: {cause}. Copy it again, or leave it out.") from error
+        found = one_line(error)
+        raise AvtError(f"The shard {path} is no complete tar file: {found}. Copy it again, or leave it out.") from error
 
 
 def _hash(key: str) -> bytes:

@@ -21,6 +21,7 @@ from avtplugins.datasets._encoded import MAX_BYTES, EncodedSplit
 from avtplugins.datasets._own_images import WHITE, Channels, Colour, Figures, own_images, sorted_classes
 
 TEST: Final = ("test", "validation", "val", "valid")
+LABEL_TYPES: Final = ("bool", "string", "large_string", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 """Names of the test split: the first of them that has labels, if train has any."""
 EXPECTED: Final = "`hf:DIR` with a data set that save_to_disk wrote, or with .parquet or .arrow files, or `hf:NAME` of the Hub"
 
@@ -196,7 +197,12 @@ def _labels(
     for rows in splits.values():
         if column not in rows.features:
             raise AvtError(f"{name} {_columns(rows, column, 'label')}")
-    stated = getattr(splits["train"].features[column], "names", None)
+    features = {part: rows.features[column] for part, rows in splits.items()}
+    stated = getattr(features["train"], "names", None)
+    if len({str(feature) for feature in features.values()}) > 1:
+        raise AvtError(f"The column '{column}' of {name} has other labels or another type in {' than in '.join(splits)}.")
+    if stated is None and getattr(features["train"], "dtype", "") not in LABEL_TYPES:
+        raise AvtError(f"The column '{column}' of {name} is not one of labels. Expected integers, texts or booleans.")
     columns = {part: rows.data.column(column) for part, rows in splits.items()}
     if stated is not None:
         read = {part: pc.fill_null(own, -1).to_numpy().astype(np.int64) for part, own in columns.items()}

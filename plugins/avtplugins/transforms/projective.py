@@ -21,6 +21,7 @@ from avtcli.geometry.homography import (
     unit_last_entry,
 )
 
+TURNED_NAMES = ("u0", "v0", "u1", "v1", "u2", "v2", "u3", "v3")
 CHUNK = 8_192
 """Samples that are solved at once, so that intermediate results stay in the processor's cache."""
 
@@ -50,7 +51,7 @@ class ProjectiveDistribution(TransformDistribution):
 
     Values, (n, 16), in pixels: u and v, the output's corner near which each corner of the image lies, and x and y, the offset
     from each corner of the output to the image's corner near it. Both halves weigh the same in a squared error, while the
-    variance of coefficients and of displacements is nearly all that of the turns.
+    variance of coefficients and of displacements is nearly all that of the turns. Without turns x and y alone, (n, 8).
 
     Source: the release's cifar/dataset.py and imagenet/dataset.py, for what is sampled.
     """
@@ -59,9 +60,13 @@ class ProjectiveDistribution(TransformDistribution):
     scale_low: float
     scale_high: float
     rotate: bool
-    names = ("u0", "v0", "u1", "v1", "u2", "v2", "u3", "v3", *CORNER_NAMES)
-    units = ("px",) * 16
+    names: tuple[str, ...]
     coefficients = (0, 1, 2, 3, 4, 5, 6, 7)
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """All are pixels."""
+        return ("px",) * len(self.names)
 
     def sample(self, n: int, size: Size, generator: Generator) -> Tensor:
         """Sample coefficients (n, 8), float64."""
@@ -89,16 +94,19 @@ class ProjectiveDistribution(TransformDistribution):
         return coefficients_from_matrix(unit_last_entry(in_from_out))
 
     def values(self, parameters: Tensor, size: Size) -> Tensor:
-        """The turned corners and the offsets, (n, 16)."""
+        """The turned corners and the offsets."""
         matrix = matrix_from_coefficients(parameters)
         corners, (turns, _) = corners_of(size).to(matrix), corner_turns(matrix, size)
         offsets = _turned(map_points(inverse(matrix), corners), -turns) - corners
-        return torch.cat([_turned(corners.expand_as(offsets), turns), offsets], 1).flatten(1)
+        turned = [_turned(corners.expand_as(offsets), turns)] if self.rotate else []
+        return torch.cat([*turned, offsets], 1).flatten(1)
 
     def parameters_from_values(self, values: Tensor, size: Size) -> Tensor:
         """The coefficients with the turn that fits u and v best; its gradient is that before rounding, which has none."""
-        near, offsets = values.reshape(-1, 2, 4, 2).unbind(1)
         corners = corners_of(size).to(values)
+        if not self.rotate:
+            return coefficients_from_matrix(in_from_out_from_corners(corners + values.reshape(-1, 4, 2), size))
+        near, offsets = values.reshape(-1, 2, 4, 2).unbind(1)
         half = corners[2] / 2
         square, (x, y) = (near - half) / half, ((corners - half) / half).unbind(1)  # sides of 2, so that turns are rotations
         cos = (x * square[..., 0] + y * square[..., 1]).mean(1) / 2
@@ -132,4 +140,5 @@ def projective(
         raise AvtError(f"transform.scale_low and scale_high need 0 < low <= high, found {scale_low} and {scale_high}.")
     if not 0 <= shift < 0.25:
         raise AvtError(f"transform.shift needs a fraction of the side from 0 to below 0.25, found {shift}.")
-    return ProjectiveDistribution(shift=shift, scale_low=scale_low, scale_high=scale_high, rotate=rotate)
+    names = (*TURNED_NAMES, *CORNER_NAMES) if rotate else CORNER_NAMES
+    return ProjectiveDistribution(shift=shift, scale_low=scale_low, scale_high=scale_high, rotate=rotate, names=names)
