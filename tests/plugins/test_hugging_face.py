@@ -204,12 +204,12 @@ def test_a_run_and_a_probe_on_a_saved_data_set(avt: Any) -> None:
 def test_splits_with_other_labels_are_refused(names: list[str]) -> None:
     save({"train": rows(1, 2), "test": rows(3, 4, kind=datasets.ClassLabel(names=names))}, "disk")
 
-    with pytest.raises(AvtError, match="'kind' of .*data has other labels or another type in train than in test"):
+    with pytest.raises(AvtError, match=r"'kind' of .*data has other labels or another type in train than in test"):
         opened()
 
 
 def test_a_column_that_is_no_label_is_refused() -> None:
     save({"train": rows(1, 2)}, "disk")
 
-    with pytest.raises(AvtError, match="'picture' of .*data is not one of labels"):
+    with pytest.raises(AvtError, match=r"'picture' of .*data is not one of labels"):
         opened(label="picture")

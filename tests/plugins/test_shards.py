@@ -386,7 +386,7 @@ def test_shards_are_checked_and_probed_by_the_commands(avt: Any) -> None:
 
 
 def test_a_label_of_minus_one_is_none() -> None:
-    write("a.tar", [("a.png", image(1)), ("a.cls", b"-1"), ("b.png", image(2)), ("b.cls", b"0")])
-    data = shards("a.tar")
+    path = write("a.tar", [("a.png", image(1)), ("a.cls", b"-1"), ("b.png", image(2)), ("b.cls", b"0")])
+    data = shards(path)
 
     assert (data.classes, data.train.labels.tolist()) == (("0",), [-1, 0])
