@@ -466,7 +466,7 @@ def test_calibrated_figures_are_those_of_the_training_images_statistics(run: Pat
     figures = measure_ridges(net.encoder, ["conv2"], setup.fit, setup.held_out, name="x", context=Context(CPU))["conv2"]
     mean, _ = predict(net, setup.held_out, on_event=ignore)
 
-    assert found.ridge[0]["r2"] == pytest.approx(figures.fit.r2, rel=1e-4)
+    assert found.ridge[0]["r2"] == pytest.approx(figures.fit.r2, rel=1e-3)
     assert found.mse_normalised == pytest.approx(float((mean - setup.held_out.target).square().mean()), rel=1e-4)
     assert found.ridge[0]["r2"] != result.ridge[0]["r2"]
     assert found.mse_normalised != result.mse_normalised
