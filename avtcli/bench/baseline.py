@@ -8,6 +8,7 @@ of avt. On a GPU it is written as PyTorch's guides advise: pinned batches, autoc
 import random
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -139,13 +140,20 @@ def pair_batches(pairs: PairDataset, device: torch.device, *, batch_size: int, w
         generator=order,
         pin_memory=pinned,
     )
-    handler = signal.getsignal(signal.SIGCHLD)
-    try:
+    with _child_handler_kept():
         while True:
             for pair in loader:
                 original, transformed, target = (part.to(device, non_blocking=pinned) for part in pair)
                 yield original, transformed, target
-    finally:  # torch leaves its own handler, which would raise when a later worker ends
+
+
+@contextmanager
+def _child_handler_kept() -> Iterator[None]:
+    """Restore the handler of SIGCHLD: a DataLoader leaves its own, which would raise when a later worker ends."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
         if handler is not None:
             signal.signal(signal.SIGCHLD, handler)
 
@@ -159,13 +167,9 @@ def image_loader(folder: str, *, shorter: int, crop: int, batch_size: int, worke
 
 def read_epoch(loader: DataLoader[tuple[Tensor, Tensor]], device: torch.device) -> None:
     """Read all batches of a loader to a device."""
-    handler = signal.getsignal(signal.SIGCHLD)
-    try:
+    with _child_handler_kept():
         for images, _ in loader:
             images.to(device)
-    finally:  # as above
-        if handler is not None:
-            signal.signal(signal.SIGCHLD, handler)
 
 
 def decoder_heads(net: SiameseModel) -> tuple[nn.Module, nn.Module]:

@@ -1,7 +1,7 @@
 """The contracts of the plugins: what a backbone, a family, a data set, an objective, an exporter or a tracker must offer."""
 
 from avtcli.contracts.backbones import Backbone, Code, PublishedCheckpoint
-from avtcli.contracts.image_data import MAX_PIXELS, ImageData, MemorySplit, Split
+from avtcli.contracts.image_data import MAX_PIXELS, ImageData, MemorySplit, Split, name_hash
 from avtcli.contracts.objectives import Loss, Objective, Prediction, Role, Target
 from avtcli.contracts.outputs import Exporter, Tracker
 from avtcli.contracts.transform_families import Size, TransformFamily
@@ -23,4 +23,5 @@ __all__ = [
     "Target",
     "Tracker",
     "TransformFamily",
+    "name_hash",
 ]

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +14,11 @@ from avtcli.contracts.transform_families import Size
 
 MAX_PIXELS: Final = 50_000_000
 """The most pixels of an image, stored or resized; a larger one is refused before memory is allocated for it."""
+
+
+def name_hash(name: bytes) -> bytes:
+    """The hash by which images are held out and found, 8 bytes, of the name that a listing states."""
+    return blake2b(name, digest_size=8).digest()
 
 
 class Split(ABC):
@@ -63,7 +69,7 @@ class Split(ABC):
         return None
 
     def name_hashes(self) -> NDArray[np.uint64] | None:
-        """(n,): the 8 bytes of BLAKE2b of each image's NAME, see `listing`, where the split has them without one; else none."""
+        """(n,): the `name_hash` of each image's NAME, see `listing`, little-endian, where the split has them; else none."""
         return None
 
     def with_listing(self, listing: bytes) -> "Split":

@@ -3,14 +3,13 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from avtcli.contracts import ImageData, Split
+from avtcli.contracts import ImageData, Split, name_hash
 from avtcli.errors import AvtError
 from avtcli.seeding import subset
 
@@ -92,7 +91,7 @@ def _hashes(split: Split) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
         keys = (record.partition(b"\0")[0] for record in records_of(listing))
     hashes = bytearray()  # joined at the end, the parts of a million would take several times the memory
     for key in keys:
-        hashes += blake2b(key, digest_size=8).digest()
+        hashes += name_hash(key)
     return np.frombuffer(hashes, "<u8")
 
 

@@ -214,11 +214,8 @@ def _batch_norm(
         group, world = torch.distributed.group.WORLD, torch.distributed.get_world_size()
         normalised = SyncBatchNorm.apply(x, weight, bias, running_mean, running_var, eps, momentum, group, world)
         return normalised
-    values, dims, shape = (
-        x.to(torch.promote_types(x.dtype, torch.float32)),
-        [0, *range(2, x.ndim)],
-        [1, -1, *[1] * (x.ndim - 2)],
-    )
+    values = x.to(torch.promote_types(x.dtype, torch.float32))
+    dims, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
     total = _SumOfAll.apply(torch.cat([values.sum(dims), values.new_tensor([x.numel() // x.shape[1]])]))
     mean, count = total[:-1] / total[-1], total[-1].detach()
     centred = values - mean.view(shape)

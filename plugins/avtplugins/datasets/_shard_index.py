@@ -24,6 +24,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from avtcli.contracts import name_hash
 from avtcli.errors import AvtError
 from avtplugins.datasets._shard_samples import LABELS, Sample, read_samples
 
@@ -168,7 +169,7 @@ def _columns(path: str, labels: _Labels, left_out: Counter[str], ends: int) -> d
     for sample in read_samples(path, left_out):
         assert sample.name is not None
         names += sample.name
-        hashes += blake2b(sample.name, digest_size=8).digest()
+        hashes += name_hash(sample.name)
         figures.extend((sample.offset, sample.size, labels.code(sample), ends + len(names)))
     columns = dict(zip(("offsets", "sizes", "labels", "ends"), np.array(figures, "<i8").reshape(-1, 4).T.copy(), strict=True))
     return {**columns, "hashes": np.frombuffer(hashes, "<u8"), "names": np.frombuffer(names, "u1")}

@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from hashlib import blake2b
 from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avtcli.contracts import ImageData
+from avtcli.contracts import ImageData, name_hash
 from avtcli.errors import AvtError
 from avtplugins.datasets._decoding import Decoding
 from avtplugins.datasets._encoded import MAX_BYTES, EncodedSplit
@@ -90,7 +89,7 @@ class ShardSplit(EncodedSplit):
     def find(self, names: Collection[str]) -> Iterator[tuple[int, str]]:
         """Yield index and name of the images that have one of these names, found by the hash of what may be the member's."""
         ends = {name[i + 1 :] for name in names for i, character in enumerate(name) if character == "/"}
-        hashes = [blake2b(os.fsencode(end), digest_size=8).digest() for end in ends]
+        hashes = [name_hash(os.fsencode(end)) for end in ends]
         likely = np.flatnonzero(np.isin(self.name_hashes(), np.frombuffer(b"".join(hashes), "<u8")))
         return ((i, name) for i in likely.tolist() if (name := self.name(i)) in names)
 
