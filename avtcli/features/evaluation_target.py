@@ -159,7 +159,7 @@ def check_labels(prepared: PreparedImages) -> None:
 
 
 def _open(dataset: Plugin, data_dir: str | None, *, on_event: OnEvent) -> ImageData:
-    data = build_data(dataset, data_dir)
+    data = build_data(dataset, data_dir, on_event=on_event)
     for note in describe_data(data):
         on_event(Notice(note))
     return data

@@ -175,7 +175,7 @@ def _specify(config: PretrainConfig, data: ImageData, size: Size) -> ModelSpec:
 
 def _open_data(config: PretrainConfig, run: Path | None, *, on_event: OnEvent) -> tuple[PretrainConfig, ImageData]:
     """Open the images to pretrain on, and complete the settings with what is chosen from them, and say it."""
-    data = build_data(config.dataset, config.data_dir)
+    data = build_data(config.dataset, config.data_dir, on_event=on_event)
     if run is not None:
         fingerprint, advice = read_env(run).get("data_fingerprint"), "Point --dataset or --data-dir to the same images."
         data = check_data(data, run=run, fingerprint=fingerprint, advice=advice)
