@@ -6,6 +6,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,6 +64,16 @@ def test_images_without_file_names_are_held_out_by_their_index() -> None:
     expected = {int(key) for key in held_out_names([str(i).encode() for i in range(2000)])}
 
     assert set(partition(arrays_of(2000)).held_out.tolist()) == expected
+
+
+def test_of_equal_names_the_first_are_held_out() -> None:
+    """Members of shards may share their names: of three with the 334th lowest hash one fits."""
+    hashes = np.array([k % 1500 for k in range(4500)], "<u8") * 2**50
+    data = arrays_of(4500)
+    data.train.name_hashes = lambda: hashes  # type: ignore[method-assign]
+    first = sorted(range(4500), key=lambda i: (hashes[i], i))[:1000]
+
+    assert partition(data).held_out.tolist() == sorted(first)
 
 
 def test_a_file_that_is_added_moves_no_other() -> None:
