@@ -18,7 +18,8 @@ LAYOUT: Final = f"{FOLDER}/{FILES[0]} ... {FILES[-1]}"
 SIDE: Final = 96
 PIXELS: Final = 3 * SIDE * SIDE
 
-# of the 5 000 training images in [0, 1]
+# of the 5 000 training images in [0, 1], as a comment in the code of EnAET states them with more digits; 0.4409, 0.4279, 0.3868
+# in other public code are of the unlabelled ones
 MEAN: Final = (0.4467, 0.4398, 0.4066)
 STD: Final = (0.2603, 0.2566, 0.2713)
 

@@ -13,7 +13,7 @@ from avtplugins.datasets._files import RGB, download, first_with_files, memory_d
 FILES: Final = ("train_32x32.mat", "test_32x32.mat")
 LAYOUT: Final = f"the files {' and '.join(FILES)}"
 
-# of the 73 257 training images in [0, 1]
+# of the 73 257 training images in [0, 1], as in the code of RobustDARTS and, with more digits, in much other public code
 MEAN: Final = (0.4377, 0.4438, 0.4728)
 STD: Final = (0.1980, 0.2010, 0.1970)
 
