@@ -18,8 +18,8 @@ TRAIN: Final = tuple(f"data_batch_{i}" for i in range(1, 6))
 MEAN: Final = (0.4914, 0.4822, 0.4465)
 STD: Final = (0.2023, 0.1994, 0.2010)
 
-# of the 50 000 training images of CIFAR-100 in [0, 1], as in the code of RobustDARTS; that of TorchSSL has 129.3, 124.1, 112.4 and
-# 68.2, 65.4, 70.4 of 255
+# of the 50 000 training images of CIFAR-100 in [0, 1], as in the code of RobustDARTS; that of TorchSSL has 129.3, 124.1, 112.4
+# and 68.2, 65.4, 70.4 of 255
 MEAN_100: Final = (0.5071, 0.4865, 0.4409)
 STD_100: Final = (0.2673, 0.2564, 0.2762)
 
