@@ -15,12 +15,17 @@ BLOCK: Final = 2**17
 """Samples of an epoch whose values are drawn together, in less than a second; a start waits for one block."""
 
 
+def batch_count(count: int, batch_size: int, *, world: int = 1) -> int:
+    """Return the number of batches of an epoch; a rest below two samples per process joins the batch before."""
+    batches = -(-count // batch_size)
+    rest = count - (batches - 1) * batch_size
+    return batches - (batches > 1 and rest < 2 * world)
+
+
 def batch_bounds(count: int, batch_size: int, *, world: int = 1) -> list[tuple[int, int]]:
-    """Split an epoch into batches, (first, last excluded); a rest below two samples per process joins the batch before."""
-    bounds = [(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-    if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] < 2 * world:
-        bounds[-2:] = [(bounds[-2][0], count)]
-    return bounds
+    """Split an epoch into batches, (first, last excluded), see `batch_count`."""
+    last = batch_count(count, batch_size, world=world) - 1
+    return [(i * batch_size, count if i == last else (i + 1) * batch_size) for i in range(last + 1)]
 
 
 def check_shares(count: int, batch_size: int, *, world: int) -> None:
@@ -35,7 +40,7 @@ def check_shares(count: int, batch_size: int, *, world: int) -> None:
 
 def joined_rest(count: int, batch_size: int, *, world: int) -> int:
     """Return the images of the last batch that join the one before only because the processes are several; 0 for none."""
-    alone, together = (len(batch_bounds(count, batch_size, world=processes)) for processes in (1, world))
+    alone, together = (batch_count(count, batch_size, world=processes) for processes in (1, world))
     return count % batch_size if together < alone else 0
 
 

@@ -97,6 +97,11 @@ def _hashes(split: Split) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
     return np.frombuffer(hashes, "<u8")
 
 
+def contains(indices: Tensor, searched: Tensor) -> Tensor:
+    """Return which of the indices `searched`, (m,), are among others, (n,) sorted: (m,) bool; `torch.isin` sorts both."""
+    return indices[torch.searchsorted(indices, searched).clamp(max=len(indices) - 1)] == searched
+
+
 def limited(indices: Tensor, limit: int | None) -> Tensor:
     """Return the images to use: all, or a draw of `limit` that depends on their number alone; sorted.
 

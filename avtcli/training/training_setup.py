@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -17,8 +16,8 @@ from avtcli.config.run_length import RunLength, within_budget
 from avtcli.contracts import ImageData, Size, TransformFamily
 from avtcli.data.bad_images import BadImages
 from avtcli.data.datasets import build_data, check_data, describe_data, image_size, with_sizes
-from avtcli.data.epoch_table import batch_bounds, check_shares, joined_rest
-from avtcli.data.held_out import HELD_OUT_COUNT, Partition, limited, partition
+from avtcli.data.epoch_table import batch_count, check_shares, joined_rest
+from avtcli.data.held_out import HELD_OUT_COUNT, Partition, contains, limited, partition
 from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
 from avtcli.data.training_loader import TrainingLoader, ViewSpec
@@ -73,7 +72,7 @@ class TrainingSetup:
     @property
     def evaluated_on(self) -> str:
         """State the images that the run is evaluated on: held-out ones, or training images where it trains on some of them."""
-        kind = "training" if torch.isin(self.monitored, self.indices).any() else "held-out"
+        kind = "training" if contains(self.indices, self.monitored).any() else "held-out"
         return f"{len(self.monitored)} {kind} images"
 
     def open_images(self) -> Images:
@@ -119,7 +118,7 @@ def build_training_setup(config: PretrainConfig, *, run: Path | None = None, on_
     indices, monitored = limited(parts.train, config.limit_train), parts.to_monitor(HELD_OUT_COUNT)
     processes = accelerator.num_processes
     check_shares(len(indices), config.batch_size, world=processes)
-    steps_per_epoch = len(batch_bounds(len(indices), config.batch_size, world=processes))
+    steps_per_epoch = batch_count(len(indices), config.batch_size, world=processes)
     config = within_budget(config, len(indices), on_event=on_event)
     planned = RunLength.of(config, len(indices), steps_per_epoch, monitored=len(monitored)).steps
     config = resolve_execution(config, device, processes=processes, steps=planned, on_event=on_event)
@@ -152,7 +151,7 @@ def build_training_setup(config: PretrainConfig, *, run: Path | None = None, on_
         monitored,
         steps_per_epoch,
         *_choose_workers(config, data, size, processes),
-        _bad_images(config, data, used=len(indices) + int((~torch.isin(monitored, indices)).sum()), run=run),
+        _bad_images(config, data, used=len(indices) + int((~contains(indices, monitored)).sum()), run=run),
         continues,
         environment,
     )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from avtcli.contracts import ImageData, MemorySplit
-from avtcli.data.held_out import limited, partition
+from avtcli.data.held_out import contains, limited, partition
 from avtcli.errors import AvtError
 from avtplugins.datasets._encoded import encoded_data
 from avtplugins.datasets._image_files import FileSplit, write_listing
@@ -113,6 +113,17 @@ def test_an_empty_test_split_is_none() -> None:
     data = arrays_of(100, 0)
 
     assert torch.equal(partition(data).held_out, partition(replace(data, test=None)).held_out)
+
+
+def test_what_is_contained_is_found_as_torch_does() -> None:
+    indices, searched = torch.tensor([2, 3, 5, 8, 13]), torch.tensor([13, 1, 2, 4, 14, 8])
+
+    assert (
+        contains(indices, searched).tolist()
+        == torch.isin(searched, indices).tolist()
+        == [True, False, True, False, False, True]
+    )
+    assert contains(torch.tensor([4]), torch.tensor([], dtype=torch.long)).tolist() == []
 
 
 def test_too_few_images_to_hold_any_out_are_refused() -> None:
