@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from avtcli import registry
+from avtcli.config.components import Plugin
+from avtcli.data.datasets import build_data
 from avtcli.errors import AvtError
-from avtcli.events import ignore
+from avtcli.events import Event, Notice, ignore
 from avtcli.training.training_setup import build_training_setup
 from tests.support import tiny_config, write_cifar100, write_idx, write_stl10, write_svhn
 
@@ -147,7 +149,9 @@ def test_the_fingerprint_of_stl10_follows_every_file_and_reads_a_thousand_images
 
 
 @pytest.mark.parametrize("name", ["cifar100", "mnist", "stl10", "svhn"])
-def test_without_a_network_the_message_says_the_layout(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_is_reported_and_without_a_network_the_message_says_the_layout(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise OSError("no network")
 
@@ -155,5 +159,8 @@ def test_without_a_network_the_message_says_the_layout(name: str, tmp_path: Path
         monkeypatch.setattr(f"torchvision.datasets.utils.{function}", refuse)
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
     expected = rf"'{name}' is not in .* \(download failed: no network\)\. Expected: .*--data-dir DIR.*fashion-mini"
+    reported = list[Event]()
     with pytest.raises(AvtError, match=expected):
-        build(name, tmp_path)
+        build_data(Plugin(name=name), str(tmp_path), on_event=reported.append)
+    assert reported == [Notice(f"downloading {name} to {tmp_path / 'svhn' if name == 'svhn' else tmp_path}")]
+    assert capfd.readouterr().err == ""

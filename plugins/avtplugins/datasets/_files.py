@@ -40,11 +40,11 @@ def require_files(name: str, folder: Path, files: Sequence[str]) -> None:
 
 
 def silent(text: str) -> None:
-    """Take a text for nobody."""
+    """Discard a line of text."""
 
 
 def download(name: str, fetch: Callable[[], None], *, where: Path, layout: str, notify: Notify) -> None:
-    """Download a data set; the user is told of it and of the folder, and torchvision shows its progress on stderr.
+    """Download a data set, which is reported with the folder; torchvision shows its progress on stderr.
 
     Raises:
         AvtError: if the download fails, or the folder cannot be written.

@@ -151,7 +151,7 @@ class _Labels:
 
 
 def _make(shards: list[Shard], folder: Path, notify: Notify) -> ShardIndex:
-    """Write the index, shard by shard, into a folder of its own that gets the name once it is complete."""
+    """Write the index, shard by shard, into a temporary folder that gets the name once it is complete."""
     _prune(folder.parent)
     temporary, shown, counts = Path(tempfile.mkdtemp(dir=folder.parent)), time.monotonic(), list[int]()
     labels, left_out, ends = _Labels(), Counter[str](), 0

@@ -169,7 +169,7 @@ def cifar10(
     Args:
         path: the folder with the batches, or the one above it.
         data_dir: the folder that is searched, and downloaded to, without a path.
-        notify: is told of a download.
+        notify: receives a line of text when something is downloaded.
         mean: per channel, for normalisation (as in the release).
         std: per channel, for normalisation (as in the release).
     """
@@ -184,7 +184,7 @@ def cifar100(
     Args:
         path: the folder with the files train and test, or the one above it.
         data_dir: the folder that is searched, and downloaded to, without a path.
-        notify: is told of a download.
+        notify: receives a line of text when something is downloaded.
         mean: per channel, for normalisation (that of the training images).
         std: per channel, for normalisation (that of the training images).
     """

@@ -98,7 +98,7 @@ def fashion_mnist(path: Path | None = None, /, *, data_dir: Path, notify: Notify
     Args:
         path: a folder with the four IDX .gz files, such as Debian's /usr/share/datasets/fashion-mnist.
         data_dir: the folder that is searched, and downloaded to, without a path.
-        notify: is told of a download.
+        notify: receives a line of text when something is downloaded.
     """
     found = first_with_files([path], FILES) if path else fashion_mnist_folder(data_dir)
     return _read(_find("fashion-mnist", "FashionMNIST", path, data_dir, found, notify))
@@ -110,7 +110,7 @@ def mnist(path: Path | None = None, /, *, data_dir: Path, notify: Notify = silen
     Args:
         path: a folder with the four IDX .gz files.
         data_dir: the folder that is searched, and downloaded to, without a path.
-        notify: is told of a download.
+        notify: receives a line of text when something is downloaded.
     """
     digits = tuple(map(str, range(10)))
     found = first_with_files([path], FILES) if path else mnist_folder(data_dir)

@@ -145,7 +145,7 @@ def shards(
 
     Args:
         path: the shards, with `{000..099}`, `{a,b}`, `*`, `?` and `[0-9]`; in quotes for the shell.
-        notify: is told of an index that is made.
+        notify: receives lines of text while an index is made.
         test: those of the test split, likewise.
         labels: auto, or none to read no labels.
         channels: 1 for grey, 3 for RGB; auto takes 1 where all sampled images are grey.

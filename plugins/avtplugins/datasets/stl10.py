@@ -65,7 +65,7 @@ def stl10(
     Args:
         path: the folder with the binary files, or the one above it.
         data_dir: the folder that is searched, and downloaded to, without a path.
-        notify: is told of a download.
+        notify: receives a line of text when something is downloaded.
         mean: per channel, for normalisation (that of the labelled training images).
         std: per channel, for normalisation (that of the labelled training images).
     """

@@ -53,7 +53,7 @@ def svhn(
     Args:
         path: a folder with the two .mat files.
         data_dir: parent of the folder `svhn`, which is downloaded to without a path.
-        notify: is told of a download.
+        notify: receives a line of text when something is downloaded.
         mean: per channel, for normalisation (that of the training images).
         std: per channel, for normalisation (that of the training images).
     """
