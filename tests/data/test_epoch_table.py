@@ -46,13 +46,15 @@ def test_each_block_of_positions_has_its_own_draws_by_the_order_of_its_samples()
     assert table.uniforms.read(positions)[0].tolist() == [rows[i] for i in table.order[positions].tolist()]
 
 
-def read(start: int, stop: int, *, batch_size: int = 1000, rank: int = 0, world: int = 1) -> list[Batch]:
+def read(
+    start: int, stop: int, *, batch_size: int = 1000, rank: int = 0, world: int = 1, device: torch.device = CPU
+) -> list[Batch]:
     """Batches of numbered images of one pixel, cropped from a black border."""
     images = (torch.arange(MANY) % 251 + 4).to(torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
-    resident = ResidentImages(MemorySplit(images, None, prefix="x"), torch.arange(MANY), device=CPU)
+    resident = ResidentImages(MemorySplit(images, None, prefix="x"), torch.arange(MANY), device=device)
     augment = Augment(padding=2, flip=False)
     spec = ViewSpec(("original", "transformed"), rotation(), augment, SIZE, lambda x: x, 0)
-    return list(TrainingLoader(resident, spec, batch_size=batch_size, device=CPU, rank=rank, world=world).read(start, stop))
+    return list(TrainingLoader(resident, spec, batch_size=batch_size, device=device, rank=rank, world=world).read(start, stop))
 
 
 @pytest.mark.parametrize(
