@@ -25,12 +25,13 @@ from avtcli.data.training_loader import TrainingLoader, ViewSpec
 from avtcli.events import Notice, OnEvent, Started
 from avtcli.geometry.family_building import build_family
 from avtcli.models.initial_weights import build_initial, stored_backbone
+from avtcli.models.layers import synchronise_batch_norms
 from avtcli.models.siamese import SiameseModel, batch_norms
 from avtcli.plugin_options import plain, sum_parts
 from avtcli.runtime.devices import build_accelerator, choose_device, choose_precision, describe_device
 from avtcli.runtime.environment import describe_environment
 from avtcli.runtime.execution import resolve_execution, to_channels_last
-from avtcli.runtime.processes import build_cpu_group, synchronise_batch_norms
+from avtcli.runtime.processes import build_cpu_group
 from avtcli.runtime.reader_workers import choose_workers, prefetched_bytes, require_workers
 from avtcli.storage.banks import load_bank, sample_bank
 from avtcli.storage.checkpoints import list_checkpoints

@@ -131,7 +131,8 @@ GRADIENTS = """
 import copy, os, sys, torch
 from torch import nn
 from avtcli.errors import AvtError
-from avtcli.runtime.processes import shared_rows, synchronise_batch_norms
+from avtcli.models.layers import synchronise_batch_norms
+from avtcli.runtime.processes import shared_rows
 torch.manual_seed(0)
 first = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()
 net = nn.Sequential(*first, nn.Linear(288, 5, bias=False), nn.BatchNorm1d(5)).double()
