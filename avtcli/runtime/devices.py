@@ -10,7 +10,7 @@ from typing import Annotated
 
 import torch
 import torch.distributed
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from pydantic import Field
 from torch import Tensor
@@ -20,8 +20,8 @@ from avtcli.config.components import Flag, Frozen
 from avtcli.config.resolution import validate
 from avtcli.errors import AvtError, RunFailedError, one_line
 from avtcli.events import Notice, OnEvent, ignore
-from avtcli.runtime.launcher import ACCELERATE_VARIABLES, VARIABLES, read_launch, unstarted_tasks
-from avtcli.runtime.processes import WAIT, build_cpu_group
+from avtcli.runtime.launcher import ACCELERATE_VARIABLES, VARIABLES, connect, read_launch, unstarted_tasks
+from avtcli.runtime.processes import build_cpu_group
 
 
 def choose_device(name: str) -> str:
@@ -65,15 +65,13 @@ def build_accelerator(device: str, precision: str, *, on_event: OnEvent) -> Acce
     if world == 1:
         AcceleratorState._reset_state(True)  # global state: discard that of an earlier run in this process
     mixed = "no" if precision == "fp32" else precision
-    handlers = [
-        InitProcessGroupKwargs(timeout=WAIT),
-        DistributedDataParallelKwargs(static_graph=True, gradient_as_bucket_view=True),
-    ]
+    handlers = [DistributedDataParallelKwargs(static_graph=True, gradient_as_bucket_view=True)]
     ignored = sorted(name for name in os.environ if name.startswith(ACCELERATE_VARIABLES))
     if ignored:
         on_event(Notice(f"ignored, as options alone decide: the environment variables {', '.join(ignored)}"))
     if unstarted := unstarted_tasks():
         on_event(Notice(unstarted))
+    connect(device, on_event=on_event)
     with _without_variables([*ignored, *(VARIABLES if world == 1 else ())]):
         accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=handlers)
     found = accelerator.num_processes

@@ -7,9 +7,8 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -17,11 +16,10 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from avtcli.errors import AvtError, RunFailedError
+from avtcli.runtime.launcher import WAIT
 from avtcli.runtime.signals import heeded_signals
 
 T = TypeVar("T")
-WAIT: Final = timedelta(hours=2)
-"""How long a process waits for the others: longer than an evaluation. A launcher notices at once when one of them ends."""
 
 
 def launch(processes: int, args: list[str], *, go_on: str) -> int:

@@ -16,7 +16,8 @@ from avtcli.data.datasets import listings_of
 from avtcli.data.training_loader import Batch
 from avtcli.errors import AvtError, InterruptedRunError, RunFailedError
 from avtcli.events import OnEvent, Progress, Saved
-from avtcli.runtime.devices import memory_errors_explained
+from avtcli.runtime.devices import choose_device, memory_errors_explained
+from avtcli.runtime.launcher import connect
 from avtcli.runtime.processes import agree, lost_processes_explained, resume_command, run_in_main
 from avtcli.runtime.signals import Stop, stop_signals
 from avtcli.storage.checkpoints import list_checkpoints
@@ -76,6 +77,7 @@ def pretrain(
     """
     if run is not None and not resume:
         refuse_existing(run)
+    connect(choose_device(config.device), on_event=on_event)  # a signal that comes before the others do ends it at once
     with stopping(on_event) as stop:
         setup = build_training_setup(config, run=run if resume else None, on_event=on_event)
         tracking = Tracking(setup.config.trackers, setup.group, on_event=on_event)
