@@ -6,7 +6,8 @@ import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from datetime import timedelta
+from typing import Annotated, Final
 
 import torch
 import torch.distributed
@@ -22,6 +23,9 @@ from avtcli.errors import AvtError, RunFailedError, one_line
 from avtcli.events import Notice, OnEvent, ignore
 from avtcli.runtime.launcher import ACCELERATE_VARIABLES, VARIABLES, connect, read_launch, unstarted_tasks
 from avtcli.runtime.processes import build_cpu_group
+
+MEASURING: Final = timedelta(days=1)
+"""How long a process that measures waits for another, which may train a head meanwhile."""
 
 
 def choose_device(name: str) -> str:
@@ -196,7 +200,7 @@ class Context:
         if read_launch().world == 1:
             return cls(torch.device(chosen), asked.workers, asked.seed, on_event)
         accelerator = build_accelerator(chosen, "fp32", on_event=on_event)
-        return cls(accelerator.device, asked.workers, asked.seed, on_event, build_cpu_group(accelerator))
+        return cls(accelerator.device, asked.workers, asked.seed, on_event, build_cpu_group(accelerator, wait=MEASURING))
 
     @property
     def is_main(self) -> bool:

@@ -6,7 +6,10 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,10 +18,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from avtcli.errors import AvtError, RunFailedError
+from avtcli.errors import AvtError, RunFailedError, one_line, shown
 from avtcli.runtime.launcher import WAIT
 from avtcli.runtime.signals import heeded_signals
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -64,30 +68,94 @@ def launch(processes: int, args: list[str], *, go_on: str) -> int:
     return 0
 
 
-def build_cpu_group(accelerator: Accelerator) -> ProcessGroup | None:
-    """Build the group in which the processes of a run exchange wishes and results, without waiting for a GPU; none for one."""
+def build_cpu_group(accelerator: Accelerator, *, wait: timedelta = WAIT) -> ProcessGroup | None:
+    """Build the group in which processes exchange wishes and results, without waiting for a GPU; none for one process.
+
+    An exchange fails where the others do not come to it in a time of `wait`.
+    """
     if accelerator.num_processes == 1:
         return None
-    group = torch.distributed.new_group(backend="gloo", timeout=WAIT)
+    group = torch.distributed.new_group(backend="gloo", timeout=wait)
     assert isinstance(group, ProcessGroup)  # every process is a member
     return group
 
 
 def run_in_main(group: ProcessGroup | None, work: Callable[[], T]) -> T:
-    """Run work in the main process while the others wait; return its result, or raise its `AvtError`, in all of them."""
+    """Run work in the main process while the others wait; return its result in all of them.
+
+    Raises:
+        AvtError: in all processes, if the work raises it.
+        RunFailedError: in the others, for any other error of the main process.
+    """
     if group is None:
         return work()
-    shared: list[Any] = [None, None]
+    shared, own = list[Any]([None, None]), None
     if torch.distributed.get_rank() == 0:
         try:
             shared[0] = work()
-        except AvtError as error:
-            shared[1] = error
+        except Exception as error:
+            own, shared[1] = error, _for_the_others(error)
     torch.distributed.broadcast_object_list(shared, src=0, group=group)
-    if shared[1] is not None:
-        raise shared[1]
+    if failure := own or shared[1]:
+        raise failure
     result: T = shared[0]
     return result
+
+
+@contextlib.contextmanager
+def failing_together(group: ProcessGroup | None) -> Iterator[None]:
+    """Let all processes fail where one does, within; at the end each waits for the others.
+
+    Raises:
+        AvtError: in all processes, if one raises it.
+        RunFailedError: in the others, for any other error of one.
+    """
+    own, shared = None, list[AvtError]()
+    try:
+        yield
+    except Exception as error:
+        if group is None:
+            raise
+        own, shared = error, [_for_the_others(error)]
+    with lost_processes_explained():
+        failures = gather_lists(group, shared)
+    if own is not None and not isinstance(own, AvtError):
+        raise own
+    for failure in failures:
+        raise failure
+
+
+def _for_the_others(error: Exception) -> AvtError:
+    """What other processes raise where this one fails."""
+    if isinstance(error, AvtError):
+        return error
+    return RunFailedError(f"Process {torch.distributed.get_rank()} failed: {one_line(error)}.")
+
+
+def check_agreement(group: ProcessGroup | None, stated: Mapping[str, object]) -> None:
+    """Refuse to go on where processes state different things by one name, such as a setting.
+
+    Raises:
+        AvtError: in all processes.
+    """
+    every = gather_lists(group, [dict(stated)])
+    known = sorted({name for own in every for name in own})
+    differing = [name for name in known if len({repr(own.get(name)) for own in every}) > 1]
+    found = [f"{name} is {_by_process([shown(own.get(name)) for own in every])}" for name in differing]
+    if found:
+        more = f"; {len(found) - 3} more differ" if len(found) > 3 else ""
+        raise AvtError(
+            f"The processes do not do the same: {'; '.join(found[:3])}{more}. Give all of them the same command and the same "
+            "images; runs of their own need a MASTER_PORT of their own."
+        )
+
+
+def _by_process(texts: Sequence[str]) -> str:
+    """State each text with the numbers of the processes whose it is."""
+    found: dict[str, list[str]] = {}
+    for rank, text in enumerate(texts):
+        found.setdefault(text, []).append(str(rank))
+    return ", ".join(f"{t} in process {', '.join(ranks[:8])}{', ...' * (len(ranks) > 8)}" for t, ranks in found.items())
 
 
 def agree(group: ProcessGroup | None, signalled: int, due: bool, failure: str) -> tuple[int, bool, str]:
@@ -112,28 +180,35 @@ def gather_lists(group: ProcessGroup | None, own: list[T]) -> list[T]:
     return [element for part in parts for element in part]
 
 
+def map_shared(group: ProcessGroup | None, work: Callable[[S], T], items: Sequence[S]) -> list[T]:
+    """Do the work on each item in one of the processes; return the results in the order of the items in all of them.
+
+    An error of one is an error of all, see `failing_together`.
+    """
+    rank, world = (0, 1) if group is None else (torch.distributed.get_rank(), torch.distributed.get_world_size())
+    own = list[tuple[int, T]]()
+    with failing_together(group):
+        own += [(place, work(items[place])) for place in range(rank, len(items), world)]
+    return [result for _, result in sorted(gather_lists(group, own), key=itemgetter(0))]
+
+
 @contextlib.contextmanager
 def shared_rows(group: ProcessGroup | None, tensors: Sequence[Tensor], batches: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
     """Yield this process's share of the batches, and send the rows of `tensors` that it then filled to all others.
 
     The batches are rows (B,) int64 each, in order and without a gap. Shares are contiguous and of whole batches.
 
-    Raises:
-        AvtError: in all processes, if one raises it.
+    An error of one is an error of all, see `failing_together`.
     """
     if group is None:
         yield batches
         return
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    shares = [batches[len(batches) * own // world : len(batches) * (own + 1) // world] for own in range(world)]
-    failures = list[AvtError]()
-    try:
+    bounds = [-(-len(batches) * own // world) for own in range(world + 1)]  # none larger than that of the main process
+    shares = [batches[start:stop] for start, stop in pairwise(bounds)]
+    with failing_together(group):
         yield shares[rank]
-    except AvtError as error:
-        failures = [error]
     with lost_processes_explained():
-        for failure in gather_lists(group, failures):
-            raise failure
         for owner, share in enumerate(shares):
             for tensor in tensors if share else ():
                 rows = tensor[int(share[0][0]) : int(share[-1][-1]) + 1]
