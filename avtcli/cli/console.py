@@ -10,27 +10,14 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from avtcli import events
 from avtcli.cli.layout import fact_lines, printable, table_lines, width_of, wrapped
 from avtcli.cli.progress import plain_renderer, renderer
 from avtcli.config.value_text import value_text
-from avtcli.runtime.launcher import must_launch, read_launch
+from avtcli.runtime.launcher import read_launch
 
 saved_paths: list[Path] = []
 """What the running command has saved so far, in order."""
-
-
-def start_processes(processes: int, *more: str, go_on: str = "Nothing was written: give the command again.") -> None:
-    """Run this command line, with more arguments, in that number of processes, and exit; nothing where they are running.
-
-    `go_on` says how to go on after a failure.
-    """
-    if must_launch(processes):
-        from avtcli.runtime.processes import launch
-
-        raise typer.Exit(launch(processes, [*sys.argv[1:], *more], go_on=go_on))
 
 
 @contextlib.contextmanager

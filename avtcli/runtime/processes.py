@@ -1,11 +1,7 @@
-"""Several processes of one command on this machine, which share each batch."""
+"""What the processes of one command exchange: wishes, results, errors, and shares of the work."""
 
 import contextlib
-import logging
-import os
 import shlex
-import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import pairwise
@@ -20,52 +16,9 @@ from torch.distributed import ProcessGroup
 
 from avtcli.errors import AvtError, RunFailedError, one_line, shown
 from avtcli.runtime.launcher import WAIT
-from avtcli.runtime.signals import heeded_signals
 
 S = TypeVar("S")
 T = TypeVar("T")
-
-
-def launch(processes: int, args: list[str], *, go_on: str) -> int:
-    """Run `avt ARGS` in several processes that share one process group; return the exit code, 128 + n after signal n.
-
-    `go_on` says how to go on after a failure.
-
-    Raises:
-        RunFailedError: if one of them was killed, and the others were ended.
-    """
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what happened is reported here, in words
-    # longer than any save; PyTorch 2.11 does not read it: it kills what still runs 30 s after a signal
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        run_id="avt",
-        max_restarts=0,  # a restart would repeat a run that a signal stopped on purpose
-        signals_to_handle=",".join(signal.Signals(number).name for number in heeded_signals()),
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "avtcli", *args)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            raise RunFailedError(
-                f"Process {rank} of {processes} was ended by {name}. If memory ran out, give fewer --processes or --workers. "
-                f"{go_on}"
-            ) from None
-        return failure.exitcode
-    except SignalException as error:
-        return 128 + int(error.sigval)
-    return 0
 
 
 def build_cpu_group(accelerator: Accelerator, *, wait: timedelta = WAIT) -> ProcessGroup | None:
