@@ -67,7 +67,7 @@ def show(
     from avtcli.inspection.plugin_facts import describe_plugin
     from avtcli.plugin_kit.plugin_checks import find_plugin
 
-    info = find_plugin(name, kind)
+    info, name = find_plugin(name, kind)
     with reporting():
         facts = describe_plugin(info, name, side=size)
     if as_json:
@@ -104,7 +104,7 @@ def check(
     from avtcli.plugin_kit import check_plugin
     from avtcli.plugin_kit.plugin_checks import find_plugin
 
-    info = find_plugin(name, kind)
+    info, name = find_plugin(name, kind)
     with reporting():
         checks = check_plugin(name, kind=info.kind)
     failed = [check for check in checks if not check.ok]

@@ -94,8 +94,10 @@ def plain_renderer() -> events.OnEvent:
             print("\n".join(_lines(event)), file=sys.stderr, flush=True)
             return
         now = time.monotonic()
-        since, first = began.setdefault(event.task, (now, event.done))
-        if event.done < event.total and now - printed.get(event.task, since) < PLAIN_SECONDS:
+        if not event.done or event.task not in began:  # a task may come again
+            began[event.task], printed[event.task] = (now, event.done), now
+        since, first = began[event.task]
+        if event.done < event.total and now - printed[event.task] < PLAIN_SECONDS:
             return
         printed[event.task] = now
         left = timedelta(seconds=round((event.total - event.done) * (now - since) / max(1, event.done - first)))

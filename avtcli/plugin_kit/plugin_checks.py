@@ -32,31 +32,31 @@ print(json.dumps({"seconds": seconds, "printed": printed.getvalue(), "modules": 
 """
 
 
-def find_plugin(spec: str, kind: str | None = None) -> PluginInfo:
-    """Look up a plugin by its name alone, or by its name and kind.
+def find_plugin(spec: str, kind: str | None = None) -> tuple[PluginInfo, str]:
+    """Look up a plugin by its name alone, or by its name and kind; return it and the full spec, as for `--backbone resnet18`.
 
     Raises:
         AvtError: if there is none, several kinds have the name, or several distributions do.
     """
     name = registry.split_name(spec)[0]
-    if kind is not None:
-        return registry.info(kind, name)
-    kinds = [kind for kind in registry.KINDS if name in registry.names(kind)]
+    kinds = [kind] if kind else [kind for kind in registry.KINDS if name in registry.names(kind)]
+    if not kinds and registry.full_name("backbone", spec) != spec:
+        kinds = ["backbone"]
     if len(kinds) > 1 and spec != name:  # only some plugins take something after the colon
         kinds = [kind for kind in kinds if read_plugin(kind, name).takes_variant] or kinds
     if len(kinds) > 1:
         flags = " or ".join(f"--kind {kind}" for kind in kinds)
         raise AvtError(f"Several kinds have a plugin called '{name}': {', '.join(kinds)}. Give {flags}.")
     if not kinds:
-        full = registry.full_name("backbone", spec)
-        hint = nearest(name, sorted({info.name for info in registry.listing()})) if full == spec else f"Did you mean '{full}'? "
+        hint = nearest(name, sorted({info.name for info in registry.listing()}))
         raise AvtError(f"No plugin is called '{name}'. {hint}`avt plugins list` shows what is installed.")
-    return registry.info(kinds[0], name)
+    full = registry.full_name(kinds[0], spec)
+    return registry.info(kinds[0], registry.split_name(full)[0]), full
 
 
 def run_all(spec: str, *, kind: str | None) -> Iterator[Check]:
     """Yield the result of each check; see `avtcli.plugin_kit.check_plugin`."""
-    info = find_plugin(spec, kind)
+    info, spec = find_plugin(spec, kind)
     fresh = import_afresh(info)
     yield run_check(it_imports_in_time, fresh)
     if fresh.seconds is None:

@@ -26,7 +26,7 @@ def new_signs(points: Sequence[Point], *, config: PretrainConfig, steps_per_epoc
     named = {kind for end in range(1, len(points)) for kind in _signs(points[:end], settled)}
     advice = {
         "code": f"a lower rate, as `--lr {config.schedule.peak / 10:.1g}`",
-        "decoder": f"another rate (`--lr`, now {config.schedule.peak:g}), more --epochs",
+        "decoder": f"another rate (`--lr`, now {config.schedule.peak:g}), more --epochs, another transform.target",
     }
     return [
         f"{sign} Try {advice[kind]}, a smaller transformation (`-o transform.KEY=VALUE`) or another --objective."

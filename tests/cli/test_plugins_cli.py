@@ -138,8 +138,11 @@ def test_a_fresh_process_shows_what_an_import_needs(
     assert re.search(problem, result.stdout), result.stderr
 
 
-def test_a_timm_models_bare_name_gives_the_full_one(avt: Callable[..., Result]) -> None:
-    assert "No plugin is called 'resnet18'. Did you mean 'timm:resnet18'?" in avt("plugins check resnet18").stderr
+def test_a_timm_model_is_shown_by_its_bare_name_as_a_run_takes_it(avt: Callable[..., Result]) -> None:
+    shown = avt("plugins show resnet18 --json").json
+
+    assert shown == avt("plugins show timm:resnet18 --json").json
+    assert shown["name"] == "timm:resnet18"
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(avt: Callable[..., Result]) -> None:

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from avtcli.cli import console
 from avtcli.cli.app import COMMANDS, app, load_command
 from avtcli.cli.layout import fact_lines, table_lines, wrapped
-from avtcli.cli.progress import progress_line
+from avtcli.cli.progress import progress_line, renderer
+from avtcli.events import Progress
 from avtcli.runtime.signals import stop_signals
 from tests.cli.test_compare_cli import write_runs
 
@@ -138,6 +139,17 @@ def test_count_and_times_are_the_last_to_go_in_the_progress_line(room: int) -> N
     assert len(before) + len(after) + 2 <= room
     assert words([before]) <= {"random", "BatchNorm", "statistics"}
     assert progress_line("pretraining", figures, "loss 1.2", 30) == ("", "  ".join(figures))
+
+
+def test_times_of_a_task_that_comes_again_are_those_of_its_new_run(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    now = iter([0.0, 10.0, 20.0, 5000.0, 5010.0])
+    monkeypatch.setattr("avtcli.cli.progress.time.monotonic", lambda: next(now))
+    with renderer() as on_event:
+        for done in (0, 50, 100, 0, 50):
+            on_event(Progress("evaluating", done, 100, "images"))
+
+    halves = "evaluating: 50/100 images  0:00:10 left"
+    assert capsys.readouterr().err.splitlines() == [halves, "evaluating: 100/100 images", halves]
 
 
 def in_terminal(*args: str, columns: int) -> list[str]:
