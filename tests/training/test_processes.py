@@ -96,7 +96,8 @@ def test_a_sum_in_two_processes_and_a_step_that_is_not_finite_in_one_of_them(
     """The sum has the whole batch as negatives too; after the bad step, weights and optimiser of both are unchanged."""
     root = Path(__file__).parents[2]
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port)}
-    variables = [{**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": str(root)} for rank in "01"]
+    shared["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "plugins")])
+    variables = [{**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
     command = [sys.executable, "-c", TOGETHER, *f"{SUM} --out two".split()]
     processes = [subprocess.Popen(command, env=env, stdout=-1, text=True) for env in variables]
     one = avt(f"{SUM} --out one")

@@ -271,5 +271,7 @@ def test_measures_of_several_processes_are_those_of_one(runs: Runs, name: str, p
     one, several = (json.loads((runs.folder / f"{name}{n}.json").read_text()) for n in (1, processes))
 
     assert one == several
+    totals = [set(re.findall(r"^(.*): (\d+)/\2 (?:images|pairs)", runs.stderr(f"{name}{n}"), re.M)) for n in (1, processes)]
+    assert totals[0] == totals[1] != set()  # the progress is that of all processes
     assert [bool(process[3]) for process in runs.ended[f"{name}{processes}"]] == [True, *[False] * (processes - 1)]
     assert len(list((runs.folder / "one" / "probes").glob("*.json"))) == 2
