@@ -159,6 +159,9 @@ def _usage_errors_in_one_message() -> Iterator[None]:
         message = error.format_message().removesuffix(".") if hasattr(error, "format_message") else ""
         if not message:  # no error of the parser, or the help, which is printed already
             raise
+        if message.startswith("Usage: "):  # the help of a command without arguments
+            typer.echo(message, err=True)
+            raise typer.Exit(2) from None
         message = re.sub("Value error, |, unable to parse.*", "", message)
         if isinstance(cause := error.__cause__, ValueError) and hasattr(cause, "errors") and " is not one of " not in message:
             message += f", found {shown(cause.errors()[0]['input'])}"

@@ -27,7 +27,10 @@ _LR = "Peak learning rate of the backbone; the others keep their ratio to it. De
 _MAX_RESTARTS = "Times to go on from the last checkpoint by itself, where one of --processes was killed."
 _OUT = "Run folder. Default: runs/DATE-DATASET-BACKBONE-OBJECTIVE."
 _RESUME = "Continue a run; `last` is the newest under ./runs. Default: a new run."
-_DRY_RUN = "Check everything, take a few steps in memory, print the time, memory and disk space of the run, write nothing."
+_DRY_RUN = (
+    "Check everything, take a few steps in memory, print the time, memory and disk space of the run. Nothing is written but a "
+    "data set that must be downloaded."
+)
 
 
 @settings_options(PretrainConfig)
@@ -118,7 +121,8 @@ def pretrain(
         if result.loss is not None:
             facts["loss"] = f"{result.loss:.4f}"
         if result.mace_px is not None:
-            facts["mace_px"] = f"{result.mace_px:.2f}  (mean corner error on {result.evaluated_on}, freshly transformed)"
+            guessing = "" if result.constant_mace_px is None else f"; guessing: {result.constant_mace_px:.2f}"
+            facts["mace_px"] = f"{result.mace_px:.2f}  (mean corner error on {result.evaluated_on}{guessing})"
         if any(count for count, _ in skipped):
             facts["skipped"] = ", ".join(f"{count} {what}" for count, what in skipped if count)
         say_facts(facts)

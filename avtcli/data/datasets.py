@@ -108,15 +108,17 @@ def _differences(before: bytes, now: bytes, *, excused: Collection[bytes]) -> li
 
 
 def with_sizes(data: ImageData, augment: Augment, *, natural: int) -> Augment:
-    """Complete resize and crop where the images differ in size and no crop is given.
+    """Complete resize and crop where the images differ in size and one of them is not given.
 
     The crop is the natural side of the backbone, and the images are resized to 8/7 of it, as 256 is to 224; neither is more
-    than the shorter side of half of the images, so that most are not enlarged.
+    than the shorter side of half of the images, so that most are not enlarged to more than a crop that is given.
     """
-    if data.size is not None or augment.crop is not None:
+    if data.size is not None or (augment.crop is not None and augment.resize is not None):
         return augment
     most = augment.resize or data.typical_side or 2 * natural
-    return augment.model_copy(update={"resize": augment.resize or min(natural * 8 // 7, most), "crop": min(natural, most)})
+    crop = augment.crop or min(natural, most)
+    resize = augment.resize or max(crop, min((augment.crop or natural) * 8 // 7, most))
+    return augment.model_copy(update={"resize": resize, "crop": crop})
 
 
 def image_size(data: ImageData, augment: Augment) -> Size:

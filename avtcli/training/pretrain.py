@@ -25,7 +25,7 @@ from avtcli.storage.files import clear_leftovers, refuse_existing, to_json, writ
 from avtcli.storage.metrics_log import MetricsLog
 from avtcli.storage.run_data import read_bad_images
 from avtcli.storage.run_folders import create_run, default_folder, locked, outcome_recorded
-from avtcli.training.monitor import Monitor, Outcome
+from avtcli.training.monitor import Monitor, Outcome, constant_mace
 from avtcli.training.optimizer import build_optimizer
 from avtcli.training.run_log import EARLY_REPORTS, LossLog, Tracking, describe_run, record_bad_images
 from avtcli.training.step import Trainer
@@ -39,7 +39,7 @@ FIRST_SAVE_MINUTES = 1.0  # after the start
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """What `avt pretrain` reports; `mace_px` is measured on fresh transformations of the images that `evaluated_on` names."""
+    """What `avt pretrain` reports; both errors are of fresh transformations of the images that `evaluated_on` names."""
 
     run: str
     steps: int
@@ -47,6 +47,7 @@ class PretrainResult:
     seconds: float
     loss: float | None
     mace_px: float | None
+    constant_mace_px: float | None
     evaluated_on: str
     recipe: str
     skipped_steps: int
@@ -235,6 +236,7 @@ def _finish(setup: TrainingSetup, run: Path, metrics: MetricsLog, monitor: Monit
             seconds=round(seconds, 1),
             loss=sum(losses) / len(losses) if losses else None,
             mace_px=mace_px,
+            constant_mace_px=constant_mace(setup),
             evaluated_on=setup.evaluated_on,
             recipe=setup.config.recipe,
             skipped_steps=sum("skipped" in line for line in lines),
