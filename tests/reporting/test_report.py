@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from avtcli.errors import AvtError
-from avtcli.events import Event, Notice, ignore
+from avtcli.events import Event, Notice, Progress, ignore
 from avtcli.input_files import parse_toml
 from avtcli.reporting import collected_run, comparison, run_summary
 from avtcli.reporting.report import Report, write_report
@@ -191,6 +191,14 @@ def decoded(uri: str) -> Any:
 def points(node: Node, kind: str) -> Any:
     (polygon,) = node.all("polygon", **{"class": kind})
     return np.array([[float(x) for x in pair.split(",")] for pair in polygon.attributes["points"].split()])
+
+
+def test_the_task_comes_first_in_the_progress_of_a_report(tiny_run: Path) -> None:
+    events: list[Event] = []
+    shutil.copytree(tiny_run, "run")
+    write_report([Path("run")], out=Path("page.html"), on_event=events.append)
+
+    assert {event.task for event in events if isinstance(event, Progress)} == {"held-out images (run)"}
 
 
 def test_outlines_pictures_and_errors_of_pairs_agree(full: Report) -> None:
