@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from avtcli import __version__
 from avtcli.errors import AvtError, InterruptedRunError, SignalReceived, one_line, shown
-from avtcli.runtime.launcher import Launch, is_first_to_report, is_launched, read_launch
+from avtcli.runtime.launcher import Launch, is_connected, is_first_to_report, is_launched, read_launch
 from avtcli.runtime.signals import handled_by, leave_at_once
 
 COMMANDS = {
@@ -115,7 +115,7 @@ class AvtGroup(TyperGroup):
         except SignalReceived as stop:
             from avtcli.cli.console import saved_paths
 
-            if launch.world == 1:  # else the launcher says why it ends its processes
+            if launch.world == 1 or not is_connected():  # else the launcher says why it ends its processes
                 written = f"{saved_paths[-1]} was saved before" if saved_paths else "nothing was written"
                 _print(f"Stopped by {stop}; {written}.")
             raise typer.Exit(128 + stop.number) from None
@@ -159,6 +159,9 @@ def _usage_errors_in_one_message() -> Iterator[None]:
         message = error.format_message().removesuffix(".") if hasattr(error, "format_message") else ""
         if not message:  # no error of the parser, or the help, which is printed already
             raise
+        if message.startswith("Usage: "):  # the help of a command without arguments
+            typer.echo(message, err=True)
+            raise typer.Exit(2) from None
         message = re.sub("Value error, |, unable to parse.*", "", message)
         if isinstance(cause := error.__cause__, ValueError) and hasattr(cause, "errors") and " is not one of " not in message:
             message += f", found {shown(cause.errors()[0]['input'])}"

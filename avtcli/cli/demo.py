@@ -39,7 +39,7 @@ def demo(
         return
     trained, random = probed.results[0], probed.baseline[0]
     say(f"Pretrained on 2 000 images of Fashion-MNIST without labels in {pretrained.seconds:.0f} s: {pretrained.run}")
-    say(f"Mean corner error {pretrained.mace_px:.1f} px (guessing: 23.7 px).", "")  # of the best constant prediction
+    say(f"Mean corner error {pretrained.mace_px:.1f} px (guessing: {pretrained.constant_mace_px:.1f} px).", "")
     rows = [("pretrained", f"{trained.top1:.1f}"), ("random weights", f"{random.top1:.1f}")]
     best = int(random.top1 > trained.top1)
     say_table((f"linear probe at {trained.layer}, {trained.pool} pooling", "top-1 %"), rows, best=best)

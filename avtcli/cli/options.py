@@ -15,7 +15,8 @@ def option(text: str, metavar: str | None = None, *, flag: str | None = None, pa
 
 def component_options(*kinds: str) -> Any:
     """Make the option `-o` of a command that takes components of these kinds."""
-    text = f"Override an option of a component; KIND is {', '.join(kinds)}. Defaults: `avt plugins show NAME`."
+    text = f"Override an option of a component; KIND is {', '.join(kinds)}."
+    text += " Keys and defaults: `avt plugins show NAME`; a run's config.toml has all."
     complete = complete_component_options(*kinds)
     return option(text, "KIND.KEY=VALUE", flag="-o", panel="Model", autocompletion=complete)
 

@@ -21,7 +21,7 @@ class PretrainConfig(Frozen):
     """Stop after N steps; the schedule stays as it is. Default: all."""
     max_pairs: int | None = Field(default=None, gt=0)
     """Budget where `epochs` is not given: the schedule's epochs, or fewer that have at most N pairs, at least one."""
-    batch_size: Annotated[int, Flag("Optimisation", metavar="N")] = Field(default=128, ge=2)
+    batch_size: Annotated[int, Flag("Optimisation", metavar="N")] = Field(default=64, ge=2)
     """Images per step, over all processes."""
     limit_train: Annotated[int | None, Flag("Data", metavar="N")] = Field(default=None, ge=2)
     """Train on a random subset of N images, the same in every command and for every seed. Default: all."""

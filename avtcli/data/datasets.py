@@ -14,6 +14,7 @@ from avtcli.config.resolution import data_folder
 from avtcli.contracts import ImageData, Size, Split
 from avtcli.data.held_out import can_hold_out, partition, records_of
 from avtcli.errors import AvtError
+from avtcli.events import Notice, OnEvent, ignore
 from avtcli.geometry.cropping import resized_size
 from avtcli.storage.run_data import read_bad_images, read_listing
 
@@ -23,13 +24,14 @@ REASONS: Final = 6
 """Kinds of files left out that a notice names."""
 
 
-def build_data(plugin: Plugin, data_dir: str | None) -> ImageData:
+def build_data(plugin: Plugin, data_dir: str | None, *, on_event: OnEvent = ignore) -> ImageData:
     """Open a data set; what it has to choose from the images it chooses from those that may be trained on.
 
     Raises:
         AvtError: if it is missing, incomplete or empty.
     """
-    data: ImageData = registry.build("dataset", plugin.name, plugin.options, data_dir=data_folder(data_dir))
+    given = {"data_dir": data_folder(data_dir), "notify": lambda text: on_event(Notice(text))}
+    data: ImageData = registry.build("dataset", plugin.name, plugin.options, **given)
     if not len(data.train):
         raise AvtError(f"The data set '{plugin.name}' has no training images.")
     if data.complete is None:
@@ -106,15 +108,17 @@ def _differences(before: bytes, now: bytes, *, excused: Collection[bytes]) -> li
 
 
 def with_sizes(data: ImageData, augment: Augment, *, natural: int) -> Augment:
-    """Complete resize and crop where the images differ in size and no crop is given.
+    """Complete resize and crop where the images differ in size and one of them is not given.
 
     The crop is the natural side of the backbone, and the images are resized to 8/7 of it, as 256 is to 224; neither is more
-    than the shorter side of half of the images, so that most are not enlarged.
+    than the shorter side of half of the images, so that most are not enlarged to more than a crop that is given.
     """
-    if data.size is not None or augment.crop is not None:
+    if data.size is not None or (augment.crop is not None and augment.resize is not None):
         return augment
     most = augment.resize or data.typical_side or 2 * natural
-    return augment.model_copy(update={"resize": augment.resize or min(natural * 8 // 7, most), "crop": min(natural, most)})
+    crop = augment.crop or min(natural, most)
+    resize = augment.resize or max(crop, min((augment.crop or natural) * 8 // 7, most))
+    return augment.model_copy(update={"resize": resize, "crop": crop})
 
 
 def image_size(data: ImageData, augment: Augment) -> Size:

@@ -1,6 +1,7 @@
 """Images in batches: those that fit in memory live on the device, as far as it has room."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -33,16 +34,20 @@ class ResidentImages(Images):
     def __len__(self) -> int:
         return len(self.images)
 
-    def read_batches(self, batches: Sequence[Tensor], crop: CropSpec, uniforms: Tensor | None = None) -> Iterator[Tensor]:
+    def read_batches(
+        self, batches: Sequence[Tensor], crop: CropSpec, uniforms: Iterable[Tensor] | None = None
+    ) -> Iterator[Tensor]:
         """Crop batches in their order, each when it is requested; see `Images`."""
-        place = self.images.device
-        draws = None if uniforms is None else upload(uniforms, place)
-        for rows in torch.split(upload(torch.cat(list(batches)), place), [len(rows) for rows in batches]):
+        place, counts = self.images.device, [len(rows) for rows in batches]
+        draws: Iterable[Tensor | None] = repeat(None, len(counts))
+        if uniforms is not None and (crop.flip or crop.padding or tuple(self.images.shape[-2:]) != crop.size):
+            draws = torch.split(upload(torch.cat(list(uniforms)), place), counts)
+        for rows, own in zip(torch.split(upload(torch.cat(list(batches)), place), counts), draws, strict=True):
             batch = self.images.index_select(0, rows.to(place))
-            if draws is None:
+            if own is not None:
+                batch = crop_and_flip(batch, own, crop=crop.size, padding=crop.padding, flip=crop.flip)
+            elif uniforms is None:
                 batch = centre_crop(batch, crop=crop.size)
-            elif crop.flip or crop.padding or tuple(batch.shape[-2:]) != crop.size:
-                batch = crop_and_flip(batch, draws[rows], crop=crop.size, padding=crop.padding, flip=crop.flip)
             yield upload(batch, self.device)
 
 

@@ -1,6 +1,6 @@
 """Images that do not fit in memory: read, resized, cropped and flipped in worker processes, ahead of the network.
 
-A batch crosses once, as uint8 of network size. All random values are drawn before (see `epoch_table.EpochTable`) and sent to
+A batch crosses once, as uint8 of network size. All random values are drawn before (see `epoch_table.Draws`) and sent to
 the worker with the batch specification, so the number of workers changes nothing.
 """
 
@@ -8,9 +8,10 @@ import multiprocessing
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
@@ -125,7 +126,9 @@ class StreamedImages(Images):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read_batches(self, batches: Sequence[Tensor], crop: CropSpec, uniforms: Tensor | None = None) -> Iterator[Tensor]:
+    def read_batches(
+        self, batches: Sequence[Tensor], crop: CropSpec, uniforms: Iterable[Tensor] | None = None
+    ) -> Iterator[Tensor]:
         """Read batches in their order, ahead of the caller; see `Images`.
 
         One pass at a time: a new pass ends the one before. Batches cross to a GPU while it works, one ahead.
@@ -149,7 +152,7 @@ class StreamedImages(Images):
         if ahead is not None:
             yield _taken(*ahead)
 
-    def _read(self, batches: Sequence[Tensor], crop: CropSpec, uniforms: Tensor | None) -> Iterator[Tensor]:
+    def _read(self, batches: Sequence[Tensor], crop: CropSpec, uniforms: Iterable[Tensor] | None) -> Iterator[Tensor]:
         """Read batches into the host's memory."""
         self.passes += 1
         mine, bad = self.passes, self.bad
@@ -157,8 +160,8 @@ class StreamedImages(Images):
         allowed = bad.allowed if bad is not None and bad.skip else 0
 
         def specs() -> Iterator[BatchSpec]:  # without self, which must be collected with its owner
-            for rows in batches:
-                yield BatchSpec(rows.tolist(), None if uniforms is None else uniforms[rows].tolist(), crop, skipped, allowed)
+            for rows, own in zip(batches, repeat(None, len(batches)) if uniforms is None else uniforms, strict=True):
+                yield BatchSpec(rows.tolist(), None if own is None else own.tolist(), crop, skipped, allowed)
 
         self._sampler.specs = specs
         with _start_workers(self._processes), _ended_workers_explained():

@@ -1,6 +1,6 @@
 """Evaluation targets: weights, from a run or of a backbone by name, and the images to evaluate them on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from avtcli.models.initial_weights import stored_backbone
 from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import PRETRAINED, Weights, open_weights
 from avtcli.runtime.devices import Context
+from avtcli.runtime.processes import check_agreement, failing_together
 from avtcli.runtime.reader_workers import choose_workers
 
 
@@ -50,7 +51,16 @@ def open_target(
     context = Context.build(
         device=arguments["device"], workers=arguments["workers"], seed=arguments.get("seed", 0), on_event=on_event
     )
-    return load_target(arguments["run"], data_dir=arguments["data_dir"], context=context, **components), context
+    with failing_together(context.group):
+        target = load_target(arguments["run"], data_dir=arguments["data_dir"], context=context, **components)
+    asked = {name: value for name, value in arguments.items() if name not in ("run", "data_dir", "out")}
+    check_agreement(context.group, {**asked, **identify(target.source, [target.prepared])})
+    return target, context
+
+
+def identify(source: Weights, prepared: Sequence[PreparedImages]) -> dict[str, object]:
+    """State the weights, and the images by their fingerprints, for `check_agreement`."""
+    return {"RUN": str(source), "fingerprint of the images": [part.data.fingerprint for part in prepared]}
 
 
 def load_target(
@@ -159,7 +169,7 @@ def check_labels(prepared: PreparedImages) -> None:
 
 
 def _open(dataset: Plugin, data_dir: str | None, *, on_event: OnEvent) -> ImageData:
-    data = build_data(dataset, data_dir)
+    data = build_data(dataset, data_dir, on_event=on_event)
     for note in describe_data(data):
         on_event(Notice(note))
     return data

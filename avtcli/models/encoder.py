@@ -142,6 +142,8 @@ class Encoder(nn.Module):
         Raises:
             AvtError: for a name that is no tap, with the list of them, or an x of another layout, type or device.
         """
+        if isinstance(layers, str):
+            raise AvtError(f"features takes a list of layers, found {layers!r}: give [{layers!r}].")
         self.check_layers(layers)
         self.check_input(x)
         _, taps = self.encode(x, noise, layers)

@@ -72,7 +72,7 @@ def open_weights(run: str | Path | None, *, on_event: OnEvent = ignore) -> Weigh
     if os.path.isfile(path):
         return _open_file(path)
     if not os.path.exists(path):  # also for a name that no file has
-        raise AvtError(f"There is no run folder, checkpoint or file {path}.")
+        raise AvtError(f"There is no run folder, checkpoint or file {path}. `avt runs` lists the runs in a folder.")
     if is_run(path):
         checkpoint, folder = load_newest(path / "checkpoints", on_event=on_event), path
         if not checkpoint.about["step"] and (went_further(path / "checkpoints") or MetricsLog(path / "metrics.jsonl").read()):

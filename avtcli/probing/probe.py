@@ -12,13 +12,14 @@ from torch import Tensor
 
 from avtcli.config.components import Plugin
 from avtcli.config.probe_config import ProbeConfig
+from avtcli.config.value_text import flat_settings
 from avtcli.contracts import Split
 from avtcli.data.held_out import limited, partition
 from avtcli.data.resident_images import EVAL_BATCH_SIZE
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, Saved, Started
 from avtcli.features.batch_statistics import calibrate, prepare_baseline, silent_scales
-from avtcli.features.evaluation_target import PreparedImages, check_labels, load_target, prepare_images, read_images
+from avtcli.features.evaluation_target import PreparedImages, check_labels, identify, load_target, prepare_images, read_images
 from avtcli.features.feature_reader import Feature, LabelledImages, tap_shapes
 from avtcli.features.pooling import pools_nothing
 from avtcli.models.encoder import Encoder
@@ -32,6 +33,7 @@ from avtcli.probing.probe_protocol import describe_probe, describe_start, descri
 from avtcli.probing.probe_setup import HeadResult, ProbeSetup, Subset, subset_rows
 from avtcli.runtime.devices import Context
 from avtcli.runtime.execution import prepare_for_inference
+from avtcli.runtime.processes import check_agreement, failing_together
 from avtcli.storage.files import refuse_existing, to_json, write_file
 
 
@@ -64,15 +66,10 @@ def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | 
     check_head(head, config)
     config = config.model_copy(update={"pool": config.pool or (head.pool,)})
     context = Context.build(device=config.device, workers=config.workers, seed=config.seed, on_event=on_event)
-    given: Encoder | None = None
-    if config.backbone is None:
-        run = run if isinstance(run, Weights) else open_weights(run, on_event=on_event)
-        given = restore_encoder(run)
-        _layers(given, config)  # checked before any data are opened
-    source, prepared = _open(run, config, context)
-    given = given or restore_encoder(source)
-    layers = _layers(given, config)
-    setups = [_build_setup(part, config, head, _wanted(given, layers, config, part), context) for part in prepared]
+    with failing_together(context.group):
+        source, given, setups = _build_setups(run, config, head, context)
+    settings = config.model_dump(mode="json", exclude={"data_dir"})
+    check_agreement(context.group, {**flat_settings(settings), **identify(source, [setup.prepared for setup in setups])})
     random = build_encoder(source.spec, seed=config.seed).eval()
     compared = config.baseline and not _is_baseline(given, random, config)
     if compared != config.baseline:
@@ -85,10 +82,26 @@ def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | 
     supervised = _probe_all(setups, random, "supervised", supervised_encoder) if config.supervised else []
     protocol["used"] = describe_used(results) or None
     result = ProbeResult(str(source.path), source.step, protocol, results, baseline, supervised)
-    for path in _destinations(source, config, layers, out) if context.is_main else ():
+    for path in _destinations(source, config, _layers(given, config), out) if context.is_main else ():
         write_file(path, to_json(asdict(result)))
         on_event(Saved(path))
     return result
+
+
+def _build_setups(
+    run: Weights | str | Path | None, config: ProbeConfig, head: Head, context: Context
+) -> tuple[Weights, Encoder, list[ProbeSetup]]:
+    """The weights, their encoder, and what heads are trained on, by data set."""
+    given: Encoder | None = None
+    if config.backbone is None:
+        run = run if isinstance(run, Weights) else open_weights(run, on_event=context.on_event)
+        given = restore_encoder(run)
+        _layers(given, config)  # checked before any data are opened
+    source, prepared = _open(run, config, context)
+    given = given or restore_encoder(source)
+    layers = _layers(given, config)
+    setups = [_build_setup(part, config, head, _wanted(given, layers, config, part), context) for part in prepared]
+    return source, given, setups
 
 
 def _open(run: Weights | str | Path | None, config: ProbeConfig, context: Context) -> tuple[Weights, list[PreparedImages]]:

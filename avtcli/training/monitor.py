@@ -183,7 +183,7 @@ def measure_quality(setup: TrainingSetup, *, untrained: bool = False, on_event: 
     unit = vectors.square().mean().sqrt().clamp(min=torch.finfo(vectors.dtype).tiny)  # a code of zeros has deviation 0
     return RunQuality(
         mace_px=_decoder_mace(setup, on_event=on_event),
-        constant_mace_px=_constant_mace(setup),
+        constant_mace_px=constant_mace(setup),
         knn_top1=knn_top1,
         rankme=effective_rank(vectors) if finite else None,
         rankme_max=min(vectors.shape),
@@ -222,7 +222,8 @@ def _decoder_mace(setup: TrainingSetup, *, on_event: OnEvent) -> float | None:
     return mace_px if mace_px is not None and isfinite(mace_px) else None
 
 
-def _constant_mace(setup: TrainingSetup) -> float | None:
+def constant_mace(setup: TrainingSetup) -> float | None:
+    """Return the corner error in pixels of the distribution's mean on the monitored images' transformations, where defined."""
     if setup.net.objective.prediction != "target" or setup.family.kind == "photometric":
         return None
     parameters = setup.family.sample(len(setup.monitored), setup.size, keyed_generator(setup.config.seed, "held out"))

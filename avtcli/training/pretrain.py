@@ -16,7 +16,8 @@ from avtcli.data.datasets import listings_of
 from avtcli.data.training_loader import Batch
 from avtcli.errors import AvtError, InterruptedRunError, RunFailedError
 from avtcli.events import OnEvent, Progress, Saved
-from avtcli.runtime.devices import memory_errors_explained
+from avtcli.runtime.devices import choose_device, memory_errors_explained
+from avtcli.runtime.launcher import connect
 from avtcli.runtime.processes import agree, lost_processes_explained, resume_command, run_in_main
 from avtcli.runtime.signals import Stop, stop_signals
 from avtcli.storage.checkpoints import list_checkpoints
@@ -24,9 +25,9 @@ from avtcli.storage.files import clear_leftovers, refuse_existing, to_json, writ
 from avtcli.storage.metrics_log import MetricsLog
 from avtcli.storage.run_data import read_bad_images
 from avtcli.storage.run_folders import create_run, default_folder, locked, outcome_recorded
-from avtcli.training.monitor import Monitor, Outcome
+from avtcli.training.monitor import Monitor, Outcome, constant_mace
 from avtcli.training.optimizer import build_optimizer
-from avtcli.training.run_log import EARLY_REPORTS, LossLog, Tracking, record_bad_images
+from avtcli.training.run_log import EARLY_REPORTS, LossLog, Tracking, describe_run, record_bad_images
 from avtcli.training.step import Trainer
 from avtcli.training.training_setup import TrainingSetup, build_training_setup
 from avtcli.training.training_state import restore_state, save_state
@@ -38,7 +39,7 @@ FIRST_SAVE_MINUTES = 1.0  # after the start
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """What `avt pretrain` reports; `mace_px` is measured on fresh transformations of the images that `evaluated_on` names."""
+    """What `avt pretrain` reports; both errors are of fresh transformations of the images that `evaluated_on` names."""
 
     run: str
     steps: int
@@ -46,6 +47,7 @@ class PretrainResult:
     seconds: float
     loss: float | None
     mace_px: float | None
+    constant_mace_px: float | None
     evaluated_on: str
     recipe: str
     skipped_steps: int
@@ -76,8 +78,10 @@ def pretrain(
     """
     if run is not None and not resume:
         refuse_existing(run)
+    connect(choose_device(config.device), on_event=on_event)  # a signal that comes before the others do ends it at once
     with stopping(on_event) as stop:
         setup = build_training_setup(config, run=run if resume else None, on_event=on_event)
+        on_event(describe_run(setup))
         tracking = Tracking(setup.config.trackers, setup.group, on_event=on_event)
         folder = _run_folder(setup, run, resume=resume)
         with lost_processes_explained(), memory_errors_explained(), folder as opened, tracking:
@@ -232,6 +236,7 @@ def _finish(setup: TrainingSetup, run: Path, metrics: MetricsLog, monitor: Monit
             seconds=round(seconds, 1),
             loss=sum(losses) / len(losses) if losses else None,
             mace_px=mace_px,
+            constant_mace_px=constant_mace(setup),
             evaluated_on=setup.evaluated_on,
             recipe=setup.config.recipe,
             skipped_steps=sum("skipped" in line for line in lines),

@@ -114,7 +114,8 @@ def test_a_folder_and_a_data_set_together_are_refused(avt: Any) -> None:
         (None, 224, {}, (256, 224)),
         (500, 224, {"resize": 300}, (300, 224)),
         (500, 224, {"resize": 64}, (64, 64)),
-        (500, 224, {"crop": 96}, (None, 96)),
+        (500, 224, {"crop": 96}, (109, 96)),
+        (28, 224, {"crop": 64}, (64, 64)),
     ],
 )
 def test_sizes_are_those_of_the_backbone_and_enlarge_few(

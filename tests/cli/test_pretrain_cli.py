@@ -31,6 +31,7 @@ def test_json_is_one_document_with_the_documented_fields(avt) -> None:
         "seconds",
         "loss",
         "mace_px",
+        "constant_mace_px",
         "evaluated_on",
         "recipe",
         "skipped_steps",
@@ -38,6 +39,7 @@ def test_json_is_one_document_with_the_documented_fields(avt) -> None:
     }
     assert (result.json["run"], result.json["steps"], result.json["recipe"]) == ("run", 2, "default")
     assert 10 < result.json["mace_px"] < 60
+    assert 23 < result.json["constant_mace_px"] < 25
 
 
 def test_stderr_states_recipe_device_data_batch_and_steps(avt) -> None:
