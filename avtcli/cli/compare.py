@@ -9,7 +9,7 @@ from avtcli.cli.completion import complete_run
 from avtcli.cli.console import reporting, say, say_json, say_table
 from avtcli.cli.options import Json
 from avtcli.reporting.comparison import compare_runs
-from avtcli.reporting.comparison_rows import figure_rows, setting_rows
+from avtcli.reporting.comparison_rows import STAR, figure_rows, setting_rows
 from avtcli.storage.run_folders import find_run
 
 
@@ -22,7 +22,7 @@ def compare(
     Shows the settings that differ, the last figures of training, and what `avt probe` and `avt evaluate` stored in the run's
     folder. Runs that differ by their seed alone are one row: mean ± standard deviation; for one run that over the seeds of its
     probe. Of several poolings of a layer the one that held-out training images prefer is shown. A star marks the best figure of
-    a column.
+    a column, if all are of the same data, size and protocol, and it leads by more than the deviation over seeds.
 
     Example: `avt compare runs/*`
     """
@@ -35,3 +35,5 @@ def compare(
     for title, columns, rows in figure_rows(result):
         say("", title)
         say_table(["", *columns], rows)
+    if len(result.groups) > 1:
+        say("", STAR)

@@ -20,6 +20,12 @@ MOST_CLASSES = 20
 """Classes up to which the table by class is printed; the JSON has all."""
 TURNS = {"right turns": ("right_turns", 3), "MACE px at these": ("mace_px_right_turn", 2)}
 INSIDE = (0.5, 0.8, 0.95)
+RANKS = {"mrr": "mean reciprocal rank", "hit1": "ranked first", "hit5": "among the first 5"}
+TITLES = {
+    "fits": "Transformation predicted from two views: mean corner error (MACE) in px; MSE and R2 of the normalised target",
+    "by class": "The same by class of the image",
+    "calibration": "Calibration: share of targets in the decoder's intervals, before and after a temperature on all variances",
+}
 DEFINITIONS = {
     "views": "centre crop and its transformed version; encoder in eval mode, mean of the code; fresh draws, never a bank",
     "MACE": "mean distance, in pixels, of the image's corners under the true and the decoded matrix",
@@ -74,8 +80,11 @@ def evaluate(
         return
     say(f"run  {result.run}" if result.step is None else f"run  {result.run}, step {result.step}", "")
     fits = _fits(result)
-    for table in (fits, _parameters(result), _by_class(result), _calibration(result)):
+    tables = {TITLES["fits"]: fits, **({_parameters_title(result): _parameters(result)} if verbose else {})}
+    tables |= {TITLES["by class"]: _by_class(result), TITLES["calibration"]: _calibration(result)}
+    for title, table in tables.items():
         if table[1]:
+            say(title)
             say_table(*table, best=_best(fits[1]) if table is fits else None)
             say("")
     say_facts(_scalars(result))
@@ -102,6 +111,13 @@ def _best(rows: list[list[str]]) -> int | None:
 
 def _is_predictor(row: list[str], by_error: bool) -> bool:
     return row[0] != BASELINES["rotation_oracle"] and row[1 if by_error else -1] != "-"
+
+
+def _parameters_title(result: "EvaluateResult") -> str:
+    names = {name.rpartition(".")[2] for name in result.protocol["target"]}
+    turned = "u, v: the corner to which each corner is turned, px; x, y: its offset from there, px"
+    what = turned if "u0" in names else "x, y: offsets of the corners, px" if "x0" in names else ""
+    return f"By parameter{f' ({what})' if what else ''}: R2, and share inside the decoder's intervals"
 
 
 def _parameters(result: "EvaluateResult") -> tuple[list[str], list[list[str]]]:
@@ -146,10 +162,10 @@ def _scalars(result: "EvaluateResult") -> dict[str, object]:
     facts: dict[str, object] = {}
     if result.retrieval is not None:
         found, chance = result.retrieval, result.retrieval["chance"]
-        shares = [f"{key} {found[key]:.3f} (chance {chance[key]:.3f})" for key in chance]
-        facts["retrieval"] = f"{'  '.join(shares)}, among {found['bank']} versions of each of {found['images']} images"
+        shares = [f"{RANKS[key]} {found[key]:.3f} (chance {chance[key]:.3f})" for key in chance]
+        facts["retrieval"] = f"{', '.join(shares)}, among {found['bank']} versions of each of {found['images']} images"
     if result.nll is not None:
-        facts["nll"] = f"{result.nll:.3f} nats per pair"
+        facts["nll"] = f"{result.nll:.3f} nats per pair (negative log-likelihood)"
     if result.accuracy is not None:
         facts["accuracy"] = f"{result.accuracy:.2f} %"
     return {**facts, "picture": result.calibration and result.calibration["picture"]}

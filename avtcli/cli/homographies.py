@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from avtcli.cli.console import reporting, say, say_json, say_next
+from avtcli.cli.console import reporting, say, say_json, say_next, say_table
 from avtcli.cli.options import Json, Seed, Transform, component_options, option
 from avtcli.errors import AvtError
 
@@ -44,6 +44,8 @@ def gen_homographies(
         say_json(result)
         return
     say(f"{result.count} homographies for {result.size} px in {result.file} ({result.seconds} s)")
-    say("mean  " + "  ".join(f"{value:.4g}" for value in result.mean))
-    say("std   " + "  ".join(f"{value:.4g}" for value in result.std))
+    say("", "coefficients a to h of Pillow's PERSPECTIVE")
+    rows = [["mean", *(f"{value:.4g}" for value in result.mean)], ["std", *(f"{value:.4g}" for value in result.std)]]
+    say_table(["", *"abcdefgh"], rows)
+    say("")
     say_next(("avt", "pretrain", "--homographies", result.file))

@@ -86,8 +86,7 @@ def _table(result: "ProbeResult") -> tuple[list[str], list[list[str]]]:
     rows = []
     for key, heads in trained.items():
         row = {c: "all" if getattr(heads[0], c) is None else str(getattr(heads[0], c)) for c in shown}
-        if row["pool"] != "none":
-            row["pool"] += f" {sides[heads[0].layer]}"
+        row["pool"] = "not pooled" if row["pool"] == "none" else f"{row['pool']} {sides[heads[0].layer]}"
         row |= {"top-1 %": _mean_top(heads, "top1"), "top-5 %": _mean_top(heads, "top5")}
         if random:
             gain = mean(head.top1 for head in heads) - mean(head.top1 for head in random[key])

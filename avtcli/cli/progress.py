@@ -48,7 +48,8 @@ def _live() -> Iterator[events.OnEvent]:
             parts = (f"{before}  ", ""), (mark * done, "bar.complete"), (mark * (full - done), "bar.back"), (f"  {after}", "")
             return Text.assemble(*parts)
 
-    progress, tasks = Progress(Line(Column(no_wrap=True)), console=console), dict[str, Any]()
+    row, logged, tasks = Line(Column(no_wrap=True)), set[str](), dict[str, Any]()
+    progress = Progress(row, console=console)
 
     def on_event(event: events.Event) -> None:
         if not isinstance(event, events.Progress):
@@ -61,6 +62,12 @@ def _live() -> Iterator[events.OnEvent]:
             progress.reset(tasks[event.task])
         detail = printable(event.detail)
         progress.update(tasks[event.task], completed=event.done, total=event.total, detail=detail, refresh=not event.done)
+        if event.done >= event.total:  # its line goes into the log, in the order of time, once: a task may come often
+            ended = tasks.pop(event.task)
+            if event.task not in logged:
+                logged.add(event.task)
+                progress.console.print(next(row.render(task) for task in progress.tasks if task.id == ended))
+            progress.remove_task(ended)
 
     progress.start()
     try:
@@ -77,7 +84,7 @@ def progress_line(task: str, figures: tuple[str, ...], detail: str, room: int) -
         after = "  ".join([*figures, *details[:count]])
         if len(task) + 2 + len(after) <= room:
             return task, after
-    return progress_line(task.rpartition(" ")[0], figures, "", room) if task else ("", after)
+    return progress_line(task.rpartition(" ")[0].rstrip(":"), figures, "", room) if task else ("", after)
 
 
 def _clock(seconds: float | None, word: str) -> str:

@@ -14,8 +14,9 @@ from avtcli.cli.options import Json
 from avtcli.reporting.run_list import ListedRun, describe_runs
 from avtcli.storage.run_folders import RUNS
 
-DROPPED_FIRST = ("transform", "seed", "objective", "backbone", "data", "probe %", "k-NN %", "MACE px", "step")
-"""The columns that a narrow terminal leaves out, in this order."""
+ALWAYS = ("run", "state")
+IF_ROOM = ("MACE px", "k-NN %", "probe %", "step", "data", "backbone", "objective", "transform", "seed")
+"""The columns that a narrow terminal shows as far as there is room, in this order."""
 
 
 def runs(
@@ -25,8 +26,8 @@ def runs(
     """List runs with their state and best figures.
 
     A run is running, stopped (`avt pretrain --resume` continues it), complete, failed or damaged. MACE and k-NN are those of
-    its last evaluation, the probe is the best of its probes. The newest comes last and is marked; in ./runs it is the run that
-    commands take when none is given. A narrow terminal shows fewer columns.
+    its last evaluation, the probe is the best of its probes. The newest comes last and is named below; in ./runs it is the run
+    that commands take when none is given. A narrow terminal shows fewer columns, and says which are left out.
 
     Example: `avt runs`
     """
@@ -36,8 +37,12 @@ def runs(
     elif not found:
         say(f"There is no run under {folder}. Make one with `avt pretrain`.")
     else:
-        header, *rows = _fitted([_row(run) for run in found])
+        header, rows, left_out = _fitted([_row(run) for run in found])
         say_table(header, rows)
+        taken = ", taken where no run is given" if folder == RUNS else ""
+        notes = [f"newest: {run.name}{taken}" for run in found if run.last]
+        notes += [f"no room here for {', '.join(left_out)}: a wider terminal or --json shows all"] if left_out else []
+        say(*(["", *notes] if notes else []))
         for run in found:
             if run.problem is not None:
                 say("", f"{run.name} is {run.state}: {run.problem}")
@@ -47,7 +52,7 @@ def _row(run: ListedRun) -> dict[str, str]:
     probe = run.probe
     return {
         "run": run.name,
-        "state": f"{run.state}, last" if run.last else run.state,
+        "state": run.state,
         "step": f"{_text(run.step)}/{_text(run.steps)}",
         "MACE px": _text(run.mace_px, ".2f"),
         "k-NN %": _text(run.knn_top1, ".1f"),
@@ -64,13 +69,14 @@ def _text(value: float | None, form: str = "") -> str:
     return "-" if value is None else f"{value:{form}}"
 
 
-def _fitted(rows: list[Mapping[str, str]]) -> list[list[str]]:
-    """Return the header and the rows, without the columns for which there is no room; a name that is too long is cut."""
+def _fitted(rows: list[Mapping[str, str]]) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return the header, the rows, and the columns for which there is no room; a name that is too long is cut."""
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
-    room = width_of(sys.stdout) or sys.maxsize
-    for name in DROPPED_FIRST:
-        if total_width(widths.values()) > room:
-            del widths[name]
-    longest = max(room - total_width(widths.values()) + widths["run"], 8)
+    room, kept = width_of(sys.stdout) or sys.maxsize, {*ALWAYS}
+    for name in IF_ROOM:
+        if total_width(widths[column] for column in {*kept, name}) <= room:
+            kept.add(name)
+    header = [name for name in widths if name in kept]
+    longest = max(room - total_width(widths[name] for name in header) + widths["run"], 8)
     cells = [{**row, "run": shortened(row["run"], longest)} for row in rows]
-    return [[*widths], *([row[name] for name in widths] for row in cells)]
+    return header, [[row[name] for name in header] for row in cells], [name for name in widths if name not in kept]

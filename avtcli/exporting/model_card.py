@@ -42,7 +42,7 @@ def model_card(source: Weights, exporter: Exporter, *, output: str, lines: Seque
             "batch size": f"{config.batch_size}",
             "seed": f"{config.seed}",
         }
-    facts |= {"step": f"{source.step}"} if source.step is not None else {}
+    facts |= {"step": _reached(source)} if source.step is not None else {}
     header: dict[str, Any] = {
         "library_name": exporter.library,
         "pipeline_tag": "image-feature-extraction",
@@ -65,6 +65,13 @@ def model_card(source: Weights, exporter: Exporter, *, output: str, lines: Seque
         *_figures(source),
     ]
     return "\n".join(text).rstrip("\n").encode() + b"\n"
+
+
+def _reached(source: Weights) -> str:
+    """The step of the weights, with that at which their epochs end where it is a later one."""
+    an_epoch, config = source.about.get("steps_per_epoch"), source.config
+    planned = config.total_epochs * an_epoch if config is not None and isinstance(an_epoch, int) else None
+    return f"{source.step}" if planned in (None, source.step) else f"stopped at step {source.step} of {planned}"
 
 
 def _figures(source: Weights) -> Iterator[str]:

@@ -105,5 +105,5 @@ def describe_statistics(net: nn.Module, images: Collection[int]) -> str | None:
 
 def describe_baseline(random: nn.Module, images: Collection[int]) -> str:
     """Describe what `prepare_baseline` makes of random weights, before it did."""
-    scales = "zero-initialised scales set to 1" if silent_scales(random) else None
+    scales = "layer scales that start near 0 set to 1" if silent_scales(random) else None
     return ", ".join(filter(None, ("random weights", describe_statistics(random, images), scales)))

@@ -1,6 +1,6 @@
 """Adaptive pooling of feature maps, and the codes of images to pool."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
@@ -26,6 +26,11 @@ def pool_features(features: Tensor, pool: str, side: int) -> Tensor:
         return features
     adaptive = functional.adaptive_max_pool2d if pool == "max" else functional.adaptive_avg_pool2d
     return adaptive(features, min(side, *features.shape[2:]))
+
+
+def pools_nothing(shape: Sequence[int], side: int) -> bool:
+    """Whether `pool_features` leaves a feature of this shape, (C,) or (C, H, W), as it is."""
+    return len(shape) == 1 or shape[1] == shape[2] <= side
 
 
 @torch.no_grad()

@@ -103,5 +103,5 @@ def held_out_mace(
     if family.kind == "photometric":
         return None
     pairs = sample_pairs(images, family, size, key=(seed, "held out"))
-    mean, _ = predict(net, pairs, on_event=on_event)
+    mean, _ = predict(net, pairs, task="monitor: corner error", on_event=on_event)
     return float(corner_errors(pairs, mean).mean())

@@ -21,6 +21,7 @@ from avtcli.events import Notice, OnEvent, Saved, Started
 from avtcli.features.batch_statistics import calibrate, prepare_baseline, silent_scales
 from avtcli.features.evaluation_target import PreparedImages, check_labels, identify, load_target, prepare_images, read_images
 from avtcli.features.feature_reader import Feature, LabelledImages, tap_shapes
+from avtcli.features.pooling import pools_nothing
 from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_encoder
 from avtcli.models.siamese import batch_norms
@@ -144,9 +145,10 @@ def _calibrated(setup: ProbeSetup, encoder: Encoder) -> Encoder:
 
 
 def _wanted(encoder: Encoder, layers: list[str], config: ProbeConfig, prepared: PreparedImages) -> list[Feature]:
-    """The features to read: each layer with each pooling."""
+    """The features to read: each layer with each pooling, or without where pooling changes nothing."""
     shapes = tap_shapes(encoder, layers, prepared.size)
-    pairs = ((layer, pool if len(shapes[layer]) > 1 else "none") for layer in layers for pool in config.pool)
+    plain = {layer for layer in layers if pools_nothing(shapes[layer], config.side_of(layer))}
+    pairs = ((layer, "none" if layer in plain else pool) for layer in layers for pool in config.pool)
     return [Feature(layer, pool, config.side_of(layer)) for layer, pool in dict.fromkeys(pairs)]
 
 

@@ -5,17 +5,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Final
 
 from avtcli.events import Notice, OnEvent
 from avtcli.reporting.run_summary import FigureKey, RunSummary, summarize_run
+
+IMAGES: Final = ("dataset.", "augment.resize", "augment.crop")
+DEPENDS: Final = {
+    "loss": ("dataset.", "augment.", "limit_train", "transform.", "objective.", "homographies", "bank_count"),
+    "mace_px": (*IMAGES, "transform."),
+    "knn_top1": (*IMAGES, "limit_train"),
+}
+"""Settings, by the beginning of their names, without whose equality figures of training are not comparable."""
+TARGET: Final = "transform.target"
+"""What a decoder predicts of a transformation; the corner error does not depend on it."""
 
 
 @dataclass(frozen=True)
 class GroupFigure:
     """A figure of a group: see `FigureKey`; its mean and standard deviation (n - 1) over the runs that have it.
 
-    Of one run, `std` is that over the seeds of its probe, else none.
+    Of one run, `std` is that over the seeds of its probe, else none. A figure of training has the settings that it depends on,
+    the weights apart, as its conditions.
     """
 
     section: str
@@ -81,4 +92,9 @@ def _group(members: Sequence[RunSummary], differing: Sequence[str]) -> RunGroup:
 def _figure(key: FigureKey, members: Sequence[RunSummary]) -> GroupFigure:
     values = [member.figures[key] for member in members]
     std = stdev(values) if len(values) > 1 else members[0].probe_stds.get(key)
-    return GroupFigure(key.section, key.name, dict(key.conditions), fmean(values), std, len(values))
+    conditions = dict(key.conditions)
+    if key.section == "training":
+        conditions = {n: v for n, v in members[0].settings.items() if n.startswith(DEPENDS.get(key.name, ()))}
+        if key.name == "mace_px":
+            conditions.pop(TARGET, None)
+    return GroupFigure(key.section, key.name, conditions, fmean(values), std, len(values))

@@ -230,7 +230,8 @@ def facts_of(check: DataCheck) -> dict[str, Any]:
             facts[f"{split.split} classes"] = f"{split.classes}, {each}{without}"
         if split.bad:
             facts[f"{split.split} bad"] = _count(len(split.bad))
-    sizes = f"resized to {check.resize or 'no other size'}, cropped to {check.crop or 'no other size'}"
+    done = (("resized", check.resize), ("cropped", check.crop))
+    sizes = ", ".join(f"{verb} to {side}" if side else f"not {verb}" for verb, side in done)
     speed = f"{check.images_per_second:.3g} images/s, {sizes}, by {check.workers or 1} process{'es' * (check.workers > 1)}"
     return {
         **facts,

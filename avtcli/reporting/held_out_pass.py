@@ -90,7 +90,7 @@ def read_held_out(run: Path, *, on_event: OnEvent) -> HeldOutPass:
     model = None if no_decoder else prepare_for_inference(restore_model(source), context.device)
     encoder = model.encoder if model else prepare_for_inference(restore_encoder(source), context.device)
     pixels, codes, check = [], [], FiniteCheck()
-    for batch, code in read_codes(encoder, images, size, task=f"{run.name}: held-out images", on_event=on_event):
+    for batch, code in read_codes(encoder, images, size, task=f"held-out images ({run.name})", on_event=on_event):
         check.count({encoder.backbone.code_tap: code})
         pixels.append(to_float(batch).cpu())
         codes.append(pool_features(code, "avg", SIDE).flatten(1).float())

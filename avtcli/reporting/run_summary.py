@@ -1,13 +1,13 @@
 """The settings and final figures of a run, from its folder; the weights are not read."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Final, Literal
 
-from avtcli.config.value_text import flat_settings
+from avtcli.config.value_text import flat_settings, value_text
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent
 from avtcli.input_files import TEXT_BYTES, parse_json_object, parse_toml, read_bytes, read_text
@@ -40,6 +40,13 @@ EVALUATION: Final[dict[str, Better]] = {
     "temperature": None,
 }
 """Figures of evaluate.json; a ridge has an r2 too."""
+PROBE_CONDITIONS: Final = (
+    *("dataset", "train_images", "shots", "recipe", "epochs", "finetune", "calibrated", "pool_size", "samples", "resize"),
+    *("crop", "augmentation", "fraction", "options", "optimizer", "schedule", "batch_size", "rates"),
+)
+EVALUATE_CONDITIONS: Final = ("dataset", "count", "resize", "crop", "transform", "calibrated")
+WITHOUT_TARGET: Final = ("mace_px", "right_turns", "mace_px_right_turn")
+"""Figures that do not depend on what the decoder predicts of a transformation."""
 BASELINES: Final = {"rotation_oracle": "90-degree rotation oracle", "constant": "constant", "identity": "identity"}
 """Titles of the predictors that see no image."""
 
@@ -51,7 +58,7 @@ class FigureKey:
     Attributes:
         section: training, probe or evaluate.
         name: of the figure, with its layer and head.
-        conditions: of the protocol; figures under other conditions are not comparable.
+        conditions: of the protocol of a probe or evaluation; figures under other conditions are not comparable.
     """
 
     section: str
@@ -149,13 +156,6 @@ def best_probe(summary: RunSummary) -> BestProbe | None:
     return BestProbe(key.name, top1, summary.probe_baselines.get(key), dict(key.conditions))
 
 
-def better(section: str, name: str) -> Better:
-    """Return the direction of a figure, by the section and name of its key."""
-    if section == "probe":
-        return "higher"
-    return (TRAINING if section == "training" else EVALUATION)[name.split(" ")[-1]]
-
-
 def stored_results(run: Path, step: int, *, on_event: OnEvent) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield what commands stored in the folder about the newest weights, by path; probes in the order of time."""
     other = []
@@ -222,10 +222,15 @@ def _chosen_pooling(probes: Mapping[tuple[FigureKey, str], _ProbeFigures]) -> di
 
 
 def _probe_key(protocol: Mapping[str, Any], result: Mapping[str, Any]) -> FigureKey:
-    stated = {**protocol, **result, "calibrated": bool(protocol.get("calibrated"))}
-    names = ("dataset", "train_images", "shots", "recipe", "epochs", "finetune", "calibrated")
-    conditions = tuple((name, stated[name]) for name in names if stated.get(name))
-    return FigureKey("probe", f"{result['layer']} {result['head']}", conditions)
+    stated = {**protocol, **result, "calibrated": bool(protocol.get("calibrated")), "options": protocol.get("head")}
+    stated["pool_size"] = (protocol.get("pool_size") or {}).get(result["layer"])
+    return FigureKey("probe", f"{result['layer']} {result['head']}", _conditions(stated, PROBE_CONDITIONS))
+
+
+def _conditions(stated: Mapping[str, Any], names: Iterable[str]) -> tuple[tuple[str, Any], ...]:
+    """Those that hold, by name; tables and lists as text."""
+    found = ((name, stated[name]) for name in names if stated.get(name))
+    return tuple((name, value_text(value) if isinstance(value, (Mapping, list)) else value) for name, value in found)
 
 
 def _evaluation_figures(result: Mapping[str, Any]) -> dict[FigureKey, float | None]:
@@ -238,4 +243,8 @@ def _evaluation_figures(result: Mapping[str, Any]) -> dict[FigureKey, float | No
     }
     figures = {name: nested[name] if name in nested else result[name] for name in EVALUATION}
     figures |= {f"{ridge['layer']} ridge r2": ridge["r2"] for ridge in result["ridge"]}
-    return {FigureKey("evaluate", name, (("count", result["count"]),)): value for name, value in figures.items()}
+    protocol = result["protocol"]
+    stated = {**protocol, **result, "transform": protocol["transform"]}
+    in_px = {**stated, "transform": {key: value for key, value in protocol["transform"].items() if key != "target"}}
+    of = {name: _conditions(in_px if name in WITHOUT_TARGET else stated, EVALUATE_CONDITIONS) for name in figures}
+    return {FigureKey("evaluate", name, of[name]): value for name, value in figures.items()}

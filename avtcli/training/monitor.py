@@ -170,11 +170,11 @@ def measure_quality(setup: TrainingSetup, *, untrained: bool = False, on_event: 
     others = limited(pool, min(BANK_COUNT, max(1, len(pool) - len(monitored))))  # drawn first, the monitored ones last
     if untrained:
         encoder = _baseline(setup, others, on_event=on_event)
-    bank, vectors, labels = _codes(setup, encoder, others, on_event=on_event)
+    bank, vectors, labels = _codes(setup, encoder, others, task="monitor: codes of training images", on_event=on_event)
     finite, knn_top1 = bool(vectors.isfinite().all()), None
     if finite and labels is not None:
         asked = limited(monitored, min(QUERY_COUNT, len(monitored)))
-        queries, _, answers = _codes(setup, encoder, asked, on_event=on_event)
+        queries, _, answers = _codes(setup, encoder, asked, task="monitor: k-NN queries", on_event=on_event)
         labelled = answers is not None and min(int(labels.min()), int(answers.min())) >= 0  # -1: an image without a label
         if answers is not None and labelled and queries.isfinite().all():
             similarities, rows = nearest(bank, queries, min(NEIGHBOURS, len(bank)))
@@ -198,7 +198,7 @@ def _baseline(setup: TrainingSetup, indices: Tensor, *, on_event: OnEvent) -> En
 
 
 def _codes(
-    setup: TrainingSetup, encoder: Encoder, indices: Tensor, *, on_event: OnEvent
+    setup: TrainingSetup, encoder: Encoder, indices: Tensor, *, task: str, on_event: OnEvent
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the mean codes of training images: pooled to 4x4, (n, d), and to vectors, (n, C); and labels, (n,).
 
@@ -206,7 +206,7 @@ def _codes(
     """
     images = setup.open_for_evaluation(indices)
     maps, vectors = [], []
-    for _, code in read_codes(encoder, images, setup.size, task="evaluating", on_event=on_event):
+    for _, code in read_codes(encoder, images, setup.size, task=task, on_event=on_event):
         maps.append(pool_features(code, "avg", SIDE).flatten(1))
         vectors.append(pool_features(code, "avg", 1).flatten(1))
     usable, labels = setup.bad_images.usable(indices), setup.data.train.labels

@@ -44,6 +44,7 @@ def save_state(setup: TrainingSetup, run: Path, step: int, optimizer: torch.opti
         "scaler": setup.accelerator.scaler.state_dict() if setup.accelerator.scaler is not None else None,
         "environment": setup.environment,
         "seconds": seconds,
+        "steps_per_epoch": setup.steps_per_epoch,
     }
     return save_checkpoint(run / "checkpoints", step, model=model, state=tensors, about=about)
 

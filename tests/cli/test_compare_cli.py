@@ -8,6 +8,7 @@ from pathlib import Path
 
 from avtcli.events import ignore
 from avtcli.reporting.comparison import compare_runs
+from avtcli.reporting.comparison_rows import STAR
 from tests.reporting.test_comparison import made, probed
 
 
@@ -24,24 +25,40 @@ def test_the_tables_have_a_row_for_each_group_and_a_table_for_each_protocol(avt)
 
     assert (result.code, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
-        "run   seed  step  backbone.width",
-        "a +1  0, 1     4             0.5",
-        "c     0        4            0.25",
+        "run           seed  step  backbone.width",
+        "2 runs: a, b  0, 1     4             0.5",
+        "c             0        4            0.25",
         "",
         "training: loss of the last epoch, last evaluation",
-        "               loss       mace_px      knn_top1        rankme",
-        "a +1  2.000 ± 0.000  12.00 ± 0.00  80.00 ± 0.00  30.00 ± 0.00",
-        "c             2.000         12.00         80.00         30.00",
+        "                       loss       mace_px      knn_top1        rankme",
+        "2 runs: a, b  2.000 ± 0.000  12.00 ± 0.00  80.00 ± 0.00  30.00 ± 0.00",
+        "c                     2.000         12.00         80.00         30.00",
         "",
         "probe: top-1 %, dataset=mini, train_images=100",
-        "          conv2 knn",
-        "a +1  75.00 ± 7.07*",
-        "c            60.00",
+        "                  conv2 knn",
+        "2 runs: a, b  75.00 ± 7.07*",
+        "c                    60.00",
         "",
         "probe: top-1 %, dataset=mini, train_images=7",
-        "        conv2 linear",
-        "a +1  50.00 (1 of 2)",
+        "                conv2 linear",
+        "2 runs: a, b  50.00 (1 of 2)",
+        "",
+        STAR,
     ]
+
+
+def test_settings_have_their_options_and_many_runs_are_shortened(avt) -> None:
+    settings = '[backbone]\nname = "{}"\n[schedule]\nrate = 0.5\nepochs = {}\n'
+    names = [f"of-the-same-settings-{seed}" for seed in range(3)]
+    for seed, name in enumerate(names):
+        made(Path(name), config=f"limit_train = 9\nseed = {seed}\n{settings.format('nin', 3)}")
+    made(Path("other"), config=f"limit_train = 8\nseed = 0\n{settings.format('alexnet', 4).replace('0.5', '0.25')}")
+    header, group, *lines = avt(f"compare {' '.join(names)} other").stdout.splitlines()
+
+    for title in ("limit_train (--limit-train)", "backbone.name (--backbone)", "schedule.rate (--lr)", "schedule.epochs  "):
+        assert title in f"{header}  "
+    assert group.startswith(f"3 runs: {', '.join(names)}  0, 1, 2 ")
+    assert sum(line.startswith("3 runs: of-the-same-settings-0, ...  2.000") for line in lines) == 1
 
 
 def test_the_json_is_the_comparison(avt) -> None:

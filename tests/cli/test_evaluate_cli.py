@@ -48,6 +48,7 @@ def test_the_tables_compare_decoder_and_ridge_with_baselines(avt, run: Path) -> 
     layers = [f"ridge on {layer}{weights}" for weights in ("", ", random weights") for layer in ("conv3", "conv1")]
 
     assert lines[:2] == ["run  run, step 9", ""]
+    assert lines.pop(2).startswith("Transformation predicted from two views: mean corner error (MACE) in px; MSE and R2 of ")
     assert re.split("  +", lines[2].strip()) == ["MACE px", "right turns", "MACE px at these", "MSE", "R2"]
     assert sum(" (best)" in line for line in lines[3:11]) == 1
     assert [re.split("  +", line)[0].removesuffix(" (best)") for line in lines[3:11]] == [
@@ -56,6 +57,8 @@ def test_the_tables_compare_decoder_and_ridge_with_baselines(avt, run: Path) -> 
     mse = [f"{figures['mse_normalised']:.3f}", f"{figures['r2']:.3f}"]
     assert lines[3].split()[1:] == [f"{figures['mace_px']:.2f}", *turns, *mse]
     assert lines[10].split()[-1] == "-"
+    title = "By parameter (u, v: the corner to which each corner is turned, px; x, y: its offset from there, px): "
+    assert lines.pop(12) == f"{title}R2, and share inside the decoder's intervals"
     assert lines[12].split() == [*"decoder R2 conv3 R2 conv1 R2 inside 50% inside 80% inside 95%".split()]
     assert [line.split()[0] for line in lines[13:30]] == [*projective().names, "pooled"]
     by_class = lines.index("class        images  MACE px  right turns  MACE px at these") + 1
@@ -72,11 +75,19 @@ def test_the_tables_compare_decoder_and_ridge_with_baselines(avt, run: Path) -> 
     ):
         assert line.split()[:3] == [name, f"{row['nll']:.3f}", f"{row['calibration_error']:.3f}"]
         assert line.split()[4] == f"{row['coverage'][15]:.3f}"
-    assert f"retrieval  mrr {figures['retrieval']['mrr']:.3f} (chance 0.090)" in result.stdout
+    assert f"retrieval  mean reciprocal rank {figures['retrieval']['mrr']:.3f} (chance 0.090), ranked first" in result.stdout
     assert "among 50 versions of each of 1 images" in result.stdout
-    assert f"nll        {figures['nll']:.3f} nats per pair" in result.stdout
+    assert f"nll        {figures['nll']:.3f} nats per pair (negative" in result.stdout
     assert "images             20 of the 1000 test images of fashion-mini" in result.stdout
     assert "target             u0 (px), v0 (px), u1 (px), v1 (px), u2 (px)" in result.stdout
+
+
+def test_every_table_has_a_title_and_rows_by_parameter_are_for_verbose(avt, run: Path) -> None:
+    blocks = [block.splitlines() for block in avt("evaluate run --count 20").stdout.split("\n\n")]
+    titles = ["Transformation predicted from", "The same by class", "Calibration: share of targets"]
+
+    assert [block[0].startswith(title) for block, title in zip(blocks[1:4], titles, strict=True)] == [True] * 3
+    assert not any(line.startswith(("u0", "pooled")) for block in blocks for line in block)
 
 
 def test_exported_files_and_backbones_by_name_have_a_ridge_only(avt, run: Path) -> None:
@@ -121,7 +132,7 @@ def test_a_photometric_run_shows_dashes_for_pixels(avt) -> None:
     avt("pretrain --transform photometric --max-steps 2 --limit-train 40 --batch-size 16 -o backbone.width=0.05 --out run")
     result = avt("evaluate run --count 20")
 
-    assert result.stdout.splitlines()[3].split()[:2] == ["decoder", "-"]
+    assert result.stdout.splitlines()[4].split()[:2] == ["decoder", "-"]
     assert "identity" not in [line.split("  ")[0] for line in result.stdout.splitlines()]
 
 

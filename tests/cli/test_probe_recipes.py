@@ -137,7 +137,8 @@ def test_the_small_labels_experiment_gives_a_row_a_number_of_shots(avt: Callable
     assert figures["protocol"]["shots"] == [1, 4]
     header = next(i for i, text in enumerate(printed) if text.startswith("layer"))
     assert printed[header].split()[:4] == ["layer", "pool", "head", "shots"]
-    assert [text.split()[:4] for text in printed[header + 1 : header + 3]] == [["conv2", "none", "conv", n] for n in "14"]
+    rows = [text.split()[:5] for text in printed[header + 1 : header + 3]]
+    assert rows == [["conv2", "not", "pooled", "conv", shots] for shots in "14"]
     mean = sum(head["top1"] for head in figures["results"][:2]) / 2
     assert f"{mean:.2f} ± " in printed[header + 1]
 

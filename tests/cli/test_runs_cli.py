@@ -32,6 +32,8 @@ def test_the_table_and_the_json_list_every_run(avt) -> None:
         assert title in header
     (row,) = (row for row in rows if row.startswith(NAME))
     assert row.split()[1:] == "complete 4/4 12.00 80.0 70.0 conv2 knn cifar10 nin avt affine 7".split()
+    assert "newest: torn, taken where no run is given" in rows
+    assert not any("no room" in row for row in rows)
     assert any(row.startswith("torn is damaged: runs/torn/config.toml is no TOML") for row in rows)
     assert document.json == [asdict(run) for run in describe_runs(Path("runs"))]
 
@@ -56,8 +58,13 @@ def test_every_line_fits_a_terminal_and_names_and_states_stay(columns: int) -> N
 
     assert max(map(len, lines)) <= columns
     assert lines[0].split()[:2] == ["run", "state"]
-    assert lines[1].split()[:3] == [NAME, "complete,", "last"]
-    assert ("MACE" in lines[0]) == (columns >= 80)
+    assert lines[1].split()[:2] == [NAME, "complete"]
+    assert "MACE" in lines[0]
+    assert ("k-NN" in lines[0], "probe" in lines[0], "data" in lines[0]) == (columns >= 80, columns >= 80, columns >= 100)
+    (note,) = (line for line in " ".join(" ".join(lines).split()).split("no room here for ")[1:])
+    shown = lines[0].replace("MACE px", "MACE_px").split()
+    for title in ("step", "data", "objective", "transform", "seed"):
+        assert (title in note.split(":")[0].split(", ")) == (title not in shown)
 
 
 def test_a_list_loads_no_torch() -> None:

@@ -18,7 +18,7 @@ from avtcli.cli import console
 from avtcli.cli.app import COMMANDS, app, load_command
 from avtcli.cli.layout import fact_lines, table_lines, wrapped
 from avtcli.cli.progress import progress_line, renderer
-from avtcli.events import Progress
+from avtcli.events import Notice, Progress
 from avtcli.runtime.signals import stop_signals
 from tests.cli.test_compare_cli import write_runs
 
@@ -154,6 +154,20 @@ def test_times_of_a_task_that_comes_again_are_those_of_its_new_run(monkeypatch: 
     assert capsys.readouterr().err.splitlines() == [halves, "evaluating: 100/100 images", halves]
 
 
+def test_a_finished_bar_goes_into_the_log_once_in_the_order_of_time(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with renderer() as on_event:
+        for task, done in (("pretraining", 0), ("monitor: a", 9), ("monitor: b", 9), ("monitor: a", 9), ("pretraining", 9)):
+            on_event(Progress(task, done, 9, "steps"))
+            on_event(Notice(f"{task} {done}"))
+    log = [line.split("  ")[0] for line in capsys.readouterr().err.splitlines() if line.strip()]
+
+    assert log[-8:] == [
+        *("pretraining 0", "monitor: a", "monitor: a 9", "monitor: b", "monitor: b 9", "monitor: a 9"),
+        *("pretraining", "pretraining 9"),
+    ]
+
+
 def in_terminal(*args: str, columns: int) -> list[str]:
     """Run `avt` in a terminal; return what it shows, without control sequences."""
     leader, follower = pty.openpty()
@@ -258,6 +272,19 @@ def test_bad_usage_is_one_message_of_two_lines_at_most(avt, line: str) -> None:
     assert BAD[line] in result.stderr
     assert result.stderr.startswith("error: ")
     assert len(wrapped(result.stderr.strip(), 100, "  ", keep="  avt ")) <= 2
+
+
+def test_the_mean_and_deviation_of_a_bank_are_a_table_by_coefficient(avt) -> None:
+    mean, std = (
+        avt(f"gen-homographies {name}.safetensors --count 10 --json").json[part] for name, part in (("a", "mean"), ("b", "std"))
+    )
+    lines = avt("gen-homographies c.safetensors --count 10").stdout.splitlines()
+    table = lines.index("coefficients a to h of Pillow's PERSPECTIVE") + 1
+
+    assert lines[table].split() == [*"abcdefgh"]
+    assert [line.split() for line in lines[table + 1 : table + 3]] == [
+        [name, *(f"{value:.4g}" for value in values)] for name, values in (("mean", mean), ("std", std))
+    ]
 
 
 def test_a_bank_is_a_file_of_safetensors(avt) -> None:

@@ -56,6 +56,7 @@ def test_the_card_has_settings_figures_and_the_lines_that_load_the_file(avt: Cal
         assert row in text
     assert "| mace_px | 12.35 | evaluation |\n| r2 | 0.5 | evaluation |\n" in text
     assert "| folder | conv2 | max | knn | 40 | 3 | 71.23 | 61.23 |" in text
+    assert "stopped" not in text
     assert "55.5" not in text
     assert "/home/me" not in text
     assert "(B, 1, 32, 32)" in text
@@ -97,3 +98,10 @@ def test_an_exported_file_knows_its_settings_and_no_figures(avt: Callable[..., R
 
     assert "| objective | avt |" in text
     assert "## Pretraining" not in text
+
+
+def test_the_card_of_a_run_that_stopped_early_says_at_which_step_of_how_many(avt: Callable[..., Result]) -> None:
+    avt("pretrain --epochs 3 --max-steps 2 --limit-train 40 --batch-size 16 --eval-every 0 -o backbone.width=0.05 --out run")
+    avt("export run")
+
+    assert "| step | stopped at step 2 of 9 |" in Path("run/README.md").read_text()  # 16, 16 and 8 images an epoch

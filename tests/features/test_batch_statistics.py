@@ -119,7 +119,7 @@ def test_random_residual_blocks_see_the_whole_image_as_a_baseline() -> None:
 
     assert upper_left(images).shape == (12, 512)
     assert torch.equal(upper_left(images), upper_left(far))
-    expected = "random weights, BatchNorm statistics of 12 training images, zero-initialised scales set to 1"
+    expected = "random weights, BatchNorm statistics of 12 training images, layer scales that start near 0 set to 1"
     assert describe_baseline(encoder, [12]) == expected
     source = ResidentImages(MemorySplit(images, None, prefix="x"), torch.arange(12), device=CPU)
     prepare_baseline(encoder, source, (64, 64), context=Context(CPU))

@@ -200,6 +200,15 @@ def test_layers_and_poolings_are_read_together_as_each_alone(source: Weights, mo
         assert run_probe(source, **{**MINI, "layers": (head.layer,)}, head="knn", pool=(head.pool,)).results == [head]
 
 
+def test_a_layer_whose_map_pooling_leaves_as_it_is_is_read_once(source: Weights) -> None:
+    side = 8  # of the map of conv2
+    result = run_probe(source, **{**MINI, "layers": ("conv1", "conv2")}, head="knn", pool=("max", "avg"), pool_size=side)
+    (pooled,) = run_probe(source, **{**MINI, "layers": ("conv2",)}, head="knn", pool=("none",)).results
+
+    assert [(head.layer, head.pool) for head in result.results] == [("conv1", "max"), ("conv1", "avg"), ("conv2", "none")]
+    assert result.results[-1] == pooled
+
+
 def test_several_data_sets_are_each_reported_with_their_counts(source: Weights, tmp_path: Path) -> None:
     other = f"fashion-mnist:{write_idx(tmp_path, train=30, test=20)}"
     names = f"fashion-mini,{other}"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -32,12 +33,12 @@ def write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-def probed(run: Path, name: str, *tops: float, step: int = 4, **over: Any) -> None:
+def probed(run: Path, name: str, *tops: float, step: int = 4, protocol: Mapping[str, Any] | None = None, **over: Any) -> None:
     """Store a probe with one result for each top-1, which are of as many seeds."""
     about = {"dataset": "mini", "layer": "conv2", "pool": "max", "head": "knn", "train_images": 100, "shots": None}
     results = [{**about, "seed": seed, "top1": top, "val_top1": 50.0, **over} for seed, top in enumerate(tops)]
-    protocol = {"recipe": None, "finetune": False, "calibrated": None}
-    write(run / "probes" / f"{name}.json", {"step": step, "protocol": protocol, "results": results})
+    stated = {"recipe": None, "finetune": False, "calibrated": None, **(protocol or {})}
+    write(run / "probes" / f"{name}.json", {"step": step, "protocol": stated, "results": results})
 
 
 def compared(*runs: Path) -> tuple[RunComparison, str]:
@@ -45,6 +46,21 @@ def compared(*runs: Path) -> tuple[RunComparison, str]:
     events: list[Event] = []
     result = compare_runs(runs, on_event=events.append)
     return result, "\n".join(event.text for event in events if isinstance(event, Notice))
+
+
+EVALUATED = {"dataset": "mini", "protocol": {"transform": {"name": "affine", "target": "corners"}}}
+
+
+def starred(*names: str) -> set[str]:
+    """The columns with a star in a comparison of runs in these folders."""
+    tables = figure_rows(compared(*map(Path, names))[0])
+    return {
+        column
+        for _, columns, rows in tables
+        for row in rows
+        for column, text in zip(columns, row[1:], strict=True)
+        if "*" in text
+    }
 
 
 def figures_of(group: RunGroup, section: str) -> dict[str, float]:
@@ -119,7 +135,7 @@ def test_a_star_marks_the_better_figure_and_none_of_a_check() -> None:
         figures = dict.fromkeys(("mace_px", "right_turns", "mace_px_right_turn", "r2", "nll", "accuracy"), value)
         calibration = {"temperature": {"temperature": value, "before": {"calibration_error": value}}}
         more = {"retrieval": {"mrr": value}, "calibration": calibration, "ridge": [{"layer": "conv2", "r2": value}], "count": 9}
-        write(run / "evaluate.json", {"step": 4, **figures, **more})
+        write(run / "evaluate.json", {"step": 4, **EVALUATED, **figures, **more})
     tables = {
         title.split(",")[0].split(":")[0]: (columns, rows)
         for title, columns, rows in figure_rows(compared(Path("a"), Path("b"))[0])
@@ -130,6 +146,57 @@ def test_a_star_marks_the_better_figure_and_none_of_a_check() -> None:
     assert {name.split(" ")[0] for name, text in zip(names, second[1:], strict=True) if "*" in text} == higher
     assert {"rankme", "code_std"} <= {*tables["training"][0]}
     assert "*" not in str(tables["training"][1])
+
+
+OTHER = {
+    "data": ('[dataset]\nname = "other"\n', set()),
+    "size": ("[augment]\ncrop = 24\n", set()),
+    "transformation": ('[transform]\nname = "rotation"\n', {"knn_top1"}),
+    "target": ('[transform]\ntarget = "offsets"\n', {"knn_top1", "mace_px"}),
+    "objective": ('[objective]\nname = "aet"\n', {"knn_top1", "mace_px"}),
+    "training images": ("limit_train = 9\n", {"mace_px"}),
+    "learning rate": ("[schedule]\nrate = 0.5\n", {"knn_top1", "mace_px", "loss"}),
+}
+
+
+@pytest.mark.parametrize("other", OTHER)
+def test_no_star_for_figures_of_training_that_cannot_be_compared(other: str) -> None:
+    setting, comparable = OTHER[other]
+    for name, text, value in (("a", "", 1.0), ("b", setting, 2.0)):
+        run = made(Path(name), config=f"seed = 0\n{text}", losses=(value,) * 4)
+        with (run / "metrics.jsonl").open("a") as log:
+            log.write(json.dumps({"step": 4, "epoch": 2, "eval": {"mace_px": value, "knn_top1": value}}) + "\n")
+        (run / "result.json").write_text(json.dumps({"steps": 4}))
+
+    assert starred("a", "b") == comparable
+
+
+def test_no_star_for_evaluations_and_probes_under_other_conditions() -> None:
+    values = dict.fromkeys(
+        ("mace_px", "right_turns", "mace_px_right_turn", "r2", "nll", "accuracy", "retrieval", "calibration")
+    )
+    for name, transform, crop, value in (
+        ("a", {"name": "affine", "target": "corners"}, [32, 32], 1.0),
+        ("b", {"name": "affine", "target": "matrix"}, [32, 32], 2.0),
+        ("c", {"name": "projective", "target": "corners"}, [32, 32], 3.0),
+        ("d", {"name": "affine", "target": "corners"}, [24, 24], 4.0),
+    ):
+        run = made(Path(name), config=f"seed = 0\nlr = {value}\n")
+        figures = {**values, "mace_px": value, "r2": value, "ridge": [{"layer": "x", "r2": value}], "count": 9}
+        protocol = {"transform": transform, "crop": crop}
+        write(run / "evaluate.json", {"step": 4, "dataset": "mini", "protocol": protocol, **figures})
+        probed(run, "p", value, protocol={"crop": crop[0]})
+
+    assert starred("a", "b") == {"mace_px", "conv2 knn"}
+    assert starred("a", "c") == {"conv2 knn"}
+    assert starred("a", "d") == set()
+
+
+def test_no_star_for_a_difference_within_the_deviation_over_seeds() -> None:
+    for name, rate, tops in (("a", 1, (68.0, 72.0)), ("b", 2, (72.0,)), ("c", 3, (73.0,))):  # 70 with 2.83 over seeds
+        probed(made(Path(name), config=f"seed = 0\nlr = {rate}\n"), "p", *tops)
+
+    assert (starred("a", "b"), starred("a", "c"), starred("b", "c")) == (set(), {"conv2 knn"}, {"conv2 knn"})
 
 
 def test_a_probe_counts_by_its_seeds_its_newest_file_and_held_out_images() -> None:

@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from avtcli.errors import AvtError
-from avtcli.events import Event, Notice, ignore
+from avtcli.events import Event, Notice, Progress, ignore
+from avtcli.input_files import parse_toml
 from avtcli.reporting import collected_run, comparison, run_summary
 from avtcli.reporting.report import Report, write_report
 from avtcli.reporting.sections import SECTIONS
@@ -114,7 +115,7 @@ def evaluation(step: int) -> dict[str, Any]:
         },
         "baselines": {"constant": {"mace_px": 24.6}},
         "ridge": [{**ridge, "random": {**ridge, "mace_px": 18.45}}],
-        "protocol": {"target": {"a": ""}, "split": "the test images of the protocol"},
+        "protocol": {"transform": {"name": "affine"}, "target": {"a": ""}, "split": "the test images of the protocol"},
     }
 
 
@@ -172,6 +173,9 @@ def test_settings_environment_and_skipped_images_are_shown(full: Report) -> None
     assert rows["backbone.width"] == "backbone.width 0.05 1"
     assert rows["limit_train"] == "limit_train 40 not set"
     assert "optimizer.name" not in rows  # as the recipe
+    stored = parse_toml((Path(full.runs[0]) / "config.toml").read_text(), Path("config.toml"))
+    assert (stored["channels_last"], stored["optimizer"]["fused"], stored["precision"]) == (True, True, "fp32")
+    assert not {"channels_last", "optimizer.fused", "precision", "compile", "capture"} & {*rows}  # chosen for the device
     assert environment["versions"]["torch"] in settings.words()
     assert environment["host"] not in settings.words().split()
     assert environment["failure"] is None
@@ -187,6 +191,14 @@ def decoded(uri: str) -> Any:
 def points(node: Node, kind: str) -> Any:
     (polygon,) = node.all("polygon", **{"class": kind})
     return np.array([[float(x) for x in pair.split(",")] for pair in polygon.attributes["points"].split()])
+
+
+def test_the_task_comes_first_in_the_progress_of_a_report(tiny_run: Path) -> None:
+    events: list[Event] = []
+    shutil.copytree(tiny_run, "run")
+    write_report([Path("run")], out=Path("page.html"), on_event=events.append)
+
+    assert {event.task for event in events if isinstance(event, Progress)} == {"held-out images (run)"}
 
 
 def test_outlines_pictures_and_errors_of_pairs_agree(full: Report) -> None:

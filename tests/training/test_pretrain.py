@@ -134,7 +134,7 @@ def test_the_measurement_after_the_last_step_reports_its_progress(tmp_path: Path
     events: list[Event] = []
     run_tiny(tmp_path / "run", eval_every=0, on_event=events.append)
 
-    assert [e.done for e in events if isinstance(e, Progress) and e.task == "held-out pairs"] == [0, 60]
+    assert [e.done for e in events if isinstance(e, Progress) and e.task == "monitor: corner error"] == [0, 60]
 
 
 def test_more_steps_go_on_where_the_limit_was(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_a_signal_during_an_evaluation_ends_it_and_resumption_makes_it_up(tmp_pa
     def interrupt(event: Event) -> None:
         if (
             isinstance(event, Progress)
-            and event.task == "evaluating"
+            and event.task == "monitor: codes of training images"
             and (run / "metrics.jsonl").read_text().count('"loss"') == 6
         ):
             os.kill(os.getpid(), signal.SIGUSR2)

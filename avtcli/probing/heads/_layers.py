@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod, sqrt
+from typing import Final
 
 from torch import Tensor, nn
 
 from avtcli.errors import AvtError
+
+DESCRIPTION: Final = "BatchNorm without learned scale and shift, then a linear layer"
+"""What a `LinearHead` is."""
 
 
 def init_linear(linear: nn.Linear) -> nn.Linear:

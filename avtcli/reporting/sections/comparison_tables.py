@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from avtcli.reporting.collected_run import CollectedRun
 from avtcli.reporting.comparison import compare_summaries
-from avtcli.reporting.comparison_rows import figure_rows, setting_rows
+from avtcli.reporting.comparison_rows import STAR, figure_rows, setting_rows
 from avtcli.reporting.sections._blocks import Section, Table
 
-LEAD = "Runs that differ by their seed alone are one row: mean ± standard deviation."
+LEAD = "Runs that differ by their seed alone are one row: mean ± standard deviation. " + STAR
 
 
 def comparison_tables(runs: Sequence[CollectedRun]) -> Section | None:

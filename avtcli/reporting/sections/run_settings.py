@@ -14,6 +14,8 @@ from avtcli.reporting.sections._blocks import Block, Command, Facts, Fold, Secti
 PRIVATE = ("command", "host", "pid", "steps")
 """Entries of env.json that are shown elsewhere, or that nobody else needs."""
 PLACES = ("recipe", "data_dir")
+RESOLVED = ("precision", "compile", "capture", "channels_last", "optimizer.fused")
+"""Settings that are chosen for the device where neither the recipe nor the command states them."""
 
 
 def run_settings(runs: Sequence[CollectedRun]) -> Section:
@@ -31,7 +33,10 @@ def _settings(run: CollectedRun) -> list[Block]:
         blocks.append(Command(shlex.join(["avt" if own else str(command[0]), *map(str, command[1:])])))
     recipe = _recipe_settings(settings.get("recipe"))
     if recipe is not None:
-        names = [name for name in {**recipe, **settings} if name not in PLACES and settings.get(name) != recipe.get(name)]
+        words = {str(word).split("=")[0] for word in command or ()}
+        chosen = {n for n in RESOLVED if recipe.get(n) in (None, "auto") and not words & {n, f"--{n}", f"--no-{n}"}}
+        left_out = {*PLACES, *chosen}
+        names = [name for name in {**recipe, **settings} if name not in left_out and settings.get(name) != recipe.get(name)]
         rows = [[name, *(short_text(own.get(name, "not set")) for own in (settings, recipe))] for name in names]
         header = ["setting", "this run", f"recipe {settings['recipe']}"]
         blocks.append(Table(header, rows, title="What differs from the recipe", figures=False))
