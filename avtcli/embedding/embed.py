@@ -20,7 +20,7 @@ from avtcli.embedding.embedding_files import RESERVED, SPLITS, Array, EmbeddingT
 from avtcli.errors import AvtError
 from avtcli.events import OnEvent, Progress, Saved, Started
 from avtcli.features.cache_storage import allocate, choose_storage
-from avtcli.features.evaluation_target import EvaluationTarget, open_target, read_images
+from avtcli.features.evaluation_target import EvaluationTarget, open_target, read_images, report_uninitialised
 from avtcli.features.feature_reader import eval_batch_size, tap_shapes
 from avtcli.features.finite_check import FiniteCheck
 from avtcli.features.pooling import pool_features
@@ -203,9 +203,11 @@ def build_embedding_setup(target: EvaluationTarget, request: EmbeddingRequest, c
             f"The images are {size[0]}x{size[1]} px, {target.source.path} was trained on {trained[0]}x{trained[1]} px: give "
             f"`-o augment.resize={side} -o augment.crop={side}`."
         )
-    encoder = prepare_for_inference(restore_encoder(target.source), context.device)
+    encoder = restore_encoder(target.source)
     layers = list(dict.fromkeys(request.layers)) or [encoder.backbone.code_tap]
     taps = tap_shapes(encoder, layers, size)
+    report_uninitialised(target.source, encoder, layers, size, on_event=context.on_event)
+    encoder = prepare_for_inference(encoder, context.device)
     if reserved := sorted(RESERVED & set(layers)):
         raise AvtError(f"Embedding files reserve the name '{reserved[0]}': rename the backbone's layer of that name.")
     shapes = {name: tuple(_reduce(torch.empty(1, *taps[name]), request).shape[1:]) for name in layers}

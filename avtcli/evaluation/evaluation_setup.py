@@ -14,7 +14,7 @@ from avtcli.contracts import Size, TransformFamily
 from avtcli.data.held_out import HELD_OUT_COUNT, Partition, limited, partition
 from avtcli.errors import AvtError
 from avtcli.evaluation.equivariance import BANK
-from avtcli.features.evaluation_target import EvaluationTarget, PreparedImages, read_images
+from avtcli.features.evaluation_target import EvaluationTarget, PreparedImages, read_images, report_uninitialised
 from avtcli.features.feature_reader import tap_shapes
 from avtcli.features.transformed_pairs import TransformedPairs, sample_pairs
 from avtcli.geometry.bank_family import BankFamily
@@ -87,6 +87,7 @@ def build_evaluation_setup(target: EvaluationTarget, request: EvaluationRequest,
     encoder = restore_encoder(source)
     layers = encoder.layers if request.layers == ("all",) else request.layers or (encoder.backbone.code_tap,)
     tap_shapes(encoder, layers, size)  # refuses layers and sizes before any image is read
+    report_uninitialised(source, encoder, layers, size, on_event=context.on_event)
     transform = choose_transform(source.config, request.transform)
     no_decoder = why_no_decoder(source, transform, size)
     family = run_family(source) if no_decoder is None else build_family(transform.name, transform.options)

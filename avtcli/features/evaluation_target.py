@@ -1,11 +1,11 @@
 """Evaluation targets: weights, from a run or of a backbone by name, and the images to evaluate them on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from avtcli import registry
 from avtcli.config.components import Augment, Plugin
@@ -18,9 +18,11 @@ from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, ignore
-from avtcli.models.initial_weights import stored_backbone
+from avtcli.models.encoder import Encoder
+from avtcli.models.initial_weights import first_of, load_matching, reached, stored_backbone
 from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import PRETRAINED, Weights, open_weights
+from avtcli.plugin_options import absolute_path
 from avtcli.runtime.devices import Context
 from avtcli.runtime.reader_workers import choose_workers
 
@@ -50,13 +52,15 @@ def open_target(
     context = Context.build(
         device=arguments["device"], workers=arguments["workers"], seed=arguments.get("seed", 0), on_event=on_event
     )
-    return load_target(arguments["run"], data_dir=arguments["data_dir"], context=context, **components), context
+    where = {"data_dir": arguments["data_dir"], "init_from": arguments["init_from"]}
+    return load_target(arguments["run"], **where, context=context, **components), context
 
 
 def load_target(
     run: Weights | str | Path | None,
     *,
     backbone: Plugin | None = None,
+    init_from: str | Path | None = None,
     dataset: Plugin | None = None,
     data_dir: str | None = None,
     augment: Augment | None = None,
@@ -67,14 +71,17 @@ def load_target(
     Args:
         run: a run folder, a checkpoint or an exported file, opened or by path; none means the newest run.
         backbone: a network by name instead of a run; its random weights follow from the context's seed.
+        init_from: weights that the backbone starts from, see `load_matching`.
         dataset: the images; default: the run's, or the bundled ones for a backbone.
         data_dir: their folder; default: the run's.
         augment: resizing and crop; default: the run's.
         context: seed, and receiver of notices.
 
     Raises:
-        AvtError: for both a run and a backbone, or what cannot be opened or does not fit.
+        AvtError: for both a run and a backbone, weights without one, or what cannot be opened or does not fit.
     """
+    if backbone is None and init_from is not None:
+        raise AvtError(f"--init-from {init_from} gives weights to a network that --backbone NAME names: give that too.")
     if backbone is None:
         source = run if isinstance(run, Weights) else open_weights(run, on_event=context.on_event)
         prepared = prepare_images(dataset, source=source, data_dir=data_dir, augment=augment, on_event=context.on_event)
@@ -85,7 +92,7 @@ def load_target(
     data = _open(dataset, data_dir, on_event=context.on_event)
     augment = with_sizes(data, augment or Augment(), natural=registry.input_size(backbone.name))
     prepared = PreparedImages(dataset, data, augment, image_size(data, augment))
-    return EvaluationTarget(_build_weights(backbone, prepared, context), prepared)
+    return EvaluationTarget(_build_weights(backbone, init_from, prepared, context), prepared)
 
 
 def prepare_images(
@@ -165,13 +172,27 @@ def _open(dataset: Plugin, data_dir: str | None, *, on_event: OnEvent) -> ImageD
     return data
 
 
-def _build_weights(backbone: Plugin, prepared: PreparedImages, context: Context) -> Weights:
+def report_uninitialised(source: Weights, encoder: Encoder, layers: Sequence[str], size: Size, *, on_event: OnEvent) -> None:
+    """Say which weights that the layers depend on were not in the file that the backbone started from, if any."""
+    left = source.about.get("uninitialised")
+    if left and (names := reached(encoder, layers, size, left)):
+        on_event(Notice(f"these layers depend on weights that the file does not have, and that are random: {first_of(names)}"))
+
+
+def _build_weights(backbone: Plugin, init_from: str | Path | None, prepared: PreparedImages, context: Context) -> Weights:
     full = registry.full_name("backbone", backbone.name)
     if full != backbone.name:
         context.on_event(Notice(f"no plugin is called '{backbone.name}': using {full}"))
     backbone, data = resolve_plugin("backbone", backbone), prepared.data
     spec = ModelSpec(backbone=backbone, channels=data.channels, size=prepared.size, mean=data.mean, std=data.std)
-    tensors = build_encoder(spec, seed=context.seed).state_dict()
     stated = backbone.options.get(PRETRAINED)
-    about = {"weights": "random" if not stated else f"{PRETRAINED}={stated}"}
-    return Weights(Path(full), None, spec.model_copy(update={"backbone": stored_backbone(backbone)}), tensors, about)
+    if stated and init_from is not None:
+        raise AvtError(f"Both backbone.{PRETRAINED} and --init-from {init_from} give the weights: leave one of them out.")
+    encoder = build_encoder(spec, seed=context.seed)
+    about: dict[str, Any] = {"weights": "random" if not stated else f"{PRETRAINED}={stated}"}
+    if init_from is not None:
+        path = absolute_path(init_from)
+        left = load_matching(nn.ModuleDict({"encoder": encoder}), path, on_event=context.on_event)
+        about = {"weights": f"init_from={path}", "uninitialised": left}
+    spec = spec.model_copy(update={"backbone": stored_backbone(backbone)})
+    return Weights(Path(full), None, spec, encoder.state_dict(), about)

@@ -18,7 +18,14 @@ from avtcli.data.resident_images import EVAL_BATCH_SIZE
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, Saved, Started
 from avtcli.features.batch_statistics import calibrate, prepare_baseline, silent_scales
-from avtcli.features.evaluation_target import PreparedImages, check_labels, load_target, prepare_images, read_images
+from avtcli.features.evaluation_target import (
+    PreparedImages,
+    check_labels,
+    load_target,
+    prepare_images,
+    read_images,
+    report_uninitialised,
+)
 from avtcli.features.feature_reader import Feature, LabelledImages, tap_shapes
 from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_encoder
@@ -64,13 +71,14 @@ def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | 
     config = config.model_copy(update={"pool": config.pool or (head.pool,)})
     context = Context.build(device=config.device, workers=config.workers, seed=config.seed, on_event=on_event)
     given: Encoder | None = None
-    if config.backbone is None:
+    if config.backbone is None and config.init_from is None:
         run = run if isinstance(run, Weights) else open_weights(run, on_event=on_event)
         given = restore_encoder(run)
         _layers(given, config)  # checked before any data are opened
     source, prepared = _open(run, config, context)
     given = given or restore_encoder(source)
     layers = _layers(given, config)
+    report_uninitialised(source, given, layers, prepared[0].size, on_event=on_event)
     setups = [_build_setup(part, config, head, _wanted(given, layers, config, part), context) for part in prepared]
     random = build_encoder(source.spec, seed=config.seed).eval()
     compared = config.baseline and not _is_baseline(given, random, config)
@@ -95,10 +103,11 @@ def _open(run: Weights | str | Path | None, config: ProbeConfig, context: Contex
     given = config.dataset
     names = [None] if given is None else list(dict.fromkeys(part.strip() for part in given.name.split(",")))
     first, *others = (None if name is None else Plugin(name=name, **(given.options if given else {})) for name in names)
-    data_dir, augment = config.data_dir, config.augment
-    target = load_target(run, backbone=config.backbone, dataset=first, data_dir=data_dir, augment=augment, context=context)
+    shared: dict[str, Any] = {"data_dir": config.data_dir, "augment": config.augment}
+    weights: dict[str, Any] = {"backbone": config.backbone, "init_from": config.init_from}
+    target = load_target(run, **weights, dataset=first, context=context, **shared)
     source = target.source
-    more = partial(prepare_images, source=source, data_dir=data_dir, augment=augment, on_event=context.on_event)
+    more = partial(prepare_images, source=source, on_event=context.on_event, **shared)
     prepared = [target.prepared, *map(more, others)]
     for part in prepared:
         check_labels(part)
