@@ -7,9 +7,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Notice:
-    """A message to the user."""
+    """A message to the user; of several processes the first alone says it, or each where `everywhere`."""
 
     text: str
+    everywhere: bool = False
 
 
 @dataclass(frozen=True)

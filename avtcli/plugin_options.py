@@ -13,7 +13,7 @@ from avtcli.input_files import parse_toml
 
 GIVEN: Final[Mapping[str, tuple[str, ...]]] = {
     "backbone": ("in_channels", "image_size"),
-    "dataset": ("data_dir",),
+    "dataset": ("data_dir", "notify"),
     "objective": ("vector_dim", "family"),
 }
 """Parameters that the caller of `registry.build` fills in, by kind; they are no options. A plugin takes those it names."""

@@ -15,7 +15,7 @@ from avtcli.bench import baseline
 from avtcli.bench.benchmark_timing import BenchConfig
 from avtcli.config.resolution import resolve
 from avtcli.contracts import MemorySplit
-from avtcli.data.epoch_table import batch_bounds
+from avtcli.data.epoch_table import batch_count
 from avtcli.data.resident_images import ResidentImages
 from avtcli.data.training_loader import Batch
 from avtcli.events import OnEvent, ignore
@@ -64,7 +64,7 @@ def _repeated(setup: TrainingSetup, images: int) -> TrainingSetup:
     split = MemorySplit(
         our_images(setup).images.cpu()[rows], None if labels is None else labels[setup.indices][rows], prefix="repeated"
     )
-    steps = len(batch_bounds(images, setup.config.batch_size))
+    steps = batch_count(images, setup.config.batch_size)
     data = replace(setup.data, train=split)
     return replace(setup, data=data, indices=torch.arange(images), steps_per_epoch=steps)
 

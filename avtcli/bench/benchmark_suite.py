@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def bench(config: BenchConfig, *, only: Sequence[str] = (), rounds: int, on_even
     comparisons = []
     for index, name in enumerate(names):
         on_event(Progress("benchmarking", index, len(names), "benchmarks", name))
-        comparisons.append(compare(name, BENCHMARKS[name](config), device=device, rounds=rounds))
+        with closing(BENCHMARKS[name](config)) as benchmark:
+            comparisons.append(compare(name, benchmark, device=device, rounds=rounds))
     on_event(Progress("benchmarking", len(names), len(names), "benchmarks"))
     return BenchResult(commit_of_checkout(), environment, cpu_name(), os.cpu_count() or 1, rounds, tuple(comparisons))
 

@@ -74,7 +74,7 @@ class Benchmark:
     """Two implementations of one task.
 
     A call of `ours` and one of `baseline` do `counts` units of work, complete once the device is synchronised. `figures` gives
-    further figures after the last round, from our median rate.
+    further figures after the last round, from our median rate. `close` is called at the end, however that comes.
     """
 
     what: str
@@ -83,6 +83,7 @@ class Benchmark:
     baseline: Callable[[], object]
     counts: tuple[int, int]
     figures: Callable[[float], dict[str, Any]] = lambda rate: {}
+    close: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)

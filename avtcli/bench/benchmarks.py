@@ -118,7 +118,8 @@ def measure_jpeg(config: BenchConfig) -> Benchmark:
     loader = baseline.image_loader(folder, shorter=SHORTER, crop=SIZE[0], batch_size=JPEG_BATCH, workers=workers)
 
     def read() -> None:
-        for _ in images.read_batches(torch.split(rows, JPEG_BATCH), crop, torch.rand(count, 3, dtype=torch.float64)):
+        draws = torch.rand(count, 3, dtype=torch.float64)
+        for _ in images.read_batches(torch.split(rows, JPEG_BATCH), crop, torch.split(draws, JPEG_BATCH)):
             pass
 
     def figures(rate: float) -> dict[str, Any]:

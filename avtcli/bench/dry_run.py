@@ -23,7 +23,7 @@ from avtcli.storage.checkpoints import KEPT, load_newest
 from avtcli.storage.files import refuse_existing
 from avtcli.storage.run_folders import default_folder
 from avtcli.training.optimizer import build_optimizer, optimizer_tensors
-from avtcli.training.run_log import Tracking
+from avtcli.training.run_log import Tracking, describe_run
 from avtcli.training.step import Trainer
 from avtcli.training.training_setup import TrainingSetup, build_training_setup
 from avtcli.training.training_state import check_resumable
@@ -73,6 +73,7 @@ def dry_run(config: PretrainConfig, *, run: Path | None, resume: bool, on_event:
     if run is not None and not resume:
         refuse_existing(run)
     setup = build_training_setup(config, run=run if resume else None, on_event=on_event)
+    on_event(describe_run(setup))
     Tracking(setup.config.trackers, setup.group, on_event=on_event)  # whose libraries may be missing
     done = run_in_main(setup.group, lambda: _step_reached(setup, run)) if setup.continues and run is not None else 0
     with memory_errors_explained(), _random_state_kept(setup.accelerator.device):

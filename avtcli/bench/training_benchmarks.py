@@ -3,10 +3,12 @@
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any, Final, TypeVar
 
 import torch
@@ -28,6 +30,7 @@ from avtcli.bench.bench_training import (
 from avtcli.bench.benchmark_timing import BenchConfig, Benchmark, synchronise
 from avtcli.bench.roofline import copy_gigabytes, matmul_gflops, work_per_pair
 from avtcli.data.training_loader import Batch
+from avtcli.errors import RunFailedError
 from avtcli.events import Event
 from avtcli.runtime.capture import WARM_UP
 from avtcli.training.training_setup import TrainingSetup
@@ -168,28 +171,66 @@ def measure_processes(config: BenchConfig) -> Benchmark:
     The baseline is one process. Each computes on one thread, and has the same number of images a step.
     """
     config = replace(config, device=torch.device("cpu"))
-    (description, two), (_, one) = (_start_processes(config, world) for world in (PROCESSES, 1))
+    with ExitStack() as started:
+        (description, two), (_, one) = (_start_processes(config, world, started) for world in (PROCESSES, 1))
+        close = started.pop_all().close
     counts = config.steps * config.batch_size, config.steps * config.batch_size
     what = f"{PROCESSES} processes of one thread, {description} over all, per process; baseline: one process of one thread"
-    return Benchmark(what, "pairs/s", ours=partial(_steps_of, two), baseline=partial(_steps_of, one), counts=counts)
+    return Benchmark(what, "pairs/s", ours=two.take_steps, baseline=one.take_steps, counts=counts, close=close)
 
 
-def _start_processes(config: BenchConfig, world: int) -> tuple[str, list[Connection]]:
-    """Start processes that share a setup; return its description, and a connection to each."""
+@dataclass(frozen=True)
+class _Workers:
+    """Processes that share a setup, and the connection to each."""
+
+    processes: list[BaseProcess]
+    connections: list[Connection]
+
+    def receive(self) -> list[Any]:
+        """Wait for what each of them sends."""
+        with _ends_explained():
+            return [self._receive(connection) for connection in self.connections]
+
+    def _receive(self, connection: Connection) -> Any:
+        if connection not in wait([connection, *(process.sentinel for process in self.processes)]):
+            raise EOFError
+        return connection.recv()
+
+    def take_steps(self) -> None:
+        """Let all of them take the steps of a round."""
+        with _ends_explained():
+            for connection in self.connections:
+                connection.send(True)
+        self.receive()
+
+
+@contextmanager
+def _ends_explained() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, ConnectionError):
+        raise RunFailedError("A process of the benchmark ended: see why above, or whether memory ran out.") from None
+
+
+def _start_processes(config: BenchConfig, world: int, started: ExitStack) -> tuple[str, _Workers]:
+    """Start processes that share a setup, which end with `started`; return its description, and them."""
     context = torch.multiprocessing.get_context("spawn")
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1])}
     shared |= {name: str(world) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
-    config, connections = replace(config, batch_size=world * config.batch_size), list[Connection]()
+    config, workers = replace(config, batch_size=world * config.batch_size), _Workers([], [])
     for rank in range(world):
         ours, theirs = context.Pipe()
         variables = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        context.Process(target=_train_when_asked, args=(theirs, config, variables), daemon=True).start()
+        process = context.Process(target=_train_when_asked, args=(theirs, config, variables), daemon=True)
+        process.start()
+        started.callback(process.join)
+        started.callback(process.terminate)  # before that
         theirs.close()
-        connections.append(ours)
-    descriptions = [connection.recv() for connection in connections]
-    return descriptions[0], connections
+        workers.processes.append(process)
+        workers.connections.append(ours)
+    return workers.receive()[0], workers
 
 
 def _train_when_asked(connection: Connection, config: BenchConfig, variables: dict[str, str]) -> None:
@@ -200,13 +241,6 @@ def _train_when_asked(connection: Connection, config: BenchConfig, variables: di
     connection.send(description)
     while connection.recv():
         connection.send(torch.stack([step(next(batches)) for _ in range(config.steps)]).tolist())
-
-
-def _steps_of(connections: Sequence[Connection]) -> None:
-    for connection in connections:
-        connection.send(True)
-    for connection in connections:
-        connection.recv()
 
 
 def _share(waits: list[tuple[float, float]]) -> float:

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from avtcli import __version__
 from avtcli.errors import AvtError, InterruptedRunError, SignalReceived, one_line, shown
-from avtcli.runtime.launcher import Launch, is_first_to_report, is_launched, read_launch
+from avtcli.runtime.launcher import Launch, is_connected, is_first_to_report, is_launched, read_launch
 from avtcli.runtime.signals import handled_by, leave_at_once
 
 COMMANDS = {
@@ -115,7 +115,7 @@ class AvtGroup(TyperGroup):
         except SignalReceived as stop:
             from avtcli.cli.console import saved_paths
 
-            if launch.world == 1:  # else the launcher says why it ends its processes
+            if launch.world == 1 or not is_connected():  # else the launcher says why it ends its processes
                 written = f"{saved_paths[-1]} was saved before" if saved_paths else "nothing was written"
                 _print(f"Stopped by {stop}; {written}.")
             raise typer.Exit(128 + stop.number) from None

@@ -10,27 +10,14 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from avtcli import events
 from avtcli.cli.layout import fact_lines, printable, table_lines, width_of, wrapped
-from avtcli.cli.progress import renderer
+from avtcli.cli.progress import plain_renderer, renderer
 from avtcli.config.value_text import value_text
-from avtcli.runtime.launcher import must_launch, read_launch
+from avtcli.runtime.launcher import read_launch
 
 saved_paths: list[Path] = []
 """What the running command has saved so far, in order."""
-
-
-def start_processes(processes: int, *more: str, go_on: str = "Nothing was written: give the command again.") -> None:
-    """Run this command line, with more arguments, in that number of processes, and exit; nothing where they are running.
-
-    `go_on` says how to go on after a failure.
-    """
-    if must_launch(processes):
-        from avtcli.runtime.processes import launch
-
-        raise typer.Exit(launch(processes, [*sys.argv[1:], *more], go_on=go_on))
 
 
 @contextlib.contextmanager
@@ -62,14 +49,19 @@ def reporting() -> Iterator[events.OnEvent]:
 @contextlib.contextmanager
 def rendering() -> Iterator[events.OnEvent]:
     """Render events on stderr, as a live bar on a terminal and as plain lines elsewhere."""
-    first = read_launch().rank == 0  # only the first of several processes reports
-    with renderer() if first else contextlib.nullcontext(events.ignore) as render:
+    first = read_launch().rank == 0  # of several processes
+    with renderer() if first else contextlib.nullcontext(_render_everywhere) as render:
 
         def on_event(event: events.Event) -> None:
             with contextlib.suppress(OSError):  # the terminal may be gone, and the work goes on
                 render(event)
 
         yield on_event
+
+
+def _render_everywhere(event: events.Event) -> None:
+    if isinstance(event, events.Notice) and event.everywhere:
+        plain_renderer()(event)
 
 
 def say(*lines: str) -> None:

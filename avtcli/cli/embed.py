@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from avtcli.cli import options
 from avtcli.cli.completion import complete_layers
-from avtcli.cli.console import reporting, say, say_json, start_processes
+from avtcli.cli.console import reporting, say, say_json
+from avtcli.cli.launch import start_processes
 from avtcli.cli.options import component_options, option
 from avtcli.runtime.launcher import read_launch
 

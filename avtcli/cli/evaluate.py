@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from avtcli.cli import options
 from avtcli.cli.completion import complete_layers
-from avtcli.cli.console import reporting, say, say_facts, say_json, say_table, start_processes
+from avtcli.cli.console import reporting, say, say_facts, say_json, say_table
+from avtcli.cli.launch import start_processes
 from avtcli.cli.options import component_options, option
 from avtcli.reporting.run_summary import BASELINES
 from avtcli.runtime.launcher import read_launch

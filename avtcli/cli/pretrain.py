@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from avtcli.cli.completion import complete_recipe, complete_run
-from avtcli.cli.console import reporting, say, say_facts, say_json, say_next, start_processes
+from avtcli.cli.console import reporting, say, say_facts, say_json, say_next
+from avtcli.cli.launch import start_processes
 from avtcli.cli.options import Json, component_options, option
 from avtcli.cli.settings_options import settings_options
 from avtcli.config.components import component_kinds
@@ -16,12 +17,14 @@ from avtcli.config.resolution import merge, options_from_texts, resolve
 from avtcli.config.run_length import describe_seconds
 from avtcli.errors import AvtError
 from avtcli.runtime.launcher import read_launch
-from avtcli.storage.run_folders import run_to_resume
+from avtcli.storage.files import refuse_existing
+from avtcli.storage.run_folders import default_folder, is_run, run_to_resume
 
 KINDS = component_kinds(PretrainConfig)
 _FOLDER = "Pretrain on the images in this folder, as `--dataset folder:DIR`. Default: those of --dataset."
 _RECIPE = "Settings to start from. Default: the published recipe of data set and backbone (imagenet: alexnet), else `default`."
 _LR = "Peak learning rate of the backbone; the others keep their ratio to it. Default: the recipe's."
+_MAX_RESTARTS = "Times to go on from the last checkpoint by itself, where one of --processes was killed."
 _OUT = "Run folder. Default: runs/DATE-DATASET-BACKBONE-OBJECTIVE."
 _RESUME = "Continue a run; `last` is the newest under ./runs. Default: a new run."
 _DRY_RUN = "Check everything, take a few steps in memory, print the time, memory and disk space of the run, write nothing."
@@ -37,6 +40,7 @@ def pretrain(
     overrides: Annotated[list[str] | None, component_options(*KINDS)] = None,
     lr: Annotated[float | None, option(_LR, "X", panel="Optimisation", min=0)] = None,
     processes: Annotated[int, option("Processes that share each batch.", "N", panel="Hardware", min=1)] = 1,
+    max_restarts: Annotated[int, option(_MAX_RESTARTS, "N", panel="Hardware", min=0)] = 0,
     out: Annotated[Path | None, option(_OUT, "DIR", panel="Output")] = None,
     resume: Annotated[str | None, option(_RESUME, "RUN|last", panel="Output", autocompletion=complete_run)] = None,
     dry_run: Annotated[bool, option(_DRY_RUN, flag="--dry-run", panel="Output")] = False,
@@ -63,10 +67,23 @@ def pretrain(
         raise AvtError("--resume continues in the run's own folder with its own settings: leave out --out and --recipe.")
     else:
         run = run_to_resume(resume, given)
-    # the last of two equal options counts: all processes take the run that was found here
-    found, folder_of_run = [] if resume is None else ["--resume", str(run)], "RUN" if run is None else str(run.absolute())
-    go_on = f"avt pretrain --resume {shlex.quote(folder_of_run)} --processes {processes}"
-    start_processes(processes, *found, go_on=f"What was saved is intact. Go on with:\n  {go_on}")
+    if max_restarts and processes == 1:
+        raise AvtError("--max-restarts starts what --processes starts, again: give --processes N too.")
+    # the last of two equal options counts: all processes take the run that was found or named here
+    found = [] if resume is None else ["--resume", str(run)]
+    if max_restarts and config is not None:
+        run = out or default_folder(config.dataset.name, config.backbone.name, config.objective.name)
+        refuse_existing(run)
+        found = ["--out", str(run)]
+    going_on = ["pretrain", "--resume", "RUN" if run is None else str(run.absolute()), "--processes", str(processes)]
+
+    def again() -> list[str]:
+        if resume is not None or run is None or not is_run(run):
+            return []  # the same arguments: nothing was saved yet, or they go on from what was
+        return [*going_on, "--max-restarts", str(max_restarts), *["--json"] * as_json]
+
+    way_out = f"What was saved is intact. Go on with:\n  avt {shlex.join(going_on)}"
+    start_processes(processes, *found, go_on=way_out, max_restarts=max_restarts, again=again)
     with reporting() as on_event:
         if config is None:
             from avtcli.training.training_state import resumed_config

@@ -6,7 +6,8 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Annotated, Any
 
 from avtcli.cli.completion import complete_recipe
-from avtcli.cli.console import reporting, say, say_facts, say_json, say_table, start_processes
+from avtcli.cli.console import reporting, say, say_facts, say_json, say_table
+from avtcli.cli.launch import start_processes
 from avtcli.cli.options import Json, OutJson, Processes, Run, Verbose, component_options, option
 from avtcli.cli.settings_options import settings_options
 from avtcli.config.components import component_kinds

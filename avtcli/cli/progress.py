@@ -19,7 +19,7 @@ BAR = 24
 
 def renderer() -> contextlib.AbstractContextManager[events.OnEvent]:
     """Return what renders the events of a command."""
-    return _live() if sys.stderr.isatty() else contextlib.nullcontext(_plain())
+    return _live() if sys.stderr.isatty() else contextlib.nullcontext(plain_renderer())
 
 
 @contextlib.contextmanager
@@ -84,7 +84,8 @@ def _clock(seconds: float | None, word: str) -> str:
     return f"{'-:--:--' if seconds is None else timedelta(seconds=round(seconds))} {word}"
 
 
-def _plain() -> events.OnEvent:
+def plain_renderer() -> events.OnEvent:
+    """Return what prints events as plain lines."""
     printed: dict[str, float] = {}
     began: dict[str, tuple[float, int]] = {}
 

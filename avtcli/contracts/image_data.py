@@ -15,6 +15,9 @@ from avtcli.contracts.transform_families import Size
 MAX_PIXELS: Final = 50_000_000
 """The most pixels of an image, stored or resized; a larger one is refused before memory is allocated for it."""
 
+Notify = Callable[[str], None]
+"""Takes a line of text for the user, such as what is downloaded."""
+
 
 def name_hash(name: bytes) -> bytes:
     """The hash by which images are held out and found, 8 bytes, of the name that a listing states."""

@@ -14,6 +14,7 @@ from avtcli.config.resolution import data_folder
 from avtcli.contracts import ImageData, Size, Split
 from avtcli.data.held_out import can_hold_out, partition, records_of
 from avtcli.errors import AvtError
+from avtcli.events import Notice, OnEvent, ignore
 from avtcli.geometry.cropping import resized_size
 from avtcli.storage.run_data import read_bad_images, read_listing
 
@@ -23,13 +24,14 @@ REASONS: Final = 6
 """Kinds of files left out that a notice names."""
 
 
-def build_data(plugin: Plugin, data_dir: str | None) -> ImageData:
+def build_data(plugin: Plugin, data_dir: str | None, *, on_event: OnEvent = ignore) -> ImageData:
     """Open a data set; what it has to choose from the images it chooses from those that may be trained on.
 
     Raises:
         AvtError: if it is missing, incomplete or empty.
     """
-    data: ImageData = registry.build("dataset", plugin.name, plugin.options, data_dir=data_folder(data_dir))
+    given = {"data_dir": data_folder(data_dir), "notify": lambda text: on_event(Notice(text))}
+    data: ImageData = registry.build("dataset", plugin.name, plugin.options, **given)
     if not len(data.train):
         raise AvtError(f"The data set '{plugin.name}' has no training images.")
     if data.complete is None:

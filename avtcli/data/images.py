@@ -1,7 +1,7 @@
 """Images in batches by row, and resizing and cropping one image."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,14 +31,16 @@ class Images(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def read_batches(self, batches: Sequence[Tensor], crop: CropSpec, uniforms: Tensor | None = None) -> Iterator[Tensor]:
+    def read_batches(
+        self, batches: Sequence[Tensor], crop: CropSpec, uniforms: Iterable[Tensor] | None = None
+    ) -> Iterator[Tensor]:
         """Read batches in their order.
 
         Args:
             batches: rows, (B,) int64 each.
             crop: the crop of each image.
-            uniforms: (n, 3) float64 in [0, 1), one row per image: top, left, and flipped where below one half; none for
-                center crops.
+            uniforms: of each batch (B, 3) float64 in [0, 1): top, left, and flipped where below one half; none for center
+                crops.
 
         Yields:
             uint8 (B, C, *crop.size), on the device.

@@ -1,6 +1,7 @@
 """Images in batches: those that fit in memory live on the device, as far as it has room."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from avtcli.contracts import Size, Split
 from avtcli.data.bad_images import BadImages
 from avtcli.data.images import CropSpec, Images
 from avtcli.data.streaming import StreamedImages
+from avtcli.errors import AvtError
 from avtcli.geometry.cropping import centre_crop, crop_and_flip, resized_size
 from avtcli.runtime.devices import has_room, upload
 
@@ -33,16 +35,20 @@ class ResidentImages(Images):
     def __len__(self) -> int:
         return len(self.images)
 
-    def read_batches(self, batches: Sequence[Tensor], crop: CropSpec, uniforms: Tensor | None = None) -> Iterator[Tensor]:
+    def read_batches(
+        self, batches: Sequence[Tensor], crop: CropSpec, uniforms: Iterable[Tensor] | None = None
+    ) -> Iterator[Tensor]:
         """Crop batches in their order, each when it is requested; see `Images`."""
-        place = self.images.device
-        draws = None if uniforms is None else upload(uniforms, place)
-        for rows in torch.split(upload(torch.cat(list(batches)), place), [len(rows) for rows in batches]):
+        place, counts = self.images.device, [len(rows) for rows in batches]
+        draws: Iterable[Tensor | None] = repeat(None, len(counts))
+        if uniforms is not None and (crop.flip or crop.padding or tuple(self.images.shape[-2:]) != crop.size):
+            draws = torch.split(upload(torch.cat(list(uniforms)), place), counts)
+        for rows, own in zip(torch.split(upload(torch.cat(list(batches)), place), counts), draws, strict=True):
             batch = self.images.index_select(0, rows.to(place))
-            if draws is None:
+            if own is not None:
+                batch = crop_and_flip(batch, own, crop=crop.size, padding=crop.padding, flip=crop.flip)
+            elif uniforms is None:
                 batch = centre_crop(batch, crop=crop.size)
-            elif crop.flip or crop.padding or tuple(batch.shape[-2:]) != crop.size:
-                batch = crop_and_flip(batch, draws[rows], crop=crop.size, padding=crop.padding, flip=crop.flip)
             yield upload(batch, self.device)
 
 
@@ -80,6 +86,21 @@ def build_images(
     if split.images is not None:
         return ResidentImages(split, indices, device=device, shorter=shorter)
     return StreamedImages(split, indices, device=device, shorter=shorter, workers=workers, bad=bad)
+
+
+def find_bad_images(split: Split, indices: Tensor, size: Size, *, shorter: int | None, workers: int) -> dict[int, str]:
+    """Read images once, as `StreamedImages` does, cropped to (height, width): those that cannot be used, by index, and why."""
+    if not len(indices):
+        return {}
+    bad = BadImages(split, "", used=len(indices), max_fraction=1.0)
+    images = StreamedImages(split, indices, device=torch.device("cpu"), shorter=shorter, workers=workers, bad=bad)
+    try:
+        for _ in images.read_batches(torch.split(torch.arange(len(indices)), EVAL_BATCH_SIZE), CropSpec(size)):
+            pass
+    except AvtError:
+        if len(bad.reasons) < len(indices):  # else none can be used
+            raise
+    return dict(sorted(bad.reasons.items()))
 
 
 def evaluation_batches(images: Images, batches: Sequence[Tensor], size: Size) -> Iterator[Tensor]:

@@ -1,6 +1,6 @@
 """Images that do not fit in memory: read, resized, cropped and flipped in worker processes, ahead of the network.
 
-A batch crosses once, as uint8 of network size. All random values are drawn before (see `epoch_table.EpochTable`) and sent to
+A batch crosses once, as uint8 of network size. All random values are drawn before (see `epoch_table.Draws`) and sent to
 the worker with the batch specification, so the number of workers changes nothing.
 """
 
@@ -8,9 +8,10 @@ import multiprocessing
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from avtcli.contracts import Split
 from avtcli.data.bad_images import BadImages
 from avtcli.data.images import CropSpec, Images, crop_image, resize
-from avtcli.errors import AvtError, RunFailedError
+from avtcli.errors import AvtError, BadImageError, RunFailedError
 from avtcli.runtime.reader_workers import PREFETCH
 from avtcli.runtime.signals import ASKING
 
@@ -125,14 +126,16 @@ class StreamedImages(Images):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read_batches(self, batches: Sequence[Tensor], crop: CropSpec, uniforms: Tensor | None = None) -> Iterator[Tensor]:
+    def read_batches(
+        self, batches: Sequence[Tensor], crop: CropSpec, uniforms: Iterable[Tensor] | None = None
+    ) -> Iterator[Tensor]:
         """Read batches in their order, ahead of the caller; see `Images`.
 
         One pass at a time: a new pass ends the one before. Batches cross to a GPU while it works, one ahead.
 
         Raises:
-            AvtError: naming the image, if one cannot be read, does not decode, is too large or smaller than the crop, and may
-                not be replaced.
+            BadImageError: naming the image, if one cannot be read, does not decode, is too large or smaller than the crop, and
+                may not be replaced.
             RunFailedError: if a worker process ended.
         """
         if self._copies is None:
@@ -149,16 +152,18 @@ class StreamedImages(Images):
         if ahead is not None:
             yield _taken(*ahead)
 
-    def _read(self, batches: Sequence[Tensor], crop: CropSpec, uniforms: Tensor | None) -> Iterator[Tensor]:
+    def _read(self, batches: Sequence[Tensor], crop: CropSpec, uniforms: Iterable[Tensor] | None) -> Iterator[Tensor]:
         """Read batches into the host's memory."""
         self.passes += 1
         mine, bad = self.passes, self.bad
-        skipped = frozenset(bad.reasons) if bad is not None else frozenset()
         allowed = bad.allowed if bad is not None and bad.skip else 0
 
+        def known() -> frozenset[int]:  # those of batches before too, so that a worker does not try them again
+            return frozenset(bad.reasons) if bad is not None else frozenset()
+
         def specs() -> Iterator[BatchSpec]:  # without self, which must be collected with its owner
-            for rows in batches:
-                yield BatchSpec(rows.tolist(), None if uniforms is None else uniforms[rows].tolist(), crop, skipped, allowed)
+            for rows, own in zip(batches, repeat(None, len(batches)) if uniforms is None else uniforms, strict=True):
+                yield BatchSpec(rows.tolist(), None if own is None else own.tolist(), crop, known(), allowed)
 
         self._sampler.specs = specs
         with _start_workers(self._processes), _ended_workers_explained():
@@ -176,7 +181,7 @@ class StreamedImages(Images):
 
     def _note(self, found: dict[int, str]) -> None:
         if self.bad is None or not self.bad.skip:
-            raise AvtError(next(iter(found.values())))
+            raise BadImageError(next(iter(found.values())))
         self.bad.add(found)
 
 

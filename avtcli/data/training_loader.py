@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from avtcli.config.components import Augment
 from avtcli.contracts import Role, Size, Target, TransformFamily
-from avtcli.data.epoch_table import batch_bounds, sample_epoch_table
+from avtcli.data.epoch_table import BLOCK, Draws, batch_bounds, sample_epoch_table
 from avtcli.data.images import CropSpec, Images
 from avtcli.geometry.cropping import to_float
 from avtcli.runtime.capture import CapturedCalls
@@ -89,19 +90,14 @@ class TrainingLoader:
             table = sample_epoch_table(spec.seed, epoch, len(self.images), spec.family, spec.size, transformed=transformed)
             bounds = self.bounds[index : index + stop - start]
             rows = [table.order[first:last][self.rank :: self.world] for first, last in bounds]
+            positions = [range(first, last)[self.rank :: self.world] for first, last in bounds]
             # all batches that are left of the epoch at once: streamed images are read ahead, and a GPU is sent tables, not rows
-            pixels = self.images.read_batches(rows, crop, table.uniforms)
-            parameters, targets = (self._by_batch(columns, rows) for columns in (table.parameters, table.targets))
-            for (first, last), indices, images, own, values in zip(bounds, rows, pixels, parameters, targets, strict=True):
-                yield self._batch(indices, images, own, values, count=last - first)
+            uniforms = (own for (own,) in _by_batch(table.uniforms, positions, torch.device("cpu")))
+            pixels = self.images.read_batches(rows, crop, uniforms)
+            drawn = _by_batch(table.transformed, positions, self.device)
+            for (first, last), indices, images, own in zip(bounds, rows, pixels, drawn, strict=True):
+                yield self._batch(indices, images, own[:transformed], own[transformed:], count=last - first)
             start += len(bounds)
-
-    def _by_batch(self, columns: Sequence[Tensor], rows: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-        """The rows of each batch, on the device, of each of the columns (n, k)."""
-        order, counts = torch.cat(list(rows)), [len(own) for own in rows]
-        split = (torch.split(upload(column[order], self.device), counts) for column in columns)
-        for parts in zip(*split, strict=True):
-            yield tuple(to_device(part, self.device) for part in parts)
 
     def _batch(
         self, rows: Tensor, pixels: Tensor, parameters: tuple[Tensor, ...], values: tuple[Tensor, ...], *, count: int
@@ -118,3 +114,12 @@ class TrainingLoader:
         transformed = (self.spec.family.apply(images, own) for own in parameters)
         views = [images if role == "original" else next(transformed) for role in self.spec.roles]
         return tuple(self.spec.normalise(view) for view in views)
+
+
+def _by_batch(draws: Draws, positions: Sequence[range], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+    """Yield what is drawn for each batch, by its positions in the epoch, on the device, which gets a block of it at once."""
+    for _, group in groupby(positions, lambda own: own.start // BLOCK):
+        own = [torch.arange(p.start, p.stop, p.step) for p in group]
+        columns, counts = draws.read(torch.cat(own)), [len(p) for p in own]
+        for parts in zip(*(torch.split(upload(column, device), counts) for column in columns), strict=True):
+            yield tuple(to_device(part, device) for part in parts)

@@ -14,12 +14,13 @@ from avtcli.contracts import Size, TransformFamily
 from avtcli.data.held_out import HELD_OUT_COUNT, Partition, limited, partition
 from avtcli.errors import AvtError
 from avtcli.evaluation.equivariance import BANK
-from avtcli.features.evaluation_target import EvaluationTarget, PreparedImages, read_images, report_uninitialised
+from avtcli.features.evaluation_target import EvaluationTarget, PreparedImages, read_images
 from avtcli.features.feature_reader import tap_shapes
 from avtcli.features.transformed_pairs import TransformedPairs, sample_pairs
 from avtcli.geometry.bank_family import BankFamily
 from avtcli.geometry.family_building import build_family
 from avtcli.models.encoder import Encoder
+from avtcli.models.initial_weights import report_uninitialised
 from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import Weights, restore_encoder
 from avtcli.runtime.devices import Context
@@ -77,8 +78,10 @@ class EvaluationSetup:
     fit: TransformedPairs
 
 
-def build_evaluation_setup(target: EvaluationTarget, request: EvaluationRequest, *, context: Context) -> EvaluationSetup:
-    """Check a request and draw the pairs.
+def build_evaluation_setup(
+    target: EvaluationTarget, request: EvaluationRequest, chosen: EvaluationImages, *, context: Context
+) -> EvaluationSetup:
+    """Check a request and draw the pairs of the chosen images.
 
     Raises:
         AvtError: for an unknown layer or family, or more images than the split has.
@@ -91,7 +94,6 @@ def build_evaluation_setup(target: EvaluationTarget, request: EvaluationRequest,
     transform = choose_transform(source.config, request.transform)
     no_decoder = why_no_decoder(source, transform, size)
     family = run_family(source) if no_decoder is None else build_family(transform.name, transform.options)
-    chosen = choose_images(prepared, request.count)
     images = read_images(chosen.parts.split, chosen.held_out, prepared, context=context)
     to_fit = read_images(prepared.data.train, chosen.fit, prepared, context=context)
     rows = subset(len(images), -(-len(images) // BANK), seed, "retrieval images").repeat_interleave(BANK)

@@ -1,9 +1,9 @@
 """Evaluation targets: weights, from a run or of a backbone by name, and the images to evaluate them on."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -13,18 +13,22 @@ from avtcli.config.model_spec import ModelSpec
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import resolve_plugin
 from avtcli.contracts import ImageData, Size, Split
+from avtcli.data.bad_images import BadImages
 from avtcli.data.datasets import build_data, check_data, describe_data, image_size, with_sizes
 from avtcli.data.images import Images
-from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
-from avtcli.errors import AvtError
+from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images, find_bad_images
+from avtcli.errors import AvtError, BadImageError
 from avtcli.events import Notice, OnEvent, ignore
-from avtcli.models.encoder import Encoder
-from avtcli.models.initial_weights import first_of, load_matching, reached, stored_backbone
+from avtcli.models.initial_weights import load_matching, stored_backbone
 from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import PRETRAINED, Weights, open_weights
 from avtcli.plugin_options import absolute_path
 from avtcli.runtime.devices import Context
+from avtcli.runtime.launcher import read_launch
+from avtcli.runtime.processes import check_agreement, failing_together, map_shared
 from avtcli.runtime.reader_workers import choose_workers
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,46 @@ class EvaluationTarget:
     prepared: PreparedImages
 
 
+@dataclass(frozen=True)
+class ImagePart:
+    """Images of one split that a measurement reads: the split's name, and indices into it, (n,) int64."""
+
+    name: str
+    split: Split
+    indices: Tensor
+    prepared: PreparedImages
+
+
+def measure_usable(parts: Sequence[ImagePart], measure: Callable[[Sequence[ImagePart]], T], *, context: Context) -> T:
+    """Measure on images, and if one of them cannot be used again without all of these, which a notice reports.
+
+    Raises:
+        AvtError: naming them, if more than 1 % of a part, and more than one, cannot be used.
+    """
+    try:
+        return measure(parts)
+    except BadImageError:
+        context.on_event(Notice("an image cannot be used: all are read once, to begin again without those that cannot"))
+    return measure([_leave_out_bad(part, context) for part in parts])
+
+
+def _leave_out_bad(part: ImagePart, context: Context) -> ImagePart:
+    if part.split.images is not None:
+        return part
+    prepared, workers = part.prepared, _workers(part.split, part.prepared, context, EVAL_BATCH_SIZE)
+
+    def find(rows: Tensor) -> dict[int, str]:
+        return find_bad_images(part.split, rows, prepared.size, shorter=prepared.augment.resize, workers=workers)
+
+    fraction = PretrainConfig.model_fields["max_bad_fraction"].default
+    bad = BadImages(part.split, part.name, used=len(part.indices), max_fraction=fraction, measured=True)
+    shares = map_shared(context.group, find, part.indices.tensor_split(read_launch().world))
+    bad.add({index: reason for found in shares for index, reason in found.items()})
+    if bad.reasons:
+        context.on_event(Notice(bad.left_out()))
+    return replace(part, indices=part.indices[bad.usable(part.indices)])
+
+
 def open_target(
     arguments: Mapping[str, Any], components: Mapping[str, Any], *, on_event: OnEvent
 ) -> tuple[EvaluationTarget, Context]:
@@ -52,8 +96,17 @@ def open_target(
     context = Context.build(
         device=arguments["device"], workers=arguments["workers"], seed=arguments.get("seed", 0), on_event=on_event
     )
-    where = {"data_dir": arguments["data_dir"], "init_from": arguments["init_from"]}
-    return load_target(arguments["run"], **where, context=context, **components), context
+    with failing_together(context.group):
+        places = {name: arguments[name] for name in ("init_from", "data_dir")}
+        target = load_target(arguments["run"], **places, context=context, **components)
+    asked = {name: value for name, value in arguments.items() if name not in ("run", "out", *places)}
+    check_agreement(context.group, {**asked, **identify(target.source, [target.prepared])})
+    return target, context
+
+
+def identify(source: Weights, prepared: Sequence[PreparedImages]) -> dict[str, object]:
+    """State the weights, and the images by their fingerprints, for `check_agreement`."""
+    return {"RUN": str(source), "fingerprint of the images": [part.data.fingerprint for part in prepared]}
 
 
 def load_target(
@@ -150,9 +203,13 @@ def read_images(
     split: Split, indices: Tensor, prepared: PreparedImages, *, context: Context, batch: int = EVAL_BATCH_SIZE
 ) -> Images:
     """Prepare images of a split, by indices (n,) int64, for reading on the context's device in batches of at most `batch`."""
-    height, width = prepared.size
-    workers = choose_workers(context.workers, split, batch_bytes=batch * prepared.data.channels * height * width)
+    workers = _workers(split, prepared, context, batch)
     return build_images(split, indices, device=context.device, shorter=prepared.augment.resize, workers=workers)
+
+
+def _workers(split: Split, prepared: PreparedImages, context: Context, batch: int) -> int:
+    height, width = prepared.size
+    return choose_workers(context.workers, split, batch_bytes=batch * prepared.data.channels * height * width)
 
 
 def check_labels(prepared: PreparedImages) -> None:
@@ -166,17 +223,10 @@ def check_labels(prepared: PreparedImages) -> None:
 
 
 def _open(dataset: Plugin, data_dir: str | None, *, on_event: OnEvent) -> ImageData:
-    data = build_data(dataset, data_dir)
+    data = build_data(dataset, data_dir, on_event=on_event)
     for note in describe_data(data):
         on_event(Notice(note))
     return data
-
-
-def report_uninitialised(source: Weights, encoder: Encoder, layers: Sequence[str], size: Size, *, on_event: OnEvent) -> None:
-    """Say which weights that the layers depend on were not in the file that the backbone started from, if any."""
-    left = source.about.get("uninitialised")
-    if left and (names := reached(encoder, layers, size, left)):
-        on_event(Notice(f"these layers depend on weights that the file does not have, and that are random: {first_of(names)}"))
 
 
 def _build_weights(backbone: Plugin, init_from: str | Path | None, prepared: PreparedImages, context: Context) -> Weights:

@@ -91,5 +91,6 @@ def extract(
             for names, stack in stored:
                 for i, name in enumerate(names):
                     stack[span, i] = features[name]
-            on_event(Progress(task, span.stop - first, end - first, "images"))
+            done = (span.stop - first) * len(reader.labels) // (end - first)  # the shares of all processes are alike
+            on_event(Progress(task, done, len(reader.labels), "images"))
     return [*cached]

@@ -126,7 +126,8 @@ class ForwardedImages(FeatureReader):
         crop, uniforms = CropSpec(self.data.size), None
         if epoch_key is not None and self.augment is not None:
             crop = CropSpec(self.data.size, padding=self.augment.padding, flip=self.augment.flip)
-            uniforms = sample_uniforms(*epoch_key, len(self.data.images))
+            table = sample_uniforms(*epoch_key, len(self.data.images))
+            uniforms = (table[rows] for rows in batches)
         for index, batch in enumerate(self.data.images.read_batches(batches, crop, uniforms) if batches else (), first):
             with torch.set_grad_enabled(self.encoder.training):
                 taps = self._taps(self.encoder.normalise(batch), (*key, index))

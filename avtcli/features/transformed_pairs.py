@@ -52,16 +52,17 @@ def sample_pairs(images: Images, family: TransformFamily, size: Size, *, key: tu
 def read_pairs(
     pairs: TransformedPairs, chunks: Sequence[Tensor] | None = None, *, task: str, on_event: OnEvent
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Read some batches of pairs, or all: originals and transformed images, (B, C, H, W) in [0, 1], on the images' device."""
+    """Read a process's share of the batches, or all: originals and transformed images, (B, C, H, W) in [0, 1], on a device."""
     chunks = pairs.batches if chunks is None else chunks
     count, done = sum(map(len, chunks)), 0
     batches = evaluation_batches(pairs.images, [pairs.rows[chunk] for chunk in chunks], pairs.size)
-    on_event(Progress(task, 0, count, "pairs"))  # shown at once
+    total = len(pairs.rows)
+    on_event(Progress(task, 0, total, "pairs"))  # shown at once
     for chunk, batch in zip(chunks, batches, strict=True):
         x = to_float(batch)
         yield x, pairs.family.apply(x, to_device(pairs.parameters[chunk], x.device))
         done += len(chunk)
-        on_event(Progress(task, done, count, "pairs"))
+        on_event(Progress(task, done * total // count, total, "pairs"))  # the shares of all processes are alike
 
 
 @torch.no_grad()

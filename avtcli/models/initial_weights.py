@@ -19,7 +19,7 @@ from avtcli.events import Notice, OnEvent
 from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_model, check_finite
 from avtcli.models.siamese import SiameseModel
-from avtcli.models.weights import PRETRAINED, open_weights
+from avtcli.models.weights import PRETRAINED, Weights, open_weights
 from avtcli.storage.tensor_files import read_tensors
 from avtcli.storage.torch_files import read_torch, tensors_within
 
@@ -104,14 +104,21 @@ def load_matching(net: nn.Module, path: str | Path, *, on_event: OnEvent) -> lis
     net.load_state_dict(matched, strict=False)
     unused = sorted(tensors.keys() - {sources[name] for name in matched})
     parts = [_loaded(own, found, matched, bare), *_converted(own, found, matched), *_anew(own, matched)]
-    parts += [f"not used: {first_of(unused)}"] if unused else []
+    parts += [f"not used: {_first(unused)}"] if unused else []
     parts += [f"read without the prefix '{theirs}'"] if theirs else []
     on_event(Notice(f"weights of {path}: {'; '.join(parts)}"))
     left = [name for name in own if name.startswith("encoder.") and name not in matched and own[name].is_floating_point()]
     return [name.removeprefix("encoder.") for name in left]
 
 
-def reached(encoder: Encoder, layers: Sequence[str], size: Size, names: Collection[str]) -> list[str]:
+def report_uninitialised(source: Weights, encoder: Encoder, layers: Sequence[str], size: Size, *, on_event: OnEvent) -> None:
+    """Say which weights that the layers depend on were not in the file that the backbone started from, if any."""
+    names = source.about.get("uninitialised")
+    if names and (left := _reached(encoder, layers, size, names)):
+        on_event(Notice(f"these layers depend on weights that the file does not have, and that are random: {_first(left)}"))
+
+
+def _reached(encoder: Encoder, layers: Sequence[str], size: Size, names: Collection[str]) -> list[str]:
     """Return those of the encoder's weights, by name, that features of the layers depend on, for images of (height, width)."""
     taps = encoder.features(torch.zeros(1, len(encoder.pixel_mean), *size), layers)
     parameters = dict(encoder.named_parameters())
@@ -181,7 +188,7 @@ def _loaded(own: Mapping[str, Tensor], found: Mapping[str, Tensor], matched: Col
     texts = [name.removeprefix(bare if name.startswith(bare) else BACKBONE) for name in left]
     if left[0] in found:
         texts[0] += f" {_shape(found[left[0]])} for {_shape(own[left[0]])}"
-    return f"{len(names) - len(left)} of the backbone's {len(names)} tensors, not {first_of(texts)}"
+    return f"{len(names) - len(left)} of the backbone's {len(names)} tensors, not {_first(texts)}"
 
 
 def _converted(own: Mapping[str, Tensor], found: Mapping[str, Tensor], matched: Collection[str]) -> list[str]:
@@ -200,8 +207,7 @@ def _anew(own: Mapping[str, Tensor], matched: Collection[str]) -> list[str]:
     return [f"avt's own heads start anew ({', '.join(heads)})"] if heads else []
 
 
-def first_of(names: Sequence[str]) -> str:
-    """List the first names, and count the others."""
+def _first(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, product
 
 import torch
 from torch import Tensor
@@ -18,20 +19,27 @@ from avtcli.probing.heads import resolve_head
 from avtcli.probing.joint_heads import HeadSpec
 from avtcli.probing.probe_setup import HeadResult, ProbeSetup, Subset, split_held_out
 from avtcli.runtime.devices import has_room
+from avtcli.runtime.processes import map_shared
 
 CACHED_TEST_BYTES = 2 * 2**30  # larger test features are computed each epoch where those of training images are
 
 
 def frozen_heads(setup: ProbeSetup, encoder: Encoder, name: str) -> Iterator[HeadResult]:
-    """One head for each feature and subset, on an encoder in eval mode; `name` is for the progress."""
+    """One head for each feature and subset, on an encoder in eval mode; `name` is for the progress.
+
+    Several processes divide the subsets, as heads on all features of one share their batches.
+    """
     for train, test in _readers(setup, encoder, name):
-        for subset in setup.subsets:
+
+        def fit(subset: Subset, train: FeatureReader = train, test: FeatureReader = test) -> list[HeadResult]:
             if isinstance(setup.head, ClosedFormHead):
                 figures = [setup.head.fit(_head_data(setup, train, test, feature, subset)) for feature in train.shapes]
             else:
                 task = " ".join([name, *dict.fromkeys(f.layer for f in train.shapes), subset.label]).rstrip()
                 figures = _train(setup, train, test, subset, task=task)
-            yield from (setup.result(feature, subset, own) for feature, own in zip(train.shapes, figures, strict=True))
+            return [setup.result(feature, subset, own) for feature, own in zip(train.shapes, figures, strict=True)]
+
+        yield from chain(*map_shared(setup.context.group, fit, setup.subsets))
 
 
 def _head_data(setup: ProbeSetup, train: FeatureReader, test: FeatureReader, feature: Feature, subset: Subset) -> HeadData:
@@ -99,12 +107,18 @@ def _train(setup: ProbeSetup, train: FeatureReader, test: FeatureReader, subset:
 
 
 def tuned_heads(setup: ProbeSetup, encoder: Encoder, name: str) -> Iterator[HeadResult]:
-    """One head for each feature and subset, each trained with its own copy of the encoder; `name` is for the progress."""
-    for feature in setup.wanted:
-        for subset in setup.subsets:
-            task = " ".join([name, feature.layer, subset.label]).rstrip()
-            figures, _ = _tune_best(setup, encoder, feature, subset, task=task)
-            yield setup.result(feature, subset, figures)
+    """One head for each feature and subset, each trained with its own copy of the encoder; `name` is for the progress.
+
+    Several processes divide them.
+    """
+
+    def tune(case: tuple[Feature, Subset]) -> HeadResult:
+        feature, subset = case
+        task = " ".join([name, feature.layer, subset.label]).rstrip()
+        figures, _ = _tune_best(setup, encoder, feature, subset, task=task)
+        return setup.result(feature, subset, figures)
+
+    yield from map_shared(setup.context.group, tune, [*product(setup.wanted, setup.subsets)])
 
 
 def supervised_encoder(setup: ProbeSetup, encoder: Encoder) -> Encoder:

@@ -124,7 +124,8 @@ def check_data_set(
     Raises:
         AvtError: if the data set cannot be opened, or the images are smaller than the crop that was given.
     """
-    data, on_event = build_data(dataset, data_dir), context.on_event
+    on_event = context.on_event
+    data = build_data(dataset, data_dir, on_event=on_event)
     for note in describe_data(data):
         on_event(Notice(note))
     backbone = resolve({"dataset": dataset.model_dump()}, recipe=None).backbone.name  # that of a run on these images

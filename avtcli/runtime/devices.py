@@ -6,11 +6,12 @@ import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from datetime import timedelta
+from typing import Annotated, Final
 
 import torch
 import torch.distributed
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from pydantic import Field
 from torch import Tensor
@@ -20,8 +21,11 @@ from avtcli.config.components import Flag, Frozen
 from avtcli.config.resolution import validate
 from avtcli.errors import AvtError, RunFailedError, one_line
 from avtcli.events import Notice, OnEvent, ignore
-from avtcli.runtime.launcher import ACCELERATE_VARIABLES, VARIABLES, read_launch, unstarted_tasks
-from avtcli.runtime.processes import WAIT, build_cpu_group
+from avtcli.runtime.launcher import ACCELERATE_VARIABLES, VARIABLES, connect, read_launch, unstarted_tasks
+from avtcli.runtime.processes import build_cpu_group
+
+MEASURING: Final = timedelta(days=1)
+"""How long a process that measures waits for another, which may train a head meanwhile."""
 
 
 def choose_device(name: str) -> str:
@@ -65,15 +69,13 @@ def build_accelerator(device: str, precision: str, *, on_event: OnEvent) -> Acce
     if world == 1:
         AcceleratorState._reset_state(True)  # global state: discard that of an earlier run in this process
     mixed = "no" if precision == "fp32" else precision
-    handlers = [
-        InitProcessGroupKwargs(timeout=WAIT),
-        DistributedDataParallelKwargs(static_graph=True, gradient_as_bucket_view=True),
-    ]
+    handlers = [DistributedDataParallelKwargs(static_graph=True, gradient_as_bucket_view=True)]
     ignored = sorted(name for name in os.environ if name.startswith(ACCELERATE_VARIABLES))
     if ignored:
         on_event(Notice(f"ignored, as options alone decide: the environment variables {', '.join(ignored)}"))
     if unstarted := unstarted_tasks():
         on_event(Notice(unstarted))
+    connect(device, on_event=on_event)
     with _without_variables([*ignored, *(VARIABLES if world == 1 else ())]):
         accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=handlers)
     found = accelerator.num_processes
@@ -198,7 +200,7 @@ class Context:
         if read_launch().world == 1:
             return cls(torch.device(chosen), asked.workers, asked.seed, on_event)
         accelerator = build_accelerator(chosen, "fp32", on_event=on_event)
-        return cls(accelerator.device, asked.workers, asked.seed, on_event, build_cpu_group(accelerator))
+        return cls(accelerator.device, asked.workers, asked.seed, on_event, build_cpu_group(accelerator, wait=MEASURING))
 
     @property
     def is_main(self) -> bool:

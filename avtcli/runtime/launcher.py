@@ -1,13 +1,22 @@
-"""Processes that torchrun, srun or another launcher started: what its variables say, without importing PyTorch."""
+"""Processes that torchrun, srun or another launcher started: what its variables say, and how they connect."""
 
 import hashlib
 import os
 import re
+import sys
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from avtcli.errors import AvtError
+from avtcli.errors import AvtError, RunFailedError, one_line
+from avtcli.events import Notice, OnEvent
+
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 COUNTS: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 VARIABLES: Final = (*COUNTS, "MASTER_ADDR", "MASTER_PORT")
@@ -17,6 +26,13 @@ ACCELERATE_VARIABLES: Final = (
     *("PMI_", "MPI_LOCAL", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_"),
 )
 """How the names of the variables begin from which Accelerate takes settings that no option of avt gives."""
+
+
+WAIT: Final = timedelta(hours=2)
+"""How long a connected process waits for the others: longer than an evaluation. A launcher notices at once when one ends."""
+PATIENCE: Final = timedelta(minutes=10)
+"""How long a process that starts waits for the others to come."""
+QUIET_SECONDS: Final = 5.0  # of waiting, after which it says so
 
 
 @dataclass(frozen=True)
@@ -102,6 +118,83 @@ def tasks_of_node(tasks: str, node: int) -> int:
 def is_launched() -> bool:
     """Whether a launcher started this process."""
     return "RANK" in os.environ
+
+
+def is_connected() -> bool:
+    """Whether this process is connected with others, see `connect`."""
+    return "torch" in sys.modules and bool(sys.modules["torch"].distributed.is_initialized())
+
+
+def connect(device: str, *, on_event: OnEvent) -> None:
+    """Connect this process with the others of its launch, for exchanges on a device, cpu or cuda; nothing where it is done.
+
+    What it waits for is said once. It waits in Python, so that a signal ends it at once.
+
+    Raises:
+        AvtError: if the address is not free.
+        RunFailedError: if others did not come in time, or ended.
+    """
+    launch = read_launch()
+    if launch.world == 1 or is_connected():
+        return
+    from torch import distributed
+
+    place, world, began = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", launch.world, time.monotonic()
+
+    def wait(is_over: Callable[[], bool], awaited: Callable[[], str], *, everywhere: bool) -> None:
+        said = False
+        while not is_over():
+            waited = time.monotonic() - began
+            if waited > PATIENCE.total_seconds():
+                raise RunFailedError(
+                    f"{awaited()} did not come to {place} in {PATIENCE.total_seconds() / 60:g} minutes. See why, and that all "
+                    f"have one MASTER_ADDR and MASTER_PORT; one process alone needs `unset {' '.join(VARIABLES)}`."
+                )
+            if waited > QUIET_SECONDS and not said:
+                on_event(Notice(f"waiting for {awaited()} at {place}", everywhere=everywhere))
+                said = True
+            time.sleep(0.05)
+
+    opened: list[Store | AvtError] = []
+    threading.Thread(target=lambda: opened.append(_open_store(launch, place)), daemon=True).start()
+    wait(lambda: bool(opened), lambda: f"process 0 of {world}", everywhere=launch.rank > 0)
+    store = opened[0]
+    if isinstance(store, AvtError):
+        raise store
+    names = [_arrival(rank) for rank in range(world)]
+
+    def missing() -> str:
+        ranks = [str(rank) for rank, name in enumerate(names) if not store.check([name])]
+        return f"{len(ranks)} of {world} processes ({', '.join(ranks[:8])}{', ...' * (len(ranks) > 8)})"
+
+    try:
+        wait(lambda: store.check(names), missing, everywhere=False)
+        backend = "nccl" if device == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=store, rank=launch.rank, world_size=world, timeout=WAIT)
+    except RuntimeError as error:
+        raise RunFailedError(f"A process that was at {place} ended, or cannot be reached ({one_line(error)[:200]}).") from error
+
+
+def _arrival(rank: int) -> str:
+    """The name under which a process says that it is there; an agent's store may outlive the processes."""
+    return f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}: {rank}"
+
+
+def _open_store(launch: Launch, place: str) -> "Store | AvtError":
+    """Open the store by which the processes find each other, in the first of them or in the agent, and say who is there."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    host, _, port = place.rpartition(":")
+    is_master = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        store = TCPStore(host, int(port), launch.world, is_master, timeout=PATIENCE, wait_for_workers=False, multi_tenant=True)
+        store.set(_arrival(launch.rank), "")
+    except RuntimeError as error:
+        return AvtError(
+            f"Process {launch.rank} cannot use {place} ({one_line(error)[:200]}). MASTER_ADDR is the machine of process 0, and "
+            "MASTER_PORT a port that is free there: another launch may have it."
+        )
+    return store
 
 
 def must_launch(processes: int) -> bool:

@@ -1,99 +1,114 @@
-"""Several processes of one command on this machine, which share each batch."""
+"""What the processes of one command exchange: wishes, results, errors, and shares of the work."""
 
 import contextlib
-import logging
-import os
 import shlex
-import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.nn import functional
-from torch.nn.modules._functions import SyncBatchNorm
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
-from avtcli.errors import AvtError, RunFailedError
-from avtcli.runtime.signals import heeded_signals
+from avtcli.errors import AvtError, RunFailedError, one_line, shown
+from avtcli.runtime.launcher import WAIT
 
+S = TypeVar("S")
 T = TypeVar("T")
-WAIT: Final = timedelta(hours=2)
-"""How long a process waits for the others: longer than an evaluation. A launcher notices at once when one of them ends."""
 
 
-def launch(processes: int, args: list[str], *, go_on: str) -> int:
-    """Run `avt ARGS` in several processes that share one process group; return the exit code, 128 + n after signal n.
+def build_cpu_group(accelerator: Accelerator, *, wait: timedelta = WAIT) -> ProcessGroup | None:
+    """Build the group in which processes exchange wishes and results, without waiting for a GPU; none for one process.
 
-    `go_on` says how to go on after a failure.
-
-    Raises:
-        RunFailedError: if one of them was killed, and the others were ended.
+    An exchange fails where the others do not come to it in a time of `wait`.
     """
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what happened is reported here, in words
-    # longer than any save; PyTorch 2.11 does not read it: it kills what still runs 30 s after a signal
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        run_id="avt",
-        max_restarts=0,  # a restart would repeat a run that a signal stopped on purpose
-        signals_to_handle=",".join(signal.Signals(number).name for number in heeded_signals()),
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "avtcli", *args)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            raise RunFailedError(
-                f"Process {rank} of {processes} was ended by {name}. If memory ran out, give fewer --processes or --workers. "
-                f"{go_on}"
-            ) from None
-        return failure.exitcode
-    except SignalException as error:
-        return 128 + int(error.sigval)
-    return 0
-
-
-def build_cpu_group(accelerator: Accelerator) -> ProcessGroup | None:
-    """Build the group in which the processes of a run exchange wishes and results, without waiting for a GPU; none for one."""
     if accelerator.num_processes == 1:
         return None
-    group = torch.distributed.new_group(backend="gloo", timeout=WAIT)
+    group = torch.distributed.new_group(backend="gloo", timeout=wait)
     assert isinstance(group, ProcessGroup)  # every process is a member
     return group
 
 
 def run_in_main(group: ProcessGroup | None, work: Callable[[], T]) -> T:
-    """Run work in the main process while the others wait; return its result, or raise its `AvtError`, in all of them."""
+    """Run work in the main process while the others wait; return its result in all of them.
+
+    Raises:
+        AvtError: in all processes, if the work raises it.
+        RunFailedError: in the others, for any other error of the main process.
+    """
     if group is None:
         return work()
-    shared: list[Any] = [None, None]
+    shared, own = list[Any]([None, None]), None
     if torch.distributed.get_rank() == 0:
         try:
             shared[0] = work()
-        except AvtError as error:
-            shared[1] = error
+        except Exception as error:
+            own, shared[1] = error, _for_the_others(error)
     torch.distributed.broadcast_object_list(shared, src=0, group=group)
-    if shared[1] is not None:
-        raise shared[1]
+    if failure := own or shared[1]:
+        raise failure
     result: T = shared[0]
     return result
+
+
+@contextlib.contextmanager
+def failing_together(group: ProcessGroup | None) -> Iterator[None]:
+    """Let all processes fail where one does, within; at the end each waits for the others.
+
+    Raises:
+        AvtError: in all processes, if one raises it.
+        RunFailedError: in the others, for any other error of one.
+    """
+    own, shared = None, list[AvtError]()
+    try:
+        yield
+    except Exception as error:
+        if group is None:
+            raise
+        own, shared = error, [_for_the_others(error)]
+    with lost_processes_explained():
+        failures = gather_lists(group, shared)
+    if own is not None and not isinstance(own, AvtError):
+        raise own
+    for failure in failures:
+        raise failure
+
+
+def _for_the_others(error: Exception) -> AvtError:
+    """What other processes raise where this one fails."""
+    if isinstance(error, AvtError):
+        return error
+    return RunFailedError(f"Process {torch.distributed.get_rank()} failed: {one_line(error)}.")
+
+
+def check_agreement(group: ProcessGroup | None, stated: Mapping[str, object]) -> None:
+    """Refuse to go on where processes state different things by one name, such as a setting.
+
+    Raises:
+        AvtError: in all processes.
+    """
+    every = gather_lists(group, [dict(stated)])
+    known = sorted({name for own in every for name in own})
+    differing = [name for name in known if len({repr(own.get(name)) for own in every}) > 1]
+    found = [f"{name} is {_by_process([shown(own.get(name)) for own in every])}" for name in differing]
+    if found:
+        more = f"; {len(found) - 3} more differ" if len(found) > 3 else ""
+        raise AvtError(
+            f"The processes do not do the same: {'; '.join(found[:3])}{more}. Give all of them the same command and the same "
+            "images; runs of their own need a MASTER_PORT of their own."
+        )
+
+
+def _by_process(texts: Sequence[str]) -> str:
+    """State each text with the numbers of the processes whose it is."""
+    found: dict[str, list[str]] = {}
+    for rank, text in enumerate(texts):
+        found.setdefault(text, []).append(str(rank))
+    return ", ".join(f"{t} in process {', '.join(ranks[:8])}{', ...' * (len(ranks) > 8)}" for t, ranks in found.items())
 
 
 def agree(group: ProcessGroup | None, signalled: int, due: bool, failure: str) -> tuple[int, bool, str]:
@@ -118,115 +133,39 @@ def gather_lists(group: ProcessGroup | None, own: list[T]) -> list[T]:
     return [element for part in parts for element in part]
 
 
+def map_shared(group: ProcessGroup | None, work: Callable[[S], T], items: Sequence[S]) -> list[T]:
+    """Do the work on each item in one of the processes; return the results in the order of the items in all of them.
+
+    An error of one is an error of all, see `failing_together`.
+    """
+    rank, world = (0, 1) if group is None else (torch.distributed.get_rank(), torch.distributed.get_world_size())
+    own = list[tuple[int, T]]()
+    with failing_together(group):
+        own += [(place, work(items[place])) for place in range(rank, len(items), world)]
+    return [result for _, result in sorted(gather_lists(group, own), key=itemgetter(0))]
+
+
 @contextlib.contextmanager
 def shared_rows(group: ProcessGroup | None, tensors: Sequence[Tensor], batches: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
     """Yield this process's share of the batches, and send the rows of `tensors` that it then filled to all others.
 
     The batches are rows (B,) int64 each, in order and without a gap. Shares are contiguous and of whole batches.
 
-    Raises:
-        AvtError: in all processes, if one raises it.
+    An error of one is an error of all, see `failing_together`.
     """
     if group is None:
         yield batches
         return
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    shares = [batches[len(batches) * own // world : len(batches) * (own + 1) // world] for own in range(world)]
-    failures = list[AvtError]()
-    try:
+    bounds = [-(-len(batches) * own // world) for own in range(world + 1)]  # none larger than that of the main process
+    shares = [batches[start:stop] for start, stop in pairwise(bounds)]
+    with failing_together(group):
         yield shares[rank]
-    except AvtError as error:
-        failures = [error]
     with lost_processes_explained():
-        for failure in gather_lists(group, failures):
-            raise failure
         for owner, share in enumerate(shares):
             for tensor in tensors if share else ():
                 rows = tensor[int(share[0][0]) : int(share[-1][-1]) + 1]
                 torch.distributed.broadcast(rows, owner, group=group if rows.device.type == "cpu" else None)
-
-
-def gather_batch(rows: Tensor, count: int) -> Tensor:
-    """Gather the rows of all processes in the order of the whole batch; gradients flow back to each process's own rows.
-
-    Process r of W holds the rows r, r + W, r + 2 W and so on, (B, ...), of the `count` rows of the batch.
-    """
-    from torch.distributed.nn.functional import all_gather
-
-    most = -(-count // torch.distributed.get_world_size())
-    padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])]) if len(rows) < most else rows
-    parts = all_gather(padded.contiguous())  # type: ignore[no-untyped-call]
-    return torch.stack(list(parts), 1).flatten(0, 1)[:count]
-
-
-def synchronise_batch_norms(net: nn.Module) -> None:
-    """Let every BatchNorm of a network normalise by the statistics of the samples of all processes, where it is trained.
-
-    The layers stay what they are, with their names and what a subclass adds. Without gradients, as where statistics are
-    estimated in one process, they are as before.
-    """
-    for norm in net.modules():
-        if isinstance(norm, _BatchNorm):
-            kind = type(norm)
-            norm.__class__ = type(kind.__name__, (_Synchronised, kind), {})
-
-
-class _Synchronised(nn.Module):
-    """What `synchronise_batch_norms` puts before the class of a layer."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        with _StatisticsOfAll():
-            normalised: Tensor = super().forward(x)
-        return normalised
-
-
-class _StatisticsOfAll(TorchFunctionMode):
-    """Within, `batch_norm` in training takes the statistics of the samples of all processes."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (_batch_norm if func is functional.batch_norm else func)(*args, **(kwargs or {}))
-
-
-class _SumOfAll(torch.autograd.Function):
-    """The sum of a tensor over all processes, and in the backward pass of its gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        total = own.clone()
-        torch.distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, own: Tensor) -> Tensor:
-        return _SumOfAll.forward(ctx, own)
-
-
-def _batch_norm(
-    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, *, training: bool, momentum: float, **more: Any
-) -> Tensor:
-    """Do as PyTorch's `batch_norm`, with mean and variance over all processes; gradients flow through both."""
-    weight, bias, eps = more["weight"], more["bias"], more["eps"]
-    normalised: Tensor
-    if not training or not torch.is_grad_enabled():
-        normalised = functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-        return normalised
-    if x.is_cuda:
-        group, world = torch.distributed.group.WORLD, torch.distributed.get_world_size()
-        normalised = SyncBatchNorm.apply(x, weight, bias, running_mean, running_var, eps, momentum, group, world)
-        return normalised
-    values = x.to(torch.promote_types(x.dtype, torch.float32))
-    dims, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
-    total = _SumOfAll.apply(torch.cat([values.sum(dims), values.new_tensor([x.numel() // x.shape[1]])]))
-    mean, count = total[:-1] / total[-1], total[-1].detach()
-    centred = values - mean.view(shape)
-    var = _SumOfAll.apply(centred.square().sum(dims)) / count
-    with torch.no_grad():
-        for running, of_all in ((running_mean, mean), (running_var, var * count / (count - 1))):
-            if running is not None:
-                running.lerp_(of_all, momentum)
-    scale = (var + eps).rsqrt()
-    normalised = centred * (scale if weight is None else weight * scale).view(shape)
-    return (normalised if bias is None else normalised + bias.view(shape)).to(x.dtype)
 
 
 def resume_command(run: Path, *, processes: int) -> str:

@@ -16,7 +16,8 @@ from avtcli.data.datasets import listings_of
 from avtcli.data.training_loader import Batch
 from avtcli.errors import AvtError, InterruptedRunError, RunFailedError
 from avtcli.events import OnEvent, Progress, Saved
-from avtcli.runtime.devices import memory_errors_explained
+from avtcli.runtime.devices import choose_device, memory_errors_explained
+from avtcli.runtime.launcher import connect
 from avtcli.runtime.processes import agree, lost_processes_explained, resume_command, run_in_main
 from avtcli.runtime.signals import Stop, stop_signals
 from avtcli.storage.checkpoints import list_checkpoints
@@ -26,7 +27,7 @@ from avtcli.storage.run_data import read_bad_images
 from avtcli.storage.run_folders import create_run, default_folder, locked, outcome_recorded
 from avtcli.training.monitor import Monitor, Outcome
 from avtcli.training.optimizer import build_optimizer
-from avtcli.training.run_log import EARLY_REPORTS, LossLog, Tracking, record_bad_images
+from avtcli.training.run_log import EARLY_REPORTS, LossLog, Tracking, describe_run, record_bad_images
 from avtcli.training.step import Trainer
 from avtcli.training.training_setup import TrainingSetup, build_training_setup
 from avtcli.training.training_state import restore_state, save_state
@@ -76,8 +77,10 @@ def pretrain(
     """
     if run is not None and not resume:
         refuse_existing(run)
+    connect(choose_device(config.device), on_event=on_event)  # a signal that comes before the others do ends it at once
     with stopping(on_event) as stop:
         setup = build_training_setup(config, run=run if resume else None, on_event=on_event)
+        on_event(describe_run(setup))
         tracking = Tracking(setup.config.trackers, setup.group, on_event=on_event)
         folder = _run_folder(setup, run, resume=resume)
         with lost_processes_explained(), memory_errors_explained(), folder as opened, tracking:

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: losses, read from the device some steps at a time, and experiment trackers."""
+"""What a run reports: settings at the start, losses, read from the device some steps at a time, to experiment trackers too."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +15,9 @@ from avtcli import registry
 from avtcli.config.run_length import describe_seconds
 from avtcli.config.value_text import flat_settings
 from avtcli.contracts import Tracker
-from avtcli.events import Notice, OnEvent, Progress
+from avtcli.data.epoch_table import joined_rest
+from avtcli.events import Notice, OnEvent, Progress, Started
+from avtcli.models.siamese import batch_norms
 from avtcli.runtime.devices import download, end_of_work
 from avtcli.runtime.processes import gather_lists, run_in_main
 from avtcli.storage.metrics_log import MetricsLog
@@ -27,6 +29,34 @@ from avtcli.training.training_setup import TrainingSetup
 SLOW_STEPS, SLOW_STEPS_ON_GPU = 2, 20  # first steps, which compile, capture and fill caches
 MEASURED_STEPS, MEASURED_SECONDS = 20, 5.0  # after them, of which either is enough to state the speed
 EARLY_REPORTS = (2, 4, 8)  # steps after which losses are also read, so that slow steps are measured soon
+
+
+def describe_run(setup: TrainingSetup) -> Started:
+    """Say what a run resolved to."""
+    config, parameters = setup.config, sum(p.numel() for p in setup.net.parameters())
+    channels, (height, width) = setup.data.channels, setup.size
+    execution = {"channels last": config.channels_last, "compiled (takes about half a minute)": config.compile}
+    execution |= {"one graph a step": config.capture, "fused optimiser": config.optimizer.fused}
+    chosen = [name for name, is_chosen in execution.items() if is_chosen]
+    beyond = f"; --max-steps {config.max_steps} changes nothing" if (config.max_steps or 0) > setup.total_steps else ""
+    count, world = len(setup.indices), setup.accelerator.num_processes
+    rest = joined_rest(count, config.batch_size, world=world)
+    whose = "of all processes" if config.sync_bn else "of each process alone (--sync-bn: of all)"
+    joined = f"; the last {rest} images of an epoch join the batch before, as each process needs 2" if rest else ""
+    norms = f", BatchNorm statistics {whose}" if world > 1 and any(batch_norms(setup.net.encoder)) else ""
+    facts = (
+        ("recipe", config.recipe),
+        ("data", f"{config.dataset.name}: {count} images, {channels}x{height}x{width}"),
+        ("monitor", setup.evaluated_on),
+        ("backbone", f"{config.backbone.name}, {parameters:,} parameters with the objective's heads"),
+        ("task", f"{config.objective.name} on {config.transform.name}"),
+        ("device", ", ".join([setup.environment["device"], config.precision, *chosen])),
+        ("batch", f"{config.batch_size}{f' over {world} processes' if world > 1 else ''}{norms}"),
+        ("steps", f"{setup.total_steps} ({setup.steps_per_epoch} an epoch, {config.total_epochs} epochs){joined}{beyond}"),
+        *([("readers", f"{setup.workers} process{'es' * (setup.workers != 1)}")] if setup.data.train.images is None else []),
+        ("seed", str(config.seed)),
+    )
+    return Started(facts)
 
 
 class Tracking:

@@ -15,7 +15,6 @@ from avtcli.models.siamese import SiameseModel
 from avtcli.runtime.capture import CapturedCalls
 from avtcli.runtime.devices import float32_products, seed_model
 from avtcli.runtime.execution import compile_errors_explained, compile_network
-from avtcli.runtime.processes import gather_batch
 from avtcli.seeding import seed_of
 from avtcli.training.optimizer import rates_to_device, set_rates
 from avtcli.training.training_setup import TrainingSetup
@@ -46,6 +45,19 @@ def build_noise(setup: TrainingSetup) -> Noise:
         return noise[accelerator.process_index :: accelerator.num_processes]
 
     return lambda step, count: [sample(step, key, count) for key in keys]
+
+
+def gather_batch(rows: Tensor, count: int) -> Tensor:
+    """Gather the rows of all processes in the order of the whole batch; gradients flow back to each process's own rows.
+
+    Process r of W holds the rows r, r + W, r + 2 W and so on, (B, ...), of the `count` rows of the batch.
+    """
+    from torch.distributed.nn.functional import all_gather
+
+    most = -(-count // torch.distributed.get_world_size())
+    padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])]) if len(rows) < most else rows
+    parts = all_gather(padded.contiguous())  # type: ignore[no-untyped-call]
+    return torch.stack(list(parts), 1).flatten(0, 1)[:count]
 
 
 class LossModule(nn.Module):

@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -14,23 +13,25 @@ from avtcli.config.components import plugin_fields
 from avtcli.config.model_spec import ModelSpec
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.run_length import RunLength, within_budget
+from avtcli.config.value_text import flat_settings
 from avtcli.contracts import ImageData, Size, TransformFamily
 from avtcli.data.bad_images import BadImages
 from avtcli.data.datasets import build_data, check_data, describe_data, image_size, with_sizes
-from avtcli.data.epoch_table import batch_bounds, check_shares, joined_rest
-from avtcli.data.held_out import HELD_OUT_COUNT, Partition, limited, partition
+from avtcli.data.epoch_table import batch_count, check_shares
+from avtcli.data.held_out import HELD_OUT_COUNT, Partition, contains, limited, partition
 from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
 from avtcli.data.training_loader import TrainingLoader, ViewSpec
-from avtcli.events import Notice, OnEvent, Started
+from avtcli.events import Notice, OnEvent
 from avtcli.geometry.family_building import build_family
 from avtcli.models.initial_weights import build_initial, stored_backbone
-from avtcli.models.siamese import SiameseModel, batch_norms
+from avtcli.models.layers import synchronise_batch_norms
+from avtcli.models.siamese import SiameseModel
 from avtcli.plugin_options import plain, sum_parts
 from avtcli.runtime.devices import build_accelerator, choose_device, choose_precision, describe_device
 from avtcli.runtime.environment import describe_environment
 from avtcli.runtime.execution import resolve_execution, to_channels_last
-from avtcli.runtime.processes import build_cpu_group, synchronise_batch_norms
+from avtcli.runtime.processes import build_cpu_group, check_agreement, failing_together
 from avtcli.runtime.reader_workers import choose_workers, prefetched_bytes, require_workers
 from avtcli.storage.banks import load_bank, sample_bank
 from avtcli.storage.checkpoints import list_checkpoints
@@ -73,7 +74,7 @@ class TrainingSetup:
     @property
     def evaluated_on(self) -> str:
         """State the images that the run is evaluated on: held-out ones, or training images where it trains on some of them."""
-        kind = "training" if torch.isin(self.monitored, self.indices).any() else "held-out"
+        kind = "training" if contains(self.indices, self.monitored).any() else "held-out"
         return f"{len(self.monitored)} {kind} images"
 
     def open_images(self) -> Images:
@@ -103,23 +104,36 @@ class TrainingSetup:
 
 
 def build_training_setup(config: PretrainConfig, *, run: Path | None = None, on_event: OnEvent) -> TrainingSetup:
-    """Build all that a run needs, and report what it resolved to; nothing is written.
+    """Build all that a run needs; nothing is written.
 
     For a resumed run, with its folder `run`, the images are those that it listed, without the ones that it could not use. Where
     it has a checkpoint, its weights come from that later, so that none are needed here.
 
     Raises:
-        AvtError: for the first thing that is not right.
+        AvtError: for the first thing that is not right in any process, or settings or images that differ among them.
     """
     device = choose_device(config.device)
     config = config.model_copy(update={"precision": choose_precision(config.precision, device)})
     accelerator = build_accelerator(device, config.precision, on_event=on_event)
+    group = build_cpu_group(accelerator)
+    with failing_together(group):
+        setup = _build(config, accelerator, group, run=run, on_event=on_event)
+    settings = setup.config.model_dump(mode="json", exclude={"data_dir"})  # machines may have the same images elsewhere
+    images = {"fingerprint of the images": setup.data.fingerprint, "number of images": len(setup.indices)}
+    check_agreement(group, {**flat_settings(settings), **images, "--resume": setup.continues})
+    return setup
+
+
+def _build(
+    config: PretrainConfig, accelerator: Accelerator, group: ProcessGroup | None, *, run: Path | None, on_event: OnEvent
+) -> TrainingSetup:
+    device = accelerator.device.type
     config, data = _open_data(config, run, on_event=on_event)
     parts = partition(data)
     indices, monitored = limited(parts.train, config.limit_train), parts.to_monitor(HELD_OUT_COUNT)
     processes = accelerator.num_processes
     check_shares(len(indices), config.batch_size, world=processes)
-    steps_per_epoch = len(batch_bounds(len(indices), config.batch_size, world=processes))
+    steps_per_epoch = batch_count(len(indices), config.batch_size, world=processes)
     config = within_budget(config, len(indices), on_event=on_event)
     planned = RunLength.of(config, len(indices), steps_per_epoch, monitored=len(monitored)).steps
     config = resolve_execution(config, device, processes=processes, steps=planned, on_event=on_event)
@@ -138,10 +152,10 @@ def build_training_setup(config: PretrainConfig, *, run: Path | None = None, on_
     environment = describe_environment(
         device=describe_device(accelerator), processes=processes, plugins=plugins, data_fingerprint=data.fingerprint
     )
-    setup = TrainingSetup(
+    return TrainingSetup(
         config,
         accelerator,
-        build_cpu_group(accelerator),
+        group,
         data,
         family,
         size,
@@ -152,12 +166,10 @@ def build_training_setup(config: PretrainConfig, *, run: Path | None = None, on_
         monitored,
         steps_per_epoch,
         *_choose_workers(config, data, size, processes),
-        _bad_images(config, data, used=len(indices) + int((~torch.isin(monitored, indices)).sum()), run=run),
+        _bad_images(config, data, used=len(indices) + int((~contains(indices, monitored)).sum()), run=run),
         continues,
         environment,
     )
-    on_event(Started(_facts(setup)))
-    return setup
 
 
 def _specify(config: PretrainConfig, data: ImageData, size: Size) -> ModelSpec:
@@ -175,7 +187,7 @@ def _specify(config: PretrainConfig, data: ImageData, size: Size) -> ModelSpec:
 
 def _open_data(config: PretrainConfig, run: Path | None, *, on_event: OnEvent) -> tuple[PretrainConfig, ImageData]:
     """Open the images to pretrain on, and complete the settings with what is chosen from them, and say it."""
-    data = build_data(config.dataset, config.data_dir)
+    data = build_data(config.dataset, config.data_dir, on_event=on_event)
     if run is not None:
         fingerprint, advice = read_env(run).get("data_fingerprint"), "Point --dataset or --data-dir to the same images."
         data = check_data(data, run=run, fingerprint=fingerprint, advice=advice)
@@ -220,29 +232,3 @@ def build_transform(config: PretrainConfig, size: Size) -> TransformFamily:
     if config.bank_count is not None:
         return sample_bank(plugin, size=size, count=config.bank_count, seed=config.seed).family(plugin)
     return build_family(plugin.name, plugin.options)
-
-
-def _facts(setup: TrainingSetup) -> tuple[tuple[str, str], ...]:
-    config, parameters = setup.config, sum(p.numel() for p in setup.net.parameters())
-    channels, (height, width) = setup.data.channels, setup.size
-    execution = {"channels last": config.channels_last, "compiled (takes about half a minute)": config.compile}
-    execution |= {"one graph a step": config.capture, "fused optimiser": config.optimizer.fused}
-    chosen = [name for name, is_chosen in execution.items() if is_chosen]
-    beyond = f"; --max-steps {config.max_steps} changes nothing" if (config.max_steps or 0) > setup.total_steps else ""
-    count, world = len(setup.indices), setup.accelerator.num_processes
-    rest = joined_rest(count, config.batch_size, world=world)
-    whose = "of all processes" if config.sync_bn else "of each process alone (--sync-bn: of all)"
-    joined = f"; the last {rest} images of an epoch join the batch before, as each process needs 2" if rest else ""
-    norms = f", BatchNorm statistics {whose}" if world > 1 and any(batch_norms(setup.net.encoder)) else ""
-    return (
-        ("recipe", config.recipe),
-        ("data", f"{config.dataset.name}: {count} images, {channels}x{height}x{width}"),
-        ("monitor", setup.evaluated_on),
-        ("backbone", f"{config.backbone.name}, {parameters:,} parameters with the objective's heads"),
-        ("task", f"{config.objective.name} on {config.transform.name}"),
-        ("device", ", ".join([setup.environment["device"], config.precision, *chosen])),
-        ("batch", f"{config.batch_size}{f' over {world} processes' if world > 1 else ''}{norms}"),
-        ("steps", f"{setup.total_steps} ({setup.steps_per_epoch} an epoch, {config.total_epochs} epochs){joined}{beyond}"),
-        *([("readers", f"{setup.workers} process{'es' * (setup.workers != 1)}")] if setup.data.train.images is None else []),
-        ("seed", str(config.seed)),
-    )

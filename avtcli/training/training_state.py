@@ -11,7 +11,7 @@ from avtcli.config.components import Plugin, flags_of
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import merge, moved_data, validate
 from avtcli.config.toml_text import to_toml
-from avtcli.data.epoch_table import batch_bounds
+from avtcli.data.epoch_table import batch_count
 from avtcli.errors import AvtError, RunFailedError
 from avtcli.events import Notice, OnEvent
 from avtcli.models.model_building import load_weights
@@ -113,7 +113,7 @@ def check_resumable(about: Mapping[str, Any], setup: TrainingSetup, *, run: Path
             f"{run} has reached step {step}, beyond the {setup.total_steps} steps asked for: give more --epochs or --max-steps."
         )
     count, batch, world = len(setup.indices), setup.config.batch_size, before.get("processes", 1)
-    steps, now = len(batch_bounds(count, batch, world=world)), setup.accelerator.num_processes
+    steps, now = batch_count(count, batch, world=world), setup.accelerator.num_processes
     if step and steps != setup.steps_per_epoch:
         raise AvtError(
             f"{run} has {steps} steps an epoch with --processes {world}, and would have {setup.steps_per_epoch} with {now}: "

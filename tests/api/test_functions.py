@@ -22,7 +22,7 @@ from avtcli.config.probe_config import ProbeConfig
 from tests.support import Result
 
 COMMANDS = ("pretrain", "probe", "evaluate", "embed", "export", "report")
-OF_A_TERMINAL = {"json", "dry_run", "processes", "verbose"}
+OF_A_TERMINAL = {"json", "dry_run", "processes", "max_restarts", "verbose"}
 """Options without an argument: what they ask for is the result, or belongs to the process."""
 RUN = "--limit-train 40 --batch-size 16 --epochs 1 --eval-every 0 --seed 3 -o backbone.width=0.05 -o schedule.warmup=0.2"
 SAME_RUN = {

@@ -1,5 +1,6 @@
 """`avt bench`: every benchmark has its figures, and both sides of a training step do the same."""
 
+import multiprocessing
 import os
 import time
 from dataclasses import asdict, replace
@@ -8,7 +9,7 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from avtcli.bench import bench_training
+from avtcli.bench import bench_training, benchmark_suite
 from avtcli.bench.bench_training import (
     as_pair,
     baseline_step,
@@ -23,7 +24,7 @@ from avtcli.bench.benchmark_timing import BenchConfig, Benchmark, compare
 from avtcli.bench.roofline import copy_gigabytes, saved_bytes, work_per_pair
 from avtcli.bench.training_benchmarks import build_step_setup
 from avtcli.config.components import Plugin
-from avtcli.errors import AvtError
+from avtcli.errors import AvtError, RunFailedError
 from avtcli.events import Event, Progress, ignore
 from avtcli.storage.files import to_json
 
@@ -49,11 +50,26 @@ def test_each_benchmark_gives_rates_and_ratios(name: str) -> None:
         assert found.figures["gflops"] == pytest.approx(found.ours * found.figures["gflop_per_pair"])
         assert min(found.figures[name] for name in ("matmul_share", "memory_share", "first_step_seconds")) > 0
         assert "peak_memory_gb" not in found.figures
+    if name == "processes":
+        assert multiprocessing.active_children() == []
     if name == "jpeg":
         assert found.figures["share_of_pillow"] == pytest.approx(found.ours / found.figures["pillow_in_one_process"] / 2)
     if name == "loop":
         assert 0 < found.figures["data_wait"] < 1
         assert 0 < found.figures["baseline_data_wait"] < 1
+
+
+def test_a_process_that_ends_fails_its_benchmark_and_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compare_killed(name: str, benchmark: Benchmark, **more: object) -> None:
+        multiprocessing.active_children()[0].kill()
+        for side in (benchmark.ours, benchmark.baseline):
+            side()
+
+    monkeypatch.setattr(benchmark_suite, "compare", compare_killed)
+    with pytest.raises(RunFailedError, match="A process of the benchmark ended"):
+        run("processes")
+
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize(

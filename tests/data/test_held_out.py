@@ -6,11 +6,12 @@ from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from avtcli.contracts import ImageData, MemorySplit
-from avtcli.data.held_out import limited, partition
+from avtcli.data.held_out import contains, limited, partition
 from avtcli.errors import AvtError
 from avtplugins.datasets._encoded import encoded_data
 from avtplugins.datasets._image_files import FileSplit, write_listing
@@ -65,6 +66,16 @@ def test_images_without_file_names_are_held_out_by_their_index() -> None:
     assert set(partition(arrays_of(2000)).held_out.tolist()) == expected
 
 
+def test_of_equal_names_the_first_are_held_out() -> None:
+    """Members of shards may share their names: of three with the 334th lowest hash one fits."""
+    hashes = np.array([k % 1500 for k in range(4500)], "<u8") * 2**50
+    data = arrays_of(4500)
+    data.train.name_hashes = lambda: hashes  # type: ignore[method-assign]
+    first = sorted(range(4500), key=lambda i: (hashes[i], i))[:1000]
+
+    assert partition(data).held_out.tolist() == sorted(first)
+
+
 def test_a_file_that_is_added_moves_no_other() -> None:
     """In any place and order; of more than 1 000 held-out files at most one returns to training."""
     some = NAMES[:2000]
@@ -102,6 +113,17 @@ def test_an_empty_test_split_is_none() -> None:
     data = arrays_of(100, 0)
 
     assert torch.equal(partition(data).held_out, partition(replace(data, test=None)).held_out)
+
+
+def test_what_is_contained_is_found_as_torch_does() -> None:
+    indices, searched = torch.tensor([2, 3, 5, 8, 13]), torch.tensor([13, 1, 2, 4, 14, 8])
+
+    assert (
+        contains(indices, searched).tolist()
+        == torch.isin(searched, indices).tolist()
+        == [True, False, True, False, False, True]
+    )
+    assert contains(torch.tensor([4]), torch.tensor([], dtype=torch.long)).tolist() == []
 
 
 def test_too_few_images_to_hold_any_out_are_refused() -> None:

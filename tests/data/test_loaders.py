@@ -156,7 +156,7 @@ def test_training_batches_equal_torchvisions_pad_crop_and_flip(padding: int, fli
     assert len({bool(u < 0.5) for u in uniforms[:, 2]}) == 2
     augment = Augment(resize=36, crop=32, padding=padding, flip=flip)
     rows = torch.tensor([5, 0, 3, 1, 2, 4])
-    (batch,) = streamed(Streamed(VARIED), shorter=36).read_batches([rows], crop_of(augment, (32, 32)), uniforms)
+    (batch,) = streamed(Streamed(VARIED), shorter=36).read_batches([rows], crop_of(augment, (32, 32)), [uniforms[rows]])
     assert batch.shape == (6, 3, 32, 32)
     for image, row in zip(batch, rows.tolist(), strict=True):
         padded = reference.pad(transforms.Resize(36)(picture(VARIED[row])), [padding])
@@ -176,13 +176,14 @@ def test_streamed_and_resident_images_give_the_same_training_batches(augment: Au
     splits = MemorySplit(images, None, prefix="x"), Streamed(list(images))
     both = [build_images(split, torch.arange(8), device=CPU, shorter=None, workers=0) for split in splits]
     assert [type(images) for images in both] == [ResidentImages, StreamedImages]
-    for a, b in zip(*(images.read_batches(batches, crop_of(augment, size), uniforms) for images in both), strict=True):
+    draws = [uniforms[rows] for rows in batches]
+    for a, b in zip(*(images.read_batches(batches, crop_of(augment, size), draws) for images in both), strict=True):
         assert torch.equal(a, b)
 
 
 def test_images_that_need_no_crop_and_no_flip_pass_untouched():
     images = torch.stack([photo(i, (32, 32)) for i in range(4)])
-    (batch,) = resident(images, [1, 3]).read_batches([torch.tensor([1, 0])], CropSpec((32, 32)), uniforms_for(2))
+    (batch,) = resident(images, [1, 3]).read_batches([torch.tensor([1, 0])], CropSpec((32, 32)), [uniforms_for(2)])
     assert torch.equal(batch, images[[3, 1]])
 
 
@@ -202,7 +203,8 @@ def test_the_number_of_workers_does_not_matter():
     for workers in (0, 1, 2):
         images = streamed(Streamed(VARIED), workers)
         for _ in range(2):  # the same workers in a second epoch
-            results.append(list(images.read_batches(batches, crop, uniforms_for(6))))
+            draws = (uniforms_for(6)[rows] for rows in batches)
+            results.append(list(images.read_batches(batches, crop, draws)))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -210,12 +212,12 @@ def test_the_number_of_workers_does_not_matter():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_batches_left_of_an_epoch_are_those_of_the_full_epoch(workers: int):
     batches = [torch.tensor([i, (i + 1) % 6]) for i in range(6)]
-    uniforms, crop = uniforms_for(6), CropSpec((32, 32), flip=True)
+    draws, crop = [uniforms_for(6)[rows] for rows in batches], CropSpec((32, 32), flip=True)
     images = streamed(Streamed(VARIED), workers)
-    full = list(images.read_batches(batches, crop, uniforms))
-    broken_off = images.read_batches(batches, crop, uniforms)
+    full = list(images.read_batches(batches, crop, draws))
+    broken_off = images.read_batches(batches, crop, draws)
     assert torch.equal(next(broken_off), full[0])
-    left = list(images.read_batches(batches[2:], crop, uniforms))
+    left = list(images.read_batches(batches[2:], crop, draws[2:]))
     assert all(torch.equal(a, b) for a, b in zip(left, full[2:], strict=True))
     with pytest.raises(RuntimeError, match="another pass over these images began"):
         next(broken_off)
@@ -310,8 +312,8 @@ def test_a_fault_in_a_plugin_stays_a_fault(workers: int):
         list(single_batches(streamed(Faulty(VARIED), workers)))
 
 
-@pytest.mark.parametrize("uniforms", [None, uniforms_for(6)])
-def test_an_image_smaller_than_the_crop_is_named_with_what_to_set(uniforms: torch.Tensor | None):
+@pytest.mark.parametrize("uniforms", [None, [uniforms_for(2)]])
+def test_an_image_smaller_than_the_crop_is_named_with_what_to_set(uniforms: list[torch.Tensor] | None):
     expected = r"folder/3\.jpg is 33x90 px, smaller than the crop of 34x34 px: give `-o augment.resize=34`"
     with pytest.raises(AvtError, match=expected):
         list(streamed(Streamed(VARIED)).read_batches([torch.tensor([0, 3])], CropSpec((34, 34)), uniforms))

@@ -15,7 +15,7 @@ from torch.nn import functional
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.data import resident_images
 from avtcli.events import Notice, ignore
-from avtcli.models.stem import StemConv2d
+from avtcli.models.layers import StemConv2d
 from avtcli.runtime import capture
 from avtcli.runtime.capture import CapturedCalls
 from avtcli.training.optimizer import build_optimizer, optimizer_tensors

@@ -1,5 +1,6 @@
 """Every built-in plugin passes the conformance checks."""
 
+import inspect
 import subprocess
 import sys
 import tarfile
@@ -12,6 +13,7 @@ from PIL import Image
 from avtcli import registry
 from avtcli.plugin_kit import check_plugin
 from avtcli.plugin_kit.plugin_checks import FreshImport
+from avtcli.plugin_options import option_helps
 from tests.support import write_cifar10, write_cifar100, write_idx, write_stl10, write_svhn
 
 torch.set_num_threads(1)
@@ -101,6 +103,18 @@ def test_every_built_in_plugin_passes_the_conformance_checks(
 
     assert [check for check in checks if not check.ok] == []
     assert len(checks) >= (6 if info.kind == "tracker" else 8)
+
+
+def test_the_data_sets_of_own_images_share_their_options_and_the_texts() -> None:
+    """They stand in each of the signatures, which `avt plugins show` and completion read."""
+    stated = list[object]()
+    for name in ("folder", "files", "shards", "hf"):
+        function = registry.load(registry.info("dataset", name))
+        parameters, helps = inspect.signature(function).parameters, option_helps(inspect.getdoc(function) or "")
+        shared = ("channels", "orient", "background", "mean", "std")
+        stated.append([(key, parameters[key].annotation, parameters[key].default, helps[key]) for key in shared])
+
+    assert stated[1:] == stated[:1] * 3
 
 
 def test_importing_plugins_prints_nothing_and_loads_no_heavy_library() -> None:

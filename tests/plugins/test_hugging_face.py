@@ -1,6 +1,7 @@
 """Data sets of Hugging Face: on disk as its library writes them, their columns and splits, and what is missing."""
 
 import io
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,35 @@ def test_what_is_no_data_set_is_refused_with_what_was_expected(monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(AvtError, match=r"need their library: `pip install 'avtcli\[hf\]'`"):
         registry.build("dataset", "hf:a/b", {})
+
+
+def test_a_configuration_of_a_saved_data_set_is_refused() -> None:
+    save({"train": rows(1, 2)}, "disk")
+
+    with pytest.raises(
+        AvtError, match=r"^The data set saved in \S*/data has no configurations, found dataset\.config = 'en'\."
+    ):
+        opened(config="en")
+
+
+def test_the_settings_of_the_library_are_those_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, seen = logging.getLogger("huggingface_hub"), list[tuple[int, bool]]()
+
+    def load(*args: object) -> datasets.Dataset:
+        seen.append((hub.level, datasets.config.HF_UPDATE_DOWNLOAD_COUNTS))
+        if args[0] == "a/b":
+            raise ConnectionError("no network")
+        return rows(1, 2)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", True)
+    monkeypatch.setattr(hub, "level", logging.INFO)
+    registry.build("dataset", "hf:a/c", {})
+    with pytest.raises(AvtError, match="no network"):
+        registry.build("dataset", "hf:a/b", {})
+
+    assert seen == [(logging.ERROR, False)] * 2
+    assert (hub.level, datasets.config.HF_UPDATE_DOWNLOAD_COUNTS) == (logging.INFO, True)
 
 
 def test_a_folder_is_absolute_and_a_name_stays() -> None:

@@ -1,5 +1,6 @@
 """CIFAR-100, MNIST, STL-10 and SVHN, read from their published layouts and compared with torchvision's readers."""
 
+import importlib
 import pickle
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from avtcli import registry
+from avtcli.config.components import Plugin
+from avtcli.data.datasets import build_data
 from avtcli.errors import AvtError
-from avtcli.events import ignore
+from avtcli.events import Event, Notice, ignore
 from avtcli.training.training_setup import build_training_setup
 from tests.support import tiny_config, write_cifar100, write_idx, write_stl10, write_svhn
 
@@ -51,6 +54,23 @@ def test_mnist_has_the_figures_of_its_own_padded_images(tmp_path: Path) -> None:
     mean = 0.1307 * 28**2 / 32**2
     std = ((0.3081**2 + 0.1307**2) * 28**2 / 32**2 - mean**2) ** 0.5
     assert (data.mean[0], data.std[0]) == pytest.approx((mean, std), abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("module", "suffix", "mean", "std"),
+    [
+        ("cifar", "_100", (0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047)),
+        ("stl10", "", (0.44671062, 0.43980984, 0.40664645), (0.26034098, 0.25657727, 0.27126738)),
+        ("svhn", "", (0.4376821, 0.4437697, 0.47280442), (0.19803012, 0.20101562, 0.19703614)),
+    ],
+)
+def test_the_figures_of_channels_are_those_that_public_code_states_in_full(
+    module: str, suffix: str, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    ours = importlib.import_module(f"avtplugins.datasets.{module}")
+
+    assert getattr(ours, f"MEAN{suffix}") == tuple(round(value, 4) for value in mean)
+    assert getattr(ours, f"STD{suffix}") == tuple(round(value, 4) for value in std)
 
 
 def test_stl10_is_read_as_torchvision_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +149,9 @@ def test_the_fingerprint_of_stl10_follows_every_file_and_reads_a_thousand_images
 
 
 @pytest.mark.parametrize("name", ["cifar100", "mnist", "stl10", "svhn"])
-def test_without_a_network_the_message_says_the_layout(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_is_reported_and_without_a_network_the_message_says_the_layout(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise OSError("no network")
 
@@ -137,5 +159,8 @@ def test_without_a_network_the_message_says_the_layout(name: str, tmp_path: Path
         monkeypatch.setattr(f"torchvision.datasets.utils.{function}", refuse)
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
     expected = rf"'{name}' is not in .* \(download failed: no network\)\. Expected: .*--data-dir DIR.*fashion-mini"
+    reported = list[Event]()
     with pytest.raises(AvtError, match=expected):
-        build(name, tmp_path)
+        build_data(Plugin(name=name), str(tmp_path), on_event=reported.append)
+    assert reported == [Notice(f"downloading {name} to {tmp_path / 'svhn' if name == 'svhn' else tmp_path}")]
+    assert capfd.readouterr().err == ""

@@ -1,11 +1,15 @@
 """Tar shards in WebDataset's layout: what a sample is, the index, what is not right in them, and equality with a folder."""
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
 import os
+import pickle
+import shutil
 import tarfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,9 +19,12 @@ import pytest
 import torch
 from PIL import Image
 
+from avtcli.config.components import Plugin
 from avtcli.contracts import ImageData
+from avtcli.data.datasets import build_data
 from avtcli.data.held_out import partition
 from avtcli.errors import AvtError
+from avtcli.events import Event, Notice
 from avtplugins.datasets import _shard_index
 from avtplugins.datasets.folder import folder
 from avtplugins.datasets.shards import expand, find_shards, shards
@@ -213,14 +220,15 @@ def test_images_are_found_by_their_names_also_where_shards_share_them() -> None:
 
 
 def test_shards_are_indexed_once_and_again_when_one_changed(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    path = write("a.tar", numbered(1, 2, 3))
-    first = shards(path)
-    assert capfd.readouterr().err.startswith("indexing 1 shards of 1.02e-05 GB, once, in ")
+    path, said = write("a.tar", numbered(1, 2, 3)), list[Event]()
+    first = build_data(Plugin(name=f"shards:{path}"), None, on_event=said.append)
+    (indexing,) = (event.text for event in said if isinstance(event, Notice))
+    assert indexing.startswith(f"indexing 1 shards of 1.02e-05 GB, once, in {Path('cache').absolute()}/avt/shards/")
 
     with monkeypatch.context() as patch:
         patch.setattr(_shard_index, "read_samples", None)
-        again = shards(path)
-    assert capfd.readouterr().err == ""
+        again = build_data(Plugin(name=f"shards:{path}"), None, on_event=said.append)
+    assert (len(said), capfd.readouterr().err) == (1, "")
     assert (names(again), levels(again), again.fingerprint) == (names(first), [1, 2, 3], first.fingerprint)
     write("a.tar", numbered(1, 2, 3, 4))
     assert levels(shards(path)) == [1, 2, 3, 4]
@@ -245,6 +253,56 @@ def test_a_damaged_index_is_made_again(damage: str) -> None:
     data = shards(path)
 
     assert (levels(data), data.train.labels.tolist()) == ([1, 2, 3], [1, 0, 1])
+
+
+def test_an_index_that_another_computer_made_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = write("a.tar", numbered(1, 2, 3)), _shard_index.read_samples
+
+    def read_by_two(*arguments: Any) -> Any:
+        monkeypatch.setattr(_shard_index, "read_samples", read)
+        with monkeypatch.context() as patch:
+            patch.setattr(_shard_index, "FileLock", contextlib.nullcontext)  # as where a lock does not reach
+            other.append(shards(path))
+        return read(*arguments)
+
+    other = list[ImageData]()
+    monkeypatch.setattr(_shard_index, "read_samples", read_by_two)
+    data = shards(path)
+
+    assert levels(data) == levels(other[0]) == [1, 2, 3]
+    assert data.fingerprint == other[0].fingerprint
+    assert len([found for found in Path("cache/avt/shards").iterdir() if found.is_dir()]) == 1
+
+
+def test_what_no_command_has_used_for_long_leaves_the_cache() -> None:
+    cache, long_ago = Path("cache/avt/shards"), time.time() - 91 * 86_400
+    for name in ("a.tar", "b.tar"):
+        shards(write(name, numbered(1)))
+    (cache / "tmp-of-a-killed-writer").mkdir()
+    for path in cache.iterdir():
+        os.utime(path, (long_ago, long_ago))
+    shards(Path("b.tar").absolute())
+    shards(write("c.tar", numbered(1, 2)))
+
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == 2
+    with pytest.raises(pytest.fail.Exception, match="indexing 1 shards"):
+        shards(Path("a.tar").absolute(), notify=pytest.fail)
+    assert levels(shards(Path("b.tar").absolute(), notify=pytest.fail)) == [1]
+
+
+def test_a_reader_process_is_sent_the_place_of_the_index_and_not_its_columns() -> None:
+    data = shards(write("a.tar", numbered(*range(1, 200))))
+    data.train.labels = None
+    sent = pickle.dumps(data.train)
+    received = pickle.loads(sent).index
+
+    assert len(sent) < 1500  # the columns have 48 bytes an image
+    for name, column in data.train.index.columns.items():
+        assert isinstance(received.columns[name], np.memmap)
+        assert np.array_equal(received.columns[name], column)
+    shutil.rmtree("cache")
+    with pytest.raises(AvtError, match=r"^The index of the shards in \S+ was deleted or damaged\. Start the command again\.$"):
+        pickle.loads(sent)
 
 
 def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

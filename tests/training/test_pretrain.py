@@ -20,7 +20,7 @@ from avtcli import registry
 from avtcli.bench.dry_run import dry_run
 from avtcli.config.toml_text import to_toml
 from avtcli.contracts import Loss
-from avtcli.data.epoch_table import sample_epoch_table
+from avtcli.data.epoch_table import EpochTable, sample_epoch_table
 from avtcli.data.resident_images import ResidentImages
 from avtcli.errors import AvtError, InterruptedRunError, RunFailedError
 from avtcli.events import Event, Notice, Progress, Saved, ignore
@@ -356,14 +356,15 @@ def test_one_step_is_the_step_of_plain_torch(tmp_path: Path) -> None:
     data = registry.build("dataset", "fashion-mini", {}, data_dir=Path())
     family = registry.build("transform", "projective", {})
     table = sample_epoch_table(0, 0, 40, family, (32, 32))
-    rows = table.order[:16]
+    rows, first = table.order[:16], torch.arange(16)
+    ((uniforms,), (parameters, targets)) = table.uniforms.read(first), table.transformed.read(first)
     images = data.train.images[subset(2000, 40, "limit", 2000)][rows]
-    x = crop_and_flip(images, table.uniforms[rows], crop=(32, 32), padding=4).float() / 255
-    y = family.apply(x, table.parameters[0][rows])
+    x = crop_and_flip(images, uniforms, crop=(32, 32), padding=4).float() / 255
+    y = family.apply(x, parameters)
     noise = [torch.randn(16, 10, 8, 8, generator=keyed_generator(0, 0, "noise", view)) for view in ("original", "moved")]
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.05)
     mean, log_var = net((x - 0.2190) / 0.3318, (y - 0.2190) / 0.3318, noise)
-    error = functional.mse_loss(mean, table.targets[0][rows].float(), reduction="none")
+    error = functional.mse_loss(mean, targets.float(), reduction="none")
     ((log_var + error / (log_var.exp() + 1e-4)).sum() / 16).backward()
     optimizer.step()
     run = run_tiny(tmp_path / "run", **config.model_dump(exclude={"recipe"}, exclude_none=True))
@@ -373,25 +374,30 @@ def test_one_step_is_the_step_of_plain_torch(tmp_path: Path) -> None:
         torch.testing.assert_close(saved[name], tensor, rtol=1e-6, atol=1e-7)
 
 
+def drawn(table: EpochTable) -> list[torch.Tensor]:
+    every = torch.arange(len(table.order))
+    return [*table.uniforms.read(every), *table.transformed.read(every)]
+
+
 def test_the_table_of_an_epoch_is_new_and_holds_every_sample_once() -> None:
     family = registry.build("transform", "projective", {})
     one, two = (sample_epoch_table(0, epoch, 50, family, (32, 32)) for epoch in (0, 1))
 
     assert sorted(one.order.tolist()) == list(range(50))
-    for name in ("order", "uniforms"):
-        assert not torch.equal(getattr(one, name), getattr(two, name))
-    for name in ("parameters", "targets"):
-        assert not torch.equal(getattr(one, name)[0], getattr(two, name)[0])
-    assert len({tuple(row) for row in one.parameters[0].tolist()}) == 50
+    assert not torch.equal(one.order, two.order)
+    for a, b in zip(drawn(one), drawn(two), strict=True):
+        assert not torch.equal(a, b)
+    assert len({tuple(row) for row in drawn(one)[1].tolist()}) == 50
 
 
 def test_each_transformed_view_has_its_own_draws_and_the_first_stays() -> None:
     family = registry.build("transform", "projective", {})
     one, two = (sample_epoch_table(0, 0, 50, family, (32, 32), transformed=n) for n in (1, 2))
+    (first, _), (same, second, _, target) = (table.transformed.read(torch.arange(50)) for table in (one, two))
 
-    assert torch.equal(one.parameters[0], two.parameters[0])
-    assert not torch.equal(two.parameters[0], two.parameters[1])
-    assert torch.equal(two.targets[1], family.target(two.parameters[1], (32, 32)))
+    assert torch.equal(first, same)
+    assert not torch.equal(same, second)
+    assert torch.equal(target, family.target(second, (32, 32)))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ LINE = (
 
 
 def test_an_error_of_all_processes_is_reported_once(avt_process: Callable[..., Result]) -> None:
-    result = avt_process("pretrain --limit-train 40 --batch-size 2 --processes 2 --device cpu --out run")
+    result = avt_process("pretrain --limit-train 40 --batch-size 2 --processes 2 --max-restarts 2 --device cpu --out run")
     errors = [line for line in result.stderr.splitlines() if line.startswith("error")]
 
     assert result.code == 2
@@ -31,6 +31,7 @@ def test_an_error_of_all_processes_is_reported_once(avt_process: Callable[..., R
         "error: 2 processes need batches of 4 images or more, this run has 2. Give fewer --processes or a larger --batch-size."
     ]
     assert "Traceback" not in result.stderr
+    assert "Restart" not in result.stderr  # it would fail alike
     assert not Path("run").exists()
 
 
@@ -95,7 +96,8 @@ def test_a_sum_in_two_processes_and_a_step_that_is_not_finite_in_one_of_them(
     """The sum has the whole batch as negatives too; after the bad step, weights and optimiser of both are unchanged."""
     root = Path(__file__).parents[2]
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port)}
-    variables = [{**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": str(root)} for rank in "01"]
+    shared["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "plugins")])
+    variables = [{**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
     command = [sys.executable, "-c", TOGETHER, *f"{SUM} --out two".split()]
     processes = [subprocess.Popen(command, env=env, stdout=-1, text=True) for env in variables]
     one = avt(f"{SUM} --out one")
@@ -110,3 +112,10 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
+
+
+def test_restarts_are_of_processes_that_avt_starts(avt: Callable[..., Result]) -> None:
+    result = avt("pretrain --max-restarts 2 --dry-run")
+
+    assert result.code == 2
+    assert result.stderr == "error: --max-restarts starts what --processes starts, again: give --processes N too.\n"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,7 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+
+from tests.support import write_cifar10
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins")])}
@@ -27,7 +31,7 @@ def become(rank, world, line):
     if world > 1:
         shared = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in {"RANK": rank, "LOCAL_RANK": rank, **shared}.items()})
-    result = CliRunner().invoke(app, line.split())
+    result = CliRunner().invoke(app, line.replace("{rank}", str(rank)).split())
     ended = [world, rank, result.exit_code, result.stdout, result.stderr, repr(result.exception)]
     os.write(1, json.dumps(ended).encode() + b"\n")  # at once: the other processes write too
     os._exit(0)
@@ -44,7 +48,10 @@ for world, line in json.loads(sys.argv[1]):
     for child in children:
         os.waitpid(child, 0)
 """
-"""Runs command lines one after the other, each in a number of processes that are forked: imports take longer than such runs."""
+"""Runs command lines one after the other, each in a number of processes that are forked: imports take longer than such runs.
+
+`{rank}` in a line is the number of the process.
+"""
 
 
 Ended = tuple[int, int, int, str, str, str]
@@ -70,6 +77,7 @@ LINE = f"{SHORT} --limit-train 25 --batch-size 9"
 NIN = f"{LINE} -o backbone.width=0.0625 -o optimizer.name=sgd --lr 0.0001"
 UNEVEN = f"{SHORT} --limit-train 20 --batch-size 8 -o backbone.width=0.0625 --epochs 2"
 """A last batch of 4 images: two for each of two processes, and not of three."""
+KNN = "probe one --limit-train 600 --head knn"
 LINES = {
     **{f"sgd{n}": (n, f"{LINE} --backbone {VIT} -o optimizer.name=sgd --lr 0.005 --out sgd{n}") for n in (1, 2, 3)},
     **{f"adamw{n}": (n, f"{LINE} --backbone {VIT} --lr 0.001 --out adamw{n}") for n in (1, 2, 3)},
@@ -78,9 +86,13 @@ LINES = {
     "apart": (2, f"{NIN} --out apart"),
     "two": (2, f"{UNEVEN} --out two"),
     **{f"embed{n}": (n, f"embed one --limit-train 600 --layer conv1,conv2 --out embed{n}.npz") for n in (1, 3)},
-    **{f"knn{n}": (n, f"probe one --limit-train 600 --head knn --layer conv1,conv2 --out knn{n}.json --json") for n in (1, 3)},
+    **{f"knn{n}": (n, f"{KNN} --layer conv1,conv2 --shots 5,20 --out knn{n}.json --json") for n in (1, 3)},
     **{f"evaluate{n}": (n, f"evaluate one --count 300 --out evaluate{n}.json --json") for n in (1, 2)},
     "refused": (3, "pretrain --resume two"),
+    "rates": (2, f"{NIN}{{rank}} --out rates"),  # 0.00010 and 0.00011
+    "images": (2, f"{SHORT} --dataset cifar10 --data-dir data{{rank}} --out images"),
+    "absent": (3, f"{SHORT} --dataset folder:absent{{rank}} --out absent"),
+    "seeds": (2, f"{KNN} --layer conv1,conv2 --seed {{rank}}"),
     "three": (3, f"{UNEVEN} --out three"),
 }
 
@@ -109,6 +121,11 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("worlds")
+    for rank in (0, 1):
+        write_cifar10(folder / f"data{rank}", seed=rank)
+        (folder / f"absent{rank}").mkdir()
+        for level in range(8):
+            Image.new("RGB", (32, 32), (level, 0, 0)).save(folder / f"absent{rank}" / f"{level}.png")
     return Runs(folder, dict(zip(LINES, run_forked(*LINES.values(), folder=folder), strict=True)))
 
 
@@ -130,8 +147,9 @@ def test_one_two_and_three_processes_end_at_the_same_weights(runs: Runs, optimiz
 GRADIENTS = """
 import copy, os, sys, torch
 from torch import nn
-from avtcli.errors import AvtError
-from avtcli.runtime.processes import shared_rows, synchronise_batch_norms
+from avtcli.errors import AvtError, RunFailedError
+from avtcli.models.layers import synchronise_batch_norms
+from avtcli.runtime.processes import map_shared, run_in_main, shared_rows
 torch.manual_seed(0)
 first = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()
 net = nn.Sequential(*first, nn.Linear(288, 5, bias=False), nn.BatchNorm1d(5)).double()
@@ -149,14 +167,31 @@ group, rows, batches = torch.distributed.group.WORLD, torch.zeros(5, 2), list(to
 with shared_rows(group, [rows], batches) as own:
     for batch in own:
         rows[batch] = 1.0 + rank + batch[:, None]
-assert rows[:, 0].tolist() == [1, 2, 4, 5, 6] and len(own) == 1 + rank
+assert rows[:, 0].tolist() == [1, 2, 3, 4, 6] and len(own) == 2 - rank
+assert map_shared(group, lambda item: (item, rank), "abc") == [("a", 0), ("b", 1), ("c", 0)]
 try:
     with shared_rows(group, [rows], batches):
         if rank:
             raise AvtError("of one process")
 except AvtError as error:
     assert str(error) == "of one process"
-    os.write(1, b"equal\\n")
+
+def fill_disk():
+    if torch.distributed.get_rank() == failing:
+        raise OSError(28, "No space left on device")
+
+exchanges = lambda: map_shared(group, lambda item: fill_disk(), "ab"), lambda: run_in_main(group, fill_disk)
+for failing, exchange in zip((1, 0), exchanges):
+    try:
+        exchange()
+    except OSError as error:  # in the process whose disk it is, as it was
+        assert rank == failing and error.errno == 28
+    except RunFailedError as error:
+        assert str(error) == f"Process {failing} failed: OSError: [Errno 28] No space left on device."
+    else:
+        raise AssertionError(failing)
+torch.distributed.barrier()  # both are there still: neither waited for the end of the other
+os.write(1, b"equal\\n")
 os._exit(0)
 """
 
@@ -208,10 +243,35 @@ def test_features_of_three_processes_are_those_of_one_in_one_file(runs: Runs) ->
     assert sum("file    embed3.npz" in process[3] for process in runs.ended["embed3"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "differing"),
+    [
+        ("rates", "schedule.rate is 0.0001 in process 0, 0.00011 in process 1."),
+        ("images", "fingerprint of the images is '"),
+        ("seeds", "seed is 0 in process 0, 1 in process 1."),
+    ],
+)
+def test_processes_that_were_started_differently_say_in_what(runs: Runs, name: str, differing: str) -> None:
+    assert runs.codes(name) == [2, 2]
+    for _, _, _, _, stderr, _ in runs.ended[name]:
+        assert stderr.splitlines()[-1].startswith(f"error: The processes do not do the same: {differing}")
+        assert " more differ" not in stderr
+    assert not (runs.folder / name).exists()
+
+
+def test_a_process_that_cannot_start_ends_the_others(runs: Runs) -> None:
+    """Images that one machine lacks: the others would wait for hours."""
+    assert runs.codes("absent") == [2, 2, 2]
+    for _, _, _, _, stderr, _ in runs.ended["absent"]:
+        assert re.match("error: .*absent2", stderr.splitlines()[-1])
+
+
 @pytest.mark.parametrize(("name", "processes"), [("knn", 3), ("evaluate", 2)])
 def test_measures_of_several_processes_are_those_of_one(runs: Runs, name: str, processes: int) -> None:
     one, several = (json.loads((runs.folder / f"{name}{n}.json").read_text()) for n in (1, processes))
 
     assert one == several
+    totals = [set(re.findall(r"^(.*): (\d+)/\2 (?:images|pairs)", runs.stderr(f"{name}{n}"), re.M)) for n in (1, processes)]
+    assert totals[0] == totals[1] != set()  # the progress is that of all processes
     assert [bool(process[3]) for process in runs.ended[f"{name}{processes}"]] == [True, *[False] * (processes - 1)]
     assert len(list((runs.folder / "one" / "probes").glob("*.json"))) == 2

@@ -253,7 +253,7 @@ def read_all(data: ImageData, bad: BadImages | None, *, workers: int = 0, rows: 
     images = StreamedImages(data.train, indices, device=torch.device("cpu"), workers=workers, bad=bad)
     uniforms = torch.rand(len(indices), 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     crop = CropSpec((32, 32), padding=2, flip=True)
-    return torch.cat(list(images.read_batches(torch.arange(len(indices)).split(5), crop, uniforms)))
+    return torch.cat(list(images.read_batches(torch.arange(len(indices)).split(5), crop, uniforms.split(5))))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -252,7 +252,7 @@ def test_what_files_name_is_printed_escaped(stream: Any, monkeypatch: pytest.Mon
     console.say(f"one\n{HOSTILE}")
     console.say_table(["a"], [[HOSTILE]])
     console.say_facts({"a": HOSTILE})
-    on_plain = progress._plain()
+    on_plain = progress.plain_renderer()
     with progress._live() if stream is Terminal else __import__("contextlib").nullcontext(on_plain) as on_event:
         on_event(events.Notice(HOSTILE))
         on_event(events.Started((("a", HOSTILE),)))

@@ -100,6 +100,24 @@ def undisturbed(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> tup
     return weights_of(run)
 
 
+def test_a_run_goes_on_by_itself_where_one_of_two_processes_is_killed(
+    zygote: Zygote, undisturbed: tuple[str, str], tmp_path: Path
+) -> None:
+    """First one, then after the restart the other one, which writes."""
+    run = tmp_path / "run"
+    with started(zygote, run, "pretrain", *TWO, "--max-restarts", "2", "--out", str(run)) as trial:
+        for rank, step in ((1, 2), (0, 5)):
+            assert trial.wait_for(lambda step=step: newest_step(run) >= step and len(ranks_of(run)) == 2), trial.written()
+            os.kill(ranks_of(run)[rank], signal.SIGKILL)
+        ended = trial.wait(timeout=PATIENCE)
+
+    assert ended.problems(0) == []
+    for number, rank in ((1, 1), (2, 0)):
+        said = f"Process {rank} of 2 was ended by SIGKILL. Restart {number} of 2:\n  avt pretrain --resume {run} --processes 2 "
+        assert ended.stderr.count(said) == 1
+    assert finished(run, undisturbed) == []
+
+
 @pytest.mark.parametrize(("part", "parts", "trials"), forms("resumptions of two processes"))
 def test_two_processes_lose_nothing(
     zygote: Zygote, undisturbed: tuple[str, str], tmp_path: Path, part: int, parts: int, trials: int

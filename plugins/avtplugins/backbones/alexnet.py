@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from avtcli.contracts import Backbone, Code, PublishedCheckpoint, Size
 from avtcli.errors import AvtError
-from avtcli.models.stem import StemConv2d
+from avtcli.models.layers import StemConv2d
 
 SIZE = (224, 224)
 """(height, width) of the images: they give 256 maps of 6x6, the 9216 inputs of fc_block."""

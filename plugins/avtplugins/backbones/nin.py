@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from avtcli.contracts import Backbone, Code, PublishedCheckpoint
 from avtcli.errors import AvtError
-from avtcli.models.stem import StemConv2d
+from avtcli.models.layers import StemConv2d
 
 
 def conv_unit(in_channels: int, out_channels: int, kernel: int, *, kind: type[nn.Conv2d] = nn.Conv2d) -> nn.Sequential:

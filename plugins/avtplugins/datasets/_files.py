@@ -1,14 +1,13 @@
 """Files of data sets: checks, downloads, errors, and the data sets made of arrays in them."""
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from avtcli.contracts import ImageData, MemorySplit
+from avtcli.contracts import ImageData, MemorySplit, Notify
 from avtcli.errors import AvtError
 
 RGB = tuple[float, float, float]
@@ -40,13 +39,17 @@ def require_files(name: str, folder: Path, files: Sequence[str]) -> None:
         )
 
 
-def download(name: str, fetch: Callable[[], None], *, where: Path, layout: str) -> None:
-    """Download a data set; a message on stderr names it and the folder, and torchvision shows its progress there.
+def silent(text: str) -> None:
+    """Discard a line of text."""
+
+
+def download(name: str, fetch: Callable[[], None], *, where: Path, layout: str, notify: Notify) -> None:
+    """Download a data set, which is reported with the folder; torchvision shows its progress on stderr.
 
     Raises:
         AvtError: if the download fails, or the folder cannot be written.
     """
-    print(f"downloading {name} to {where}", file=sys.stderr, flush=True)
+    notify(f"downloading {name} to {where}")
     try:
         fetch()
     except (OSError, RuntimeError) as error:

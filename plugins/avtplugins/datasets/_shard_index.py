@@ -3,18 +3,19 @@
     CACHE/KEY/NAME          a column of the index, see `COLUMNS`, mapped into memory when it is read
     CACHE/KEY/about.json    the other fields of `ShardIndex`
 
-CACHE is $XDG_CACHE_HOME/avt/shards, by default ~/.cache/avt/shards; KEY is a hash of the path, size and time of each shard.
+CACHE is $XDG_CACHE_HOME/avt/shards, by default ~/.cache/avt/shards; KEY is a hash of the path, size and time of each shard. An
+index that was not used for `DAYS` is deleted when another one is made.
 """
 
+import contextlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from avtcli.contracts import name_hash
+from avtcli.contracts import Notify, name_hash
 from avtcli.errors import AvtError
 from avtplugins.datasets._shard_samples import LABELS, Sample, read_samples
 
@@ -33,6 +34,7 @@ COLUMNS: Final = {"offsets": "<i8", "sizes": "<i8", "hashes": "<u8", "labels": "
 the end of its name in `names`, where the names are joined."""
 MAX_TEXTS: Final = 100_000
 """More different texts of .txt members are captions, not labels."""
+DAYS: Final = 90
 _VERSION: Final = 1
 _SECONDS: Final = 10  # between two lines of progress
 
@@ -64,30 +66,46 @@ class ShardIndex:
     digest: str
     columns: dict[str, NDArray[Any]]
 
+    def __reduce__(self) -> tuple[Callable[[Path], "ShardIndex"], tuple[Path]]:
+        """A process that gets an index maps its files."""
+        return _opened, (_folder_of(self.shards),)
 
-def open_index(paths: Sequence[Path]) -> ShardIndex:
+
+def open_index(paths: Sequence[Path], notify: Notify) -> ShardIndex:
     """Open the index of shards, and make it where there is none of the shards as they are now.
 
     Raises:
         AvtError: if a shard cannot be read or is no tar file of samples, or the index cannot be written.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "avt" / "shards"
     shards = [(str(path), stated.st_size, stated.st_mtime_ns) for path in paths for stated in [path.stat()]]
-    folder = cache / blake2b(json.dumps([_VERSION, shards]).encode(), digest_size=16).hexdigest()
+    folder = _folder_of(shards)
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):  # one process of a run makes it
-            found = _kept(folder)
-            if found is None:
-                shutil.rmtree(folder, ignore_errors=True)
-                _make(shards, folder)
-                found = _kept(folder)
+        found = _kept(folder)
+        if found is None:
+            gigabytes = sum(size for _, size, _ in shards) / 1e9
+            notify(f"indexing {len(shards)} shards of {gigabytes:.3g} GB, once, in {folder}")
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):  # one process of a run makes it
+                found = _kept(folder) or _make(shards, folder, notify)
     except OSError as error:
         raise AvtError(
-            f"The index of the shards cannot be kept in {cache}: {error.strerror or error}. Set XDG_CACHE_HOME to a folder "
-            "that can be written, with room for 100 bytes an image."
+            f"The index of the shards cannot be kept in {folder.parent}: {error.strerror or error}. Set XDG_CACHE_HOME to a "
+            "folder that can be written, with room for 100 bytes an image."
         ) from error
-    assert found is not None
+    with contextlib.suppress(OSError):  # of a cache that is only read
+        os.utime(folder)
+    return found
+
+
+def _folder_of(shards: Sequence[Shard]) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "avt" / "shards"
+    return cache / blake2b(json.dumps([_VERSION, shards]).encode(), digest_size=16).hexdigest()
+
+
+def _opened(folder: Path) -> ShardIndex:
+    found = _kept(folder)
+    if found is None:
+        raise AvtError(f"The index of the shards in {folder} was deleted or damaged. Start the command again.")
     return found
 
 
@@ -132,17 +150,16 @@ class _Labels:
         return code
 
 
-def _make(shards: list[Shard], folder: Path) -> None:
-    """Write the index, shard by shard, into a folder that gets its name once it is complete."""
-    gigabytes = sum(size for _, size, _ in shards) / 1e9
-    print(f"indexing {len(shards)} shards of {gigabytes:.3g} GB, once, in {folder}", file=sys.stderr, flush=True)
+def _make(shards: list[Shard], folder: Path, notify: Notify) -> ShardIndex:
+    """Write the index, shard by shard, into a temporary folder that gets the name once it is complete."""
+    _prune(folder.parent)
     temporary, shown, counts = Path(tempfile.mkdtemp(dir=folder.parent)), time.monotonic(), list[int]()
     labels, left_out, ends = _Labels(), Counter[str](), 0
     digests = {name: blake2b(digest_size=16) for name in ("hashes", "sizes", "labels")}  # whatever the shards' borders
     try:
         for path, *_ in shards:
             if time.monotonic() - shown > _SECONDS:
-                print(f"indexed {len(counts)} of {len(shards)} shards", file=sys.stderr, flush=True)
+                notify(f"indexed {len(counts)} of {len(shards)} shards")
                 shown = time.monotonic()
             columns = _columns(path, labels, left_out, ends)
             counts.append(len(columns["ends"]))
@@ -157,10 +174,20 @@ def _make(shards: list[Shard], folder: Path) -> None:
         index = ShardIndex(shards, counts, texts, labels.from_text, labels.captions, dict(left_out), digest.hexdigest(), {})
         about = {name: value for name, value in asdict(index).items() if name != "columns"}
         (temporary / "about.json").write_text(json.dumps(about), encoding="utf-8")
-        os.rename(temporary, folder)
-    except BaseException:
+        if _kept(folder) is None:  # else another computer, which the lock may not reach, has made it
+            shutil.rmtree(folder, ignore_errors=True)
+            os.rename(temporary, folder)
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    return _opened(folder)
+
+
+def _prune(cache: Path) -> None:
+    """Delete the indices that were not used for long, and what writers left that were killed."""
+    for found in cache.iterdir():
+        with contextlib.suppress(OSError):  # deleted by another process
+            if time.time() - found.stat().st_mtime > DAYS * 86_400:
+                shutil.rmtree(found) if found.is_dir() else found.unlink()
 
 
 def _columns(path: str, labels: _Labels, left_out: Counter[str], ends: int) -> dict[str, NDArray[Any]]:

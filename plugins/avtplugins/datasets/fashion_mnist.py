@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from avtcli.contracts import ImageData
+from avtcli.contracts import ImageData, Notify
 from avtcli.errors import AvtError
-from avtplugins.datasets._files import download, first_with_files, memory_data, missing_data, require_files
+from avtplugins.datasets._files import download, first_with_files, memory_data, missing_data, require_files, silent
 
 CLASSES: Final = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -60,7 +60,7 @@ def _read(folder: Path, *, mean: tuple[float] = MEAN, std: tuple[float] = STD, c
     return memory_data(*splits, mean=mean, std=std, classes=classes)
 
 
-def _find(name: str, torchvision: str, path: Path | None, data_dir: Path, found: Path | None) -> Path:
+def _find(name: str, torchvision: str, path: Path | None, data_dir: Path, found: Path | None, notify: Notify) -> Path:
     """Return the folder with the four files, which torchvision downloads where there are none."""
     if found is not None:
         require_files(name, found, FILES)
@@ -73,7 +73,7 @@ def _find(name: str, torchvision: str, path: Path | None, data_dir: Path, found:
 
         getattr(datasets, torchvision)(str(data_dir), download=True)
 
-    download(name, fetch, where=data_dir, layout=LAYOUT)
+    download(name, fetch, where=data_dir, layout=LAYOUT, notify=notify)
     return data_dir / torchvision / "raw"
 
 
@@ -92,24 +92,26 @@ def mnist_folder(data_dir: Path) -> Path | None:
     return first_with_files((data_dir / "MNIST" / "raw", data_dir / "mnist"), FILES)
 
 
-def fashion_mnist(path: Path | None = None, /, *, data_dir: Path) -> ImageData:
+def fashion_mnist(path: Path | None = None, /, *, data_dir: Path, notify: Notify = silent) -> ImageData:
     """Fashion-MNIST: 60 000 + 10 000 grey images of 28 px, padded to 32, in ten classes; downloaded where it is missing.
 
     Args:
         path: a folder with the four IDX .gz files, such as Debian's /usr/share/datasets/fashion-mnist.
         data_dir: the folder that is searched, and downloaded to, without a path.
+        notify: receives a line of text when something is downloaded.
     """
     found = first_with_files([path], FILES) if path else fashion_mnist_folder(data_dir)
-    return _read(_find("fashion-mnist", "FashionMNIST", path, data_dir, found))
+    return _read(_find("fashion-mnist", "FashionMNIST", path, data_dir, found, notify))
 
 
-def mnist(path: Path | None = None, /, *, data_dir: Path) -> ImageData:
+def mnist(path: Path | None = None, /, *, data_dir: Path, notify: Notify = silent) -> ImageData:
     """MNIST: 60 000 + 10 000 grey digits of 28 px, padded to 32, in ten classes; downloaded where it is missing.
 
     Args:
         path: a folder with the four IDX .gz files.
         data_dir: the folder that is searched, and downloaded to, without a path.
+        notify: receives a line of text when something is downloaded.
     """
     digits = tuple(map(str, range(10)))
     found = first_with_files([path], FILES) if path else mnist_folder(data_dir)
-    return _read(_find("mnist", "MNIST", path, data_dir, found), mean=MNIST_MEAN, std=MNIST_STD, classes=digits)
+    return _read(_find("mnist", "MNIST", path, data_dir, found, notify), mean=MNIST_MEAN, std=MNIST_STD, classes=digits)

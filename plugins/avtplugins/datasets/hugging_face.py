@@ -109,7 +109,7 @@ def hf(
 
     Args:
         name: a folder, or the name on the Hub, as in `hf:ylecun/mnist`.
-        config: configuration of the data set, where it has several.
+        config: configuration of the data set, where it has several; none for what save_to_disk wrote.
         image: column of the images; left out, the only one of type Image.
         label: column of the labels; left out, the only one of type ClassLabel, or `label` of several.
         channels: 1 for grey, 3 for RGB; auto takes 1 where all sampled images are grey.
@@ -147,19 +147,38 @@ def _open(name: str, config: str | None) -> Any:
         import datasets
     except ImportError as error:
         raise AvtError("Data sets of Hugging Face need their library: `pip install 'avtcli[hf]'`.") from error
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without a network it writes a line for each attempt
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would report each data set that is opened
     folder = Path(name)
     saved = any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
     if folder.is_dir() and not saved and not any(next(folder.rglob(f"*.{kind}"), None) for kind in ("parquet", "arrow")):
         raise AvtError(f"The folder {folder} has no data set. Expected {EXPECTED}. For image files give `folder:DIR`.")
+    if saved and config is not None:
+        raise AvtError(
+            f"The data set saved in {folder} has no configurations, found dataset.config = '{config}'. Leave it out."
+        )
     try:
-        return datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config)
+        with _quiet():
+            return datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config)
     except Exception as error:  # the library, the network and a damaged file can fail in any way
         raise AvtError(
             f"The Hugging Face data set '{name}' cannot be opened: {one_line(error)}. Expected {EXPECTED}; without a network "
             "one that was downloaded before, or try the embedded data: `--dataset fashion-mini`."
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within, without a network no line is written for each attempt, and opening a data set is not reported to the Hub."""
+    import datasets
+
+    hub = logging.getLogger("huggingface_hub")
+    before = hub.level, datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    hub.setLevel(logging.ERROR)
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        yield
+    finally:
+        hub.setLevel(before[0])
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = before[1]
 
 
 def _only(rows: Any, kind: str, *preferred: str) -> str | None:

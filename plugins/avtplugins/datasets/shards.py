@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avtcli.contracts import ImageData, name_hash
+from avtcli.contracts import ImageData, Notify, name_hash
 from avtcli.errors import AvtError
 from avtplugins.datasets._decoding import Decoding
 from avtplugins.datasets._encoded import MAX_BYTES, EncodedSplit
+from avtplugins.datasets._files import silent
 from avtplugins.datasets._own_images import WHITE, Channels, Colour, Figures, own_images, sorted_classes
 from avtplugins.datasets._shard_index import ShardIndex, open_index
 
@@ -69,7 +70,7 @@ class ShardSplit(EncodedSplit):
     """
 
     def __init__(self, index: ShardIndex, classes: tuple[str, ...] | None) -> None:
-        self.index, self.columns, self.digest = index, index.columns, bytes.fromhex(index.digest)
+        self.index, self.digest = index, bytes.fromhex(index.digest)
         self.firsts = np.array([0, *accumulate(index.counts)])
         top = os.path.commonpath([os.path.dirname(path) for path, *_ in index.shards])
         self.places = [os.path.relpath(path, top) for path, *_ in index.shards]
@@ -77,10 +78,10 @@ class ShardSplit(EncodedSplit):
         if classes is not None:
             number = {text: i for i, text in enumerate(classes)}
             numbers = np.array([*(number[text] for text in index.texts), -1])  # the last is that of no label
-            self.labels = torch.from_numpy(numbers[self.columns["labels"]])
+            self.labels = torch.from_numpy(numbers[self.index.columns["labels"]])
 
     def __len__(self) -> int:
-        return len(self.columns["ends"])
+        return len(self.index.columns["ends"])
 
     def name(self, i: int) -> str:
         """The path of the shard, from the folder that has all of them, and the member's name in it."""
@@ -95,20 +96,20 @@ class ShardSplit(EncodedSplit):
 
     def name_hashes(self) -> NDArray[np.uint64]:
         """Those of the members' names, so that the same images in a folder are held out alike."""
-        return self.columns["hashes"]
+        return self.index.columns["hashes"]
 
     def _shard(self, i: int) -> int:
         return int(np.searchsorted(self.firsts, i, side="right")) - 1
 
     def _member(self, i: int) -> str:
-        ends = self.columns["ends"]
-        return os.fsdecode(self.columns["names"][ends[i - 1] if i else 0 : ends[i]].tobytes())
+        ends = self.index.columns["ends"]
+        return os.fsdecode(self.index.columns["names"][ends[i - 1] if i else 0 : ends[i]].tobytes())
 
     @contextmanager
     def opened(self, i: int) -> Iterator[tuple[BinaryIO, str]]:
         """Read image i from its shard, with both names; see `EncodedSplit`."""
         path, *stated = self.index.shards[self._shard(i)]
-        name, offset, size = f"{path}/{self._member(i)}", int(self.columns["offsets"][i]), int(self.columns["sizes"][i])
+        name, (offset, size) = f"{path}/{self._member(i)}", (int(self.index.columns[key][i]) for key in ("offsets", "sizes"))
         if size > MAX_BYTES:
             raise AvtError(f"{name} has {size} bytes: expected an image of at most {MAX_BYTES // 1_000_000} MB.")
         try:
@@ -126,6 +127,7 @@ def shards(
     path: Path,
     /,
     *,
+    notify: Notify = silent,
     test: Path | None = None,
     labels: Literal["auto", "none"] = "auto",
     channels: Channels = "auto",
@@ -143,6 +145,7 @@ def shards(
 
     Args:
         path: the shards, with `{000..099}`, `{a,b}`, `*`, `?` and `[0-9]`; in quotes for the shell.
+        notify: receives lines of text while an index is made.
         test: those of the test split, likewise.
         labels: auto, or none to read no labels.
         channels: 1 for grey, 3 for RGB; auto takes 1 where all sampled images are grey.
@@ -154,7 +157,7 @@ def shards(
     paths = [find_shards(pattern) for pattern in (path, test) if pattern is not None]
     if both := set(paths[0]).intersection(*paths[1:]) if test else None:
         raise AvtError(f"The shard {min(both)} is in the training and in the test split. Give dataset.test other shards.")
-    indices = [open_index(found) for found in paths]
+    indices = [open_index(found, notify) for found in paths]
     for index in indices:
         if not sum(index.counts):
             others = f" (others: {', '.join(index.left_out)})" if index.left_out else ""
