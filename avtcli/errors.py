@@ -37,6 +37,10 @@ class SignalReceived(KeyboardInterrupt):
         self.number = number
 
 
+class BadImageError(AvtError):
+    """An image that cannot be used."""
+
+
 class ShapeError(AvtError):
     """A tensor of unexpected shape."""
 

@@ -51,9 +51,9 @@ def run_of(given: str | Path | None) -> Path | None:
 
 
 def with_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a function's arguments with `run`, `out` and `data_dir` as the command line has them."""
+    """Return a function's arguments with `run`, `init_from`, `out` and `data_dir` as the command line has them."""
     data_dir = path_of(arguments["data_dir"])
-    paths = {"run": run_of(arguments["run"]), "out": path_of(arguments["out"])}
+    paths = {"run": run_of(arguments["run"]), **{name: path_of(arguments[name]) for name in ("init_from", "out")}}
     return {**arguments, **paths, "data_dir": None if data_dir is None else str(data_dir)}
 
 

@@ -14,6 +14,7 @@ def embed(
     run: str | Path | None = None,
     *,
     backbone: str | None = None,
+    init_from: str | Path | None = None,
     layer: str | Sequence[str] | None = None,
     pool: Literal["avg", "max", "none"] = "avg",
     pool_size: int | None = None,
@@ -34,6 +35,7 @@ def embed(
     Args:
         run: a run folder, a checkpoint or an exported file; "last" or none is the newest run under ./runs.
         backbone: a backbone by name instead of a run: random weights, or published ones with {"backbone.pretrained": True}.
+        init_from: weights that the backbone by name starts from: a run, a checkpoint or a file.
         layer: layers to embed, one or several. Default: the code.
         pool: spatial pooling of feature maps.
         pool_size: side of a map after pooling. Default: 1, one vector per image.

@@ -14,6 +14,7 @@ def evaluate(
     run: str | Path | None = None,
     *,
     backbone: str | None = None,
+    init_from: str | Path | None = None,
     transform: str | None = None,
     layer: str | Sequence[str] | None = None,
     options: Options | None = None,
@@ -35,6 +36,7 @@ def evaluate(
     Args:
         run: a run folder, a checkpoint or an exported file; "last" or none is the newest run under ./runs.
         backbone: a backbone by name instead of a run: random weights, or published ones with {"backbone.pretrained": True}.
+        init_from: weights that the backbone by name starts from: a run, a checkpoint or a file.
         transform: family of transformations. Default: that of the run.
         layer: layers whose features ridge regression takes, one at a time: one or several, or "all". Default: the code.
         options: options of components as KIND.KEY, as in {"transform.shift": 0.1, "augment.crop": 32}.

@@ -16,6 +16,7 @@ def probe(
     run: str | Path | None = None,
     *,
     backbone: str | None = None,
+    init_from: str | Path | None = None,
     layer: str | Sequence[str] | None = None,
     head: str | None = None,
     recipe: str | Path | None = None,
@@ -51,6 +52,7 @@ def probe(
     Args:
         run: a run folder, a checkpoint or an exported file; "last" or none is the newest run under ./runs.
         backbone: a backbone by name instead of a run: random weights, or published ones with {"backbone.pretrained": True}.
+        init_from: weights that the backbone by name starts from: a run, a checkpoint or a file.
         layer: layers to probe, one or several, or "all". Default: the code.
         head: classifier on the features.
         recipe: a published evaluation, by name or as a TOML file. Default: our own protocol.

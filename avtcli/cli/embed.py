@@ -20,6 +20,7 @@ _OUT = "A file ending in .safetensors, .npz or .parquet. Default: embeddings.saf
 def embed(
     run: options.Run = None,
     backbone: options.Backbone = None,
+    init_from: options.InitFrom = None,
     layer: Annotated[str | None, option(_LAYER, "NAME[,NAME...]", autocompletion=complete_layers())] = None,
     pool: Annotated[Literal["avg", "max", "none"], option("Spatial pooling of feature maps.")] = "avg",
     pool_size: Annotated[int | None, option(_SIDE, "N")] = None,

@@ -42,6 +42,7 @@ DEFINITIONS = {
 def evaluate(
     run: options.Run = None,
     backbone: options.Backbone = None,
+    init_from: options.InitFrom = None,
     transform: options.Transform = None,
     layer: Annotated[str | None, option(_LAYER, "NAME[,NAME...]|all", autocompletion=complete_layers(all_of_them=True))] = None,
     dataset: options.Dataset = None,

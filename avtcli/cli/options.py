@@ -32,6 +32,7 @@ def number_or_auto(text: str) -> int | None:
 _BACKBONE = (
     "Backbone by name instead of a run: random weights, or published ones with `-o backbone.pretrained=true`. Default: none."
 )
+_INIT_FROM = "Weights that the backbone by name starts from: a run, a checkpoint or a file. Default: none."
 _FAMILY = "Family of transformations. Default: that of the run, else projective."
 _DATASET = "Images. Default: those of the run."
 _LIMIT = "Use a random subset of N training images, the same in every command. Default: all."
@@ -43,6 +44,7 @@ _WORKERS = "Processes that decode images which do not fit in memory. Default: on
 
 Run = Annotated[Path | None, typer.Argument(metavar="RUN", help=_RUN, autocompletion=complete_run)]
 Backbone = Annotated[str | None, option(_BACKBONE, "NAME[:VARIANT]", panel="Model", autocompletion=complete_plugin("backbone"))]
+InitFrom = Annotated[Path | None, option(_INIT_FROM, "RUN|FILE", panel="Model", autocompletion=complete_run)]
 Transform = Annotated[str | None, option(_FAMILY, "NAME[+NAME...]", panel="Model", autocompletion=complete_plugin("transform"))]
 Dataset = Annotated[str | None, option(_DATASET, "NAME[:PATH]", panel="Data", autocompletion=complete_plugin("dataset"))]
 DataDir = Annotated[str | None, option("Folder of the data sets. Default: $AVT_DATA, else ./data.", "DIR", panel="Data")]

@@ -70,6 +70,8 @@ class ProbeConfig(Frozen):
     """Replace the network's BatchNorm statistics by those of 1000 training images, for weights that never saw the data."""
     backbone: Annotated[Plugin | None, Flag("Model", metavar="NAME[:VARIANT]")] = None
     """Backbone by name instead of a run: random, or published weights by `-o backbone.pretrained=true`. Default: none."""
+    init_from: Annotated[str | None, Flag("Model", metavar="RUN|FILE")] = None
+    """Weights that the backbone by name starts from: a run, a checkpoint or a file. Default: none."""
     dataset: Annotated[Plugin | None, Flag("Data", metavar="NAME[:PATH][,...]")] = None
     """Labelled images, of several data sets if given with commas. Default: those of the run."""
     data_dir: Annotated[str | None, Flag("Data", metavar="DIR")] = None
@@ -85,7 +87,7 @@ class ProbeConfig(Frozen):
         wrapped = {"name": value} if info.field_name == "head" else (value,)
         return wrapped if isinstance(value, str) else value
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "init_from")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
         return None if value is None else str(absolute_path(value))

@@ -1,4 +1,4 @@
-"""Images that cannot be used in training: skipped and replaced, counted, bounded, and reported once.
+"""Images that cannot be used: skipped and replaced in training, left out of measurements, counted, bounded, reported once.
 
 An image that cannot be read, does not decode, is too large, or is smaller than the crop is replaced by the next one of the
 run that can be used, with the sample's own crop and transformation. So the batches depend on the images alone, whatever the
@@ -16,6 +16,7 @@ from avtcli.errors import AvtError
 from avtcli.storage.run_data import BadImage
 
 SHOWN: Final = 3  # reasons in a message
+LISTED: Final = 20  # where all are known
 
 
 class BadImages:
@@ -28,14 +29,24 @@ class BadImages:
         max_fraction: the share of these that may be bad; above 0, one image may be in any case.
         skip: whether bad images are skipped; otherwise the first new one is an error.
         known: those found before, of any split; they are not tried again.
+        measured: whether they are left out of a measurement, which has no options of its own for them.
 
     Raises:
         AvtError: if more are known than may be.
     """
 
     def __init__(
-        self, split: Split, part: str, *, used: int, max_fraction: float, skip: bool = True, known: Iterable[BadImage] = ()
+        self,
+        split: Split,
+        part: str,
+        *,
+        used: int,
+        max_fraction: float,
+        skip: bool = True,
+        known: Iterable[BadImage] = (),
+        measured: bool = False,
     ) -> None:
+        self.measured = measured
         self.split, self.part, self.used, self.max_fraction, self.skip = split, part, used, max_fraction, skip
         self.allowed = max(1, int(max_fraction * used)) if max_fraction else 0
         reasons = {bad.name: bad.reason for bad in known if bad.split == part}
@@ -63,6 +74,13 @@ class BadImages:
         new, self._new = self._new, []
         return [BadImage(self.part, self.split.name(index), self.reasons[index]) for index in new]
 
+    def left_out(self) -> str:
+        """Say how many images a measurement leaves out, and why the first ones."""
+        reasons = list(self.reasons.values())
+        first = "".join(f"\n  {reason}" for reason in reasons[:SHOWN])
+        which = "is" if len(reasons) == 1 else "are"
+        return f"{len(reasons)} of the {self.used} {self.part} images cannot be used and {which} left out:{first}"
+
     def _check(self) -> None:
         if problem := self.problem(list(self.reasons.values())):
             raise AvtError(problem)
@@ -71,9 +89,15 @@ class BadImages:
         """Return a message if there are more bad images than may be, by the reason of each; else an empty text."""
         if len(reasons) <= self.allowed:
             return ""
+        begins = f"{len(reasons)} of the {self.used} {self.part} images cannot be used, and at most {self.allowed} may be "
+        if self.measured:
+            more = f"\n  and {len(reasons) - LISTED} more, see `avt data check`" if len(reasons) > LISTED else ""
+            every = "\n  ".join(reasons[:LISTED])
+            return (
+                f"{begins}left out ({self.max_fraction:.0%}):\n  {every}{more}\nRepair them, or remove them from the data set."
+            )
         first = "\n  ".join(reasons[:SHOWN])
         return (
-            f"{len(reasons)} of the {self.used} {self.part} images cannot be used, and at most {self.allowed} may be "
-            f"skipped (--max-bad-fraction {self.max_fraction:g}). The first:\n  {first}\nRepair them, give a larger "
+            f"{begins}skipped (--max-bad-fraction {self.max_fraction:g}). The first:\n  {first}\nRepair them, give a larger "
             "--max-bad-fraction to go on without them, or --on-bad-image raise to stop at the first one."
         )

@@ -11,6 +11,7 @@ from avtcli.contracts import Size, Split
 from avtcli.data.bad_images import BadImages
 from avtcli.data.images import CropSpec, Images
 from avtcli.data.streaming import StreamedImages
+from avtcli.errors import AvtError
 from avtcli.geometry.cropping import centre_crop, crop_and_flip, resized_size
 from avtcli.runtime.devices import has_room, upload
 
@@ -85,6 +86,21 @@ def build_images(
     if split.images is not None:
         return ResidentImages(split, indices, device=device, shorter=shorter)
     return StreamedImages(split, indices, device=device, shorter=shorter, workers=workers, bad=bad)
+
+
+def find_bad_images(split: Split, indices: Tensor, size: Size, *, shorter: int | None, workers: int) -> dict[int, str]:
+    """Read images once, as `StreamedImages` does, cropped to (height, width): those that cannot be used, by index, and why."""
+    if not len(indices):
+        return {}
+    bad = BadImages(split, "", used=len(indices), max_fraction=1.0)
+    images = StreamedImages(split, indices, device=torch.device("cpu"), shorter=shorter, workers=workers, bad=bad)
+    try:
+        for _ in images.read_batches(torch.split(torch.arange(len(indices)), EVAL_BATCH_SIZE), CropSpec(size)):
+            pass
+    except AvtError:
+        if len(bad.reasons) < len(indices):  # else none can be used
+            raise
+    return dict(sorted(bad.reasons.items()))
 
 
 def evaluation_batches(images: Images, batches: Sequence[Tensor], size: Size) -> Iterator[Tensor]:

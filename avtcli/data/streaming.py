@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from avtcli.contracts import Split
 from avtcli.data.bad_images import BadImages
 from avtcli.data.images import CropSpec, Images, crop_image, resize
-from avtcli.errors import AvtError, RunFailedError
+from avtcli.errors import AvtError, BadImageError, RunFailedError
 from avtcli.runtime.reader_workers import PREFETCH
 from avtcli.runtime.signals import ASKING
 
@@ -134,8 +134,8 @@ class StreamedImages(Images):
         One pass at a time: a new pass ends the one before. Batches cross to a GPU while it works, one ahead.
 
         Raises:
-            AvtError: naming the image, if one cannot be read, does not decode, is too large or smaller than the crop, and may
-                not be replaced.
+            BadImageError: naming the image, if one cannot be read, does not decode, is too large or smaller than the crop, and
+                may not be replaced.
             RunFailedError: if a worker process ended.
         """
         if self._copies is None:
@@ -156,12 +156,14 @@ class StreamedImages(Images):
         """Read batches into the host's memory."""
         self.passes += 1
         mine, bad = self.passes, self.bad
-        skipped = frozenset(bad.reasons) if bad is not None else frozenset()
         allowed = bad.allowed if bad is not None and bad.skip else 0
+
+        def known() -> frozenset[int]:  # those of batches before too, so that a worker does not try them again
+            return frozenset(bad.reasons) if bad is not None else frozenset()
 
         def specs() -> Iterator[BatchSpec]:  # without self, which must be collected with its owner
             for rows, own in zip(batches, repeat(None, len(batches)) if uniforms is None else uniforms, strict=True):
-                yield BatchSpec(rows.tolist(), None if own is None else own.tolist(), crop, skipped, allowed)
+                yield BatchSpec(rows.tolist(), None if own is None else own.tolist(), crop, known(), allowed)
 
         self._sampler.specs = specs
         with _start_workers(self._processes), _ended_workers_explained():
@@ -179,7 +181,7 @@ class StreamedImages(Images):
 
     def _note(self, found: dict[int, str]) -> None:
         if self.bad is None or not self.bad.skip:
-            raise AvtError(next(iter(found.values())))
+            raise BadImageError(next(iter(found.values())))
         self.bad.add(found)
 
 

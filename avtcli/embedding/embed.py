@@ -1,7 +1,7 @@
 """Embeddings: the features of every image of a data set, in one file, in the order of the data set."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -13,18 +13,18 @@ from torch import Tensor
 
 from avtcli.config.components import Frozen
 from avtcli.config.resolution import read_components, validate
-from avtcli.contracts import Split
 from avtcli.data.held_out import limited, partition
 from avtcli.data.resident_images import evaluation_batches
 from avtcli.embedding.embedding_files import RESERVED, SPLITS, Array, EmbeddingTable, check_room, format_of, save_embeddings
 from avtcli.errors import AvtError
 from avtcli.events import OnEvent, Progress, Saved, Started
 from avtcli.features.cache_storage import allocate, choose_storage
-from avtcli.features.evaluation_target import EvaluationTarget, open_target, read_images
+from avtcli.features.evaluation_target import EvaluationTarget, ImagePart, measure_usable, open_target, read_images
 from avtcli.features.feature_reader import eval_batch_size, tap_shapes
 from avtcli.features.finite_check import FiniteCheck
 from avtcli.features.pooling import pool_features
 from avtcli.models.encoder import Encoder
+from avtcli.models.initial_weights import report_uninitialised
 from avtcli.models.weights import restore_encoder
 from avtcli.plugin_options import parts_of
 from avtcli.runtime.devices import Context
@@ -60,22 +60,13 @@ class EmbeddingRequest(Frozen):
 
 
 @dataclass(frozen=True)
-class EmbeddingPart:
-    """Images of one split: its name, one of `SPLITS`, and their indices, (n,) int64."""
-
-    name: str
-    split: Split
-    indices: Tensor
-
-
-@dataclass(frozen=True)
 class EmbeddingSetup:
     """What features are computed from; `shapes` are those of one image's features, by layer."""
 
     target: EvaluationTarget
     request: EmbeddingRequest
     encoder: Encoder
-    parts: list[EmbeddingPart]
+    parts: Sequence[ImagePart]
     shapes: dict[str, tuple[int, ...]]
     context: Context
 
@@ -139,8 +130,13 @@ def embed(target: EvaluationTarget, request: EmbeddingRequest, *, out: Path | No
         if source.run is None:
             raise AvtError(f"{source.path} is not a run folder, where embeddings are written by default: give --out.")
         out = source.run / "embeddings.safetensors"
-    load_with = format_of(out).load_with
+    path, load_with = out, format_of(out).load_with
     setup = build_embedding_setup(target, request, context)
+    return measure_usable(setup.parts, lambda parts: _embed(replace(setup, parts=parts), path, load_with), context=context)
+
+
+def _embed(setup: EmbeddingSetup, out: Path, load_with: str) -> EmbedResult:
+    context = setup.context
     context.on_event(Started(_facts(setup, out)))
     layers = {name: (setup.count, *shape) for name, shape in setup.shapes.items()}
     needed = 4 * sum(map(prod, layers.values()))
@@ -154,7 +150,8 @@ def embed(target: EvaluationTarget, request: EmbeddingRequest, *, out: Path | No
     context.on_event(Saved(out))
     first, shape = next(iter(setup.shapes.items()))
     lines = load_with.format(path=str(out), layer=first, sides=", ".join(map(str, shape)))
-    return EmbedResult(str(out), out.suffix[1:], source.step, setup.count, layers, "labels" in columns, size, lines)
+    facts = (setup.target.source.step, setup.count, layers, "labels" in columns)
+    return EmbedResult(str(out), out.suffix[1:], *facts, size, lines)
 
 
 def _about(setup: EmbeddingSetup) -> dict[str, Any]:
@@ -203,26 +200,29 @@ def build_embedding_setup(target: EvaluationTarget, request: EmbeddingRequest, c
             f"The images are {size[0]}x{size[1]} px, {target.source.path} was trained on {trained[0]}x{trained[1]} px: give "
             f"`-o augment.resize={side} -o augment.crop={side}`."
         )
-    encoder = prepare_for_inference(restore_encoder(target.source), context.device)
+    encoder = restore_encoder(target.source)
     layers = list(dict.fromkeys(request.layers)) or [encoder.backbone.code_tap]
     taps = tap_shapes(encoder, layers, size)
+    report_uninitialised(target.source, encoder, layers, size, on_event=context.on_event)
+    encoder = prepare_for_inference(encoder, context.device)
     if reserved := sorted(RESERVED & set(layers)):
         raise AvtError(f"Embedding files reserve the name '{reserved[0]}': rename the backbone's layer of that name.")
     shapes = {name: tuple(_reduce(torch.empty(1, *taps[name]), request).shape[1:]) for name in layers}
     return EmbeddingSetup(target, request, encoder, parts, shapes, context)
 
 
-def _build_parts(target: EvaluationTarget, request: EmbeddingRequest) -> list[EmbeddingPart]:
-    data, parts = target.prepared.data, []
+def _build_parts(target: EvaluationTarget, request: EmbeddingRequest) -> list[ImagePart]:
+    prepared, data, parts = target.prepared, target.prepared.data, []
     if request.split == "test" and not data.test:
         raise AvtError(f"The data set '{target.prepared.dataset.name}' has no test images: give --split train or all.")
     if request.split == "test" and request.limit_train is not None:
         raise AvtError("--limit-train limits training images, and --split test embeds none: leave one of them out.")
     if request.split != "test":
-        limit, every = request.limit_train, torch.arange(len(data.train))
-        parts.append(EmbeddingPart("train", data.train, every if limit is None else limited(partition(data).train, limit)))
+        limit = request.limit_train
+        rows = torch.arange(len(data.train)) if limit is None else limited(partition(data).train, limit)
+        parts.append(ImagePart("train", data.train, rows, prepared))
     if request.split != "train" and data.test:
-        parts.append(EmbeddingPart("test", data.test, torch.arange(len(data.test))))
+        parts.append(ImagePart("test", data.test, torch.arange(len(data.test)), prepared))
     return parts
 
 

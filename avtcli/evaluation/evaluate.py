@@ -1,18 +1,25 @@
 """The evaluation of a representation's equivariance: decoder, ridge and reference predictors, in one result."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from avtcli.config.resolution import read_components, validate
 from avtcli.evaluation.calibration_picture import draw_calibration
 from avtcli.evaluation.equivariance import DecoderFigures, ImageClasses, baselines_of, measure_decoder
-from avtcli.evaluation.evaluation_setup import EvaluationRequest, EvaluationSetup, build_evaluation_setup, describe_plugin
+from avtcli.evaluation.evaluation_setup import (
+    EvaluationImages,
+    EvaluationRequest,
+    EvaluationSetup,
+    build_evaluation_setup,
+    choose_images,
+    describe_plugin,
+)
 from avtcli.evaluation.linear_reading import HELD_OUT, PENALTIES, POOL_SIZE, measure_ridges
 from avtcli.events import Notice, OnEvent, Saved, Started
 from avtcli.features.batch_statistics import calibrate, describe_baseline, describe_statistics, prepare_baseline
-from avtcli.features.evaluation_target import EvaluationTarget, open_target
+from avtcli.features.evaluation_target import EvaluationTarget, ImagePart, measure_usable, open_target
 from avtcli.models.weights import restore_model
 from avtcli.plugin_options import parts_of
 from avtcli.runtime.devices import Context
@@ -88,7 +95,21 @@ def evaluate(target: EvaluationTarget, request: EvaluationRequest, *, out: Path 
     """
     if out is not None:
         refuse_existing(out)
-    setup = build_evaluation_setup(target, request, context=context)
+    prepared, chosen = target.prepared, choose_images(target.prepared, request.count)
+    held_out = ImagePart(chosen.parts.name, chosen.parts.split, chosen.held_out, prepared)
+    parts = [held_out, ImagePart("train", prepared.data.train, chosen.fit, prepared)]
+
+    def measure(usable: Sequence[ImagePart]) -> EvaluateResult:
+        held_out, fit = (part.indices for part in usable)
+        return _evaluate(target, request, replace(chosen, held_out=held_out, fit=fit), out, context)
+
+    return measure_usable(parts, measure, context=context)
+
+
+def _evaluate(
+    target: EvaluationTarget, request: EvaluationRequest, chosen: EvaluationImages, out: Path | None, context: Context
+) -> EvaluateResult:
+    setup = build_evaluation_setup(target, request, chosen, context=context)
     run = _run_to_keep(target, setup, context) if context.is_main else None
     _report_start(target, setup, context)
     protocol = _protocol(target, setup, context)  # states what the measures then change in the networks

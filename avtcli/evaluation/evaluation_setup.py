@@ -20,6 +20,7 @@ from avtcli.features.transformed_pairs import TransformedPairs, sample_pairs
 from avtcli.geometry.bank_family import BankFamily
 from avtcli.geometry.family_building import build_family
 from avtcli.models.encoder import Encoder
+from avtcli.models.initial_weights import report_uninitialised
 from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import Weights, restore_encoder
 from avtcli.runtime.devices import Context
@@ -77,8 +78,10 @@ class EvaluationSetup:
     fit: TransformedPairs
 
 
-def build_evaluation_setup(target: EvaluationTarget, request: EvaluationRequest, *, context: Context) -> EvaluationSetup:
-    """Check a request and draw the pairs.
+def build_evaluation_setup(
+    target: EvaluationTarget, request: EvaluationRequest, chosen: EvaluationImages, *, context: Context
+) -> EvaluationSetup:
+    """Check a request and draw the pairs of the chosen images.
 
     Raises:
         AvtError: for an unknown layer or family, or more images than the split has.
@@ -87,10 +90,10 @@ def build_evaluation_setup(target: EvaluationTarget, request: EvaluationRequest,
     encoder = restore_encoder(source)
     layers = encoder.layers if request.layers == ("all",) else request.layers or (encoder.backbone.code_tap,)
     tap_shapes(encoder, layers, size)  # refuses layers and sizes before any image is read
+    report_uninitialised(source, encoder, layers, size, on_event=context.on_event)
     transform = choose_transform(source.config, request.transform)
     no_decoder = why_no_decoder(source, transform, size)
     family = run_family(source) if no_decoder is None else build_family(transform.name, transform.options)
-    chosen = choose_images(prepared, request.count)
     images = read_images(chosen.parts.split, chosen.held_out, prepared, context=context)
     to_fit = read_images(prepared.data.train, chosen.fit, prepared, context=context)
     rows = subset(len(images), -(-len(images) // BANK), seed, "retrieval images").repeat_interleave(BANK)

@@ -20,6 +20,7 @@ from avtcli.data.datasets import UNKNOWN
 from avtcli.errors import AvtError, nearest, shown
 from avtcli.events import OnEvent, Saved
 from avtcli.models.model_building import build_model, check_finite
+from avtcli.models.weights import GIVE_WITH_NETWORK
 from avtcli.runtime.environment import describe_environment
 from avtcli.storage.checkpoints import save_checkpoint
 from avtcli.storage.files import refuse_existing
@@ -117,7 +118,9 @@ def read_published(file: Path) -> PublishedFile:
         found = f"a {type(content).__name__}"
         if isinstance(content, Mapping):
             found = f"a dict of {', '.join(shown(key) for key in list(content)[:5]) or 'nothing'}"
-        raise AvtError(f"{file} holds {found}, expected tensors by name, or a dict of 'epoch' and 'network'.")
+        raise AvtError(
+            f"{file} holds {found}, expected tensors by name, or a dict of 'epoch' and 'network'. {GIVE_WITH_NETWORK}"
+        )
     prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
     return PublishedFile(file, layout, epoch, {name.removeprefix(prefix): tensor for name, tensor in named})
 
@@ -134,7 +137,7 @@ def _guess_backbone(published: PublishedFile, networks: Mapping[str, PublishedCh
     missing = " or ".join(f"{next(iter(network.modules))}.weight ({name})" for name, network in networks.items())
     raise AvtError(
         f"{published.path} is of another network than {' or '.join(networks)} (the first unexpected: {unexpected}; the "
-        f"first missing: {missing})."
+        f"first missing: {missing}). {GIVE_WITH_NETWORK}"
     )
 
 

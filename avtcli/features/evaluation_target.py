@@ -1,11 +1,11 @@
 """Evaluation targets: weights, from a run or of a backbone by name, and the images to evaluate them on."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from avtcli import registry
 from avtcli.config.components import Augment, Plugin
@@ -13,17 +13,22 @@ from avtcli.config.model_spec import ModelSpec
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import resolve_plugin
 from avtcli.contracts import ImageData, Size, Split
+from avtcli.data.bad_images import BadImages
 from avtcli.data.datasets import build_data, check_data, describe_data, image_size, with_sizes
 from avtcli.data.images import Images
-from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
-from avtcli.errors import AvtError
+from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images, find_bad_images
+from avtcli.errors import AvtError, BadImageError
 from avtcli.events import Notice, OnEvent, ignore
-from avtcli.models.initial_weights import stored_backbone
+from avtcli.models.initial_weights import load_matching, stored_backbone
 from avtcli.models.model_building import build_encoder
 from avtcli.models.weights import PRETRAINED, Weights, open_weights
+from avtcli.plugin_options import absolute_path
 from avtcli.runtime.devices import Context
-from avtcli.runtime.processes import check_agreement, failing_together
+from avtcli.runtime.launcher import read_launch
+from avtcli.runtime.processes import check_agreement, failing_together, map_shared
 from avtcli.runtime.reader_workers import choose_workers
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,46 @@ class EvaluationTarget:
     prepared: PreparedImages
 
 
+@dataclass(frozen=True)
+class ImagePart:
+    """Images of one split that a measurement reads: the split's name, and indices into it, (n,) int64."""
+
+    name: str
+    split: Split
+    indices: Tensor
+    prepared: PreparedImages
+
+
+def measure_usable(parts: Sequence[ImagePart], measure: Callable[[Sequence[ImagePart]], T], *, context: Context) -> T:
+    """Measure on images, and if one of them cannot be used again without all of these, which a notice reports.
+
+    Raises:
+        AvtError: naming them, if more than 1 % of a part, and more than one, cannot be used.
+    """
+    try:
+        return measure(parts)
+    except BadImageError:
+        context.on_event(Notice("an image cannot be used: all are read once, to begin again without those that cannot"))
+    return measure([_leave_out_bad(part, context) for part in parts])
+
+
+def _leave_out_bad(part: ImagePart, context: Context) -> ImagePart:
+    if part.split.images is not None:
+        return part
+    prepared, workers = part.prepared, _workers(part.split, part.prepared, context, EVAL_BATCH_SIZE)
+
+    def find(rows: Tensor) -> dict[int, str]:
+        return find_bad_images(part.split, rows, prepared.size, shorter=prepared.augment.resize, workers=workers)
+
+    fraction = PretrainConfig.model_fields["max_bad_fraction"].default
+    bad = BadImages(part.split, part.name, used=len(part.indices), max_fraction=fraction, measured=True)
+    shares = map_shared(context.group, find, part.indices.tensor_split(read_launch().world))
+    bad.add({index: reason for found in shares for index, reason in found.items()})
+    if bad.reasons:
+        context.on_event(Notice(bad.left_out()))
+    return replace(part, indices=part.indices[bad.usable(part.indices)])
+
+
 def open_target(
     arguments: Mapping[str, Any], components: Mapping[str, Any], *, on_event: OnEvent
 ) -> tuple[EvaluationTarget, Context]:
@@ -52,8 +97,9 @@ def open_target(
         device=arguments["device"], workers=arguments["workers"], seed=arguments.get("seed", 0), on_event=on_event
     )
     with failing_together(context.group):
-        target = load_target(arguments["run"], data_dir=arguments["data_dir"], context=context, **components)
-    asked = {name: value for name, value in arguments.items() if name not in ("run", "data_dir", "out")}
+        places = {name: arguments[name] for name in ("init_from", "data_dir")}
+        target = load_target(arguments["run"], **places, context=context, **components)
+    asked = {name: value for name, value in arguments.items() if name not in ("run", "out", *places)}
     check_agreement(context.group, {**asked, **identify(target.source, [target.prepared])})
     return target, context
 
@@ -67,6 +113,7 @@ def load_target(
     run: Weights | str | Path | None,
     *,
     backbone: Plugin | None = None,
+    init_from: str | Path | None = None,
     dataset: Plugin | None = None,
     data_dir: str | None = None,
     augment: Augment | None = None,
@@ -77,14 +124,17 @@ def load_target(
     Args:
         run: a run folder, a checkpoint or an exported file, opened or by path; none means the newest run.
         backbone: a network by name instead of a run; its random weights follow from the context's seed.
+        init_from: weights that the backbone starts from, see `load_matching`.
         dataset: the images; default: the run's, or the bundled ones for a backbone.
         data_dir: their folder; default: the run's.
         augment: resizing and crop; default: the run's.
         context: seed, and receiver of notices.
 
     Raises:
-        AvtError: for both a run and a backbone, or what cannot be opened or does not fit.
+        AvtError: for both a run and a backbone, weights without one, or what cannot be opened or does not fit.
     """
+    if backbone is None and init_from is not None:
+        raise AvtError(f"--init-from {init_from} gives weights to a network that --backbone NAME names: give that too.")
     if backbone is None:
         source = run if isinstance(run, Weights) else open_weights(run, on_event=context.on_event)
         prepared = prepare_images(dataset, source=source, data_dir=data_dir, augment=augment, on_event=context.on_event)
@@ -95,7 +145,7 @@ def load_target(
     data = _open(dataset, data_dir, on_event=context.on_event)
     augment = with_sizes(data, augment or Augment(), natural=registry.input_size(backbone.name))
     prepared = PreparedImages(dataset, data, augment, image_size(data, augment))
-    return EvaluationTarget(_build_weights(backbone, prepared, context), prepared)
+    return EvaluationTarget(_build_weights(backbone, init_from, prepared, context), prepared)
 
 
 def prepare_images(
@@ -153,9 +203,13 @@ def read_images(
     split: Split, indices: Tensor, prepared: PreparedImages, *, context: Context, batch: int = EVAL_BATCH_SIZE
 ) -> Images:
     """Prepare images of a split, by indices (n,) int64, for reading on the context's device in batches of at most `batch`."""
-    height, width = prepared.size
-    workers = choose_workers(context.workers, split, batch_bytes=batch * prepared.data.channels * height * width)
+    workers = _workers(split, prepared, context, batch)
     return build_images(split, indices, device=context.device, shorter=prepared.augment.resize, workers=workers)
+
+
+def _workers(split: Split, prepared: PreparedImages, context: Context, batch: int) -> int:
+    height, width = prepared.size
+    return choose_workers(context.workers, split, batch_bytes=batch * prepared.data.channels * height * width)
 
 
 def check_labels(prepared: PreparedImages) -> None:
@@ -175,13 +229,20 @@ def _open(dataset: Plugin, data_dir: str | None, *, on_event: OnEvent) -> ImageD
     return data
 
 
-def _build_weights(backbone: Plugin, prepared: PreparedImages, context: Context) -> Weights:
+def _build_weights(backbone: Plugin, init_from: str | Path | None, prepared: PreparedImages, context: Context) -> Weights:
     full = registry.full_name("backbone", backbone.name)
     if full != backbone.name:
         context.on_event(Notice(f"no plugin is called '{backbone.name}': using {full}"))
     backbone, data = resolve_plugin("backbone", backbone), prepared.data
     spec = ModelSpec(backbone=backbone, channels=data.channels, size=prepared.size, mean=data.mean, std=data.std)
-    tensors = build_encoder(spec, seed=context.seed).state_dict()
     stated = backbone.options.get(PRETRAINED)
-    about = {"weights": "random" if not stated else f"{PRETRAINED}={stated}"}
-    return Weights(Path(full), None, spec.model_copy(update={"backbone": stored_backbone(backbone)}), tensors, about)
+    if stated and init_from is not None:
+        raise AvtError(f"Both backbone.{PRETRAINED} and --init-from {init_from} give the weights: leave one of them out.")
+    encoder = build_encoder(spec, seed=context.seed)
+    about: dict[str, Any] = {"weights": "random" if not stated else f"{PRETRAINED}={stated}"}
+    if init_from is not None:
+        path = absolute_path(init_from)
+        left = load_matching(nn.ModuleDict({"encoder": encoder}), path, on_event=context.on_event)
+        about = {"weights": f"init_from={path}", "uninitialised": left}
+    spec = spec.model_copy(update={"backbone": stored_backbone(backbone)})
+    return Weights(Path(full), None, spec, encoder.state_dict(), about)

@@ -2,27 +2,34 @@
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import isqrt, prod
 from pathlib import Path
 from typing import Final
 
+import torch
 from torch import Tensor, nn
 
 from avtcli.config.components import Plugin
 from avtcli.config.model_spec import ModelSpec
 from avtcli.config.pretrain_config import PretrainConfig
-from avtcli.contracts import TransformFamily
+from avtcli.contracts import Size, TransformFamily
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent
+from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_model, check_finite
 from avtcli.models.siamese import SiameseModel
-from avtcli.models.weights import PRETRAINED, open_weights
+from avtcli.models.weights import PRETRAINED, Weights, open_weights
 from avtcli.storage.tensor_files import read_tensors
 from avtcli.storage.torch_files import read_torch, tensors_within
 
 LEVELS: Final = 10
 """Parts of a name that may be a prefix."""
+BACKBONE: Final = "encoder.backbone."
+HEADS: Final = {"log-variance": "encoder.log_var.", "objective": "objective."}
+"""What a model has beside the backbone, by the beginning of its names."""
+SHOWN: Final = 2
+"""Names in a list of a report."""
 NOT_EVALUATED: Final = ("student", "momentum", "encoder_k")
 """Of DINO the teacher is evaluated; of MoCo and others with a momentum encoder the network that is trained."""
 
@@ -52,31 +59,41 @@ def build_initial(
     return net
 
 
-def load_matching(net: SiameseModel, path: str | Path, *, on_event: OnEvent) -> None:
-    """Load the weights that match by name and shape, and report how many did not; the others do not change.
+def load_matching(net: nn.Module, path: str | Path, *, on_event: OnEvent) -> list[str]:
+    """Load the weights that match by name and shape, and report which did not; the others do not change.
 
     The path is a run folder, a checkpoint, an exported encoder, or a file of safetensors or torch.save in the names of the
     backbone or of its bare network, such as a timm model: also below other keys, and with a prefix such as
     `module.encoder_q.`. A first convolution for 3 channels and position embeddings for another grid are converted as timm
     does.
 
+    Args:
+        net: a model, or another module whose `encoder` is an `Encoder`.
+        path: of the weights.
+        on_event: receives the report.
+
+    Returns:
+        The names of the encoder's weights and statistics that did not match.
+
     Raises:
         AvtError: if the path does not parse, no weight of the backbone matches, or a matching one is not finite.
     """
-    tensors, own = _read(Path(path), on_event=on_event), net.state_dict()
-    bare = next((f"{name}." for name, module in net.named_modules() if module is net.encoder.backbone_model), "")
-    theirs, ours = _matching_prefixes(tensors, own, dict.fromkeys(("", "encoder.", "encoder.backbone.", bare)))
-    found = {ours + name.removeprefix(theirs): tensor for name, tensor in tensors.items() if name.startswith(theirs)}
+    encoder = net.get_submodule("encoder")
+    assert isinstance(encoder, Encoder)
+    tensors, own, network = _read(Path(path), on_event=on_event), net.state_dict(), encoder.backbone_model
+    bare = next((f"{name}." for name, module in net.named_modules() if module is network), "")
+    theirs, ours = _matching_prefixes(tensors, own, dict.fromkeys(("", "encoder.", BACKBONE, bare)))
+    sources = {ours + name.removeprefix(theirs): name for name in tensors if name.startswith(theirs)}  # by our own name
     for name in own:
         if (
-            name.startswith("transformed.") and name not in found
+            name.startswith("transformed.") and name not in sources
         ):  # statistics of transformed images begin as those of originals
             originals = f"encoder.{name.removeprefix('transformed.').replace('/', '.')}"
-            found |= {name: found[originals]} if originals in found else {}
-    network = net.encoder.backbone_model
-    adapted = {name: _adapt(name, found[name], own[name], network) for name in own if name in found}
+            sources |= {name: sources[originals]} if originals in sources else {}
+    found = {name: tensors[sources[name]] for name in own if name in sources}
+    adapted = {name: _adapt(name, tensor, own[name], network) for name, tensor in found.items()}
     matched = {name: tensor for name, tensor in adapted.items() if _fits(tensor, own[name])}
-    if not any(f"encoder.backbone.{name}" in matched for name, _ in net.encoder.backbone.named_parameters()):
+    if not any(f"{BACKBONE}{name}" in matched for name, _ in encoder.backbone.named_parameters()):
         first, own_first = min(tensors, default="none"), next(iter(own))
         begins = f"{first} {_shape(tensors.get(first))}".rstrip()
         raise AvtError(
@@ -85,9 +102,30 @@ def load_matching(net: SiameseModel, path: str | Path, *, on_event: OnEvent) -> 
         )
     check_finite(matched, own, path=Path(path))
     net.load_state_dict(matched, strict=False)
-    others = [name for name in tensors if not name.startswith(theirs)]
-    removed = [f"without the prefix '{theirs}'"] if theirs else []
-    on_event(Notice(f"weights of {path}: {', '.join([_report(own, found, matched, others), *removed])}"))
+    unused = sorted(tensors.keys() - {sources[name] for name in matched})
+    parts = [_loaded(own, found, matched, bare), *_converted(own, found, matched), *_anew(own, matched)]
+    parts += [f"not used: {_first(unused)}"] if unused else []
+    parts += [f"read without the prefix '{theirs}'"] if theirs else []
+    on_event(Notice(f"weights of {path}: {'; '.join(parts)}"))
+    left = [name for name in own if name.startswith("encoder.") and name not in matched and own[name].is_floating_point()]
+    return [name.removeprefix("encoder.") for name in left]
+
+
+def report_uninitialised(source: Weights, encoder: Encoder, layers: Sequence[str], size: Size, *, on_event: OnEvent) -> None:
+    """Say which weights that the layers depend on were not in the file that the backbone started from, if any."""
+    names = source.about.get("uninitialised")
+    if names and (left := _reached(encoder, layers, size, names)):
+        on_event(Notice(f"these layers depend on weights that the file does not have, and that are random: {_first(left)}"))
+
+
+def _reached(encoder: Encoder, layers: Sequence[str], size: Size, names: Collection[str]) -> list[str]:
+    """Return those of the encoder's weights, by name, that features of the layers depend on, for images of (height, width)."""
+    taps = encoder.features(torch.zeros(1, len(encoder.pixel_mean), *size), layers)
+    parameters = dict(encoder.named_parameters())
+    grads = torch.autograd.grad([tap.sum() for tap in taps.values()], list(parameters.values()), allow_unused=True)
+    used = {name for name, grad in zip(parameters, grads, strict=True) if grad is not None}
+    modules = {name.rpartition(".")[0] for name in used}  # to which statistics belong
+    return [name for name in names if (name in used if name in parameters else name.rpartition(".")[0] in modules)]
 
 
 def _read(path: Path, *, on_event: OnEvent) -> dict[str, Tensor]:
@@ -141,21 +179,37 @@ def _fits(tensor: Tensor, own: Tensor) -> bool:
     return tensor.shape == own.shape and tensor.is_floating_point() == own.is_floating_point()
 
 
-def _report(own: dict[str, Tensor], found: dict[str, Tensor], matched: dict[str, Tensor], other_names: Sequence[str]) -> str:
-    def reshaped(names: Iterable[str], word: str) -> list[str]:
-        return [f"{name} {_shape(found[name])} {word} {_shape(own[name])}" for name in names]
+def _loaded(own: Mapping[str, Tensor], found: Mapping[str, Tensor], matched: Collection[str], bare: str) -> str:
+    """Say how much of the backbone was loaded; counters of batches, which nothing depends on, are no part of it."""
+    names = [name for name, tensor in own.items() if name.startswith(BACKBONE) and tensor.is_floating_point()]
+    left = [name for name in names if name not in matched]
+    if not left:
+        return f"the whole backbone ({len(names)} tensors)"
+    texts = [name.removeprefix(bare if name.startswith(bare) else BACKBONE) for name in left]
+    if left[0] in found:
+        texts[0] += f" {_shape(found[left[0]])} for {_shape(own[left[0]])}"
+    return f"{len(names) - len(left)} of the backbone's {len(names)} tensors, not {_first(texts)}"
 
-    missing = [name for name in own if name not in found]
-    unexpected = sorted([*(name for name in found if name not in own), *other_names])
-    others = reshaped((name for name in own if name in found and name not in matched), "for")
-    converted = reshaped((name for name in matched if found[name].shape != own[name].shape), "to")
-    sorts = (("missing", missing), ("unexpected", unexpected), ("of another shape", others))
-    counts = [_count(names, sort) for sort, names in sorts] + ([_count(converted, "converted")] if converted else [])
-    return ", ".join([f"{len(matched)} of {len(own)} names matched", *counts])
+
+def _converted(own: Mapping[str, Tensor], found: Mapping[str, Tensor], matched: Collection[str]) -> list[str]:
+    """Say what had another shape in the file."""
+    out = []
+    for name in (name for name in matched if found[name].shape != own[name].shape):
+        convolution = own[name].ndim == 4
+        what, axis, unit = ("first convolution", 1, "channels") if convolution else ("position embeddings", 1, "tokens")
+        out.append(f"{what} converted from {found[name].shape[axis]} to {own[name].shape[axis]} {unit}")
+    return list(dict.fromkeys(out))
 
 
-def _count(names: Sequence[str], sort: str) -> str:
-    return f"{len(names)} {sort}" + (f" (the first: {names[0]})" if names else "")
+def _anew(own: Mapping[str, Tensor], matched: Collection[str]) -> list[str]:
+    """Say which heads begin with random weights."""
+    heads = [head for head, prefix in HEADS.items() if any(n.startswith(prefix) and n not in matched for n in own)]
+    return [f"avt's own heads start anew ({', '.join(heads)})"] if heads else []
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from safetensors.torch import save
 from torch import Tensor
@@ -25,6 +25,7 @@ from avtcli.storage.tensor_files import read_tensors
 
 PRETRAINED = "pretrained"
 """The option of a backbone that asks for published weights; it is not stored with weights."""
+GIVE_WITH_NETWORK: Final = "Weights of another library: `--backbone NAME --init-from FILE` names their network."
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,14 @@ def _read_spec(stated: Any, path: Path) -> ModelSpec:
 def _open_file(path: Path) -> Weights:
     if path.suffix != ".safetensors":
         raise AvtError(
-            f"{path} is no safetensors file, and nothing else is read here. Checkpoints of the release: `avt import`."
+            f"{path} is no safetensors file, and nothing else is read here. {GIVE_WITH_NETWORK} A checkpoint of the release: "
+            "`avt import`."
         )
     file = read_tensors(path)
     if file.about is None or "model" not in file.about:
-        raise AvtError(f"{path} was not written by `avt export`: it does not say which backbone its weights are for.")
+        raise AvtError(
+            f"{path} was not written by `avt export`: it does not say which backbone its weights are for. {GIVE_WITH_NETWORK}"
+        )
     return Weights(path, None, _read_spec(file.about["model"], path), file.tensors, file.about)
 
 

@@ -1,6 +1,6 @@
 """Probing: the accuracy of a classifier on an encoder's features, compared with a random backbone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
@@ -19,10 +19,20 @@ from avtcli.data.resident_images import EVAL_BATCH_SIZE
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, Saved, Started
 from avtcli.features.batch_statistics import calibrate, prepare_baseline, silent_scales
-from avtcli.features.evaluation_target import PreparedImages, check_labels, identify, load_target, prepare_images, read_images
+from avtcli.features.evaluation_target import (
+    ImagePart,
+    PreparedImages,
+    check_labels,
+    identify,
+    load_target,
+    measure_usable,
+    prepare_images,
+    read_images,
+)
 from avtcli.features.feature_reader import Feature, LabelledImages, tap_shapes
 from avtcli.features.pooling import pools_nothing
 from avtcli.models.encoder import Encoder
+from avtcli.models.initial_weights import report_uninitialised
 from avtcli.models.model_building import build_encoder
 from avtcli.models.siamese import batch_norms
 from avtcli.models.weights import Weights, open_weights, restore_encoder
@@ -67,9 +77,28 @@ def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | 
     config = config.model_copy(update={"pool": config.pool or (head.pool,)})
     context = Context.build(device=config.device, workers=config.workers, seed=config.seed, on_event=on_event)
     with failing_together(context.group):
-        source, given, setups = _build_setups(run, config, head, context)
-    settings = config.model_dump(mode="json", exclude={"data_dir"})
-    check_agreement(context.group, {**flat_settings(settings), **identify(source, [setup.prepared for setup in setups])})
+        source, prepared = _open(run, config, context)
+        parts = [part for own in prepared for part in _choose_parts(own, config)]
+    settings = config.model_dump(mode="json", exclude={"data_dir", "init_from"})
+    check_agreement(context.group, {**flat_settings(settings), **identify(source, prepared)})
+    result = measure_usable(parts, lambda usable: _measure(source, config, head, usable, context), context=context)
+    layers = result.protocol["layers"]
+    for path in _destinations(source, config, layers, out) if context.is_main else ():
+        write_file(path, to_json(asdict(result)))
+        on_event(Saved(path))
+    return result
+
+
+def _measure(source: Weights, config: ProbeConfig, head: Head, parts: Sequence[ImagePart], context: Context) -> ProbeResult:
+    """Probe on the training and test images of each data set in turn."""
+    on_event, given = context.on_event, restore_encoder(source)
+    layers = _layers(given, config)
+    report_uninitialised(source, given, layers, parts[0].prepared.size, on_event=on_event)
+    with failing_together(context.group):
+        setups = [
+            _build_setup(train, test, config, head, wanted=_wanted(given, layers, config, train.prepared), context=context)
+            for train, test in zip(parts[::2], parts[1::2], strict=True)
+        ]
     random = build_encoder(source.spec, seed=config.seed).eval()
     compared = config.baseline and not _is_baseline(given, random, config)
     if compared != config.baseline:
@@ -81,38 +110,29 @@ def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | 
     random = build_encoder(source.spec, seed=config.seed).eval()  # training begins at the weights as they are initialised
     supervised = _probe_all(setups, random, "supervised", supervised_encoder) if config.supervised else []
     protocol["used"] = describe_used(results) or None
-    result = ProbeResult(str(source.path), source.step, protocol, results, baseline, supervised)
-    for path in _destinations(source, config, _layers(given, config), out) if context.is_main else ():
-        write_file(path, to_json(asdict(result)))
-        on_event(Saved(path))
-    return result
+    return ProbeResult(str(source.path), source.step, protocol, results, baseline, supervised)
 
 
-def _build_setups(
-    run: Weights | str | Path | None, config: ProbeConfig, head: Head, context: Context
-) -> tuple[Weights, Encoder, list[ProbeSetup]]:
-    """The weights, their encoder, and what heads are trained on, by data set."""
-    given: Encoder | None = None
-    if config.backbone is None:
-        run = run if isinstance(run, Weights) else open_weights(run, on_event=context.on_event)
-        given = restore_encoder(run)
-        _layers(given, config)  # checked before any data are opened
-    source, prepared = _open(run, config, context)
-    given = given or restore_encoder(source)
-    layers = _layers(given, config)
-    setups = [_build_setup(part, config, head, _wanted(given, layers, config, part), context) for part in prepared]
-    return source, given, setups
+def _choose_parts(prepared: PreparedImages, config: ProbeConfig) -> tuple[ImagePart, ImagePart]:
+    """The images to train heads on, and those to test them on."""
+    parts, train = partition(prepared.data), prepared.data.train
+    chosen = ImagePart("train", train, limited(parts.train, config.limit_train), prepared)
+    return chosen, ImagePart(parts.name, parts.split, parts.held_out, prepared)
 
 
 def _open(run: Weights | str | Path | None, config: ProbeConfig, context: Context) -> tuple[Weights, list[PreparedImages]]:
     """The weights, and each data set as they take it."""
+    if config.backbone is None and config.init_from is None:
+        run = run if isinstance(run, Weights) else open_weights(run, on_event=context.on_event)
+        _layers(restore_encoder(run), config)  # checked before any data are opened
     given = config.dataset
     names = [None] if given is None else list(dict.fromkeys(part.strip() for part in given.name.split(",")))
     first, *others = (None if name is None else Plugin(name=name, **(given.options if given else {})) for name in names)
-    data_dir, augment = config.data_dir, config.augment
-    target = load_target(run, backbone=config.backbone, dataset=first, data_dir=data_dir, augment=augment, context=context)
+    shared: dict[str, Any] = {"data_dir": config.data_dir, "augment": config.augment}
+    weights: dict[str, Any] = {"backbone": config.backbone, "init_from": config.init_from}
+    target = load_target(run, **weights, dataset=first, context=context, **shared)
     source = target.source
-    more = partial(prepare_images, source=source, data_dir=data_dir, augment=augment, on_event=context.on_event)
+    more = partial(prepare_images, source=source, on_event=context.on_event, **shared)
     prepared = [target.prepared, *map(more, others)]
     for part in prepared:
         check_labels(part)
@@ -171,9 +191,9 @@ def _probe_all(
 
 
 def _build_setup(
-    prepared: PreparedImages, config: ProbeConfig, head: Head, wanted: list[Feature], context: Context
+    train: ImagePart, test: ImagePart, config: ProbeConfig, head: Head, *, wanted: list[Feature], context: Context
 ) -> ProbeSetup:
-    parts = partition(prepared.data)
+    prepared = train.prepared
 
     def read(part: str, split: Split, rows: Tensor) -> LabelledImages:
         batch = max(config.batch_size + 1, EVAL_BATCH_SIZE)
@@ -187,8 +207,7 @@ def _build_setup(
             )
         return LabelledImages(images, labels.to(context.device), part, prepared.size)
 
-    train = read("train", prepared.data.train, limited(parts.train, config.limit_train))
-    images = train, read(parts.name, parts.split, parts.held_out)
+    images = read(train.name, train.split, train.indices), read(test.name, test.split, test.indices)
     classes = max(len(prepared.data.classes or ()), *(1 + int(part.labels.max()) for part in images))
     draws = [(shots, seed) for shots in config.shots or (None,) for seed in range(config.seed, config.seed + config.seeds)]
     labels = images[0].labels.cpu()

@@ -75,7 +75,8 @@ def open_run(run: Path | None, **over: Any) -> EvaluationTarget:
 
 
 def built(target: EvaluationTarget, transform: dict[str, Any] | None = None, **over: Any) -> EvaluationSetup:
-    return build_evaluation_setup(target, EvaluationRequest(transform=transform or {}, **over), context=Context(CPU))
+    request = EvaluationRequest(transform=transform or {}, **over)
+    return build_evaluation_setup(target, request, choose_images(target.prepared, request.count), context=Context(CPU))
 
 
 def evaluate_noting(target: EvaluationTarget, **over: Any) -> tuple[EvaluateResult, str]:

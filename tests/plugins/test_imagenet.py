@@ -121,14 +121,14 @@ def damaged_split(root: Path, content: bytes) -> ImageData:
 def test_a_file_that_is_cut_short_is_named(root: Path):
     content = (root / "train" / "n01" / "n01_0.JPEG").read_bytes()
     data = damaged_split(root, content[:-30])
-    with pytest.raises(AvtError, match=r"train/n01/n01_0\.JPEG does not decode: image file is truncated.* copy it again"):
+    with pytest.raises(AvtError, match=r"train/n01/n01_0\.JPEG does not decode: image file is truncated"):
         data.train.read(0)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", b"8BPS\0\1" + bytes(40)])
 def test_a_file_of_another_format_is_named(content: bytes, root: Path):
     data = damaged_split(root, content)
-    with pytest.raises(AvtError, match=r"n01_0\.JPEG does not decode: its first bytes .* complete JPEG, PNG, WEBP, BMP, PPM"):
+    with pytest.raises(AvtError, match=r"n01_0\.JPEG does not decode: it is no image of a known format\.$"):
         data.train.read(0)
 
 

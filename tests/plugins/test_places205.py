@@ -124,5 +124,5 @@ def test_what_is_missing_is_named_with_the_layout_expected(absent: str, root: Pa
 
 def test_an_image_that_does_not_decode_is_named(root: Path):
     (root / IMAGES / "a/alley/gsun_4.jpg").write_bytes(b"no image")
-    with pytest.raises(AvtError, match=r"images256/a/alley/gsun_4\.jpg does not decode: its first bytes"):
+    with pytest.raises(AvtError, match=r"images256/a/alley/gsun_4\.jpg does not decode: it is no image"):
         opened(root).train.read(3)

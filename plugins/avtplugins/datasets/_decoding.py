@@ -68,10 +68,8 @@ def _opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
                 "shrink it."
             ) from error
         except Exception as error:  # a damaged image can fail in any way
-            cause = "its first bytes match no format" if isinstance(error, UnidentifiedImageError) else error
-            raise AvtError(
-                f"{name} does not decode: {cause}. Expected a complete {', '.join(FORMATS)}: copy it again, or remove it."
-            ) from error
+            cause = "it is no image of a known format" if isinstance(error, UnidentifiedImageError) else error
+            raise AvtError(f"{name} does not decode: {cause}.") from error
 
 
 def describe_image(file: BinaryIO, *, name: str) -> str:
