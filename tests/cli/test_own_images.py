@@ -193,7 +193,6 @@ def test_a_check_of_a_known_data_set_knows_its_splits(avt: Any) -> None:
     result = avt("data check fashion-mini --workers 0 --sample 30")
 
     assert "images/s, not resized, not cropped, by 1 process" in result.stdout
-
     assert "train          2000 images, 30 checked" in result.stdout
     assert "test           1000 images, 30 checked" in result.stdout
     assert "10, 200 images each" in result.stdout
