@@ -96,6 +96,15 @@ def test_training_figures_are_those_of_the_last_epoch_and_evaluation() -> None:
     assert figures_of(result.groups[0], "training") == {"loss": 3, "mace_px": 12, "knn_top1": 80, "rankme": 30}
 
 
+def test_figures_of_an_untrained_network_are_not_a_runs() -> None:
+    run = made(Path("a"))
+    log = run / "metrics.jsonl"
+    log.write_text("".join(line + "\n" for line in log.read_text().splitlines()[:-1]))
+    write(run / "result.json", {"steps": 4, "mace_px": 11.0})
+
+    assert figures_of(compared(run)[0].groups[0], "training") == {"loss": 2, "mace_px": 11.0}
+
+
 def test_the_real_files_of_a_run_are_read(avt, tiny_run: Path) -> None:
     shutil.copytree(tiny_run, "run")
     probe = avt("probe run --layer conv1,conv2 --head knn --pool max,avg --limit-train 60 --no-baseline --json").json

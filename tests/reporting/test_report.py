@@ -364,7 +364,9 @@ def test_the_demo_ends_with_a_report_where_it_can(
 ) -> None:
     figure = SimpleNamespace(layer="conv2", pool="max", top1=2.0)
     stubs = {
-        "training.pretrain.pretrain": SimpleNamespace(run=str(made(Path("a"))), seconds=1.0, mace_px=2.0),
+        "training.pretrain.pretrain": SimpleNamespace(
+            run=str(made(Path("a"))), seconds=1.0, mace_px=2.0, constant_mace_px=23.7
+        ),
         "models.weights.open_weights": None,
         "probing.probe.probe": SimpleNamespace(results=[figure], baseline=[figure]),
         "exporting.export.export": SimpleNamespace(file="file", load_with="lines"),
