@@ -143,7 +143,7 @@ def load_target(
         raise AvtError(f"Both a run, {run}, and --backbone {backbone.name} were given: give one of them.")
     dataset = resolve_plugin("dataset", dataset or Plugin(name=PretrainConfig.model_fields["dataset"].default.name))
     data = _open(dataset, data_dir, on_event=context.on_event)
-    augment = with_sizes(data, augment or Augment(), natural=registry.input_size(backbone.name))
+    augment = with_sizes(data, augment or Augment(), natural=registry.input_size(backbone.name), measured=True)
     prepared = PreparedImages(dataset, data, augment, image_size(data, augment))
     return EvaluationTarget(_build_weights(backbone, init_from, prepared, context), prepared)
 
@@ -181,7 +181,7 @@ def prepare_images(
             f"{data.channels}."
         )
     augment = augment or _sizes_of(source, data, config.augment if config else Augment(), on_event=on_event)
-    augment = with_sizes(data, augment, natural=min(spec.size))
+    augment = with_sizes(data, augment, natural=min(spec.size), measured=True)
     return PreparedImages(dataset, data, augment, image_size(data, augment))
 
 

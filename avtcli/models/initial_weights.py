@@ -27,7 +27,7 @@ LEVELS: Final = 10
 """Parts of a name that may be a prefix."""
 BACKBONE: Final = "encoder.backbone."
 HEADS: Final = {"log-variance": "encoder.log_var.", "objective": "objective."}
-"""What a model has beside the backbone, by the beginning of its names."""
+"""The other parts of a model, by the beginning of their names."""
 SHOWN: Final = 2
 """Names in a list of a report."""
 NOT_EVALUATED: Final = ("student", "momentum", "encoder_k")

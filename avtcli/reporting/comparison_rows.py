@@ -29,7 +29,7 @@ STAR: Final = (
 
 
 def _name(group: RunGroup, longest: int | None = None) -> str:
-    """The run, or the number of runs and their names, as many as there is room for."""
+    """The run, or the number of runs and the names for which there is room."""
     if len(group.runs) == 1:
         return group.runs[0]
     names = [Path(run).name for run in group.runs]

@@ -131,8 +131,7 @@ def check_data_set(
     backbone = resolve({"dataset": dataset.model_dump()}, recipe=None).backbone.name  # that of a run on these images
     augment = with_sizes(data, augment, natural=registry.input_size(backbone))
     size = image_size(data, augment)
-    batch_bytes = BATCH * _FACTS.size
-    used = choose_workers(context.workers, _Inspected(data.train, augment, size), batch_bytes=batch_bytes)
+    used = choose_workers(context.workers, _Inspected(data.train, augment, size), batch_bytes=BATCH * _FACTS.size)
     groups, splits, began = dict[bytes, list[str]](), list[SplitCheck](), time.monotonic()
     for part, split in splits_of(data).items():
         inspected = _Inspected(split, augment, size)

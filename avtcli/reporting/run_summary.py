@@ -179,10 +179,9 @@ def _training_figures(
     log: MetricsLog, ended: Mapping[str, Any], *, losses: bool, evaluations: bool
 ) -> dict[FigureKey, float | None]:
     """The last evaluation but that before training, and where `losses` the mean loss of the last epoch."""
-    newest = next(log.newest("eval"), {}) if evaluations else {}
-    evaluated: dict[str, Any] = newest["eval"] if newest.get("epoch") else {}
-    loss = _last_loss(log) if losses else None
-    figures = {"loss": loss, "mace_px": ended.get("mace_px"), **evaluated}
+    newest: dict[str, Any] = next(log.newest("eval"), {}) if evaluations else {}
+    evaluated: dict[str, Any] = dict(newest["eval"]) if newest.get("epoch") else {}
+    figures = {"loss": _last_loss(log) if losses else None, "mace_px": ended.get("mace_px"), **evaluated}
     return {FigureKey("training", name): figures.get(name) for name in TRAINING}
 
 

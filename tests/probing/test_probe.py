@@ -523,7 +523,7 @@ def data_of(*, channels: int = 1, labelled: bool = True) -> ImageData:
 def test_data_that_cannot_be_probed_on_are_refused(
     source: Weights, monkeypatch: pytest.MonkeyPatch, data: ImageData, message: str
 ) -> None:
-    monkeypatch.setattr(evaluation_target, "build_data", lambda plugin, data_dir: data)
+    monkeypatch.setattr(evaluation_target, "build_data", lambda *args, **named: data)
     with pytest.raises(AvtError, match=message):
         run_probe(source, dataset=Plugin(name="fashion-mini").model_dump())
 

@@ -157,7 +157,7 @@ def test_images_without_a_label_are_refused(source: Weights, monkeypatch: pytest
     labels = split.labels.clone()
     labels[:7] = -1
     partly = replace(data, **{part: MemorySplit(split.images, labels, prefix=part)})
-    monkeypatch.setattr(evaluation_target, "build_data", lambda *args: partly)
+    monkeypatch.setattr(evaluation_target, "build_data", lambda *args, **named: partly)
     with pytest.raises(AvtError, match=rf"7 of the \d+ {part} images of 'fashion-mini' have no label \(-1\)"):
         run_probe(source, layers=("conv2",), baseline=False, head=head)
 

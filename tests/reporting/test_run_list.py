@@ -109,7 +109,7 @@ DAMAGES: dict[str, tuple[str, Any]] = {
     "no config.toml": ("config.toml", None),
     "a manifest": ("checkpoints/step-0000000004/manifest.json", "[]"),
     "a file cut short": ("checkpoints/step-0000000004/state.json", "{"),
-    "an evaluation": ("metrics.jsonl", '{"step": 1, "epoch": 0, "eval": [1]}\n'),
+    "an evaluation": ("metrics.jsonl", '{"step": 4, "epoch": 2, "eval": [1]}\n'),
 }
 
 

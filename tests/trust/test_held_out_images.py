@@ -148,7 +148,7 @@ def test_two_processes_open_no_test_image(avt_process: Any, tmp_path: Path) -> N
 def run(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run on labelled photographs without a test split, which every command opens."""
     for module in (training_setup, evaluation_target):
-        monkeypatch.setattr(module, "build_data", lambda plugin, data_dir: labelled(photos))
+        monkeypatch.setattr(module, "build_data", lambda *args, **named: labelled(photos))
     return run_on(photos, Path("run"), max_steps=3, eval_every=1, seed=3)
 
 
