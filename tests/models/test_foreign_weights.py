@@ -100,7 +100,7 @@ def test_torchvisions_weights_of_3_channels_give_timms_own_conversion() -> None:
     count = sum(tensor.is_floating_point() for tensor in expected.state_dict().values())
     assert notice == (
         f"weights of weights.pth: the whole backbone ({count} tensors); first convolution converted from 3 to 1 channels; "
-        "avt's own heads start anew (log-variance, objective); not used: fc.bias, fc.weight"
+        "avt's own heads start at random (log-variance, objective); not used: fc.bias, fc.weight"
     )
 
 
@@ -115,7 +115,7 @@ def test_position_embeddings_of_another_grid_give_timms_own_conversion() -> None
 
     assert (theirs["pos_embed"].shape[1], expected.pos_embed.shape[1]) == (101, 17)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.state_dict().items())
-    assert "; first convolution converted from 3 to 1 channels; position embeddings converted from 101 to 17 tokens" in notice
+    assert "; position embeddings converted from 101 to 17 tokens; first convolution converted from 3 to 1 channels" in notice
 
 
 def test_safetensors_files_have_prefixes_too() -> None:
