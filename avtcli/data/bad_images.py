@@ -29,7 +29,7 @@ class BadImages:
         max_fraction: the share of these that may be bad; above 0, one image may be in any case.
         skip: whether bad images are skipped; otherwise the first new one is an error.
         known: those found before, of any split; they are not tried again.
-        measured: whether they are left out of a measurement, which has no options for them.
+        measured: whether they are left out of a measurement, whose command has no option for them.
 
     Raises:
         AvtError: if more are known than may be.

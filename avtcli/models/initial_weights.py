@@ -27,7 +27,7 @@ LEVELS: Final = 10
 """Parts of a name that may be a prefix."""
 BACKBONE: Final = "encoder.backbone."
 HEADS: Final = {"log-variance": "encoder.log_var.", "objective": "objective."}
-"""The other parts of a model, by the beginning of their names."""
+"""What a model has in addition to the backbone, by the beginning of its names."""
 SHOWN: Final = 2
 """Names in a list of a report."""
 NOT_EVALUATED: Final = ("student", "momentum", "encoder_k")
@@ -204,7 +204,7 @@ def _converted(own: Mapping[str, Tensor], found: Mapping[str, Tensor], matched: 
 def _anew(own: Mapping[str, Tensor], matched: Collection[str]) -> list[str]:
     """Say which heads begin with random weights."""
     heads = [head for head, prefix in HEADS.items() if any(n.startswith(prefix) and n not in matched for n in own)]
-    return [f"avt's own heads start anew ({', '.join(heads)})"] if heads else []
+    return [f"avt's own heads start at random ({', '.join(heads)})"] if heads else []
 
 
 def _first(names: Sequence[str]) -> str:

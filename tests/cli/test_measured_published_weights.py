@@ -47,7 +47,7 @@ def test_a_probe_states_the_file_and_has_random_weights_as_baseline(file: Path, 
     text = " ".join(result.stderr.split())
     assert ": the whole backbone (" in text
     assert "first convolution converted from 3 to 1 channels; not used: " in text
-    assert "start anew" not in text
+    assert "start at random" not in text
     assert "that are random" not in text
 
 

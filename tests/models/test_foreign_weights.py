@@ -100,7 +100,7 @@ def test_torchvisions_weights_of_3_channels_give_timms_own_conversion() -> None:
     count = sum(tensor.is_floating_point() for tensor in expected.state_dict().values())
     assert notice == (
         f"weights of weights.pth: the whole backbone ({count} tensors); first convolution converted from 3 to 1 channels; "
-        "avt's own heads start anew (log-variance, objective); not used: fc.bias, fc.weight"
+        "avt's own heads start at random (log-variance, objective); not used: fc.bias, fc.weight"
     )
 
 

@@ -53,7 +53,7 @@ def test_an_exported_file_gives_the_encoder_and_no_decoder(tiny_run: Path, tmp_p
         if name.startswith("transformed."):  # the file has none: they begin as those of the originals
             name = "encoder." + name.removeprefix("transformed.").replace("/", ".")
         assert torch.equal(tensor, (theirs if name.startswith("encoder.") else fresh)[name]), name
-    assert notices[0].endswith(" tensors); avt's own heads start anew (objective)")
+    assert notices[0].endswith(" tensors); avt's own heads start at random (objective)")
 
 
 def test_a_file_in_timms_own_names_gives_the_backbone(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_file_in_timms_own_names_gives_the_backbone(tmp_path: Path) -> None:
 
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in setup.net.encoder.backbone.model.state_dict().items())
     assert ": the whole backbone (" in notices[0]
-    assert notices[0].endswith("; avt's own heads start anew (log-variance, objective); not used: fc.bias, fc.weight")
+    assert notices[0].endswith("; avt's own heads start at random (log-variance, objective); not used: fc.bias, fc.weight")
 
 
 def test_a_tensor_of_another_shape_stays_as_it_was_and_is_counted(tiny_run: Path, tmp_path: Path) -> None:
