@@ -195,9 +195,8 @@ def _converted(own: Mapping[str, Tensor], found: Mapping[str, Tensor], matched: 
     """Say what had another shape in the file."""
     out = []
     for name in (name for name in matched if found[name].shape != own[name].shape):
-        convolution = own[name].ndim == 4
-        what, axis, unit = ("first convolution", 1, "channels") if convolution else ("position embeddings", 1, "tokens")
-        out.append(f"{what} converted from {found[name].shape[axis]} to {own[name].shape[axis]} {unit}")
+        what, unit = ("first convolution", "channels") if own[name].ndim == 4 else ("position embeddings", "tokens")
+        out.append(f"{what} converted from {found[name].shape[1]} to {own[name].shape[1]} {unit}")
     return list(dict.fromkeys(out))
 
 

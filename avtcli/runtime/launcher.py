@@ -6,7 +6,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -164,8 +164,8 @@ def connect(device: str, *, on_event: OnEvent) -> None:
     names = [_arrival(rank) for rank in range(world)]
 
     def missing() -> str:
-        ranks = [str(rank) for rank, name in enumerate(names) if not store.check([name])]
-        return f"{len(ranks)} of {world} processes ({', '.join(ranks[:8])}{', ...' * (len(ranks) > 8)})"
+        ranks = [rank for rank, name in enumerate(names) if not store.check([name])]
+        return f"{len(ranks)} of {world} processes ({list_ranks(ranks)})"
 
     try:
         wait(lambda: store.check(names), missing, everywhere=False)
@@ -173,6 +173,11 @@ def connect(device: str, *, on_event: OnEvent) -> None:
         distributed.init_process_group(backend, store=store, rank=launch.rank, world_size=world, timeout=WAIT)
     except RuntimeError as error:
         raise RunFailedError(f"A process that was at {place} ended, or cannot be reached ({one_line(error)[:200]}).") from error
+
+
+def list_ranks(ranks: Sequence[int]) -> str:
+    """List the numbers of processes, the first ones of many."""
+    return ", ".join([*map(str, ranks[:8]), *(["..."] if len(ranks) > 8 else [])])
 
 
 def _arrival(rank: int) -> str:

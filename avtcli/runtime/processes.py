@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from avtcli.errors import AvtError, RunFailedError, one_line, shown
-from avtcli.runtime.launcher import WAIT
+from avtcli.runtime.launcher import WAIT, list_ranks
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -105,10 +105,10 @@ def check_agreement(group: ProcessGroup | None, stated: Mapping[str, object]) ->
 
 def _by_process(texts: Sequence[str]) -> str:
     """State each text with the numbers of the processes whose it is."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[int]] = {}
     for rank, text in enumerate(texts):
-        found.setdefault(text, []).append(str(rank))
-    return ", ".join(f"{t} in process {', '.join(ranks[:8])}{', ...' * (len(ranks) > 8)}" for t, ranks in found.items())
+        found.setdefault(text, []).append(rank)
+    return ", ".join(f"{text} in process {list_ranks(ranks)}" for text, ranks in found.items())
 
 
 def agree(group: ProcessGroup | None, signalled: int, due: bool, failure: str) -> tuple[int, bool, str]:
