@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
 from avtcli.contracts import Role, Target
 from avtcli.data.training_loader import Batch
@@ -136,8 +137,8 @@ class Trainer:
         if config.capture:
             rates_to_device(optimizer, accelerator.device)
         self.optimizer = optimizer if accelerator.scaler is None else accelerator.prepare(optimizer)
-        self._buffers = list(setup.net.buffers())
-        self._before = [buffer.clone() for buffer in self._buffers]
+        kinds = {buffer.dtype for buffer in setup.net.buffers()}
+        self._buffers = [[buffer for buffer in setup.net.buffers() if buffer.dtype == kind] for kind in sorted(kinds, key=str)]
 
     def step(self, step: int, batch: Batch) -> StepResult:
         """Take a step; learning rates, noise and dropout follow from its number, counted from 0."""
@@ -153,14 +154,15 @@ class Trainer:
     def _work(self, batch: Batch, noise: Sequence[Tensor | None], *, full: bool) -> tuple[tuple[str, ...], Tensor]:
         accelerator, count = self._setup.accelerator, batch.count
         self.optimizer.zero_grad()
-        torch._foreach_copy_(self._before, self._buffers)
+        before = [parameters_to_vector(buffers) for buffers in self._buffers]  # of each kind in one piece: few kernels on a GPU
         with float32_products(reduced=accelerator.mixed_precision != "no"), compile_errors_explained():
             per_sample, parts = self._module(batch, noise, full=full)
             accelerator.backward(per_sample.sum() * (accelerator.num_processes / count))
         skipped = self._is_not_finite(per_sample)
         self._update(skipped)
-        kept = [torch.where(skipped, *pair) for pair in zip(self._before, self._buffers, strict=True)]
-        torch._foreach_copy_(self._buffers, kept)
+        for buffers, own in zip(self._buffers, before, strict=True):
+            kept = torch.split(torch.where(skipped, own, parameters_to_vector(buffers)), [len(b.flatten()) for b in buffers])
+            torch._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(kept, buffers, strict=True)])
         parts = {"loss": per_sample, **parts}
         figures = [part.detach().float().sum() / count for part in parts.values()]
         return (*parts, "skipped"), torch.stack([*figures, skipped.float()])

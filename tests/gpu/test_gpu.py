@@ -54,7 +54,9 @@ def test_a_float32_step_on_the_gpu_is_the_step_on_the_cpu(avt: Run) -> None:
         avt(f"pretrain {TINY} --max-steps 3 --precision fp32 --device {device} --out {device}")
 
     # the noise of the code is drawn on the device: with the release's scale of 0.001 it hardly matters
-    assert losses("cuda") == pytest.approx(losses("cpu"), rel=2e-3)
+    there, here = losses("cuda"), losses("cpu")
+    assert there[0] == pytest.approx(here[0], rel=1e-3)
+    assert there == pytest.approx(here, rel=0.01)  # AdamW's first steps amplify the rounding
 
 
 def test_two_runs_and_a_resumed_one_are_bit_equal(avt: Run) -> None:
