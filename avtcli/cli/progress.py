@@ -101,7 +101,7 @@ def plain_renderer() -> events.OnEvent:
             print("\n".join(_lines(event)), file=sys.stderr, flush=True)
             return
         now = time.monotonic()
-        if not event.done or event.task not in began:  # a task may come again
+        if not event.done or event.task not in began:
             began[event.task], printed[event.task] = (now, event.done), now
         since, first = began[event.task]
         if event.done < event.total and now - printed[event.task] < PLAIN_SECONDS:
@@ -112,6 +112,8 @@ def plain_renderer() -> events.OnEvent:
         detail = f"  {event.detail}" if event.detail else ""
         line = f"{event.task}: {event.done}/{event.total} {event.unit}{detail}{eta}"
         print(printable(line), file=sys.stderr, flush=True)
+        if event.done >= event.total:  # a task may come again, later
+            del began[event.task]
 
     return on_event
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from avtcli.cli import console
+from avtcli.cli import console, progress
 from avtcli.cli.app import COMMANDS, app, load_command
 from avtcli.cli.layout import fact_lines, table_lines, wrapped
-from avtcli.cli.progress import progress_line, renderer
+from avtcli.cli.progress import plain_renderer, progress_line, renderer
 from avtcli.events import Notice, Progress
 from avtcli.runtime.signals import stop_signals
 from tests.cli.test_compare_cli import write_runs
@@ -343,3 +343,14 @@ def test_the_help_cuts_no_option_off(line: str, room: int) -> None:
     assert "…" not in "".join(shown)
     assert max(map(len, shown)) <= room
     assert "<auto|cpu|cuda|mps>" in "".join(shown) or "pretrain" not in line
+
+
+def test_a_task_that_comes_again_is_timed_from_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Also one that reports nothing before its first images are done."""
+    now = iter([0.0, 1.0, 5000.0, 5011.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    on_event = plain_renderer()
+    for done in (250, 1000, 250, 500):
+        on_event(Progress("statistics", done, 1000, "images"))
+
+    assert capsys.readouterr().err == "statistics: 1000/1000 images\nstatistics: 500/1000 images  0:00:22 left\n"
