@@ -29,7 +29,6 @@ from tests.support import Result, run_tiny
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "cache").mkdir()  # without it PyTorch warns that it cannot keep its kernels
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 

@@ -1,20 +1,24 @@
 """Training batches: the views of each image with their targets, on the device, as a function of the step."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from avtcli.config.components import Augment
 from avtcli.contracts import Role, Size, Target, TransformFamily
-from avtcli.data.epoch_table import BLOCK, Draws, batch_bounds, sample_epoch_table
+from avtcli.data.epoch_table import BLOCK, Draws, EpochTable, batch_bounds, sample_epoch_table
 from avtcli.data.images import CropSpec, Images
 from avtcli.geometry.cropping import to_float
 from avtcli.runtime.capture import CapturedCalls
 from avtcli.runtime.devices import to_device, upload
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -83,12 +87,9 @@ class TrainingLoader:
             AvtError: if an image does not decode or is smaller than the crop.
             RunFailedError: if a reader process ended.
         """
-        spec, augment, transformed = self.spec, self.spec.augment, self.spec.roles.count("transformed")
-        crop = CropSpec(spec.size, padding=augment.padding, flip=augment.flip)
-        while start < stop:
-            epoch, index = divmod(start, len(self.bounds))
-            table = sample_epoch_table(spec.seed, epoch, len(self.images), spec.family, spec.size, transformed=transformed)
-            bounds = self.bounds[index : index + stop - start]
+        augment, transformed = self.spec.augment, self.spec.roles.count("transformed")
+        crop, epochs = CropSpec(self.spec.size, padding=augment.padding, flip=augment.flip), self._epochs(start, stop)
+        for table, bounds in _ahead(epochs) if self.device.type == "cuda" else epochs:
             rows = [table.order[first:last][self.rank :: self.world] for first, last in bounds]
             positions = [range(first, last)[self.rank :: self.world] for first, last in bounds]
             # all batches that are left of the epoch at once: streamed images are read ahead, and a GPU is sent tables, not rows
@@ -97,6 +98,17 @@ class TrainingLoader:
             drawn = _by_batch(table.transformed, positions, self.device)
             for (first, last), indices, images, own in zip(bounds, rows, pixels, drawn, strict=True):
                 yield self._batch(indices, images, own[:transformed], own[transformed:], count=last - first)
+
+    def _epochs(self, start: int, stop: int) -> Iterator[tuple[EpochTable, list[tuple[int, int]]]]:
+        """Yield the table of each epoch, the first block that is read drawn, and the bounds of the batches that are read."""
+        spec, transformed = self.spec, self.spec.roles.count("transformed")
+        while start < stop:
+            epoch, index = divmod(start, len(self.bounds))
+            bounds = self.bounds[index : index + stop - start]
+            table = sample_epoch_table(spec.seed, epoch, len(self.images), spec.family, spec.size, transformed=transformed)
+            for draws in (table.uniforms, table.transformed):
+                draws.read(torch.tensor([bounds[0][0]]))
+            yield table, bounds
             start += len(bounds)
 
     def _batch(
@@ -114,6 +126,15 @@ class TrainingLoader:
         transformed = (self.spec.family.apply(images, own) for own in parameters)
         views = [images if role == "original" else next(transformed) for role in self.spec.roles]
         return tuple(self.spec.normalise(view) for view in views)
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield items, each made in a thread while the one before is used: a GPU may need half a second for an epoch."""
+    with ThreadPoolExecutor(1) as thread:
+        due = thread.submit(next, items, None)
+        while (item := due.result()) is not None:
+            due = thread.submit(next, items, None)
+            yield item
 
 
 def _by_batch(draws: Draws, positions: Sequence[range], device: torch.device) -> Iterator[tuple[Tensor, ...]]:

@@ -1,5 +1,8 @@
 """What is drawn for each sample of an epoch, against draws written out by hand."""
 
+import threading
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -8,7 +11,7 @@ from avtcli.config.components import Augment
 from avtcli.contracts import MemorySplit, Size, TransformFamily
 from avtcli.data.epoch_table import BLOCK, sample_epoch_table
 from avtcli.data.resident_images import ResidentImages
-from avtcli.data.training_loader import Batch, TrainingLoader, ViewSpec
+from avtcli.data.training_loader import Batch, TrainingLoader, ViewSpec, _ahead
 from avtcli.seeding import keyed_generator
 
 CPU, SIZE = torch.device("cpu"), (2, 2)
@@ -102,3 +105,20 @@ def test_a_start_draws_no_more_than_what_is_read(monkeypatch: pytest.MonkeyPatch
     table.transformed.read(torch.arange(3 * BLOCK - 2, 3 * BLOCK + 3))
     table.transformed.read(torch.tensor([3 * BLOCK + 4]))
     assert drawn == [BLOCK, 5]
+
+
+def test_what_is_made_ahead_comes_in_order_while_the_one_before_is_used() -> None:
+    begun = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 0
+        begun.set()
+        yield 1
+        raise ValueError("no more")
+
+    ahead = _ahead(items())
+    for expected in (0, 1):
+        assert next(ahead) == expected
+        assert begun.wait(10)
+    with pytest.raises(ValueError, match="no more"):
+        next(ahead)
