@@ -1,5 +1,6 @@
 """`avt data`: what a data set holds."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -42,8 +43,8 @@ def check(
     from avtcli.reporting.data_check import check_data_set, facts_of
     from avtcli.runtime.devices import Context
 
-    known = registry.split_name(spec)[0] in registry.names("dataset")
-    dataset = spec if known or not Path(spec).is_dir() else f"folder:{spec}"
+    known, place = registry.split_name(spec)[0] in registry.names("dataset"), os.sep in spec or Path(spec).is_dir()
+    dataset = f"folder:{spec}" if place and not known else spec
     given = read_components(options_from_texts(overrides or [], kinds=KINDS), dataset=dataset)
     with reporting() as on_event:
         result = check_data_set(

@@ -18,6 +18,7 @@ app = typer.Typer(help="List, show, check and write plugins.", no_args_is_help=T
 
 KindName = Literal["backbone", "transform", "dataset", "objective", "exporter", "tracker"]
 _NAME = "A plugin; with :VARIANT or :PATH where it takes one."
+_SIZE = "Side of the images for which a backbone is built. Default: the backbone's own."
 _KINDS = f"The plugin's kind: {', '.join(get_args(KindName))}."
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help=_NAME, autocompletion=complete_any_plugin)]
@@ -57,7 +58,7 @@ def list_plugins(as_json: Json = False) -> None:
 def show(
     name: Name,
     kind: OneKind = None,
-    size: Annotated[int, typer.Option(metavar="PX", min=8, help="Side of the images for which a backbone is built.")] = 224,
+    size: Annotated[int | None, typer.Option(metavar="PX", min=8, help=_SIZE)] = None,
     as_json: Json = False,
 ) -> None:
     """Show a plugin: its options with types, bounds and defaults, a backbone's layers, a family's parameters.

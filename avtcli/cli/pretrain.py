@@ -126,4 +126,5 @@ def pretrain(
         if any(count for count, _ in skipped):
             facts["skipped"] = ", ".join(f"{count} {what}" for count, what in skipped if count)
         say_facts(facts)
-        say_next(("avt", "probe", result.run), ("avt", "export", result.run))
+        measure = "probe" if result.labelled else "evaluate"
+        say_next(("avt", measure, result.run), ("avt", "export", result.run))

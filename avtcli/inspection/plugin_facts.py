@@ -18,9 +18,6 @@ from avtcli.models.weights import PRETRAINED
 from avtcli.plugin_options import option_helps, plain
 from avtcli.registry import PluginInfo
 
-SIDE = 224
-"""Pixels of the square images for which a backbone is described."""
-
 
 @dataclass(frozen=True)
 class PluginOption:
@@ -72,8 +69,8 @@ class PluginFacts:
     problem: str | None = None
 
 
-def describe_plugin(info: PluginInfo, spec: str, *, side: int = SIDE) -> PluginFacts:
-    """Describe a plugin; `spec` is its name, with a variant if it takes one.
+def describe_plugin(info: PluginInfo, spec: str, *, side: int | None = None) -> PluginFacts:
+    """Describe a plugin; `spec` is its name, with a variant if it takes one, `side` that of a backbone's images.
 
     Raises:
         AvtError: if it cannot be imported, or takes no variant and one is given.
@@ -100,12 +97,13 @@ def describe_plugin(info: PluginInfo, spec: str, *, side: int = SIDE) -> PluginF
     return PluginFacts(info.kind, spec, info.distribution, info.version, text, variant, options, backbone, parameters, problem)
 
 
-def backbone_facts(spec: str, options: Mapping[str, Any], *, side: int = SIDE) -> BackboneFacts:
-    """Build a backbone with random weights for colour images of a side in pixels, and encode one.
+def backbone_facts(spec: str, options: Mapping[str, Any], *, side: int | None = None) -> BackboneFacts:
+    """Build a backbone with random weights for colour images of a side in pixels, by default its own, and encode one.
 
     Raises:
         AvtError: if it does not take such images, or needs a variant or options.
     """
+    side = side or registry.input_size(spec)
     own = {key: value for key, value in options.items() if key != PRETRAINED}  # nothing is downloaded
     plugin = Plugin.model_validate({"name": registry.full_name("backbone", spec), **own})
     encoder = build_encoder(ModelSpec(backbone=plugin, channels=3, size=(side, side), mean=(0.0,), std=(1.0,))).eval()

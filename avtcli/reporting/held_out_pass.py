@@ -12,7 +12,7 @@ from avtcli.data.held_out import limited, partition
 from avtcli.data.images import Images
 from avtcli.evaluation.evaluation_setup import choose_transform, run_family, why_no_decoder
 from avtcli.events import OnEvent, ignore
-from avtcli.features.evaluation_target import load_target, read_images
+from avtcli.features.evaluation_target import EvaluationTarget, ImagePart, load_target, measure_usable, read_images
 from avtcli.features.finite_check import FiniteCheck
 from avtcli.features.pooling import SIDE, pool_features, read_codes
 from avtcli.features.transformed_pairs import TransformedPairs, corner_errors, predict, read_pairs
@@ -72,7 +72,6 @@ class HeldOutPass:
     filters: Tensor | None
 
 
-@torch.no_grad()
 def read_held_out(run: Path, *, on_event: OnEvent) -> HeldOutPass:
     """Forward held-out images of the run's data set.
 
@@ -81,25 +80,31 @@ def read_held_out(run: Path, *, on_event: OnEvent) -> HeldOutPass:
     """
     context = Context.build(on_event=on_event)
     target = load_target(run, context=context)
-    source, prepared, size = target.source, target.prepared, target.prepared.size
+    prepared, size = target.prepared, target.prepared.size
     parts = partition(prepared.data)
     count = min(len(parts.held_out), max(COUNT[0], min(COUNT[1], PIXELS // (size[0] * size[1]))))
-    indices = limited(parts.held_out, count)
-    images = read_images(parts.split, indices, prepared, context=context)
+    chosen = ImagePart(parts.name, parts.split, limited(parts.held_out, count), prepared)
+    return measure_usable([chosen], lambda usable: _read(target, usable[0], run.name, context), context=context)
+
+
+@torch.no_grad()
+def _read(target: EvaluationTarget, part: ImagePart, run: str, context: Context) -> HeldOutPass:
+    source, prepared, size = target.source, target.prepared, target.prepared.size
+    images = read_images(part.split, part.indices, prepared, context=context)
     no_decoder = why_no_decoder(source, choose_transform(source.config, {}), size)
     model = None if no_decoder else prepare_for_inference(restore_model(source), context.device)
     encoder = model.encoder if model else prepare_for_inference(restore_encoder(source), context.device)
     pixels, codes, check = [], [], FiniteCheck()
-    for batch, code in read_codes(encoder, images, size, task=f"held-out images ({run.name})", on_event=on_event):
+    for batch, code in read_codes(encoder, images, size, task=f"held-out images ({run})", on_event=context.on_event):
         check.count({encoder.backbone.code_tap: code})
         pixels.append(to_float(batch).cpu())
         codes.append(pool_features(code, "avg", SIDE).flatten(1).float())
     check.finish()
-    labels = parts.split.labels
-    own = None if labels is None else labels[indices]
+    labels = part.split.labels
+    own = None if labels is None else labels[part.indices]
     names = prepared.data.classes or ([] if own is None else [str(label) for label in range(int(own.max()) + 1)])
     return HeldOutPass(
-        what=f"{count} {parts.name} images of {prepared.dataset.name}",
+        what=f"{len(part.indices)} {part.name} images of {prepared.dataset.name}",
         images=torch.cat(pixels),
         codes=torch.cat(codes),
         labels=own,

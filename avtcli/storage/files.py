@@ -143,10 +143,11 @@ def to_metadata(value: Any) -> dict[str, str]:
     return {METADATA_KEY: json.dumps(value, sort_keys=True)}
 
 
-def refuse_existing(path: Path, *, flag: str = "--out") -> None:
-    """Raise an `AvtError` if a path exists, also as a dangling link."""
+def refuse_existing(path: Path, *, flag: str = "--out", advice: str = "") -> None:
+    """Raise an `AvtError` if a path exists, also as a dangling link; `advice` is one more thing that can be done."""
     if os.path.lexists(path):
-        raise AvtError(f"{path} exists already and is not overwritten. Choose another {flag}, or move it away.")
+        ways = ", ".join(filter(None, (f"Choose another {flag}", advice, "or move it away")))
+        raise AvtError(f"{path} exists already and is not overwritten. {ways}.")
 
 
 @contextlib.contextmanager

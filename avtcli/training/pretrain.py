@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from signal import Signals
 
 import torch
 
@@ -24,7 +25,7 @@ from avtcli.storage.checkpoints import list_checkpoints
 from avtcli.storage.files import clear_leftovers, refuse_existing, to_json, write_file
 from avtcli.storage.metrics_log import MetricsLog
 from avtcli.storage.run_data import read_bad_images
-from avtcli.storage.run_folders import create_run, default_folder, locked, outcome_recorded
+from avtcli.storage.run_folders import create_run, default_folder, is_run, locked, outcome_recorded
 from avtcli.training.monitor import Monitor, Outcome, constant_mace
 from avtcli.training.optimizer import build_optimizer
 from avtcli.training.run_log import EARLY_REPORTS, LossLog, Tracking, describe_run, record_bad_images
@@ -49,6 +50,7 @@ class PretrainResult:
     mace_px: float | None
     constant_mace_px: float | None
     evaluated_on: str
+    labelled: bool  # whether the images have labels, which a probe needs
     recipe: str
     skipped_steps: int
     skipped_images: int
@@ -77,7 +79,7 @@ def pretrain(
         InterruptedRunError: after a signal, with the state saved.
     """
     if run is not None and not resume:
-        refuse_existing(run)
+        refuse_existing(run, advice="go on with it by --resume instead of --out" if is_run(run) else "")
     connect(choose_device(config.device), on_event=on_event)  # a signal that comes before the others do ends it at once
     with stopping(on_event) as stop:
         setup = build_training_setup(config, run=run if resume else None, on_event=on_event)
@@ -208,7 +210,7 @@ def _ending(setup: TrainingSetup, run: Path, step: int, outcome: Outcome) -> Avt
     go_on = f"Go on with:\n  {resume_command(run, processes=setup.accelerator.num_processes)}"
     saved = f"The state after step {step} is saved in {run}."
     if outcome.signal:
-        text = f"Stopped by signal {outcome.signal} after step {step}; the state is saved. {go_on}"
+        text = f"Stopped by {Signals(outcome.signal).name} after step {step}; the state is saved. {go_on}"
         return InterruptedRunError(text, outcome.signal, run.absolute())
     if outcome.failure:
         return RunFailedError(f"{outcome.failure}\n{saved} {go_on}" if step else outcome.failure)
@@ -222,8 +224,7 @@ def _ending(setup: TrainingSetup, run: Path, step: int, outcome: Outcome) -> Avt
 
 
 def _finish(setup: TrainingSetup, run: Path, metrics: MetricsLog, monitor: Monitor, *, seconds: float) -> PretrainResult:
-    main = setup.accelerator.is_main_process
-    mace_px = monitor.final_mace(setup.total_steps) if main else None
+    mace_px = monitor.final_mace(setup.total_steps) if setup.accelerator.is_main_process else None
     record_bad_images(setup, run, on_event=monitor.on_event)
 
     def write() -> PretrainResult:
@@ -238,6 +239,7 @@ def _finish(setup: TrainingSetup, run: Path, metrics: MetricsLog, monitor: Monit
             mace_px=mace_px,
             constant_mace_px=constant_mace(setup),
             evaluated_on=setup.evaluated_on,
+            labelled=setup.data.train.labels is not None,
             recipe=setup.config.recipe,
             skipped_steps=sum("skipped" in line for line in lines),
             skipped_images=len(read_bad_images(run)),

@@ -95,3 +95,15 @@ def test_more_than_the_bound_is_an_error_that_names_them_all(line: str, photos: 
     for name in ("a/000.png", "a/002.png", "b/001.png"):
         assert text.count(name) == 1, text
     assert "--max-bad-fraction" not in text
+
+
+def test_a_report_shows_the_others(photos: Path, avt: Avt) -> None:
+    line = f"pretrain {photos} --backbone nin -o backbone.width=0.05 {SMALL} {ON} --batch-size 8 --max-steps 2 --eval-every 0"
+    (photos / BAD[1]).write_bytes(b"no image")
+    assert avt(f"{line} --out run").code == 0
+    result = avt("report run --json")
+
+    assert result.code == 0, result.stderr
+    assert "embedding_map" in result.json["sections"]
+    assert "15 test images of folder:" in Path("run/report.html").read_text()
+    assert "1 of the 16 test images cannot be used and is left out:" in result.stderr

@@ -62,6 +62,14 @@ def test_one_folder_goes_through_every_command(photos: Path, avt: Any) -> None:
         assert arrays["labels"].tolist() == [0] * 10 + [1] * 10
 
 
+def test_without_labels_no_probe_is_proposed(avt: Any) -> None:
+    for number in range(20):
+        save(Path("plain", f"{number}.png"), number)
+    result = avt(f"pretrain plain {QUICK} --out run")
+
+    assert "\nnext:\n  avt evaluate run\n" in result.stdout
+
+
 def test_a_resumed_run_and_one_of_its_config_read_the_images_alike(photos: Path, avt: Any) -> None:
     avt(f"pretrain photos {QUICK} --out run")
     avt(f"pretrain photos {QUICK.replace('steps 2', 'steps 4')} --out whole")
@@ -176,6 +184,12 @@ def test_a_check_is_the_same_with_reader_processes_and_of_a_sample(photos: Path,
     assert facts("--workers 2") == facts("--workers 0")
     (train,) = facts("--workers 0 --sample 7")["splits"]
     assert (train["images"], train["checked"], sum(train["modes"].values())) == (60, 7, 7)
+
+
+def test_a_check_of_a_folder_that_is_not_there_says_so(avt: Any) -> None:
+    result = avt("data check ./nosuch")
+
+    assert (result.code, "nosuch does not exist" in " ".join(result.stderr.split())) == (2, True)
 
 
 def test_a_check_of_bad_images_alone_lists_them(avt: Any) -> None:

@@ -245,7 +245,7 @@ def test_a_backbone_is_shown_with_its_options_and_layers(avt: Callable[..., Resu
     assert result.json["backbone"]["layers"] == {  # of the paper
         **{"conv1": [96, 16, 16], "conv2": [192, 8, 8], "conv3": [192, 8, 8], "conv4": [192, 8, 8], "classifier": [192]}
     }
-    assert re.search(r"\n  conv2 +192 +56x56 +the code\n", avt("plugins show nin").stdout)
+    assert re.search(r"\n  conv2 +192 +8x8 +the code\n", avt("plugins show nin").stdout)
 
 
 def test_types_bounds_and_defaults_of_options_are_shown(avt: Callable[..., Result]) -> None:

@@ -33,6 +33,7 @@ def test_json_is_one_document_with_the_documented_fields(avt) -> None:
         "mace_px",
         "constant_mace_px",
         "evaluated_on",
+        "labelled",
         "recipe",
         "skipped_steps",
         "skipped_images",
@@ -132,6 +133,13 @@ def test_an_existing_run_folder_is_not_touched(avt) -> None:
     assert result.code == 2
     assert "run exists already and is not overwritten. Choose another --out" in result.stderr
     assert [p.name for p in Path("run").iterdir()] == ["precious"]
+
+
+def test_an_existing_run_names_the_option_that_goes_on_with_it(avt, tiny_run: Path) -> None:
+    result = avt(f"pretrain {TINY} --out {tiny_run}")
+
+    assert result.code == 2
+    assert "or go on with it by --resume instead" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize("flag", ["--lr 0.1", "--batch-size 8", "--seed 3", "--backbone nin", "-o augment.flip=no"])

@@ -72,7 +72,7 @@ def test_a_row_has_settings_steps_and_figures() -> None:
     ("error", "state"),
     [
         (None, "stopped"),  # as after a kill: nothing was written
-        (InterruptedRunError("Stopped by signal 2", 2, Path("runs/a")), "stopped"),
+        (InterruptedRunError("Stopped by SIGINT", 2, Path("runs/a")), "stopped"),
         (RunFailedError("the disk is full"), "failed"),
         (ZeroDivisionError("a bug"), "failed"),
     ],

@@ -70,7 +70,7 @@ def test_a_job_of_slurm_saves_queues_itself_again_and_goes_on_to_the_end(variabl
 
     assert job.returncode == 0, stderr
     assert Path("requeues").read_text() == f"requeue {os.getpid()}\n"
-    assert stderr.count(f"Stopped by signal {signal.SIGUSR1.value}") == 1
+    assert stderr.count("Stopped by SIGUSR1") == 1
     assert steps_of(run) == list(range(1, 121))
     environment = json.loads((run / "env.json").read_text())
     assert [resumed["processes"] for resumed in environment["resumed"]] == [2]
