@@ -105,5 +105,5 @@ def test_a_report_shows_the_others(photos: Path, avt: Avt) -> None:
 
     assert result.code == 0, result.stderr
     assert "embedding_map" in result.json["sections"]
-    assert "15 test images of folder:" in Path("run/report.html").read_text()
+    assert "15 test images of" in Path("run/report.html").read_text()
     assert "1 of the 16 test images cannot be used and is left out:" in result.stderr

@@ -139,7 +139,7 @@ def test_an_existing_run_names_the_option_that_goes_on_with_it(avt, tiny_run: Pa
     result = avt(f"pretrain {TINY} --out {tiny_run}")
 
     assert result.code == 2
-    assert "or go on with it by --resume instead" in " ".join(result.stderr.split())
+    assert "go on with it by --resume instead of --out, or move" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize("flag", ["--lr 0.1", "--batch-size 8", "--seed 3", "--backbone nin", "-o augment.flip=no"])

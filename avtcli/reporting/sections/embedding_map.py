@@ -33,7 +33,8 @@ def _maps(run: CollectedRun) -> list[Block]:
     shown = labels.bincount(minlength=1).argsort(descending=True)[: len(CLASSES)] if (labels >= 0).all() else labels[:0]
     shown = shown.sort().values
     points, shares = _principal_components(held_out.codes)
-    charts = [_chart("Principal components", points, labels, shown, f"{shares.sum():.0%} of the variance")]
+    note = f"{held_out.what}; {shares.sum():.0%} of the variance"
+    charts = [_chart("Principal components", points, labels, shown, note)]
     mapped = _neighbour_map(held_out.codes)
     if mapped is not None:
         charts.append(_chart("t-SNE", mapped, labels, shown, "neighbourhoods; distances between groups say little"))
