@@ -13,7 +13,7 @@ from avtcli.reporting.sections.embedding_map import embedding_map
 
 
 def run_with(codes: Tensor) -> Any:
-    images = SimpleNamespace(codes=codes, labels=None, classes=[])
+    images = SimpleNamespace(what="3 images", codes=codes, labels=None, classes=[])
     return SimpleNamespace(name="a", summary=SimpleNamespace(run=Path("a")), images=images)
 
 
