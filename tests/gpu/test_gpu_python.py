@@ -12,6 +12,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),  # PyTorch's own call
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),  # Inductor's advice
 ]
 
 
