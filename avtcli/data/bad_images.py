@@ -5,6 +5,7 @@ run that can be used, with the sample's own crop and transformation. So the batc
 number of workers and processes, and a resumed run sees the same ones.
 """
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -19,6 +20,11 @@ SHOWN: Final = 3  # reasons in a message
 LISTED: Final = 20  # where all are known
 
 
+def most_bad(used: int, max_fraction: float) -> int:
+    """Return how many of the images that are read may be bad: above 0, one may be in any case."""
+    return max(1, int(max_fraction * used)) if max_fraction else 0
+
+
 class BadImages:
     """The images of one split that a run cannot use.
 
@@ -26,10 +32,10 @@ class BadImages:
         split: the images.
         part: name of the split, train or test.
         used: the number of its images that the run reads.
-        max_fraction: the share of these that may be bad; above 0, one image may be in any case.
+        max_fraction: the share of these that may be bad, see `most_bad`.
         skip: whether bad images are skipped; otherwise the first new one is an error.
         known: those found before, of any split; they are not tried again.
-        measured: whether they are left out of a measurement, whose command has no option for them.
+        dataset: the data set that is trained on; none in a measurement, whose command has no option for bad images.
 
     Raises:
         AvtError: if more are known than may be.
@@ -44,11 +50,11 @@ class BadImages:
         max_fraction: float,
         skip: bool = True,
         known: Iterable[BadImage] = (),
-        measured: bool = False,
+        dataset: str | None = None,
     ) -> None:
-        self.measured = measured
+        self.dataset = dataset
         self.split, self.part, self.used, self.max_fraction, self.skip = split, part, used, max_fraction, skip
-        self.allowed = max(1, int(max_fraction * used)) if max_fraction else 0
+        self.allowed = most_bad(used, max_fraction)
         reasons = {bad.name: bad.reason for bad in known if bad.split == part}
         self.reasons = {i: reasons[name] for i, name in split.find(reasons)} if reasons else {}
         self._new: list[int] = []
@@ -90,14 +96,16 @@ class BadImages:
         if len(reasons) <= self.allowed:
             return ""
         begins = f"{len(reasons)} of the {self.used} {self.part} images cannot be used, and at most {self.allowed} may be "
-        if self.measured:
+        if self.dataset is None:
             more = f"\n  and {len(reasons) - LISTED} more, see `avt data check`" if len(reasons) > LISTED else ""
             every = "\n  ".join(reasons[:LISTED])
             return (
                 f"{begins}left out ({self.max_fraction:.0%}):\n  {every}{more}\nRepair them, or remove them from the data set."
             )
         first = "\n  ".join(reasons[:SHOWN])
+        enough = next(n / 100 for n in range(1, 101) if most_bad(self.used, n / 100) >= min(len(reasons), self.used))
         return (
-            f"{begins}skipped (--max-bad-fraction {self.max_fraction:g}). The first:\n  {first}\nRepair them, give a larger "
-            "--max-bad-fraction to go on without them, or --on-bad-image raise to stop at the first one."
+            f"{begins}skipped (--max-bad-fraction {self.max_fraction:g}). The first:\n  {first}\nRepair them, add "
+            f"`--max-bad-fraction {enough:g}` to go on without them, or `--on-bad-image raise` to stop at the first one. "
+            f"`avt data check {shlex.quote(self.dataset)}` finds them all."
         )
