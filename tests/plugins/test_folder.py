@@ -117,6 +117,13 @@ def test_class_folders_are_labels_as_torchvision_has_them(tmp_path: Path) -> Non
     assert folder(tmp_path, labels="none").train.labels is None
 
 
+def test_images_without_any_folder_have_no_labels_for_that_reason(tmp_path: Path) -> None:
+    for name in ("1.png", "2.png"):
+        save(tmp_path / name)
+
+    assert "labels: none, as there are no sub-folders with images" in folder(tmp_path).notes
+
+
 @pytest.mark.parametrize("more", ["top.png", None])
 def test_an_image_next_to_the_folders_or_a_single_folder_means_no_labels(more: str | None, tmp_path: Path) -> None:
     for name in ("a/1.png", "a/2.png", *([more, "b/3.png"] if more else [])):
