@@ -25,6 +25,11 @@ def most_bad(used: int, max_fraction: float) -> int:
     return max(1, int(max_fraction * used)) if max_fraction else 0
 
 
+def enough_fraction(bad: int, used: int) -> float:
+    """Return the least hundredth that lets a number of the images that are read be bad."""
+    return next(n / 100 for n in range(1, 101) if n == 100 or most_bad(used, n / 100) >= bad)
+
+
 class BadImages:
     """The images of one split that a run cannot use.
 
@@ -103,9 +108,9 @@ class BadImages:
                 f"{begins}left out ({self.max_fraction:.0%}):\n  {every}{more}\nRepair them, or remove them from the data set."
             )
         first = "\n  ".join(reasons[:SHOWN])
-        enough = next(n / 100 for n in range(1, 101) if most_bad(self.used, n / 100) >= min(len(reasons), self.used))
+        enough, check = enough_fraction(len(reasons), self.used), f"avt data check {shlex.quote(self.dataset)}"
         return (
-            f"{begins}skipped (--max-bad-fraction {self.max_fraction:g}). The first:\n  {first}\nRepair them, add "
-            f"`--max-bad-fraction {enough:g}` to go on without them, or `--on-bad-image raise` to stop at the first one. "
-            f"`avt data check {shlex.quote(self.dataset)}` finds them all."
+            f"{begins}skipped (--max-bad-fraction {self.max_fraction:g}). The first:\n  {first}\nRepair them, or "
+            f"add `--max-bad-fraction {enough:g}`, which allows those found so far: `{check}` "
+            "finds them all, `--on-bad-image raise` stops at the first one."
         )

@@ -293,8 +293,8 @@ def test_more_bad_images_than_allowed_end_the_run_with_both_options(workers: int
     data = mixed(tmp_path)
     expected = (
         r"^3 of the 12 train images cannot be used, and at most 2 may be skipped \(--max-bad-fraction 0\.2\)\. The first:\n"
-        r"  .*03\.png does not decode.*\n  .*04\.png .*\n  .*11\.png [^\n]*\nRepair them, add `--max-bad-fraction 0\.25` .* "
-        r"or `--on-bad-image raise` .* `avt data check 'folder:my photos'`"
+        r"  .*03\.png does not decode.*\n  .*04\.png .*\n  .*11\.png [^\n]*\nRepair them, or add `--max-bad-fraction 0\.25`"
+        r".* `avt data check 'folder:my photos'` finds them all, `--on-bad-image raise` stops"
     )
     with pytest.raises(AvtError, match=expected):
         read_all(data, policy(data, fraction=0.2), workers=workers)
