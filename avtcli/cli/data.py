@@ -70,13 +70,14 @@ def check(
 def _verdict(result: "DataCheck") -> str | None:
     """Say whether pretraining goes on without the bad images; none where there are none."""
     from avtcli.config.pretrain_config import PretrainConfig
-    from avtcli.data.bad_images import enough_fraction, most_bad
+    from avtcli.data.bad_images import most_bad, option_for
 
     split = {split.split: split for split in result.splits}
     trained, most = split.get("unlabelled", split["train"]), PretrainConfig.model_fields["max_bad_fraction"].default
     bad = len(trained.bad)
     if not bad:
         return None
-    enough = f"`--max-bad-fraction {enough_fraction(bad, trained.checked):g}` allows them"
-    outcome = f"stops, as more than {most:.0%} are; {enough}" if bad > most_bad(trained.checked, most) else "skips them"
+    option = option_for(bad, trained.checked)
+    allowed = f"; {option} allows them" if option else ""
+    outcome = f"stops, as more than {most:.0%} are{allowed}" if bad > most_bad(trained.checked, most) else "skips them"
     return f"{bad / trained.checked:.2%} of the {trained.split} images are bad: pretraining {outcome}"

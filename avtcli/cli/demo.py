@@ -47,7 +47,7 @@ def demo(
     if reported is not None:
         say("", f"Report, to open in a browser: {reported['file']}")
     say("")
-    cifar = ("avt", "pretrain", "--dataset", "cifar10", "--backbone", "nin")
+    cifar = ("avt", "pretrain", "--dataset", "cifar10", "--backbone", "nin", "--epochs", "1")
     say_next(cifar, ("avt", "probe", pretrained.run, "--layer", "all"), ("avt", "pretrain", "--help"))
 
 

@@ -21,13 +21,13 @@ LISTED: Final = 20  # where all are known
 
 
 def most_bad(used: int, max_fraction: float) -> int:
-    """Return how many of the images that are read may be bad: above 0, one may be in any case."""
-    return max(1, int(max_fraction * used)) if max_fraction else 0
+    """Return how many of the images that are read may be bad, never all: above 0, one of several may be in any case."""
+    return min(max(1, int(max_fraction * used)), max(0, used - 1)) if max_fraction else 0
 
 
-def enough_fraction(bad: int, used: int) -> float:
-    """Return the least hundredth that lets a number of the images that are read be bad."""
-    return next(n / 100 for n in range(1, 101) if n == 100 or most_bad(used, n / 100) >= bad)
+def option_for(bad: int, used: int) -> str | None:
+    """Return the option of pretraining that lets a number of the images that are read be bad, in hundredths; none for all."""
+    return next((f"`--max-bad-fraction {n / 100:g}`" for n in range(1, 101) if most_bad(used, n / 100) >= bad), None)
 
 
 class BadImages:
@@ -108,9 +108,9 @@ class BadImages:
                 f"{begins}left out ({self.max_fraction:.0%}):\n  {every}{more}\nRepair them, or remove them from the data set."
             )
         first = "\n  ".join(reasons[:SHOWN])
-        enough, check = enough_fraction(len(reasons), self.used), f"avt data check {shlex.quote(self.dataset)}"
+        option, check = option_for(len(reasons), self.used), f"avt data check {shlex.quote(self.dataset)}"
+        allow = f", or add {option}, which allows those found so far" if option else ""
         return (
-            f"{begins}skipped (--max-bad-fraction {self.max_fraction:g}). The first:\n  {first}\nRepair them, or "
-            f"add `--max-bad-fraction {enough:g}`, which allows those found so far: `{check}` "
+            f"{begins}skipped (--max-bad-fraction {self.max_fraction:g}). The first:\n  {first}\nRepair them{allow}: `{check}` "
             "finds them all, `--on-bad-image raise` stops at the first one."
         )

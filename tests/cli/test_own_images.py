@@ -137,24 +137,36 @@ def test_a_folder_and_a_data_set_together_are_refused(avt: Any) -> None:
         (500, 224, {"resize": 64}, (64, 64)),
         (500, 224, {"crop": 96}, (109, 96)),
         (28, 224, {"crop": 64}, (64, 64)),
+        (75, (224, 16), {}, (75, 64)),
+        (9, (224, 16), {}, (16, 16)),
+        (500, (518, 14), {}, (500, 490)),
+        (75, (224, 224), {}, (224, 224)),
+        (500, (224, 224), {}, (256, 224)),
     ],
 )
 def test_sizes_are_those_of_the_backbone_and_enlarge_few(
-    typical: int | None, natural: int, given: dict[str, int], expected: tuple[int | None, int], photos: Path
+    typical: int | None, natural: int | tuple[int, int], given: dict[str, int], expected: tuple[int | None, int], photos: Path
 ) -> None:
     data = folder(photos)
     data = ImageData(data.train, None, 3, None, (0.5,) * 3, (0.5,) * 3, None, "x", typical_side=typical)
-    augment = with_sizes(data, Augment(padding=4, **given), natural=natural)
+    augment = with_sizes(data, Augment(padding=4, **given), natural=registry.InputSize(*np.atleast_1d(natural).tolist()))
 
     assert (augment.resize, augment.crop, augment.padding) == (*expected, 4)
 
 
 @pytest.mark.parametrize(
-    ("backbone", "side"),
-    [("nin", 32), ("alexnet", 224), ("timm:resnet18", 224), ("resnet18", 224), ("timm:inception_v3", 299)],
+    ("backbone", "side", "step"),
+    [
+        ("nin", 32, 1),
+        ("alexnet", 224, 224),
+        ("timm:resnet18", 224, 1),
+        ("resnet18", 224, 1),
+        ("timm:inception_v3", 299, 1),
+        ("vit_small_patch14_dinov2", 518, 14),
+    ],
 )
-def test_a_backbone_states_its_size(backbone: str, side: int) -> None:
-    assert registry.input_size(backbone) == side
+def test_a_backbone_states_its_size(backbone: str, side: int, step: int) -> None:
+    assert registry.input_size(backbone) == (side, step)
 
 
 # avt data check
@@ -215,10 +227,11 @@ def test_a_check_of_bad_images_alone_lists_them(avt: Any) -> None:
     assert "3 images" in result.stdout.split("train bad")[1].split("\n")[0]
     assert result.stdout.count("does not decode") == 3
     verdict = result.stdout.split("verdict")[1].split("\n")[0].strip()
-    assert verdict.startswith("100.00% of the train images are bad: pretraining stops, as more than 1% are;")
-    assert verdict.endswith("; `--max-bad-fraction 1` allows them")
-    for number in range(1, 3):
-        save(Path(f"x/{number}.png"), number)
+    assert verdict == "100.00% of the train images are bad: pretraining stops, as more than 1% are"
+    save(Path("x/1.png"), 1)
+    two = "66.67% of the train images are bad: pretraining stops, as more than 1% are; `--max-bad-fraction 0.67` allows them\n"
+    assert two in avt("data check x --workers 0").stdout
+    save(Path("x/2.png"), 2)
     assert "33.33% of the train images are bad: pretraining skips them\n" in avt("data check x --workers 0").stdout
 
 

@@ -307,7 +307,7 @@ def test_more_bad_images_than_allowed_end_the_run_with_both_options(workers: int
         read_all(data, policy(data, skip=False), workers=workers)
 
 
-@pytest.mark.parametrize(("bad", "of"), [(29, 100), (3, 12), (1, 7), (11, 1000), (13, 286), (5, 5)])
+@pytest.mark.parametrize(("bad", "of"), [(29, 100), (3, 12), (1, 7), (11, 1000), (13, 286), (4, 5)])
 def test_the_proposed_bound_suffices_and_one_of_a_hundredth_less_does_not(bad: int, of: int, tmp_path: Path) -> None:
     def problem(fraction: float) -> str:
         train = mixed(tmp_path, count=1).train
@@ -319,9 +319,15 @@ def test_the_proposed_bound_suffices_and_one_of_a_hundredth_less_does_not(bad: i
     assert problem(round(proposed - 0.01, 2)) != ""
 
 
+def test_no_bound_is_proposed_where_no_image_can_be_used(tmp_path: Path) -> None:
+    bound = BadImages(mixed(tmp_path, count=1).train, "train", used=3, max_fraction=1, dataset="folder:x")
+
+    assert "Repair them: `avt data check folder:x`" in bound.problem(["no image"] * 3)
+
+
 def test_without_any_usable_image_there_is_no_endless_search(tmp_path: Path) -> None:
     data = mixed(tmp_path, count=3, bad=(0, 1, 2))
-    with pytest.raises(AvtError, match="None of the 3 images can be used"):
+    with pytest.raises(AvtError, match="3 of the 3 train images cannot be used, and at most 2 may be skipped"):
         read_all(data, policy(data, fraction=1))
 
 
