@@ -107,11 +107,12 @@ def pretrain(
         say_json(tried if dry_run else result)
     elif dry_run:
         say(f"Configuration OK: {tried.steps} steps into {tried.run}")
+        whose = " of each process" if read_launch().world > 1 else ""
         say_facts(
             {
                 "time": f"{describe_seconds(tried.seconds)}, at {tried.pairs_per_second:.0f} pairs/s",
                 "hint": tried.advice or None,
-                "memory": f"{tried.memory_bytes / 1e6:.1f} MB at the peak",
+                "memory": f"{tried.memory_bytes / 1e6:.1f} MB at the peak{whose}",
                 "disk": f"{tried.disk_bytes / 1e6:.1f} MB",
             }
         )
