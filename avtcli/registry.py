@@ -7,6 +7,7 @@ all others are. Listing and naming read the metadata of the installed distributi
 import contextlib
 import importlib.metadata
 import inspect
+import os
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -96,6 +97,9 @@ def info(kind: str, name: str) -> PluginInfo:
         owners = " and ".join(f"{m.origin} ({m.value})" for m in matches)
         raise AvtError(f"Two distributions install a {kind} called '{name}': {owners}. Uninstall one of them.")
     if not matches:
+        if kind == "dataset" and os.path.exists(name):
+            own = "is a folder: write `folder" if os.path.isdir(name) else "is a file: where it lists images write `files"
+            raise AvtError(f"No dataset is called '{name}'. {name} {own}:{name}`.")
         known = names(kind)
         hint = nearest(name, [*known, *_variants(kind)])
         raise AvtError(f"No {kind} is called '{name}'. {hint}Installed: {', '.join(known) or 'none'}.")

@@ -44,10 +44,11 @@ def check_texts(**given: object) -> None:
 
 
 def run_of(given: str | Path | None) -> Path | None:
-    """Return the path of a run as `path_of` does, but for `last`, which names the newest one under ./runs."""
-    from avtcli.storage.run_folders import LAST
+    """Return the path of a run as `path_of` does, also by its name under ./runs; `last`, the newest one there, stays."""
+    from avtcli.storage.run_folders import LAST, find_run
 
-    return Path(LAST) if str(given) == LAST else path_of(given)
+    path = path_of(given)
+    return path if given is None else Path(LAST) if str(given) == LAST else path_of(find_run(given))
 
 
 def with_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:

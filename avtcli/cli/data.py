@@ -1,8 +1,7 @@
 """`avt data`: what a data set holds."""
 
 import os
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,9 +9,12 @@ from avtcli.cli import options
 from avtcli.cli.console import reporting, say, say_facts, say_json
 from avtcli.cli.options import component_options, option
 
+if TYPE_CHECKING:
+    from avtcli.reporting.data_check import DataCheck
+
 app = typer.Typer(help="Check the images of a data set.", no_args_is_help=True, rich_markup_mode="markdown")
 
-_SPEC = "A data set as `--dataset` takes it, or a folder of images."
+_SPEC = "A data set as `--dataset` takes it, a folder of images, or a list of them."
 _SAMPLE = "Read a random sample of N images of each split. Default: all."
 KINDS = ("dataset", "augment")
 SHOWN = 5
@@ -43,8 +45,9 @@ def check(
     from avtcli.reporting.data_check import check_data_set, facts_of
     from avtcli.runtime.devices import Context
 
-    known, place = registry.split_name(spec)[0] in registry.names("dataset"), os.sep in spec or Path(spec).is_dir()
-    dataset = f"folder:{spec}" if place and not known else spec
+    known, place = registry.split_name(spec)[0] in registry.names("dataset"), os.sep in spec or os.path.isdir(spec)
+    kind = "files" if os.path.isfile(spec) else "folder" if place else None
+    dataset = spec if known or kind is None else f"{kind}:{spec}"
     given = read_components(options_from_texts(overrides or [], kinds=KINDS), dataset=dataset)
     with reporting() as on_event:
         result = check_data_set(
@@ -57,8 +60,24 @@ def check(
     if as_json:
         say_json(result)
         return
-    say_facts(facts_of(result))
+    say_facts({**facts_of(result), "verdict": _verdict(result)})
     bad = [reason for split in result.splits for _, reason in split.bad]
     for title, lines in (("bad", bad), ("equal", [" = ".join(names[:SHOWN]) for names in result.duplicate_groups])):
         more = [f"... and {len(lines) - SHOWN} more; `--json` has them"] if len(lines) > SHOWN else []
         say(*(f"{title}  {line}" for line in [*lines[:SHOWN], *more]))
+
+
+def _verdict(result: "DataCheck") -> str | None:
+    """Say whether pretraining goes on without the bad images; none where there are none."""
+    from avtcli.config.pretrain_config import PretrainConfig
+    from avtcli.data.bad_images import most_bad, option_for
+
+    split = {split.split: split for split in result.splits}
+    trained, most = split.get("unlabelled", split["train"]), PretrainConfig.model_fields["max_bad_fraction"].default
+    bad = len(trained.bad)
+    if not bad:
+        return None
+    option = option_for(bad, trained.checked)
+    allowed = f"; {option} allows them" if option else ""
+    outcome = f"stops, as more than {most:.0%} are{allowed}" if bad > most_bad(trained.checked, most) else "skips them"
+    return f"{bad / trained.checked:.2%} of the {trained.split} images are bad: pretraining {outcome}"

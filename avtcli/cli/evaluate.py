@@ -168,7 +168,8 @@ def _scalars(result: "EvaluateResult") -> dict[str, object]:
     if result.nll is not None:
         facts["nll"] = f"{result.nll:.3f} nats per pair (negative log-likelihood)"
     if result.accuracy is not None:
-        facts["accuracy"] = f"{result.accuracy:.2f} %"
+        chance = 100 / result.protocol["classes"]
+        facts["accuracy"] = f"{result.accuracy:.2f} % of the pairs: the class of the {result.transform} (chance {chance:g} %)"
     return {**facts, "picture": result.calibration and result.calibration["picture"]}
 
 

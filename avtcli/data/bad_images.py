@@ -5,6 +5,7 @@ run that can be used, with the sample's own crop and transformation. So the batc
 number of workers and processes, and a resumed run sees the same ones.
 """
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -19,6 +20,16 @@ SHOWN: Final = 3  # reasons in a message
 LISTED: Final = 20  # where all are known
 
 
+def most_bad(used: int, max_fraction: float) -> int:
+    """Return how many of the images that are read may be bad, never all: above 0, one of several may be in any case."""
+    return min(max(1, int(max_fraction * used)), max(0, used - 1)) if max_fraction else 0
+
+
+def option_for(bad: int, used: int) -> str | None:
+    """Return the option of pretraining that lets a number of the images that are read be bad, in hundredths; none for all."""
+    return next((f"`--max-bad-fraction {n / 100:g}`" for n in range(1, 101) if most_bad(used, n / 100) >= bad), None)
+
+
 class BadImages:
     """The images of one split that a run cannot use.
 
@@ -26,10 +37,10 @@ class BadImages:
         split: the images.
         part: name of the split, train or test.
         used: the number of its images that the run reads.
-        max_fraction: the share of these that may be bad; above 0, one of several may be in any case.
+        max_fraction: the share of these that may be bad, see `most_bad`.
         skip: whether bad images are skipped; otherwise the first new one is an error.
         known: those found before, of any split; they are not tried again.
-        measured: whether they are left out of a measurement, whose command has no option for them.
+        dataset: the data set that is trained on; none in a measurement, whose command has no option for bad images.
 
     Raises:
         AvtError: if more are known than may be.
@@ -44,11 +55,11 @@ class BadImages:
         max_fraction: float,
         skip: bool = True,
         known: Iterable[BadImage] = (),
-        measured: bool = False,
+        dataset: str | None = None,
     ) -> None:
-        self.measured = measured
+        self.dataset = dataset
         self.split, self.part, self.used, self.max_fraction, self.skip = split, part, used, max_fraction, skip
-        self.allowed = min(max(1, int(max_fraction * used)), max(0, used - 1)) if max_fraction else 0  # one image must be there
+        self.allowed = most_bad(used, max_fraction)
         reasons = {bad.name: bad.reason for bad in known if bad.split == part}
         self.reasons = {i: reasons[name] for i, name in split.find(reasons)} if reasons else {}
         self._new: list[int] = []
@@ -90,14 +101,16 @@ class BadImages:
         if len(reasons) <= self.allowed:
             return ""
         begins = f"{len(reasons)} of the {self.used} {self.part} images cannot be used, and at most {self.allowed} may be "
-        if self.measured:
+        if self.dataset is None:
             more = f"\n  and {len(reasons) - LISTED} more, see `avt data check`" if len(reasons) > LISTED else ""
             every = "\n  ".join(reasons[:LISTED])
             return (
                 f"{begins}left out ({self.max_fraction:.0%}):\n  {every}{more}\nRepair them, or remove them from the data set."
             )
         first = "\n  ".join(reasons[:SHOWN])
+        option, check = option_for(len(reasons), self.used), f"avt data check {shlex.quote(self.dataset)}"
+        allow = f", or add {option}, which allows those found so far" if option else ""
         return (
-            f"{begins}skipped (--max-bad-fraction {self.max_fraction:g}). The first:\n  {first}\nRepair them, give a larger "
-            "--max-bad-fraction to go on without them, or --on-bad-image raise to stop at the first one."
+            f"{begins}skipped (--max-bad-fraction {self.max_fraction:g}). The first:\n  {first}\nRepair them{allow}: `{check}` "
+            "finds them all, `--on-bad-image raise` stops at the first one."
         )

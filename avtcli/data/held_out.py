@@ -111,5 +111,6 @@ def limited(indices: Tensor, limit: int | None) -> Tensor:
         AvtError: if there are fewer than asked for.
     """
     if limit is not None and limit > len(indices):
-        raise AvtError(f"--limit-train {limit} is more than the {len(indices)} images of the split that may be trained on.")
+        found = f"the {len(indices)} images of the split that may be trained on"
+        raise AvtError(f"--limit-train {limit} is more than {found}. Leave it out for all of them.")
     return indices[subset(len(indices), limit, "limit", len(indices))]

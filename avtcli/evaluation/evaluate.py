@@ -171,6 +171,7 @@ def _protocol(target: EvaluationTarget, setup: EvaluationSetup, context: Context
         "crop": list(prepared.size),
         "transform": setup.transform.model_dump(),
         "target": dict(zip(setup.family.names, setup.family.units, strict=True)),
+        "classes": setup.family.n_classes,
         "target_mean": mean.tolist(),
         "target_std": std.tolist(),
         "objective": None if source.config is None else source.config.objective.name,

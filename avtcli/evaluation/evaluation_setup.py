@@ -148,7 +148,7 @@ def choose_images(prepared: PreparedImages, count: int | None) -> EvaluationImag
     parts = partition(prepared.data)
     if count is not None and count > len(parts.held_out):
         found = f"the {len(parts.held_out)} of the {parts.name} split of '{prepared.dataset.name}'"
-        raise AvtError(f"--count {count} asks for more images than {found}.")
+        raise AvtError(f"--count {count} asks for more images than {found}. Give at most {len(parts.held_out)}.")
     held_out = limited(parts.held_out, min(count or HELD_OUT_COUNT, len(parts.held_out)))
     return EvaluationImages(parts, held_out, limited(parts.train, min(FIT_PAIRS * len(held_out), len(parts.train))))
 

@@ -81,7 +81,7 @@ def _leave_out_bad(part: ImagePart, context: Context) -> ImagePart:
         return find_bad_images(part.split, rows, prepared.size, shorter=prepared.augment.resize, workers=workers)
 
     fraction = PretrainConfig.model_fields["max_bad_fraction"].default
-    bad = BadImages(part.split, part.name, used=len(part.indices), max_fraction=fraction, measured=True)
+    bad = BadImages(part.split, part.name, used=len(part.indices), max_fraction=fraction)
     shares = map_shared(context.group, find, part.indices.tensor_split(read_launch().world))
     bad.add({index: reason for found in shares for index, reason in found.items()})
     if bad.reasons:

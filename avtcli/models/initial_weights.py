@@ -20,6 +20,7 @@ from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_model, check_finite
 from avtcli.models.siamese import SiameseModel
 from avtcli.models.weights import PRETRAINED, Weights, open_weights
+from avtcli.storage.run_folders import find_run
 from avtcli.storage.tensor_files import read_tensors
 from avtcli.storage.torch_files import read_torch, tensors_within
 
@@ -128,11 +129,12 @@ def _reached(encoder: Encoder, layers: Sequence[str], size: Size, names: Collect
     return [name for name in names if (name in used if name in parameters else name.rpartition(".")[0] in modules)]
 
 
-def _read(path: Path, *, on_event: OnEvent) -> dict[str, Tensor]:
+def _read(run: Path, *, on_event: OnEvent) -> dict[str, Tensor]:
+    path = find_run(run)
     if not os.path.exists(path):
         raise AvtError(f"There is no run folder, checkpoint or file {path}, which --init-from names.")
     if not os.path.isfile(path):
-        return open_weights(path, on_event=on_event).tensors
+        return open_weights(run, on_event=on_event).tensors
     return read_tensors(path).tensors if path.suffix == ".safetensors" else tensors_within(read_torch(path))
 
 

@@ -20,7 +20,7 @@ from avtcli.models.siamese import SiameseModel
 from avtcli.storage.checkpoints import load_checkpoint, load_newest, separate_tensors, step_of, went_further
 from avtcli.storage.files import to_metadata
 from avtcli.storage.metrics_log import MetricsLog
-from avtcli.storage.run_folders import find_run, is_run
+from avtcli.storage.run_folders import LAST, find_run, is_run
 from avtcli.storage.tensor_files import read_tensors
 
 PRETRAINED = "pretrained"
@@ -62,13 +62,13 @@ class Weights:
 
 
 def open_weights(run: str | Path | None, *, on_event: OnEvent = ignore) -> Weights:
-    """Open a run folder, a checkpoint or an exported file; none or `last` takes the newest run under ./runs and reports it.
+    """Open a run folder, a checkpoint or an exported file, see `find_run`; the newest run is reported.
 
     Raises:
         AvtError: if it does not exist, or is incomplete.
     """
     path = find_run(run)
-    if run is None or path != Path(run):
+    if run is None or str(run) == LAST:
         on_event(Notice(f"using the newest run, {path}"))
     if os.path.isfile(path):
         return _open_file(path)

@@ -211,7 +211,10 @@ def _build_setup(
     classes = max(len(prepared.data.classes or ()), *(1 + int(part.labels.max()) for part in images))
     draws = [(shots, seed) for shots in config.shots or (None,) for seed in range(config.seed, config.seed + config.seeds)]
     labels = images[0].labels.cpu()
-    subsets = [Subset(subset_rows(labels, shots=n, fraction=config.fraction, seed=seed), n, seed) for n, seed in draws]
+    names = prepared.data.classes or ()
+    subsets = [
+        Subset(subset_rows(labels, shots=n, fraction=config.fraction, seed=seed, names=names), n, seed) for n, seed in draws
+    ]
     return ProbeSetup(config, head, prepared, *images, wanted=wanted, subsets=subsets, classes=classes, context=context)
 
 

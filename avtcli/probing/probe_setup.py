@@ -80,8 +80,13 @@ class ProbeSetup:
         )
 
 
-def subset_rows(labels: Tensor, *, shots: int | None = None, fraction: float | None = None, seed: int) -> Tensor:
-    """The rows to train on, sorted: all, or a number or a share of each class; a smaller sample is part of a larger one."""
+def subset_rows(
+    labels: Tensor, *, shots: int | None = None, fraction: float | None = None, seed: int, names: Sequence[str] = ()
+) -> Tensor:
+    """The rows to train on, sorted: all, or a number or a share of each class; a smaller sample is part of a larger one.
+
+    The classes' names are for messages.
+    """
     rows = torch.arange(len(labels))
     if shots is not None or fraction is not None:
         order = torch.randperm(len(labels), generator=keyed_generator(seed, "shots"))
@@ -90,8 +95,9 @@ def subset_rows(labels: Tensor, *, shots: int | None = None, fraction: float | N
         by_class = {label: group for label, group in enumerate(groups) if len(group)}
         scarce = min(by_class, key=lambda label: len(by_class[label]))
         if shots is not None and len(by_class[scarce]) < shots:
+            most, name = len(by_class[scarce]), repr(names[scarce]) if scarce < len(names) else scarce
             raise AvtError(
-                f"--shots {shots} asks for {shots} training images of each class, class {scarce} has {len(by_class[scarce])}."
+                f"--shots {shots} asks for {shots} training images of each class, class {name} has {most}. Give at most {most}."
             )
         counts = {label: shots or max(1, round(len(group) * (fraction or 1))) for label, group in by_class.items()}
         rows = torch.cat([group[: counts[label]] for label, group in by_class.items()]).sort().values

@@ -53,12 +53,22 @@ def runs_with_checkpoints(root: Path = RUNS) -> list[Path]:
 
 
 def find_run(name: str | Path | None) -> Path:
-    """Return the path of a run by its folder; none or `last` is the newest run under ./runs, else an `AvtError` says so."""
-    return newest_run() if name is None or str(name) == LAST else Path(name)
+    """Return the path of a run by its folder, or by its name where it is under ./runs; none or `last` is the newest one there.
+
+    A run or file of that name in the current folder comes first.
+
+    Raises:
+        AvtError: if the newest run is asked for, and there is none.
+    """
+    if name is None or str(name) == LAST:
+        return newest_run()
+    path = Path(name)
+    is_name = len(path.parts) == 1 and not is_run(path) and not os.path.isfile(path)
+    return RUNS / path if is_name and is_run(RUNS / path) else path
 
 
 def run_to_resume(name: str | Path | None, given: Mapping[str, Any]) -> Path:
-    """Find a run by its folder or `last`, to go on with other settings by field; an `AvtError` refuses those that are fixed."""
+    """Find a run, see `find_run`, to go on with other settings by field; an `AvtError` refuses those that are fixed."""
     run = find_run(name)
     if not is_run(run):
         raise AvtError(f"There is no run to resume in {run}: it has no folder `checkpoints`.")

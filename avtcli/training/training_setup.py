@@ -217,7 +217,8 @@ def _bad_images(config: PretrainConfig, data: ImageData, *, used: int, run: Path
     """The images that the run, which reads `used` ones, cannot use; those of a resumed run are known."""
     known = () if run is None else read_bad_images(run)
     fraction, skip = config.max_bad_fraction, config.on_bad_image == "skip"
-    return BadImages(data.train, "train", used=used, max_fraction=fraction, skip=skip, known=known)
+    own = config.dataset.name
+    return BadImages(data.train, "train", used=used, max_fraction=fraction, skip=skip, known=known, dataset=own)
 
 
 def build_transform(config: PretrainConfig, size: Size) -> TransformFamily:

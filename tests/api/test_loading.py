@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import avtcli
+from avtcli.events import Event
+from avtcli.models.weights import open_weights
 
 X = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -22,6 +24,16 @@ def test_the_last_run_is_the_newest(tiny_run: Path) -> None:
     assert torch.equal(old(X), new(X))
     assert torch.equal(avtcli.load_model("last").encoder(X), new(X))
     assert avtcli.probe("last", head="knn", baseline=False, shots=2).run == "runs/new"
+
+
+def test_a_run_is_opened_by_the_name_that_avt_runs_prints(tiny_run: Path) -> None:
+    shutil.copytree(tiny_run, "runs/stop")
+    Path("stop").mkdir()  # as a folder of images
+    notices: list[Event] = []
+
+    assert open_weights("stop", on_event=notices.append).run == Path("runs/stop")
+    assert notices == []
+    assert torch.equal(avtcli.load_encoder("stop")(X), avtcli.load_encoder(tiny_run)(X))
 
 
 def test_an_encoder_returns_the_layer_that_was_asked_for(tiny_run: Path) -> None:

@@ -77,6 +77,8 @@ def test_last_is_the_newest_run_for_comparison_and_report(avt) -> None:
 
     assert group["runs"] == result.json["runs"] == ["runs/new"]
     assert "using the newest run, runs/new" in result.stderr
+    named = avt("report old --json")
+    assert (named.json["runs"], "using the newest run" in named.stderr) == (["runs/old"], False)
 
 
 def test_what_is_no_run_is_one_message(avt) -> None:

@@ -136,10 +136,21 @@ def test_a_photometric_run_shows_dashes_for_pixels(avt) -> None:
     assert "identity" not in [line.split("  ")[0] for line in result.stdout.splitlines()]
 
 
+def test_the_accuracy_of_a_rotnet_run_states_of_what(avt) -> None:
+    made = "--transform rotation --objective rotnet --max-steps 1 --limit-train 40 --batch-size 16 -o backbone.width=0.05"
+    avt(f"pretrain {made} --eval-every 0 --out run")
+    (line,) = [line for line in avt("evaluate run --count 20").stdout.splitlines() if line.startswith("accuracy")]
+
+    assert line.endswith("% of the pairs: the class of the rotation (chance 25 %)")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("run --count 2000", "--count 2000 asks for more images than the 1000 of the test split of 'fashion-mini'"),
+        (
+            "run --count 2000",
+            "--count 2000 asks for more images than the 1000 of the test split of 'fashion-mini'. Give at most 1000.",
+        ),
         ("run --layer conv9", "no layer 'conv9'. Did you mean"),
         ("run --transform affin", "No transform is called 'affin'. Did you mean 'affine'?"),
         ("run --backbone nin", "Both a run, run, and --backbone nin were given"),

@@ -106,6 +106,19 @@ def test_what_measures_takes_the_size_and_channels_of_the_run(tiny_run: Path, ph
     np.testing.assert_allclose(np.load("f.npz")["conv2"], saved, atol=1e-5)
 
 
+def test_a_path_in_place_of_a_name_is_answered_by_how_to_write_it(photos: Path, avt: Any) -> None:
+    Path("list.csv").write_text("".join(f"{path}\n" for path in sorted(photos.glob("a/*.png"))))
+
+    def said(line: str) -> str:
+        return " ".join(avt(line).stderr.split())
+
+    assert "files:" in said("pretrain list.csv").split("A list of images: `--dataset ")[1]
+    assert "No dataset is called 'photos'. photos is a folder: write `folder:photos`." in said("pretrain --dataset photos")
+    assert "list.csv is a file: where it lists images write `files:list.csv`." in said("pretrain --dataset list.csv")
+    checked = avt("data check list.csv --workers 0 --json")
+    assert (checked.json["dataset"], checked.json["splits"][0]["images"]) == (f"files:{Path.cwd()}/list.csv", 10)
+
+
 def test_a_folder_and_a_data_set_together_are_refused(avt: Any) -> None:
     result = avt("pretrain photos --dataset fashion-mini")
 
@@ -213,6 +226,13 @@ def test_a_check_of_bad_images_alone_lists_them(avt: Any) -> None:
     assert result.code == 0
     assert "3 images" in result.stdout.split("train bad")[1].split("\n")[0]
     assert result.stdout.count("does not decode") == 3
+    verdict = result.stdout.split("verdict")[1].split("\n")[0].strip()
+    assert verdict == "100.00% of the train images are bad: pretraining stops, as more than 1% are"
+    save(Path("x/1.png"), 1)
+    two = "66.67% of the train images are bad: pretraining stops, as more than 1% are; `--max-bad-fraction 0.67` allows them\n"
+    assert two in avt("data check x --workers 0").stdout
+    save(Path("x/2.png"), 2)
+    assert "33.33% of the train images are bad: pretraining skips them\n" in avt("data check x --workers 0").stdout
 
 
 def test_a_check_of_a_known_data_set_knows_its_splits(avt: Any) -> None:

@@ -117,6 +117,13 @@ def test_class_folders_are_labels_as_torchvision_has_them(tmp_path: Path) -> Non
     assert folder(tmp_path, labels="none").train.labels is None
 
 
+def test_images_without_any_folder_have_no_labels_for_that_reason(tmp_path: Path) -> None:
+    for name in ("1.png", "2.png"):
+        save(tmp_path / name)
+
+    assert "labels: none, as there are no sub-folders with images" in folder(tmp_path).notes
+
+
 @pytest.mark.parametrize("start", [".", "train"])
 def test_a_link_to_a_parent_gives_no_class_the_images_of_another(start: str, tmp_path: Path) -> None:
     for name in "abc":

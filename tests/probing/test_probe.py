@@ -450,8 +450,10 @@ def test_settings_are_refused_before_features_are_read(source: Weights, monkeypa
 
 
 def test_too_few_images_of_a_class_or_in_all_are_refused() -> None:
-    with pytest.raises(AvtError, match=r"--shots 3 asks for 3 training images of each class, class 1 has 2\."):
+    with pytest.raises(AvtError, match=r"--shots 3 asks for 3 training images of each class, class 1 has 2\. Give at most 2\."):
         subset_rows(torch.tensor([0, 0, 0, 0, 1, 1]), shots=3, seed=0)
+    with pytest.raises(AvtError, match=r"class 'dog' has 2\."):
+        subset_rows(torch.tensor([0, 0, 0, 0, 1, 1]), shots=3, seed=0, names=("cat", "dog"))
     with pytest.raises(AvtError, match=r"2 labelled images are too few to train a head: it needs 4"):
         subset_rows(torch.tensor([0, 0, 1, 1]), shots=1, seed=0)
 

@@ -17,7 +17,16 @@ from avtcli.errors import AvtError, RunFailedError
 from avtcli.events import Event, Notice
 from avtcli.runtime.environment import environment_changes
 from avtcli.storage.metrics_log import MetricsLog
-from avtcli.storage.run_folders import create_run, default_folder, is_run, is_running, lock_run, newest_run
+from avtcli.storage.run_folders import (
+    create_run,
+    default_folder,
+    find_run,
+    is_run,
+    is_running,
+    lock_run,
+    newest_run,
+    run_to_resume,
+)
 
 
 def test_a_new_run_folder_has_settings_environment_and_checkpoints(tmp_path: Path) -> None:
@@ -113,6 +122,19 @@ def test_the_newest_run_is_the_one_started_last(tmp_path: Path) -> None:
     assert newest_run(tmp_path).name == "m"
     with pytest.raises(AvtError, match=r"There is no run under .*make one with `avt pretrain`"):
         newest_run(tmp_path / "runs")
+
+
+def test_a_bare_name_is_the_run_under_runs_unless_it_is_a_run_or_file_here() -> None:
+    for name in ("runs/stop", "runs/photos", "runs/both", "both", "runs/file"):
+        create_run(Path(name), "", {})
+    Path("photos").mkdir()
+    Path("file").touch()
+
+    for name in ("stop", "photos"):
+        assert find_run(name) == find_run(Path(name)) == run_to_resume(name, {}) == Path("runs", name)
+        assert find_run(f"./{name}/x") == Path(name, "x")
+    for name in ("both", "file", "nothing", "runs/stop"):
+        assert find_run(name) == Path(name)
 
 
 def test_the_default_folder_names_its_subject_and_is_free() -> None:

@@ -245,7 +245,7 @@ def mixed(tmp_path: Path, *, count: int = 12, bad: tuple[int, ...] = (3, 4, 11))
 
 
 def policy(data: ImageData, *, fraction: float = 0.5, **more: Any) -> BadImages:
-    return BadImages(data.train, "train", used=len(data.train), max_fraction=fraction, **more)
+    return BadImages(data.train, "train", used=len(data.train), max_fraction=fraction, dataset="folder:my photos", **more)
 
 
 def read_all(data: ImageData, bad: BadImages | None, *, workers: int = 0, rows: torch.Tensor | None = None) -> torch.Tensor:
@@ -293,7 +293,8 @@ def test_more_bad_images_than_allowed_end_the_run_with_both_options(workers: int
     data = mixed(tmp_path)
     expected = (
         r"^3 of the 12 train images cannot be used, and at most 2 may be skipped \(--max-bad-fraction 0\.2\)\. The first:\n"
-        r"  .*03\.png does not decode.*\n  .*04\.png .*\n  .*11\.png [^\n]*\nRepair them, .* or --on-bad-image raise"
+        r"  .*03\.png does not decode.*\n  .*04\.png .*\n  .*11\.png [^\n]*\nRepair them, or add `--max-bad-fraction 0\.25`"
+        r".* `avt data check 'folder:my photos'` finds them all, `--on-bad-image raise` stops"
     )
     with pytest.raises(AvtError, match=expected):
         read_all(data, policy(data, fraction=0.2), workers=workers)
@@ -306,9 +307,27 @@ def test_more_bad_images_than_allowed_end_the_run_with_both_options(workers: int
         read_all(data, policy(data, skip=False), workers=workers)
 
 
+@pytest.mark.parametrize(("bad", "of"), [(29, 100), (3, 12), (1, 7), (11, 1000), (13, 286), (4, 5)])
+def test_the_proposed_bound_suffices_and_one_of_a_hundredth_less_does_not(bad: int, of: int, tmp_path: Path) -> None:
+    def problem(fraction: float) -> str:
+        train = mixed(tmp_path, count=1).train
+        bound = BadImages(train, "train", used=of, max_fraction=fraction, dataset="folder:x")
+        return bound.problem(["no image"] * bad)
+
+    proposed = float(problem(0).split("add `--max-bad-fraction ")[1].split("`")[0])
+    assert problem(proposed) == ""
+    assert problem(round(proposed - 0.01, 2)) != ""
+
+
+def test_no_bound_is_proposed_where_no_image_can_be_used(tmp_path: Path) -> None:
+    bound = BadImages(mixed(tmp_path, count=1).train, "train", used=3, max_fraction=1, dataset="folder:x")
+
+    assert "Repair them: `avt data check folder:x`" in bound.problem(["no image"] * 3)
+
+
 def test_without_any_usable_image_there_is_no_endless_search(tmp_path: Path) -> None:
     data = mixed(tmp_path, count=3, bad=(0, 1, 2))
-    with pytest.raises(AvtError, match="None of the 3 images can be used"):
+    with pytest.raises(AvtError, match="3 of the 3 train images cannot be used, and at most 2 may be skipped"):
         read_all(data, policy(data, fraction=1))
 
 

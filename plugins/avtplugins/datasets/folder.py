@@ -44,7 +44,8 @@ def folder(
     """
     if not path.is_dir():
         found = "is a file" if path.exists() else "does not exist"
-        raise AvtError(f"The folder {path} {found}. Expected a folder with {EXPECTED}: give `--dataset folder:DIR`.")
+        lists = f" A list of images: `--dataset files:{path}`." if path.exists() else ""
+        raise AvtError(f"The folder {path} {found}. Expected a folder with {EXPECTED}: give `--dataset folder:DIR`.{lists}")
     left_out, how, labelled = Counter[str](), Decoding(orient=orient, background=background), labels == "auto"
     top = list_folder(os.fsencode(path))
     tests = _test_folders(path, top)
@@ -57,7 +58,8 @@ def folder(
         raise AvtError(f"The folder {root} has no images{others}. Expected {EXPECTED}: give another `--dataset folder:DIR`.")
     test = _test_split(path, tests or [], classes, left_out)
     notes = [] if test is None else [f"splits: train and {test.folder.name}"]
-    stated = "none, as no two class folders hold all images" if labelled else "none (dataset.labels)"
+    why = "no two class folders hold all images" if b"/" in listing else "there are no sub-folders with images"
+    stated = f"none, as {why}" if labelled else "none (dataset.labels)"
     notes += [f"labels: {stated if classes is None else f'{len(classes)} class folders'}"]
     facts = {"classes": classes, "notes": tuple(notes), "left_out": left_out}
     return own_images(train, test, how, channels, mean=mean, std=std, **facts)
