@@ -75,7 +75,7 @@ def model_card(
         f"{normalise}.",
         *("", f"Output: the features of {_escape(output)}.", ""),
         *([] if code is None else [f"The code, on which the network was trained, is another layer: {_escape(code)}.", ""]),
-        *(["```python", *code_lines, "```", ""] if code_lines else []),
+        *(["Its map:", "", "```python", *code_lines, "```", ""] if code_lines else []),
         *_figures(source),
     ]
     return "\n".join(text).rstrip("\n").encode() + b"\n"
