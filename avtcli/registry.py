@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from avtcli.errors import AvtError, nearest
 from avtcli.plugin_options import SUMMED, bind_options, option_names, plain, split_sum
@@ -30,8 +30,15 @@ KINDS: Final = {
 """Each kind of plugin, and the class in `avtcli.contracts` that its function returns."""
 
 
-INPUT_SIZE: Final = 224
-"""Side of the images of most backbones, in pixels."""
+class InputSize(NamedTuple):
+    """The square images that a backbone is made for: their side, and the step that sides are multiples of, in pixels."""
+
+    side: int
+    step: int = 1
+
+
+INPUT_SIZE: Final = InputSize(224)
+"""The images of most backbones."""
 
 
 @dataclass(frozen=True)
@@ -136,15 +143,15 @@ def provided(group: str, *arguments: Any) -> dict[str, Any]:
     return found
 
 
-def input_size(backbone: str) -> int:
-    """Return the side of the images that a backbone is made for, in pixels, `INPUT_SIZE` where it states none.
+def input_size(backbone: str) -> InputSize:
+    """Return the images that a backbone is made for, `INPUT_SIZE` where it states none.
 
     Its plugin states it in an entry point of the group `avtcli.backbone_sizes`, under its own name: a function of the
-    variant, or none without one.
+    variant, or none without one, that returns side and step.
     """
     name, variant = split_name(full_name("backbone", backbone))
     entry = next((entry for entry in _entries("backbone_size") if entry.name == name), None)
-    return INPUT_SIZE if entry is None else int(load(entry)(variant))
+    return INPUT_SIZE if entry is None else InputSize(*load(entry)(variant))
 
 
 def load(plugin: PluginInfo) -> Callable[..., Any]:

@@ -26,7 +26,7 @@ class BadImages:
         split: the images.
         part: name of the split, train or test.
         used: the number of its images that the run reads.
-        max_fraction: the share of these that may be bad; above 0, one image may be in any case.
+        max_fraction: the share of these that may be bad; above 0, one of several may be in any case.
         skip: whether bad images are skipped; otherwise the first new one is an error.
         known: those found before, of any split; they are not tried again.
         measured: whether they are left out of a measurement, whose command has no option for them.
@@ -48,7 +48,7 @@ class BadImages:
     ) -> None:
         self.measured = measured
         self.split, self.part, self.used, self.max_fraction, self.skip = split, part, used, max_fraction, skip
-        self.allowed = max(1, int(max_fraction * used)) if max_fraction else 0
+        self.allowed = min(max(1, int(max_fraction * used)), max(0, used - 1)) if max_fraction else 0  # one image must be there
         reasons = {bad.name: bad.reason for bad in known if bad.split == part}
         self.reasons = {i: reasons[name] for i, name in split.find(reasons)} if reasons else {}
         self._new: list[int] = []

@@ -107,18 +107,20 @@ def _differences(before: bytes, now: bytes, *, excused: Collection[bytes]) -> li
     return [f"{len(names)} {kind}, first {os.fsdecode(min(names))!r}" for kind, names in kinds.items() if names]
 
 
-def with_sizes(data: ImageData, augment: Augment, *, natural: int, measured: bool = False) -> Augment:
+def with_sizes(data: ImageData, augment: Augment, *, natural: registry.InputSize, measured: bool = False) -> Augment:
     """Complete resize and crop where the images differ in size and one of them is not given.
 
     The crop is the natural side of the backbone, and the images are resized to 8/7 of it, as 256 is to 224; neither is more
-    than the shorter side of half of the images, so that most are not enlarged to more than a crop that is given.
+    than the shorter side of half of the images, so that most are not enlarged to more than a crop that is given, or a step
+    of the backbone.
     What is `measured` is not resized where only a crop is given, as published protocols mean it.
     """
     if data.size is not None or (augment.crop is not None and (measured or augment.resize is not None)):
         return augment
-    most = augment.resize or data.typical_side or 2 * natural
-    crop = augment.crop or min(natural, most)
-    resize = augment.resize or max(crop, min((augment.crop or natural) * 8 // 7, most))
+    side, step = natural
+    most = augment.resize or data.typical_side or 2 * side
+    crop = augment.crop or max(min(side, most) // step, 1) * step
+    resize = augment.resize or max(crop, min((augment.crop or side) * 8 // 7, most))
     return augment.model_copy(update={"resize": resize, "crop": crop})
 
 

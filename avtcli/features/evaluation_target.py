@@ -182,7 +182,7 @@ def prepare_images(
             f"{data.channels}."
         )
     augment = augment or _sizes_of(source, data, config.augment if config else Augment(), on_event=on_event)
-    augment = with_sizes(data, augment, natural=min(spec.size), measured=True)
+    augment = with_sizes(data, augment, natural=registry.InputSize(min(spec.size)), measured=True)
     return PreparedImages(dataset, data, augment, image_size(data, augment))
 
 

@@ -103,7 +103,7 @@ def backbone_facts(spec: str, options: Mapping[str, Any], *, side: int | None = 
     Raises:
         AvtError: if it does not take such images, or needs a variant or options.
     """
-    side = side or registry.input_size(spec)
+    side = side or registry.input_size(spec).side
     own = {key: value for key, value in options.items() if key != PRETRAINED}  # nothing is downloaded
     plugin = Plugin.model_validate({"name": registry.full_name("backbone", spec), **own})
     encoder = build_encoder(ModelSpec(backbone=plugin, channels=3, size=(side, side), mean=(0.0,), std=(1.0,))).eval()

@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector
 
 from avtcli.contracts import Role, Target
 from avtcli.data.training_loader import Batch
@@ -154,14 +153,14 @@ class Trainer:
     def _work(self, batch: Batch, noise: Sequence[Tensor | None], *, full: bool) -> tuple[tuple[str, ...], Tensor]:
         accelerator, count = self._setup.accelerator, batch.count
         self.optimizer.zero_grad()
-        before = [parameters_to_vector(buffers) for buffers in self._buffers]  # of each kind in one piece: few kernels on a GPU
+        before = [_in_one_piece(buffers) for buffers in self._buffers]
         with float32_products(reduced=accelerator.mixed_precision != "no"), compile_errors_explained():
             per_sample, parts = self._module(batch, noise, full=full)
             accelerator.backward(per_sample.sum() * (accelerator.num_processes / count))
         skipped = self._is_not_finite(per_sample)
         self._update(skipped)
         for buffers, own in zip(self._buffers, before, strict=True):
-            kept = torch.split(torch.where(skipped, own, parameters_to_vector(buffers)), [len(b.flatten()) for b in buffers])
+            kept = torch.split(torch.where(skipped, own, _in_one_piece(buffers)), [buffer.numel() for buffer in buffers])
             torch._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(kept, buffers, strict=True)])
         parts = {"loss": per_sample, **parts}
         figures = [part.detach().float().sum() / count for part in parts.values()]
@@ -189,3 +188,8 @@ class Trainer:
             self.optimizer.step()
         elif not skipped:
             self.optimizer.step()
+
+
+def _in_one_piece(buffers: Sequence[Tensor]) -> Tensor:
+    """Copy buffers of one type into a vector: few kernels on a GPU."""
+    return torch.cat([buffer.reshape(-1) for buffer in buffers])

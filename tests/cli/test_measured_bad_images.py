@@ -97,6 +97,15 @@ def test_more_than_the_bound_is_an_error_that_names_them_all(line: str, photos: 
     assert "--max-bad-fraction" not in text
 
 
+def test_a_part_of_bad_images_alone_is_an_error(avt: Avt) -> None:
+    for name in ("train/0.png", "train/1.png", "test/0.png"):
+        save(Path("few", name), 0)
+    Path("few/test/0.png").write_bytes(b"no image")
+    result = avt(f"embed {BACKBONE} {SMALL} --split test --out e.npz --dataset folder:few")
+
+    assert (result.code, "1 of the 1 test images cannot be used" in " ".join(result.stderr.split())) == (2, True)
+
+
 def test_a_report_shows_the_others(photos: Path, avt: Avt) -> None:
     line = f"pretrain {photos} --backbone nin -o backbone.width=0.05 {SMALL} {ON} --batch-size 8 --max-steps 2 --eval-every 0"
     (photos / BAD[1]).write_bytes(b"no image")

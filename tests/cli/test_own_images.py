@@ -135,24 +135,36 @@ def test_a_folder_and_a_data_set_together_are_refused(avt: Any) -> None:
         (500, 224, {"resize": 64}, (64, 64)),
         (500, 224, {"crop": 96}, (109, 96)),
         (28, 224, {"crop": 64}, (64, 64)),
+        (75, (224, 16), {}, (75, 64)),
+        (9, (224, 16), {}, (16, 16)),
+        (500, (518, 14), {}, (500, 490)),
+        (75, (224, 224), {}, (224, 224)),
+        (500, (224, 224), {}, (256, 224)),
     ],
 )
 def test_sizes_are_those_of_the_backbone_and_enlarge_few(
-    typical: int | None, natural: int, given: dict[str, int], expected: tuple[int | None, int], photos: Path
+    typical: int | None, natural: int | tuple[int, int], given: dict[str, int], expected: tuple[int | None, int], photos: Path
 ) -> None:
     data = folder(photos)
     data = ImageData(data.train, None, 3, None, (0.5,) * 3, (0.5,) * 3, None, "x", typical_side=typical)
-    augment = with_sizes(data, Augment(padding=4, **given), natural=natural)
+    augment = with_sizes(data, Augment(padding=4, **given), natural=registry.InputSize(*np.atleast_1d(natural).tolist()))
 
     assert (augment.resize, augment.crop, augment.padding) == (*expected, 4)
 
 
 @pytest.mark.parametrize(
-    ("backbone", "side"),
-    [("nin", 32), ("alexnet", 224), ("timm:resnet18", 224), ("resnet18", 224), ("timm:inception_v3", 299)],
+    ("backbone", "side", "step"),
+    [
+        ("nin", 32, 1),
+        ("alexnet", 224, 224),
+        ("timm:resnet18", 224, 1),
+        ("resnet18", 224, 1),
+        ("timm:inception_v3", 299, 1),
+        ("vit_small_patch14_dinov2", 518, 14),
+    ],
 )
-def test_a_backbone_states_its_size(backbone: str, side: int) -> None:
-    assert registry.input_size(backbone) == side
+def test_a_backbone_states_its_size(backbone: str, side: int, step: int) -> None:
+    assert registry.input_size(backbone) == (side, step)
 
 
 # avt data check

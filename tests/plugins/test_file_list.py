@@ -24,7 +24,7 @@ def _images() -> None:
 
 def listed(text: str, name: str = "list.csv") -> ImageData:
     Path(name).parent.mkdir(exist_ok=True)
-    Path(name).write_text(text)
+    Path(name).write_text(text, errors="surrogateescape")
     return files(Path(name).absolute())
 
 
@@ -91,12 +91,17 @@ def test_the_fingerprint_follows_what_the_list_says_and_not_its_place(tmp_path: 
         ("in/0.png\nin/8.png\nin\n", r"names 3 images, 2 are no files, the first is in/8\.png\. Paths are relative"),
         ("in/0.png,a,test\n", "names no training images"),
         ("", "names no training images"),
+        ("in/0.png,\0a\n", r"line 1: found bytes that are no text\. Save the list as UTF-8"),
         ('"in/0.png', "cannot be read: unexpected end of data"),
     ],
 )
 def test_what_is_not_right_is_said_by_its_line(text: str, message: str) -> None:
     with pytest.raises(AvtError, match=message):
         listed(text)
+
+
+def test_a_label_that_is_no_text_can_be_written() -> None:
+    assert listed("in/0.png,a\udcff\nin/1.png,b\n").classes == (r"a\xff", "b")
 
 
 def test_a_list_that_is_none_is_refused() -> None:

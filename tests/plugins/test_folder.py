@@ -117,6 +117,26 @@ def test_class_folders_are_labels_as_torchvision_has_them(tmp_path: Path) -> Non
     assert folder(tmp_path, labels="none").train.labels is None
 
 
+@pytest.mark.parametrize("start", [".", "train"])
+def test_a_link_to_a_parent_gives_no_class_the_images_of_another(start: str, tmp_path: Path) -> None:
+    for name in "abc":
+        save(tmp_path / start / name / "0.png")
+    (tmp_path / start / "a" / "up").symlink_to("..")
+    (tmp_path / start / "b" / "root").symlink_to(tmp_path)
+    data = folder(tmp_path)
+
+    assert data.classes == ("a", "b", "c")
+    assert data.train.labels is not None
+    assert data.train.labels.tolist() == [0, 1, 2]
+
+
+def test_the_name_of_a_class_can_be_written(tmp_path: Path) -> None:
+    for name in (b"a\xff", b"b"):
+        save(tmp_path / os.fsdecode(name) / "0.png")
+
+    assert folder(tmp_path).classes == (r"a\xff", "b")
+
+
 @pytest.mark.parametrize("more", ["top.png", None])
 def test_an_image_next_to_the_folders_or_a_single_folder_means_no_labels(more: str | None, tmp_path: Path) -> None:
     for name in ("a/1.png", "a/2.png", *([more, "b/3.png"] if more else [])):

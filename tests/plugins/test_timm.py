@@ -15,7 +15,7 @@ from avtcli.models.decoder import Decoder
 from avtcli.models.encoder import Encoder
 from avtcli.models.siamese import SiameseModel
 from avtplugins.backbones._timm_taps import TapLocation, default_code_tap
-from avtplugins.backbones.timm import TimmBackbone
+from avtplugins.backbones.timm import TimmBackbone, timm_backbone
 from avtplugins.objectives._pairs import PairObjective
 from avtplugins.objectives.gaussian import gaussian_loss
 
@@ -343,3 +343,9 @@ def test_a_bare_name_that_no_plugin_has_is_timms() -> None:
 def test_a_bare_name_that_nobody_has_is_refused_with_the_nearest_of_all() -> None:
     with pytest.raises(AvtError, match=r"called 'resnt18'\. Did you mean 'resnet18'\? Installed: alexnet, nin, .*timm\."):
         registry.build("backbone", "resnt18", {}, in_channels=1)
+
+
+def test_images_that_fill_no_whole_number_of_patches_are_refused() -> None:
+    """timm drops the rest of their rows and columns."""
+    with pytest.raises(AvtError, match=r"multiples of 16 px, found 75x75\. Give `-o augment\.crop=64`"):
+        timm_backbone("vit_tiny_patch16_224", in_channels=3, image_size=(75, 75))

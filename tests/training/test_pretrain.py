@@ -228,6 +228,7 @@ def test_three_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path: Path) ->
 @pytest.mark.parametrize("before", [0, 2])
 def test_a_step_that_is_not_finite_changes_nothing(poison: str, optimizer: dict[str, object], before: int) -> None:
     setup = build_training_setup(tiny_config(optimizer=optimizer), on_event=lambda event: None)
+    setup.net.register_buffer("transposed", torch.arange(6.0).view(2, 3).T)  # as a backbone may have one
     trainer = Trainer(setup, build_optimizer(setup.config, setup.net))
     batches = list(setup.build_loader(setup.open_images()).read(0, 5))
     for step in range(before):

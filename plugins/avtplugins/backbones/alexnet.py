@@ -64,6 +64,11 @@ class AlexNet(Backbone):
         return vector, {name: taps[name] for name in want}
 
 
+def input_size(variant: str | None) -> tuple[int, int]:
+    """The only side."""
+    return SIZE[0], SIZE[0]
+
+
 def alexnet(*, in_channels: int, image_size: Size) -> Backbone:
     """AlexNet with BatchNorm, for images of 224 px; taps conv1, pool1, conv2, pool2, conv3 to conv5, pool5 and fc_block."""
     if image_size != SIZE:

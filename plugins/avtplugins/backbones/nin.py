@@ -61,9 +61,9 @@ def nin(*, in_channels: int, width: float = 1.0) -> Backbone:
     return NIN(in_channels, width)
 
 
-def input_size(variant: str | None) -> int:
-    """The side of CIFAR's images."""
-    return 32
+def input_size(variant: str | None) -> tuple[int, int]:
+    """The side of CIFAR's images, and any other."""
+    return 32, 1
 
 
 def published_nin() -> PublishedCheckpoint:

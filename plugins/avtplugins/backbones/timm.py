@@ -1,6 +1,7 @@
 """timm models, CNN or transformer."""
 
 import contextlib
+import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 
 import timm
 from pydantic import BeforeValidator
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from avtcli.contracts import Backbone, Code, Size
@@ -124,6 +126,7 @@ def timm_backbone(
         raise AvtError(f"timm {timm.__version__} has no model {shown(name)}. {nearest(name, known)}It has {len(known)} others.")
     given = {"in_chans": in_channels, "img_size": image_size}
     model, arguments = _create(name, args or {}, given, pretrained=pretrained)
+    _check_patches(model, name, image_size)
     trace = trace_model(model, name, in_channels=in_channels, image_size=image_size)
     able = [*(location.name for location in trace.locations if location.reaches), VECTOR_TAP]
     if code_at is None:
@@ -142,10 +145,23 @@ def variants() -> Collection[str]:
     return {*timm.list_models(), *timm.list_pretrained()}
 
 
-def input_size(variant: str | None) -> int:
-    """The shorter side of the images that timm trained a model on; 224 where it states none."""
+def input_size(variant: str | None) -> tuple[int, int]:
+    """The shorter side of the images that timm trained a model on, 224 where it states none, and the patch in its name."""
     stated = timm.get_pretrained_cfg(variant) if variant is not None and timm.is_model(variant) else None
-    return 224 if stated is None else min(stated.input_size[1:])
+    patch = re.search(r"patch(\d+)", variant or "")
+    return 224 if stated is None else min(stated.input_size[1:]), int(patch[1]) if patch else 1
+
+
+def _check_patches(model: nn.Module, name: str, image_size: Size) -> None:
+    """Refuse images whose last rows and columns fill no patch: timm would leave them out."""
+    patches = getattr(model, "patch_embed", None)
+    patch = max(patches.patch_size) if isinstance(patches, PatchEmbed) else 1
+    if any(side % patch for side in image_size):
+        found, side = "{}x{}".format(*image_size), max(min(image_size) // patch, 1) * patch
+        raise AvtError(
+            f"timm's '{name}' takes images with sides that are multiples of {patch} px, found {found}. Give "
+            f"`-o augment.crop={side}`."
+        )
 
 
 _FROM_FILE = "Weights in a file are loaded by `--init-from FILE`"

@@ -90,17 +90,21 @@ def _unreadable(folder: bytes, error: OSError) -> AvtError:
     return AvtError(f"The folder {where} cannot be read: {error.strerror}. Check its permissions and its disk.")
 
 
+def _identity(folder: bytes | Path) -> tuple[int, int]:
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
+
+
 def walk(
     folder: bytes, below: bytes, walked: set[tuple[int, int]], left_out: Counter[str], listed: Listed | None = None
 ) -> Iterator[tuple[bytes, int]]:
     """List the image files in a folder, which may be listed already, and below, sorted by name: (name, size in bytes).
 
-    Links to folders are followed; a folder is walked once, so that a link to a parent ends there.
+    Links to folders are followed; a folder is walked once.
     """
-    found = os.stat(folder)
-    if (found.st_dev, found.st_ino) in walked:
+    if _identity(folder) in walked:
         return
-    walked.add((found.st_dev, found.st_ino))
+    walked.add(_identity(folder))
     files, folders, others = listed or list_folder(folder)
     left_out.update(others)
     for name in sorted([*files, *(name + b"/" for name in folders)]):  # as the paths sort
@@ -121,10 +125,13 @@ def list_classes(
     With no image in the folder itself, each folder in it that has images, at any depth, is a class; sorted, as torchvision's
     ImageFolder does. Else, and if not `labelled`, there are no classes and all labels are -1.
     """
-    start, walked, classes = os.fsencode(root), set[tuple[int, int]](), list[str]()
+    start, classes = os.fsencode(root), list[str]()
+    walked = {_identity(parent) for parent in root.resolve().parents}  # a link to a parent ends there
     listed = listed or list_folder(start)
     if listed.files or not labelled:
         return write_listing((*file, -1) for file in walk(start, b"", walked, left_out, listed)), None
+
+    walked.add(_identity(root))
 
     def by_class() -> Iterator[ListedFile]:
         for folder in sorted(listed.folders):
@@ -133,7 +140,7 @@ def list_classes(
                 yield *file, len(classes)
                 empty = False
             if not empty:
-                classes.append(os.fsdecode(folder))
+                classes.append(folder.decode(errors="backslashreplace"))
 
     left_out.update(listed.left_out)
     return write_listing(by_class()), tuple(classes)

@@ -37,7 +37,9 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                     continue
                 header = list(COLUMNS)
             if any(cells):
-                yield reader.line_num, dict(zip(header, cells, strict=False))
+                columns = dict(zip(header, cells, strict=False))
+                label = columns.get("label", "").encode(errors="surrogateescape").decode(errors="backslashreplace")
+                yield reader.line_num, {**columns, "label": label}
 
 
 def _listed(path: Path, index: Mapping[str, int]) -> Iterator[tuple[str, ListedFile]]:
@@ -49,7 +51,9 @@ def _listed(path: Path, index: Mapping[str, int]) -> Iterator[tuple[str, ListedF
     folder, missing, first, count = os.path.join(path.parent, ""), 0, "", 0
     for number, row in _lines(path):
         given, split = row.get("path", ""), SPLITS.get(row.get("split", "").lower())
-        if not given or "\0" in given or split is None:
+        if any("\0" in text for text in row.values()):
+            raise AvtError(f"{path}, line {number}: found bytes that are no text. Save the list as UTF-8.")
+        if not given or split is None:
             what = "a path" if split is not None else f"a split of {', '.join(filter(None, SPLITS))}, or none"
             raise AvtError(f"{path}, line {number}: expected {what}, found {list(row.values())}.")
         count += 1
@@ -65,7 +69,7 @@ def _listed(path: Path, index: Mapping[str, int]) -> Iterator[tuple[str, ListedF
     if missing:
         raise AvtError(
             f"{path} names {count} images, {missing} are no files, the first is {first}. Paths are relative to the list or "
-            "absolute."
+            f"absolute; a first line with names of columns has {', '.join(COLUMNS)}."
         )
 
 
