@@ -104,14 +104,11 @@ def _fits(result: "EvaluateResult") -> tuple[list[str], list[list[str]]]:
 
 
 def _best(rows: list[list[str]]) -> int | None:
-    """The row of the least corner error, else of the highest R2; the oracle, which knows the truth in part, is none."""
-    by_error = any(row[1] != "-" for row in rows)
-    figures = {i: float(row[1]) if by_error else -float(row[-1]) for i, row in enumerate(rows) if _is_predictor(row, by_error)}
+    """The row of the least corner error, else of the highest R2; predictors that see no image are none."""
+    column = 1 if any(row[1] != "-" for row in rows) else -1
+    own = {i: row[column] for i, row in enumerate(rows) if row[0] not in BASELINES.values() and row[column] != "-"}
+    figures = {i: column * float(figure) for i, figure in own.items()}
     return min(figures, key=lambda i: figures[i], default=None)
-
-
-def _is_predictor(row: list[str], by_error: bool) -> bool:
-    return row[0] != BASELINES["rotation_oracle"] and row[1 if by_error else -1] != "-"
 
 
 def _parameters_title(result: "EvaluateResult") -> str:

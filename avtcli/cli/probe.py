@@ -87,7 +87,9 @@ def _table(result: "ProbeResult") -> tuple[list[str], list[list[str]]]:
     for key, heads in trained.items():
         row = {c: "all" if getattr(heads[0], c) is None else str(getattr(heads[0], c)) for c in shown}
         row["pool"] = "not pooled" if row["pool"] == "none" else f"{row['pool']} {sides[heads[0].layer]}"
-        row |= {"top-1 %": _mean_top(heads, "top1"), "top-5 %": _mean_top(heads, "top5")}
+        row["top-1 %"] = _mean_top(heads, "top1")
+        if max(data["classes"] for data in result.protocol["data"]) > 5:
+            row["top-5 %"] = _mean_top(heads, "top5")
         if random:
             gain = mean(head.top1 for head in heads) - mean(head.top1 for head in random[key])
             row |= {"random top-1 %": _mean_top(random[key], "top1"), "gain": f"{gain:+.2f}"}
@@ -106,9 +108,12 @@ def _by_row(heads: "Sequence[HeadResult]") -> "dict[tuple[Any, ...], list[HeadRe
 
 
 def _best(result: "ProbeResult") -> int | None:
-    """The row of the highest accuracy; none among rows of several data sets or numbers of images."""
+    """The row of the highest accuracy; none among rows of several data sets or numbers of images, or of few test images."""
+    from avtcli.probing.probe import FEW_TEST_IMAGES
+
     tops = [mean(head.top1 for head in heads) for heads in _by_row(result.results).values()]
     comparable = len({(head.dataset, head.shots) for head in result.results}) == 1
+    comparable = comparable and result.protocol["data"][0]["test_images"] >= FEW_TEST_IMAGES
     return tops.index(max(tops)) if comparable and len(tops) > 1 else None
 
 

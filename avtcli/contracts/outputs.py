@@ -48,6 +48,13 @@ class Exporter(ABC):
         tensor or a NumPy array, whose sides of 1 may be left out.
         """
 
+    def load_code_with(self, path: Path, encoder: "Encoder") -> tuple[str, ...]:
+        """Return the lines, as of `load_with`, that read the map of the code where `encoder.output` is another layer.
+
+        None by default, for a format that cannot. The model card has them where they give the encoder's code.
+        """
+        return ()
+
 
 class Tracker(ABC):
     """A log of a run's figures outside of avt. Its methods are called in the main process only."""

@@ -74,8 +74,7 @@ def export(
     x = torch.randn(4, source.spec.channels, *source.spec.size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         side = "x".join(map(str, encoder(x).shape[1:]))
-    # by its bare name: the card goes where the file goes
-    card = model_card(source, exporter, output=f"{encoder.output} ({side})", lines=exporter.load_with(Path(out.name)))
+    bare, output, code = Path(out.name), encoder.output, encoder.backbone.code_tap  # the card goes where the file goes
     with new_path(out) as written:
         exporter.write(encoder, written, about)
         on_event(Progress("loading back", 0, 1, "files"))
@@ -83,12 +82,31 @@ def export(
         on_event(Progress("loading back", 1, 1, "files"))
         if not difference <= exporter.tolerance:
             raise RunFailedError(f"The features of {out}, loaded back, differ by {difference:.1g}: it was deleted.")
+        card = model_card(
+            source,
+            exporter,
+            output=f"{output} ({side})",
+            lines=exporter.load_with(bare),
+            code=code if code != output else None,
+            code_lines=exporter.load_code_with(bare, encoder) if _reads_code(exporter, encoder, x, written) else (),
+        )
         if written.is_dir():
             (written / CARD).write_bytes(card)
     on_event(Saved(out))
     card_path = out / CARD if out.is_dir() else _write_card(out, card, on_event=on_event)
     lines, path = exporter.load_with(out), None if card_path is None else str(card_path)
     return ExportResult(str(out), file_format, source.step, difference, "; ".join(lines), path)
+
+
+def _reads_code(exporter: Exporter, encoder: Encoder, x: torch.Tensor, path: Path) -> bool:
+    """Whether what was written gives the code too, where its output is another layer; the encoder's output is the code then."""
+    code = encoder.backbone.code_tap
+    lines = () if encoder.output == code else exporter.load_code_with(path, encoder)
+    encoder.output = code
+    try:
+        return bool(lines) and compare_loaded(encoder, x, path, lines) <= exporter.tolerance
+    except RunFailedError:
+        return False
 
 
 def _output_path(source: Weights, exporter: Exporter, file_format: str, out: Path | None) -> Path:

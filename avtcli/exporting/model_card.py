@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from avtcli.config.components import Augment
 from avtcli.contracts import Exporter
 from avtcli.errors import AvtError
 from avtcli.input_files import TEXT_BYTES, parse_json_object, read_bytes
@@ -18,7 +19,15 @@ MEASURES: Final = ("loss", "mace_px", "mse_normalised", "r2", "nll", "accuracy")
 """Figures of result.json and evaluate.json that the card repeats."""
 
 
-def model_card(source: Weights, exporter: Exporter, *, output: str, lines: Sequence[str]) -> bytes:
+def model_card(
+    source: Weights,
+    exporter: Exporter,
+    *,
+    output: str,
+    lines: Sequence[str],
+    code: str | None = None,
+    code_lines: Sequence[str] = (),
+) -> bytes:
     """Write a model card in Markdown, with the YAML header of the Hugging Face hub; the license is left to the user.
 
     Args:
@@ -26,6 +35,8 @@ def model_card(source: Weights, exporter: Exporter, *, output: str, lines: Seque
         exporter: the format.
         output: layer and shape of what the loaded encoder returns.
         lines: the Python that loads the file.
+        code: the layer that is the code, where the output is another.
+        code_lines: the Python that reads the code's map, where the file has it.
     """
     from avtcli import __version__
 
@@ -59,12 +70,22 @@ def model_card(source: Weights, exporter: Exporter, *, output: str, lines: Seque
         *(f"# {_escape(title)}", "", f"Made with avtcli {__version__}.", ""),
         *(*_table(["setting", "value"], facts.items()), ""),
         *("## Load", "", "```python", *lines, "```", ""),
+        *([] if config is None else _preprocessing(config.augment)),
         f"Input: images, (B, {spec.channels}, {high}, {wide}) in float32, scaled to [0, 1] and normalised by channel with mean",
         f"{normalise}.",
         *("", f"Output: the features of {_escape(output)}.", ""),
+        *([] if code is None else [f"The code, on which the network was trained, is another layer: {_escape(code)}.", ""]),
+        *(["Its map:", "", "```python", *code_lines, "```", ""] if code_lines else []),
         *_figures(source),
     ]
     return "\n".join(text).rstrip("\n").encode() + b"\n"
+
+
+def _preprocessing(augment: Augment) -> list[str]:
+    """How images are brought to the size of the input; nothing where they have it."""
+    steps = [f"shorter side resized to {augment.resize} px"] if augment.resize else []
+    steps += [f"centre crop {augment.crop} px"] if augment.crop else []
+    return [f"Preprocessing: {', '.join(steps)}.", ""] if steps else []
 
 
 def _reached(source: Weights) -> str:

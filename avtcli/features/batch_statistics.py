@@ -35,14 +35,14 @@ def estimate_batch_statistics(encoder: Encoder, batches: Iterable[Tensor]) -> No
         encoder: any encoder; without BatchNorm no batch is read.
         batches: normalised images, (B, C, H, W), on its device.
     """
-    norms, log_var = [norm for _, norm in batch_norms(encoder.eval())], set(encoder.layers) - set(encoder.backbone.taps)
+    norms = [norm for _, norm in batch_norms(encoder.eval())]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum, norm.training = None, True  # cumulative average; not `train()`, which reaches modules within
     try:
         for x in batches if norms else ():
-            encoder.encode(x, want=log_var)
+            encoder.encode(x, want=[encoder.log_var_name])
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum, norm.training = momentum, False

@@ -169,7 +169,8 @@ def prepare_images(
     measured = {"channels": spec.channels, "mean": list(spec.mean), "std": list(spec.std)}
     taken = {key: value for key, value in measured.items() if key not in options}
     if dataset.options.get("channels") == "auto":  # chosen from the images, where the network does not choose
-        dataset = dataset.model_copy(update=taken)
+        dataset, kind = dataset.model_copy(update=taken), "grey" if spec.channels == 1 else "RGB"
+        on_event(Notice(f"images are read in {kind}, as {source.path} was trained"))
     data_dir = data_dir or (config.data_dir if config and source.run is not None else None)
     data = _open(dataset, data_dir, on_event=on_event)
     if given is None and source.run is not None:

@@ -143,7 +143,7 @@ class ForwardedImages(FeatureReader):
         encoder, code = self.encoder, self.encoder.backbone.code_tap
         if not self.samples:
             return encoder.features(x, self.layers)
-        log_var = f"{code}.log_var"
+        log_var = encoder.log_var_name
         generator = keyed_generator(*key, device=x.device)
         noise = [torch.randn(len(x), *self.code_shape, generator=generator, device=x.device) for _ in range(self.samples)]
         taps = encoder.features(x, list(dict.fromkeys([*self.layers, code, log_var])), noise[0])

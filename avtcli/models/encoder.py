@@ -48,7 +48,7 @@ class Encoder(nn.Module):
         channels = backbone.taps[backbone.code_tap]
         self.backbone = backbone
         self.noise_scale = noise_scale
-        self._log_var_name = f"{backbone.code_tap}.log_var"
+        self.log_var_name = f"{backbone.code_tap}.log_var"
         self.log_var: nn.Module | None = None
         if noise_scale:
             self.log_var = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
@@ -88,15 +88,13 @@ class Encoder(nn.Module):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The names that `features` accepts, in the order of the network."""
-        names = list(self.backbone.taps)
-        after = names.index(self.backbone.code_tap) + 1
-        return (*names[:after], *([] if self.log_var is None else [self._log_var_name]), *names[after:])
+        """The taps of the backbone, in its order; `features` takes the log-variance too, by `log_var_name`."""
+        return tuple(self.backbone.taps)
 
     def check_layers(self, layers: Collection[str]) -> None:
         """Raise an AvtError for a layer that does not exist, with the list of those that do."""
         for layer in layers:
-            if layer not in self.layers:
+            if layer not in self.layers and (self.log_var is None or layer != self.log_var_name):
                 known = ", ".join(self.layers)
                 raise AvtError(f"The backbone has no layer '{layer}'. {nearest(layer, self.layers)}Its layers: {known}.")
 
@@ -115,9 +113,9 @@ class Encoder(nn.Module):
 
         def code(mean: Tensor) -> Tensor:
             taps[self.backbone.code_tap] = mean
-            if self.log_var is None or not (self.training or noise is not None or self._log_var_name in want):
+            if self.log_var is None or not (self.training or noise is not None or self.log_var_name in want):
                 return mean
-            log_var = taps[self._log_var_name] = self.log_var(mean)
+            log_var = taps[self.log_var_name] = self.log_var(mean)
             if noise is None and not self.training:
                 return mean
             eps = torch.randn_like(mean) if noise is None else noise
@@ -136,7 +134,7 @@ class Encoder(nn.Module):
 
         Args:
             x: images, (B, C, H, W), as `normalise` returns them.
-            layers: some of `self.layers`.
+            layers: some of `self.layers`, or `self.log_var_name`.
             noise: eps of the code, with its shape; see `encode`.
 
         Raises:

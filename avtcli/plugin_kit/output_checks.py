@@ -64,7 +64,8 @@ def its_suffix_is_an_ending_or_empty(subject: ExporterSubject) -> str:
 def an_encoder_that_it_refuses_is_refused_with_another_format(subject: ExporterSubject) -> str:
     """The AvtError of `check` names an exporter that can."""
     others = [name for name in registry.names("exporter") if name != subject.spec]
-    refused = {layer: why for layer in subject.encoder.layers if (why := _refusal(subject, layer))}
+    layers = (*subject.encoder.layers, subject.encoder.log_var_name)
+    refused = {layer: why for layer in layers if (why := _refusal(subject, layer))}
     for layer, why in refused.items():
         expect(any(name in why for name in others), f"refusing {layer} names none of {', '.join(others)}: {why}")
     return f"refuses {', '.join(refused)}" if refused else "takes every layer"

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -45,6 +45,9 @@ from avtcli.runtime.devices import Context
 from avtcli.runtime.execution import prepare_for_inference
 from avtcli.runtime.processes import check_agreement, failing_together
 from avtcli.storage.files import refuse_existing, to_json, write_file
+
+FEW_TEST_IMAGES: Final = 200
+"""Below this many test images no layer is called the best: few images make most differences."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ def _measure(source: Weights, config: ProbeConfig, head: Head, parts: Sequence[I
             _build_setup(train, test, config, head, wanted=_wanted(given, layers, config, train.prepared), context=context)
             for train, test in zip(parts[::2], parts[1::2], strict=True)
         ]
+    for few in (len(setup.test.labels) for setup in setups if len(setup.test.labels) < FEW_TEST_IMAGES):
+        on_event(Notice(f"{few} test images: one is {100 / few:.1f} points"))
     random = build_encoder(source.spec, seed=config.seed).eval()
     compared = config.baseline and not _is_baseline(given, random, config)
     if compared != config.baseline:
@@ -140,12 +145,11 @@ def _open(run: Weights | str | Path | None, config: ProbeConfig, context: Contex
 
 
 def _layers(encoder: Encoder, config: ProbeConfig) -> list[str]:
-    known = [layer for layer in encoder.layers if not config.finetune or layer in encoder.backbone.taps]
     if config.layers == ("all",):
-        return known
+        return list(encoder.layers)
     layers = list(dict.fromkeys(config.layers)) or [encoder.backbone.code_tap]
     encoder.check_layers(layers)
-    if not set(layers) <= set(known):
+    if config.finetune and not set(layers) <= set(encoder.layers):
         raise AvtError("A backbone that is fine-tuned has no log-variance branch: leave out NAME.log_var, or --finetune.")
     return layers
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
+from avtcli.cli.evaluate import _best
 from avtcli.models.weights import open_weights, restore_encoder
 from avtcli.storage.files import to_metadata
 from avtplugins.transforms.projective import projective
@@ -39,6 +40,14 @@ def test_the_json_has_the_documented_fields_and_is_saved_twice(avt, run: Path) -
     assert set(ridge) == {"layer", "random", *fit}
     assert set(ridge["random"]) == fit
     assert figures == json.loads(Path("here/e.json").read_text()) == json.loads(Path("run/evaluate.json").read_text())
+
+
+def test_no_predictor_that_sees_no_image_is_the_best() -> None:
+    names = ("decoder", "ridge on conv2", "constant", "identity", "90-degree rotation oracle")
+    errors = [[name, f"{9 - i}", "1", "0.1"] for i, name in enumerate(names)]
+    shares = [[name, "-", "1", f"0.{8 - i}"] for i, name in enumerate(names)]
+
+    assert (_best(errors), _best(shares), _best(errors[2:])) == (1, 0, None)
 
 
 def test_the_tables_compare_decoder_and_ridge_with_baselines(avt, run: Path) -> None:

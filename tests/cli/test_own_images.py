@@ -98,6 +98,7 @@ def test_what_measures_takes_the_size_and_channels_of_the_run(tiny_run: Path, ph
 
     assert result.json["layers"] == {"conv2": [20, 10, 8, 8]}
     assert f"images are resized and cropped to 32 px, the size that {tiny_run} was trained on" in result.stderr
+    assert result.stderr.count(f"images are read in grey, as {tiny_run} was trained") == 1
     saved = np.load("e.npz")["conv2"]
     for path in (photos / "a", photos / "b"):
         for file in path.iterdir():
@@ -117,6 +118,16 @@ def test_a_path_in_place_of_a_name_is_answered_by_how_to_write_it(photos: Path, 
     assert "list.csv is a file: where it lists images write `files:list.csv`." in said("pretrain --dataset list.csv")
     checked = avt("data check list.csv --workers 0 --json")
     assert (checked.json["dataset"], checked.json["splits"][0]["images"]) == (f"files:{Path.cwd()}/list.csv", 10)
+
+
+def test_a_probe_with_few_test_images_says_what_one_counts_and_calls_no_layer_the_best(photos: Path, avt: Any) -> None:
+    options = "--backbone nin -o backbone.width=0.05 -o augment.resize=32 -o augment.crop=32 --workers 0 --device cpu"
+    result = avt(f"probe {options} --dataset folder:{photos} --layer conv1,conv2 --head knn --no-baseline")
+
+    assert (result.code, "2 test images: one is 50.0 points" in result.stderr) == (0, True), result.stderr
+    assert "top-1 %" in result.stdout
+    assert "(best)" not in result.stdout
+    assert "top-5 %" not in result.stdout  # of two classes
 
 
 def test_a_folder_and_a_data_set_together_are_refused(avt: Any) -> None:

@@ -151,7 +151,7 @@ def test_the_small_labels_experiment_gives_a_row_a_number_of_shots(avt: Callable
         ("RUN --workers many", ["--workers", "many"]),
         (
             "RUN --recipe imagenet-linear-max",
-            ["The backbone has no layer 'conv5'.", "Its layers: conv1, conv2, conv2.log_var, conv3, conv4, classifier."],
+            ["The backbone has no layer 'conv5'.", "Its layers: conv1, conv2, conv3, conv4, classifier."],
         ),
         ("RUN --recipe cifar10-nin", ["The recipe 'cifar10-nin' is for `avt pretrain`, not for `avt probe`."]),
         ("--backbone nin -o backbone.widht=1 --dataset fashion-mini", ["widht", "Did you mean 'width'"]),

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -67,6 +68,9 @@ def test_timm_loads_its_folder_by_itself_stem_and_all(avt: Callable[..., Result]
     classifier = timm.create_model("local-dir:folder", pretrained=True, num_classes=10).eval()
     prepared, spec = resolve_data_config(model=model), load_model(timm_run)
     own = load_encoder(timm_run).backbone_model.state_dict()
+    names: dict[str, Any] = {}
+    text = Path("folder/README.md").read_text()
+    exec(text.split("```python")[-1].split("```")[0], names)
 
     assert (result.code, sorted(path.name for path in Path("folder").iterdir())) == (
         0,
@@ -75,6 +79,8 @@ def test_timm_loads_its_folder_by_itself_stem_and_all(avt: Callable[..., Result]
     with torch.no_grad():
         assert torch.equal(model(SEVEN), load_encoder(timm_run).encode(SEVEN)[0])
         assert classifier(SEVEN).shape == (7, 10)
+        torch.testing.assert_close(names["encoder"](SEVEN), load_encoder(timm_run)(SEVEN))  # the map of the code
+    assert f"is another layer: {load_encoder(timm_run).output}." in text
     assert {name: tensor.tolist() for name, tensor in model.state_dict().items()} == {n: t.tolist() for n, t in own.items()}
     assert tuple(prepared["input_size"]) == (1, 32, 32)
     assert prepared["mean"] == pytest.approx(spec.encoder.pixel_mean.flatten().tolist())

@@ -62,6 +62,8 @@ def test_the_card_has_settings_figures_and_the_lines_that_load_the_file(avt: Cal
     assert "(B, 1, 32, 32)" in text
     assert re.search(r"channel with mean\n0\.219 and standard deviation 0\.3318\.", text)
     assert "the features of conv3 (10x8x8)" in text
+    assert "is another layer: conv2." in text
+    assert "Preprocessing" not in text
     assert "```python\nfrom avtcli import load_encoder\nencoder = load_encoder('encoder.safetensors')\n```" in text
 
 
@@ -81,7 +83,8 @@ def test_a_readme_that_is_there_is_never_overwritten(avt: Callable[..., Result],
 
 def test_a_folder_of_images_is_no_data_set_of_the_hub(tiny_run: Path) -> None:
     source = open_weights(tiny_run)
-    config = {**source.about["config"], "dataset": {"name": "folder:/home/me/photos"}, "recipe": "/home/me/mine.toml"}
+    own = {"dataset": {"name": "folder:/home/me/photos"}, "recipe": "/home/me/mine.toml", "augment": {"resize": 36, "crop": 32}}
+    config = {**source.about["config"], **own}
     moved = replace(source, about={**source.about, "config": config})
     card = ModelCard(model_card(moved, SafetensorsFile(), output="", lines=()).decode())
 
@@ -89,6 +92,7 @@ def test_a_folder_of_images_is_no_data_set_of_the_hub(tiny_run: Path) -> None:
     assert "# nin, pretrained on folder without labels" in card.text
     assert "| recipe | mine.toml |" in card.text
     assert "/home/me" not in card.content
+    assert "Preprocessing: shorter side resized to 36 px, centre crop 32 px.\n\nInput: images" in card.text
 
 
 def test_an_exported_file_knows_its_settings_and_no_figures(avt: Callable[..., Result], tiny_run: Path) -> None:

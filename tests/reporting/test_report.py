@@ -303,8 +303,12 @@ def test_the_best_probe_is_a_mean_over_seeds_of_the_pooling_that_held_out_images
     path = run / "probes" / "b.json"
     content = json.loads(path.read_text())
     write(path, {**content, "baseline": [{**content["results"][0], "top1": top1} for top1 in (30.0, 35.0)]})
-    shown = section(page(write_report([run], out=None)), "headline").words()
+    write(run / "result.json", {"steps": 4, "mace_px": 12.0, "constant_mace_px": 23.7})  # its log has none
+    root = page(write_report([run], out=None))
+    shown = section(root, "headline").words()
 
+    assert "mean corner error 12.0 px guessing: 23.7 px" in shown.replace("\N{NO-BREAK SPACE}", " ")
+    assert "tested on 14 held-out training images" in section(root, "probe_tables").words()
     assert "best probe: conv2 knn 71.0 % random weights: 32.5 %" in shown.replace("\N{NO-BREAK SPACE}", " ")
 
 

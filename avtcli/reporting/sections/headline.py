@@ -20,7 +20,7 @@ def _tiles(run: CollectedRun) -> list[Block]:
     tiles = []
     mace = figures.get(FigureKey("training", "mace_px"))
     if mace is not None:
-        constant = last.get("constant_mace_px")
+        constant = {**last, **run.results.get("result.json", {})}.get("constant_mace_px")
         note = "" if constant is None else f"guessing: {constant:.1f}\N{NO-BREAK SPACE}px"
         tiles.append(("mean corner error", f"{mace:.1f}\N{NO-BREAK SPACE}px", note))
     knn = figures.get(FigureKey("training", "knn_top1"))

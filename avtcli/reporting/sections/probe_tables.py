@@ -9,7 +9,7 @@ from avtcli.reporting.collected_run import CollectedRun
 from avtcli.reporting.sections._blocks import Bar, Bars, Block, Grid, Section, side_by_side
 
 LEAD = (
-    "Top-1 accuracy on the test split of classifiers on frozen features, next to the same protocol on random weights. Unfold "
+    "Top-1 accuracy of classifiers on frozen features, next to the same protocol on random weights. Unfold "
     "the protocol before you compare a figure with another's."
 )
 
@@ -32,10 +32,12 @@ def _bars(probe: Mapping[str, Any]) -> Bars:
         baseline = baselines.get(key)
         text = "" if baseline is None else f"{baseline:.1f} % ({top1 - baseline:+.1f})"
         bars.append(Bar(" · ".join(key), top1, f"{top1:.1f} %", baseline, text))
-    first, recipe = probe["results"][0], probe["protocol"].get("recipe")
+    first, protocol = probe["results"][0], probe["protocol"]
+    recipe, tested = protocol.get("recipe"), protocol["data"][0]["test_images"]
     words = [f"{first['head']}{f' ({recipe})' if recipe else ''}", str(first.get("dataset", ""))]
     words += ["" if first.get("shots") else f"{first['train_images']} labelled images"]
-    return Bars(" · ".join(filter(None, words)), bars, 100.0, "random weights" if baselines else "", probe["protocol"])
+    words += [f"tested on {tested} {'held-out training' if protocol['reported'].startswith('held-out') else 'test'} images"]
+    return Bars(" · ".join(filter(None, words)), bars, 100.0, "random weights" if baselines else "", protocol)
 
 
 def _means(results: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], float]:

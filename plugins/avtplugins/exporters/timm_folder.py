@@ -45,6 +45,18 @@ class TimmFolder(Exporter):
         """Return the lines that load the model; with `num_classes=N` it gets a new classifier."""
         return "import timm", f"encoder = timm.create_model({f'local-dir:{path}'!r}, pretrained=True).eval()"
 
+    def load_code_with(self, path: Path, encoder: Encoder) -> tuple[str, ...]:
+        """Return the lines that load the model's features; some models of timm have none."""
+        assert isinstance(encoder.backbone, TimmBackbone)
+        info: Any = encoder.backbone.model.feature_info
+        place = [feature["module"] for feature in info].index(encoder.backbone.code_tap)
+        options = f"pretrained=True, features_only=True, out_indices=[{place}]"
+        return (
+            "import timm",
+            f"features = timm.create_model({f'local-dir:{path}'!r}, {options}).eval()",
+            "encoder = lambda images: features(images)[0]",
+        )
+
 
 def _config(backbone: TimmBackbone, spec: Mapping[str, Any]) -> dict[str, Any]:
     """What timm builds the model from, and how it prepares images for it."""
