@@ -175,8 +175,7 @@ class StreamedImages(Images):
                 batch: ReadBatch = next(results)
             if batch.bad:
                 self._note(batch.bad)
-            if batch.images is None:
-                raise AvtError(f"None of the {len(self)} images can be used.")
+            assert batch.images is not None  # else there were more bad images than may be
             yield batch.images
 
     def _note(self, found: dict[int, str]) -> None:
