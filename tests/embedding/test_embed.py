@@ -256,7 +256,7 @@ def test_by_default_the_file_is_in_the_run_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"layers": ("conv9",)}, r"no layer 'conv9'. Did you mean 'conv.'\? Its layers: conv1, conv2, conv2.log_var, conv3"),
+        ({"layers": ("conv9",)}, r"no layer 'conv9'. Did you mean 'conv.'\? Its layers: conv1, conv2, conv3"),
         ({"split": "test", "limit_train": 5}, "--limit-train limits training images, and --split test embeds none"),
         ({"limit_train": 2001}, "--limit-train 2001 is more than the 2000 images of the split"),
     ],

@@ -34,7 +34,7 @@ def evaluated(request: pytest.FixtureRequest, network: tuple[str, SiameseModel])
     encoder = model.encoder
     noise = torch.full((len(x), *encoder.code_shape(3, (golden["size"],) * 2)), float(request.param == "ones"))
     with torch.no_grad():
-        z1, features = encoder.encode(x, noise, encoder.layers)
+        z1, features = encoder.encode(x, noise, (*encoder.layers, encoder.log_var_name))
         z2, _ = encoder.encode(y, noise)
         mean, log_var = model(x, y, [noise, noise])
         loss = loss_of(model, (x, y), noise, target(len(x)))
