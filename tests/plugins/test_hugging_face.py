@@ -110,7 +110,7 @@ def test_a_column_of_any_type_may_state_the_labels(values: list[Any], kind: Any,
 def test_a_test_split_without_labels_gives_way_to_one_with_them() -> None:
     save({"test": rows(6, 7, labels=[-1, -1]), "train": rows(1, 2), "validation": rows(4)}, "disk")
 
-    assert opened().test.name(0) == "validation/0"
+    assert (opened().test.name(0), opened().left_out) == ("validation/0", {"of the split test": 2})
 
 
 def test_of_several_columns_one_is_given() -> None:

@@ -132,7 +132,8 @@ def hf(
     opened = [HubSplit(_encoded(kinds[part], column, name), column, labels.get(part), name=part) for part in parts]
     notes = [f"images: column {column}", f"labels: {'none' if classes is None else f'{len(classes)} classes'}"]
     notes += [f"splits: train and {parts[1]}"] if parts[1:] else []
-    facts: dict[str, Any] = {"classes": classes, "notes": tuple(notes)}
+    left_out = {f"of the split {part}": len(rows) for part, rows in splits.items() if part not in parts}
+    facts: dict[str, Any] = {"classes": classes, "notes": tuple(notes), "left_out": left_out}
     how = Decoding(orient=orient, background=background)
     return own_images(opened[0], opened[1] if parts[1:] else None, how, channels, mean=mean, std=std, **facts)
 
