@@ -21,6 +21,7 @@ from tests.support import write_cifar10
 pytestmark = pytest.mark.usefixtures("few_held_out_images")
 
 
+@pytest.mark.slow
 def test_the_three_lines_of_the_readme_work_in_a_row(avt_process) -> None:
     write_cifar10(Path("data"), per_batch=4)
     pretrained = avt_process("pretrain --dataset cifar10 --backbone nin --max-steps 1")
