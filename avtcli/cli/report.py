@@ -31,10 +31,9 @@ def report(
     Example: `avt report runs/a runs/b --out a-b.html`
     """
     from avtcli.reporting.report import write_report
-    from avtcli.storage.run_folders import LAST, find_run
 
     with reporting() as on_event:
-        result = write_report([run if str(run) == LAST else find_run(run) for run in runs or []], out=out, on_event=on_event)
+        result = write_report(runs or [], out=out, on_event=on_event)
     if as_json:
         say_json(result)
         return

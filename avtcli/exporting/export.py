@@ -88,7 +88,7 @@ def export(
             output=f"{output} ({side})",
             lines=exporter.load_with(bare),
             code=code if code != output else None,
-            code_lines=exporter.load_code_with(bare, encoder) if _reads_code(exporter, encoder, x, written) else (),
+            code_lines=exporter.load_code_with(bare, encoder) if _gives_code(exporter, encoder, x, written) else (),
         )
         if written.is_dir():
             (written / CARD).write_bytes(card)
@@ -98,15 +98,17 @@ def export(
     return ExportResult(str(out), file_format, source.step, difference, "; ".join(lines), path)
 
 
-def _reads_code(exporter: Exporter, encoder: Encoder, x: torch.Tensor, path: Path) -> bool:
-    """Whether what was written gives the code too, where its output is another layer; the encoder's output is the code then."""
-    code = encoder.backbone.code_tap
-    lines = () if encoder.output == code else exporter.load_code_with(path, encoder)
+def _gives_code(exporter: Exporter, encoder: Encoder, x: torch.Tensor, path: Path) -> bool:
+    """Whether what was written gives the code too, where its output is another layer."""
+    output, code = encoder.output, encoder.backbone.code_tap
+    lines = () if output == code else exporter.load_code_with(path, encoder)
     encoder.output = code
     try:
         return bool(lines) and compare_loaded(encoder, x, path, lines) <= exporter.tolerance
     except RunFailedError:
         return False
+    finally:
+        encoder.output = output
 
 
 def _output_path(source: Weights, exporter: Exporter, file_format: str, out: Path | None) -> Path:

@@ -20,7 +20,7 @@ from avtcli.models.siamese import SiameseModel
 from avtcli.storage.checkpoints import load_checkpoint, load_newest, separate_tensors, step_of, went_further
 from avtcli.storage.files import to_metadata
 from avtcli.storage.metrics_log import MetricsLog
-from avtcli.storage.run_folders import LAST, find_run, is_run
+from avtcli.storage.run_folders import find_run, is_run, names_newest
 from avtcli.storage.tensor_files import read_tensors
 
 PRETRAINED = "pretrained"
@@ -68,7 +68,7 @@ def open_weights(run: str | Path | None, *, on_event: OnEvent = ignore) -> Weigh
         AvtError: if it does not exist, or is incomplete.
     """
     path = find_run(run)
-    if run is None or str(run) == LAST:
+    if names_newest(run):
         on_event(Notice(f"using the newest run, {path}"))
     if os.path.isfile(path):
         return _open_file(path)

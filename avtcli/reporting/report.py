@@ -13,7 +13,7 @@ from typing import Any, Final
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, Saved, ignore
 from avtcli.storage.files import refuse_existing, write_file
-from avtcli.storage.run_folders import find_run, newest_run
+from avtcli.storage.run_folders import find_run, names_newest, newest_run
 
 REPORT: Final = "report.html"
 
@@ -45,7 +45,7 @@ def write_report(runs: Sequence[Path | None], *, out: Path | None, on_event: OnE
     Sections whose data are not there are left out, and the page says why.
 
     Args:
-        runs: run folders; none or `last` means the newest run under ./runs. A run that is given twice counts once.
+        runs: run folders, see `find_run`; none means the newest run. A run that is given twice counts once.
         out: the file. By default report.html in the folder of the only run, where that of an earlier report is replaced, or in
             the current folder for several.
         on_event: receiver of notices and progress.
@@ -63,8 +63,9 @@ def write_report(runs: Sequence[Path | None], *, out: Path | None, on_event: OnE
     from avtcli.reporting.collected_run import collect_runs
     from avtcli.reporting.sections import build_sections
 
-    found = [find_run(run) for run in runs or [None]]
-    if found != list(runs):
+    asked = runs or [None]
+    found = [find_run(run) for run in asked]
+    if any(map(names_newest, asked)):
         on_event(Notice(f"using the newest run, {newest_run()}"))
     alone = len({run.resolve() for run in found}) == 1
     path = out or (found[0] / REPORT if alone else Path(REPORT))

@@ -52,6 +52,11 @@ def runs_with_checkpoints(root: Path = RUNS) -> list[Path]:
     return sorted(found, key=lambda path: (started(path), path.name), reverse=True)
 
 
+def names_newest(name: str | Path | None) -> bool:
+    """Whether what is given for a run, none or `last`, means the newest one under ./runs."""
+    return name is None or str(name) == LAST
+
+
 def find_run(name: str | Path | None) -> Path:
     """Return the path of a run by its folder, or by its name where it is under ./runs; none or `last` is the newest one there.
 
@@ -60,8 +65,9 @@ def find_run(name: str | Path | None) -> Path:
     Raises:
         AvtError: if the newest run is asked for, and there is none.
     """
-    if name is None or str(name) == LAST:
+    if names_newest(name):
         return newest_run()
+    assert name is not None
     path = Path(name)
     is_name = len(path.parts) == 1 and not is_run(path) and not os.path.isfile(path)
     return RUNS / path if is_name and is_run(RUNS / path) else path

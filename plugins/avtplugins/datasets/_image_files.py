@@ -102,9 +102,10 @@ def walk(
 
     Links to folders are followed; a folder is walked once.
     """
-    if _identity(folder) in walked:
+    identity = _identity(folder)
+    if identity in walked:
         return
-    walked.add(_identity(folder))
+    walked.add(identity)
     files, folders, others = listed or list_folder(folder)
     left_out.update(others)
     for name in sorted([*files, *(name + b"/" for name in folders)]):  # as the paths sort
