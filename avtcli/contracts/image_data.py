@@ -58,7 +58,7 @@ class Split(ABC):
     def resized(self, shorter: int) -> "Split":
         """Return the split for a reader that resizes each image to a shorter side of `shorter` pixels.
 
-        Where it is faster, the images may be resized already, by Pillow's bilinear filter, as the reader does.
+        Where it is faster, the images may be smaller than they are stored, but no side below twice that.
         """
         return self
 

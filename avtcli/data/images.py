@@ -4,9 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -48,7 +45,7 @@ class Images(ABC):
 
 
 def resize(image: Tensor, shorter: int | None, *, name: str) -> Tensor:
-    """Resize one uint8 image (C, H, W) by its shorter side, with Pillow's bilinear filter, channel by channel or as RGB.
+    """Resize one uint8 image (C, H, W) by its shorter side, bilinearly with antialiasing, as `resize_batch` does.
 
     Raises:
         AvtError: naming the image, if it would have more than `MAX_PIXELS` pixels.
@@ -62,9 +59,12 @@ def resize(image: Tensor, shorter: int | None, *, name: str) -> Tensor:
             f"{name} is {size[0]}x{size[1]} px, and would be {height}x{width} px by `augment.resize={shorter}`: more than "
             f"{MAX_PIXELS // 1_000_000} million pixels. Crop or remove it."
         )
-    bands = [image.permute(1, 2, 0)] if len(image) == 3 else list(image)
-    out = [np.array(Image.fromarray(b.numpy()).resize((width, height), Image.Resampling.BILINEAR)) for b in bands]
-    return torch.from_numpy(out[0]).permute(2, 0, 1) if len(image) == 3 else torch.from_numpy(np.stack(out))
+    return resize_batch(image[None], (height, width))[0]
+
+
+def resize_batch(images: Tensor, size: Size) -> Tensor:
+    """Resize uint8 images, (B, C, H, W) -> (B, C, *size), on the CPU; each value is within one grey level of Pillow's."""
+    return functional.interpolate(images, size, mode="bilinear", antialias=True)
 
 
 def crop_image(image: Tensor, crop: CropSpec, uniforms: list[float] | None, *, name: str) -> Tensor:

@@ -5,11 +5,10 @@ from itertools import repeat
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from avtcli.contracts import Size, Split
 from avtcli.data.bad_images import BadImages
-from avtcli.data.images import CropSpec, Images
+from avtcli.data.images import CropSpec, Images, resize_batch
 from avtcli.data.streaming import StreamedImages
 from avtcli.errors import AvtError
 from avtcli.geometry.cropping import centre_crop, crop_and_flip, resized_size
@@ -22,8 +21,7 @@ EVAL_BATCH_SIZE = 250
 class ResidentImages(Images):
     """Images as uint8, resized once, that live on the device, or in the host's memory where they would take half of it or more.
 
-    Resizing is torch's bilinear with antialiasing, within one grey level of Pillow's, which streamed images get. The arguments
-    are those of `build_images`; all images of the split are in one tensor.
+    The arguments are those of `build_images`; all images of the split are in one tensor.
     """
 
     def __init__(self, split: Split, indices: Tensor, *, device: torch.device, shorter: int | None = None) -> None:
@@ -60,7 +58,7 @@ def _resize_all(images: Tensor, shorter: int | None) -> Tensor:
     out = images.new_empty(*images.shape[:2], *size)
     for first in range(0, len(images), 1000):  # in parts: no second copy of all images
         part = slice(first, first + 1000)
-        out[part] = functional.interpolate(images[part], size, mode="bilinear", antialias=True)
+        out[part] = resize_batch(images[part], size)
     return out
 
 

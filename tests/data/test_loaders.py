@@ -95,6 +95,13 @@ def single_batches(images: StreamedImages, count: int = 6) -> Iterator[torch.Ten
     return evaluation_batches(images, [torch.tensor([i]) for i in range(count)], (16, 16))
 
 
+def assert_pillows(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Expect the grey levels that Pillow's resizing gives, but for a few that are rounded the other way."""
+    apart = (found.int() - expected.int()).abs()
+    assert apart.max() <= 1
+    assert apart.float().mean() < 0.15  # truncating instead of rounding would make it one half
+
+
 VARIED = [photo(i, size) for i, size in enumerate(SIZES)]
 
 
@@ -102,11 +109,11 @@ VARIED = [photo(i, size) for i, size in enumerate(SIZES)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_resize_equals_torchvisions_on_pictures(size: tuple[int, int]):
+def test_resize_is_pillows_within_one_level(size: tuple[int, int]):
     image = photo(1, size)
     for shorter in (20, 32, 64):
         expected = pixels(transforms.Resize(shorter)(picture(image)))
-        assert torch.equal(resize(image, shorter, name="x"), expected)
+        assert_pillows(resize(image, shorter, name="x"), expected)
         assert resized_size(size, shorter) == tuple(expected.shape[1:])
 
 
@@ -117,12 +124,12 @@ def test_resize_is_done_channel_by_channel_and_only_where_it_changes_the_size():
     assert torch.equal(resize(image, 40, name="x"), image)
 
 
-def test_resident_images_are_resized_once_within_one_level_of_pillow():
+@pytest.mark.parametrize("shorter", [16, 48])
+def test_resident_images_are_resized_once_and_as_streamed_ones(shorter: int):
     images = torch.stack([photo(i, (24, 32)) for i in range(5)])
-    for image, number in zip(resident(images, [1, 4], shorter=48).images, (1, 4), strict=True):
-        expected = pixels(transforms.Resize(48)(picture(images[number])))
-        assert image.shape == expected.shape == (3, 48, 64)
-        assert (image.int() - expected.int()).abs().max() <= 1
+    for image, number in zip(resident(images, [1, 4], shorter=shorter).images, (1, 4), strict=True):
+        assert image.shape == (3, shorter, shorter * 4 // 3)
+        assert torch.equal(image, resize(images[number], shorter, name="x"))
 
 
 # the middle
@@ -136,7 +143,7 @@ def test_plain_batches_equal_torchvisions_resize_and_centre_crop(size: tuple[int
     (batch,) = evaluation_batches(streamed(split, shorter=36), [torch.tensor([2, 0])], (32, 32))
     compose = transforms.Compose([transforms.Resize(36), transforms.CenterCrop(32)])
     for image, number in zip(batch, (2, 0), strict=True):
-        assert torch.equal(image, pixels(compose(picture(split.prepared[number]))))
+        assert_pillows(image, pixels(compose(picture(split.prepared[number]))))
 
 
 def test_the_middle_of_an_odd_room_is_rounded_up():
@@ -165,7 +172,7 @@ def test_training_batches_equal_torchvisions_pad_crop_and_flip(padding: int, fli
         expected = reference.crop(padded, top, left, 32, 32)
         if flip and uniforms[row, 2] < 0.5:
             expected = reference.hflip(expected)
-        assert torch.equal(image, pixels(expected))
+        assert_pillows(image, pixels(expected))
 
 
 @pytest.mark.parametrize("augment", [Augment(crop=32), Augment(crop=32, padding=4), Augment(crop=40, padding=4, flip=False)])

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+from torchvision.transforms import v2
 
 from avtcli import load_encoder
 from avtcli.config.components import Augment, Plugin
@@ -129,11 +130,10 @@ def test_photographs_are_resized_center_cropped_and_named(photo_run: Path, photo
     features, names = loaded(result)
     encoder, batch = load_encoder(photo_run), []
     for name in names:
-        with Image.open(photos / name) as image:
-            scale = 40 / min(image.size)
-            image = image.resize([int(side * scale + 1e-9) for side in image.size], Image.Resampling.BILINEAR)
-        left, top = (image.width - 31) // 2, (image.height - 31) // 2
-        batch.append(torch.from_numpy(np.array(image.crop((left, top, left + 32, top + 32)))).permute(2, 0, 1))
+        with Image.open(photos / name) as picture:
+            image = v2.functional.resize(v2.functional.pil_to_tensor(picture), [40])
+        top, left = ((side - 31) // 2 for side in image.shape[1:])
+        batch.append(image[:, top : top + 32, left : left + 32])
     with torch.no_grad():
         expected = encoder(encoder.normalise(torch.stack(batch))).mean((2, 3))
 

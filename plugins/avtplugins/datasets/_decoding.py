@@ -14,7 +14,6 @@ from torch import Tensor
 
 from avtcli.contracts import MAX_PIXELS
 from avtcli.errors import AvtError
-from avtcli.geometry.cropping import resized_size
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", *(["AVIF"] if features.check("avif") else []))
 SUFFIXES: Final = (
@@ -32,7 +31,6 @@ class Decoding:
         channels: 3 for RGB, 1 for grey (luminance).
         orient: whether the EXIF orientation is applied; that of TIFF files always is.
         background: the colour under transparent pixels; none drops the transparency, and the colours below it show.
-        shorter: the shorter side in pixels that images are resized to; none for that of the file. Those of 16 bits stay.
         may_reduce: whether a JPEG that is resized may be decoded at a lower resolution before.
         at_least: that a JPEG may be decoded at, in pixels on each side; none for the full resolution.
     """
@@ -40,7 +38,6 @@ class Decoding:
     channels: int = 3
     orient: bool = False
     background: tuple[int, int, int] | None = None
-    shorter: int | None = None
     may_reduce: bool = False
     at_least: int | None = None
 
@@ -109,9 +106,6 @@ def _pixels(image: Image.Image, how: Decoding) -> NDArray[np.uint8]:
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*how.background, 255)), image.convert("RGBA"))
     mode = "RGB" if how.channels == 3 else "L"
     image = image if image.mode == mode else image.convert(mode)
-    height, width = resized_size((image.height, image.width), how.shorter)
-    if (width, height) != image.size and height * width <= MAX_PIXELS:  # else it is refused by its name where it is resized
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.array(image)
     return pixels if how.channels == 3 else pixels[..., None]
 

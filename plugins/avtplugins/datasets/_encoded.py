@@ -43,8 +43,8 @@ class EncodedSplit(Split):
         return other
 
     def resized(self, shorter: int) -> Self:
-        """Resize the images as they are decoded; large JPEGs that may be reduced are, to twice the size or more."""
-        return self.decoded(replace(self.how, shorter=shorter, at_least=2 * shorter if self.how.may_reduce else None))
+        """Large JPEGs that may be reduced are decoded to twice the size or more."""
+        return self.decoded(replace(self.how, at_least=2 * shorter)) if self.how.may_reduce else self
 
     def read(self, i: int) -> Tensor:
         """Image i, uint8 (C, H, W); see `decode_image`.
