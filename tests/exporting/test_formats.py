@@ -17,10 +17,13 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from timm.data import resolve_data_config
+from timm.data import create_transform, resolve_data_config
+from torchvision.transforms.functional import to_pil_image
 
 from avtcli import load_encoder, load_model
+from avtcli.data.images import resize
 from avtcli.exporting.export import compare_loaded
+from avtcli.geometry.cropping import centre_crop
 from avtplugins.backbones.timm import VECTOR_TAP
 from tests.support import Result, run_tiny
 
@@ -45,7 +48,8 @@ def load_program(path: str) -> torch.export.ExportedProgram:
 def timm_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     args = {"patch_size": 4, "depth": 2} if request.param == "test_vit" else {}
     folder = tmp_path_factory.mktemp("runs") / request.param
-    return run_tiny(folder, backbone={"name": f"timm:{request.param}", "args": args}, batch_size=4, max_steps=1)
+    backbone = {"name": f"timm:{request.param}", "args": args}
+    return run_tiny(folder, backbone=backbone, augment={"resize": 44, "crop": 32}, batch_size=4, max_steps=1)
 
 
 def test_a_state_dict_has_the_networks_own_names_and_all_its_weights(avt: Callable[..., Result], tiny_run: Path) -> None:
@@ -85,6 +89,9 @@ def test_timm_loads_its_folder_by_itself_stem_and_all(avt: Callable[..., Result]
     assert tuple(prepared["input_size"]) == (1, 32, 32)
     assert prepared["mean"] == pytest.approx(spec.encoder.pixel_mean.flatten().tolist())
     assert prepared["std"] == pytest.approx(spec.encoder.pixel_std.flatten().tolist())
+    picture = torch.arange(60 * 80, dtype=torch.uint8).reshape(1, 60, 80)
+    levels = create_transform(**prepared, normalize=False)(to_pil_image(picture))
+    assert (levels.int() - centre_crop(resize(picture, 44, name=""), crop=(32, 32)).int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("layer", [None, "conv1"])

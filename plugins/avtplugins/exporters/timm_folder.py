@@ -39,7 +39,7 @@ class TimmFolder(Exporter):
         path.mkdir()
         tensors = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
         save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-        (path / "config.json").write_text(json.dumps(_config(backbone, about["model"]), indent=2) + "\n")
+        (path / "config.json").write_text(json.dumps(_config(backbone, about), indent=2) + "\n")
 
     def load_with(self, path: Path) -> tuple[str, ...]:
         """Return the lines that load the model; with `num_classes=N` it gets a new classifier."""
@@ -58,12 +58,15 @@ class TimmFolder(Exporter):
         )
 
 
-def _config(backbone: TimmBackbone, spec: Mapping[str, Any]) -> dict[str, Any]:
+def _config(backbone: TimmBackbone, about: Mapping[str, Any]) -> dict[str, Any]:
     """What timm builds the model from, and how it prepares images for it."""
     own: Any = backbone.model.pretrained_cfg
-    channels = spec["channels"]
+    spec, augment = about["model"], (about["config"] or {}).get("augment", {})
+    channels, resize = spec["channels"], augment.get("resize")
     prepared = {key: list(spec[key]) * (channels // len(spec[key])) for key in ("mean", "std")}
-    prepared |= {"input_size": [channels, *spec["size"]], "fixed_input_size": own["fixed_input_size"], "crop_pct": 1.0}
+    # timm resizes to the crop divided by its share, rounded down
+    share = spec["size"][0] / (resize + 0.5) if resize and augment.get("crop") else 1.0
+    prepared |= {"input_size": [channels, *spec["size"]], "fixed_input_size": own["fixed_input_size"], "crop_pct": share}
     # of other than 3 channels, older versions of timm would convert the stem once more
     layers = {"first_conv": own["first_conv"] if channels == 3 else None, "classifier": own["classifier"]}
     return {
