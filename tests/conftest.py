@@ -64,9 +64,12 @@ def avt_process() -> Callable[..., Result]:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A finished run that tests read and do not change."""
-    return run_tiny(tmp_path_factory.mktemp("runs") / "tiny")
+    run = run_tiny(tmp_path_factory.mktemp("runs") / "tiny")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    yield run
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
 
 
 @pytest.fixture

@@ -65,7 +65,8 @@ def test_an_exported_file_gives_the_runs_own_features(avt, tiny_run: Path) -> No
     ["probe {} --limit-train 40 --head knn --no-baseline", "evaluate {} --count 20", "embed {} --split test --out x.npz"],
 )
 def test_commands_say_which_step_their_weights_are_of(avt, tiny_run: Path, line: str) -> None:
-    first, last = f"{tiny_run}/checkpoints/step-0000000000", f"{tiny_run}/checkpoints/step-0000000009"
+    shutil.copytree(tiny_run, "run")
+    first, last = "run/checkpoints/step-0000000000", "run/checkpoints/step-0000000009"
     for weights, step in ((first, 0), (last, 9)):
         result = avt(line.format(weights) + " --json")
 

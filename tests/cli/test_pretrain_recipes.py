@@ -24,7 +24,11 @@ def write_imagenet(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", ["cifar10-nin", "cifar10-nin-aet", "cifar10-nin-aet-affine", "imagenet-alexnet", "imagenet-alexnet-aet"]
+    "recipe",
+    [
+        *("cifar10-nin", "cifar10-nin-aet", "cifar10-nin-aet-affine", "imagenet-alexnet"),
+        pytest.param("imagenet-alexnet-aet", marks=pytest.mark.slow),
+    ],
 )
 def test_a_published_recipe_runs_by_name(avt, recipe: str) -> None:
     write_cifar10(Path("data"), per_batch=4)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 VARIABLES = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins")])}
 FORKS = r"""
 import importlib, json, os, socket, sys, warnings
-import torch._dynamo
+import torch._dynamo, timm, matplotlib.pyplot
 from typer.testing import CliRunner
 from avtcli.cli.app import app
 for name in ("training.pretrain", "evaluation.evaluate", "embedding.embed"):

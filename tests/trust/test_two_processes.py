@@ -100,6 +100,7 @@ def undisturbed(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> tup
     return weights_of(run)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_by_itself_where_one_of_two_processes_is_killed(
     zygote: Zygote, undisturbed: tuple[str, str], tmp_path: Path
 ) -> None:
