@@ -9,7 +9,7 @@ from avtcli.models.encoder import Encoder
 from avtcli.models.weights import Weights
 from avtcli.probing.head import ClosedFormHead
 from avtcli.probing.heads import resolve_options
-from avtcli.probing.probe_setup import HeadResult, ProbeSetup, split_held_out
+from avtcli.probing.probe_setup import HeadResult, ProbeSetup, held_out_count, split_held_out
 
 SHARED = {"recipe", "finetune", "pool", "copies", "fraction", "limit_train", "seed", "seeds"}
 """Settings that the protocol reports as they are."""
@@ -48,7 +48,7 @@ def describe_probe(
         "std": list(source.spec.std),
         "head": {"name": config.head.name, "description": head.description, **options},
         **({} if closed else _training(config)),
-        "chosen": _chosen(config, candidates, steps=None if closed or config.finetune else LR_SEARCH_STEPS),
+        "chosen": _chosen(setups, candidates, steps=None if closed or config.finetune else LR_SEARCH_STEPS),
         "reported": reported if closed else f"{reported}, last epoch",
         "calibrated": describe_statistics(encoder, images) if config.calibrate_bn else None,
         "baseline": None if baseline is None else {"backbone": _baseline(baseline, images, config), "seed": config.seed},
@@ -78,13 +78,16 @@ def _candidates(setup: ProbeSetup) -> Mapping[str, Sequence[float]]:
     if not isinstance(setup.head, ClosedFormHead):
         return {"rate": setup.config.learning_rates} if setup.config.searches_lr else {}
     subset = max(setup.subsets, key=lambda subset: len(subset.rows))
-    to_fit, _ = split_held_out(subset.rows, setup.train.labels, setup.config.held_out, seed=subset.seed)
+    to_fit, _ = split_held_out(subset.rows, setup.train.labels, seed=subset.seed)
     return setup.head.candidates(len(to_fit), len(subset.rows))
 
 
-def _chosen(config: ProbeConfig, candidates: Mapping[str, Sequence[float]], *, steps: int | None) -> dict[str, Any] | None:
+def _chosen(
+    setups: Sequence[ProbeSetup], candidates: Mapping[str, Sequence[float]], *, steps: int | None
+) -> dict[str, Any] | None:
     several = {name: list(values) for name, values in candidates.items() if len(values) > 1}
-    return {**several, "held_out": config.held_out, "steps": steps} if several else None
+    counts = sorted({held_out_count(len(subset.rows)) for setup in setups for subset in setup.subsets})
+    return {**several, "held_out": counts, "steps": steps} if several else None
 
 
 def describe_start(protocol: Mapping[str, Any], source: Weights, *, device: str) -> tuple[tuple[str, str], ...]:

@@ -106,13 +106,21 @@ def subset_rows(
     return rows
 
 
-def split_held_out(rows: Tensor, labels: Tensor, share: float, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Split training rows at random into those to fit on and those held out, each sorted.
+def held_out_count(images: int) -> int:
+    """How many training images are held out to choose on: a tenth, but 100 at least, or half where there are fewer than 200.
+
+    Among a few images chance decides more than what is compared.
+    """
+    return max(round(images / 10), min(100, images // 2))
+
+
+def split_held_out(rows: Tensor, labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Split training rows at random into those to fit on and those held out, see `held_out_count`, each sorted.
 
     Each class keeps an image to fit on, so nothing is held out of one image a class. The labels are those of all images.
     """
     order = rows[torch.randperm(len(rows), generator=keyed_generator(seed, "held out"))]
-    count = min(max(1, round(len(order) * share)), len(order) - 2)
+    count = held_out_count(len(order))
     fit, held = order[count:], order[:count]
     classes = labels.cpu()[held]
     back = torch.zeros(len(held), dtype=torch.bool)
