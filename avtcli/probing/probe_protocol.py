@@ -9,7 +9,7 @@ from avtcli.models.encoder import Encoder
 from avtcli.models.weights import Weights
 from avtcli.probing.head import ClosedFormHead
 from avtcli.probing.heads import resolve_options
-from avtcli.probing.probe_setup import HeadResult, ProbeSetup, held_out_count, split_held_out
+from avtcli.probing.probe_setup import HeadResult, ProbeSetup, split_held_out
 
 SHARED = {"recipe", "finetune", "pool", "copies", "fraction", "limit_train", "seed", "seeds"}
 """Settings that the protocol reports as they are."""
@@ -86,8 +86,9 @@ def _chosen(
     setups: Sequence[ProbeSetup], candidates: Mapping[str, Sequence[float]], *, steps: int | None
 ) -> dict[str, Any] | None:
     several = {name: list(values) for name, values in candidates.items() if len(values) > 1}
-    counts = sorted({held_out_count(len(subset.rows)) for setup in setups for subset in setup.subsets})
-    return {**several, "held_out": counts, "steps": steps} if several else None
+    pairs = ((setup.train.labels, subset) for setup in setups for subset in setup.subsets)
+    counts = {len(split_held_out(subset.rows, labels, seed=subset.seed)[1]) for labels, subset in pairs} - {0}
+    return {**several, "held_out": sorted(counts), "steps": steps} if several and counts else None
 
 
 def describe_start(protocol: Mapping[str, Any], source: Weights, *, device: str) -> tuple[tuple[str, str], ...]:

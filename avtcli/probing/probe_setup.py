@@ -106,21 +106,14 @@ def subset_rows(
     return rows
 
 
-def held_out_count(images: int) -> int:
-    """How many training images are held out to choose on: a tenth, but 100 at least, or half where there are fewer than 200.
-
-    Among a few images chance decides more than what is compared.
-    """
-    return max(round(images / 10), min(100, images // 2))
-
-
 def split_held_out(rows: Tensor, labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Split training rows at random into those to fit on and those held out, see `held_out_count`, each sorted.
+    """Split training rows at random into those to fit on and those held out to choose on, each sorted.
 
-    Each class keeps an image to fit on, so nothing is held out of one image a class. The labels are those of all images.
+    A tenth is held out, but 100 at least, or half of fewer than 200: among a few images chance would choose. Each class keeps
+    an image to fit on, so nothing is held out of one image a class. The labels are those of all images.
     """
     order = rows[torch.randperm(len(rows), generator=keyed_generator(seed, "held out"))]
-    count = held_out_count(len(order))
+    count = max(round(len(order) / 10), min(100, len(order) // 2))
     fit, held = order[count:], order[:count]
     classes = labels.cpu()[held]
     back = torch.zeros(len(held), dtype=torch.bool)

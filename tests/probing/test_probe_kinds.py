@@ -173,6 +173,7 @@ def test_of_one_image_a_class_nothing_is_chosen_and_the_middle_is_taken(
     result = run_probe(source, **MINI, head=head, shots=(1,), **epochs)
 
     assert [(r.chosen, r.val_top1) for r in result.results] == [(chosen, None)]
+    assert result.protocol["chosen"] is None
 
 
 @pytest.mark.parametrize(("images", "held"), [(4, 2), (10, 5), (199, 99), (200, 100), (1000, 100), (2000, 200)])
