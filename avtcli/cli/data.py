@@ -64,7 +64,7 @@ def check(
     bad = [reason for split in result.splits for _, reason in split.bad]
     for title, lines in (("bad", bad), ("equal", [" = ".join(names[:SHOWN]) for names in result.duplicate_groups])):
         more = [f"... and {len(lines) - SHOWN} more; `--json` has them"] if len(lines) > SHOWN else []
-        say(*(f"{title}  {line}" for line in [*lines[:SHOWN], *more]))
+        say(*(f"{title}  {line}".replace("\n", r"\n") for line in [*lines[:SHOWN], *more]))  # a name may have one
 
 
 def _verdict(result: "DataCheck") -> str | None:

@@ -37,6 +37,8 @@ def report(
     if as_json:
         say_json(result)
         return
-    say(f"report  {result.file}  ({result.bytes / 1e6:.1f} MB, {result.seconds:.0f} s)")
+    say(f"report  {result.file}  ({result.bytes / 1e6:.2g} MB, {result.seconds:.0f} s)")
+    names = dict[str, list[str]]()
     for name, reason in result.left_out.items():
-        say(f"without {name.replace('_', ' ')}: {reason}")
+        names.setdefault(reason, []).append(name.replace("_", " "))
+    say(*(f"without {', '.join(missing)}: {reason}" for reason, missing in names.items()))

@@ -7,6 +7,7 @@ the worker with the batch specification, so the number of workers changes nothin
 import multiprocessing
 import signal
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -107,6 +108,7 @@ class StreamedImages(Images):
         bad: BadImages | None = None,
     ) -> None:
         self.indices, self.device, self.bad, self.passes, self._sampler = indices, device, bad, 0, BatchSampler()
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than CPUs, as was asked for
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         loader: DataLoader[Any] = DataLoader(
             BatchDataset(split, indices, shorter),

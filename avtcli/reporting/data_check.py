@@ -231,7 +231,7 @@ def facts_of(check: DataCheck) -> dict[str, Any]:
             facts[f"{split.split} bad"] = _count(len(split.bad))
     done = (("resized", check.resize), ("cropped", check.crop))
     sizes = ", ".join(f"{verb} to {side}" if side else f"not {verb}" for verb, side in done)
-    speed = f"{check.images_per_second:.3g} images/s, {sizes}, by {check.workers or 1} process{'es' * (check.workers > 1)}"
+    speed = f"{check.images_per_second:.5g} images/s, {sizes}, by {check.workers or 1} process{'es' * (check.workers > 1)}"
     return {
         **facts,
         "held out": f"{check.held_out} of the training images" if check.held_out else None,

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,10 +145,21 @@ def to_metadata(value: Any) -> dict[str, str]:
 
 
 def refuse_existing(path: Path, *, flag: str = "--out", advice: str = "") -> None:
-    """Raise an `AvtError` if a path exists, also as a dangling link; `advice` is one more thing that can be done."""
+    """Check that a file or folder can be made, before what it is to hold is computed.
+
+    Raises:
+        AvtError: if the path exists, also as a dangling link, or its folder cannot be written; `advice` is one more thing that
+            can be done about a path that exists.
+    """
     if os.path.lexists(path):
         ways = ", ".join(filter(None, (f"Choose another {flag}", advice, "or move it away")))
         raise AvtError(f"{path} exists already and is not overwritten. {ways}.")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise AvtError(f"{path} cannot be written: {error.strerror}. Choose another {flag}, or see to {folder}.") from error
 
 
 @contextlib.contextmanager

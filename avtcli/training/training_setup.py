@@ -189,7 +189,8 @@ def _open_data(config: PretrainConfig, run: Path | None, *, on_event: OnEvent) -
     """Open the images to pretrain on, and complete the settings with what is chosen from them, and say it."""
     data = build_data(config.dataset, config.data_dir, on_event=on_event)
     if run is not None:
-        fingerprint, advice = read_env(run).get("data_fingerprint"), "Point --dataset or --data-dir to the same images."
+        fingerprint = read_env(run).get("data_fingerprint")
+        advice = "Restore them, or point --dataset or --data-dir to where they are; `--init-from RUN` begins a new run."
         data = check_data(data, run=run, fingerprint=fingerprint, advice=advice)
     for note in describe_data(data):
         on_event(Notice(note))

@@ -204,7 +204,8 @@ def test_rows_of_streamed_images_count_the_chosen_ones():
 # workers
 
 
-def test_the_number_of_workers_does_not_matter():
+def test_the_number_of_workers_does_not_matter(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)  # more workers than CPUs: no warning
     batches = [torch.tensor([5, 0]), torch.tensor([3, 1]), torch.tensor([2]), torch.tensor([4, 4])]
     crop, results = CropSpec((32, 32), padding=2, flip=True), []
     for workers in (0, 1, 2):

@@ -277,6 +277,15 @@ def test_large_photographs_are_decoded_at_a_lower_resolution_where_they_are_resi
     assert differences(data.train.decoded(AS_PUBLISHED)) == [0, 0, 0]
 
 
+@pytest.mark.parametrize(("highest", "said"), [(4095, ["images: the highest value is 15 of 255"]), (65535, [])])
+def test_12_bits_in_files_of_16_are_reported(highest: int, said: list[str], tmp_path: Path) -> None:
+    for number in range(5):
+        pixels = np.linspace(0, highest, 64).reshape(8, 8).astype(np.uint16)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.tif")
+
+    assert [note.partition(".")[0] for note in opened(tmp_path).notes if "highest" in note] == said
+
+
 def test_images_that_cannot_be_read_choose_nothing(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.png").write_bytes(b"no image")
@@ -290,9 +299,9 @@ def test_what_is_no_folder_of_images_is_refused_with_what_was_expected(photos: P
     (photos / "empty").mkdir()
     (photos / "empty" / "x.txt").write_bytes(b"II")
 
-    with pytest.raises(AvtError, match=r"The folder nowhere does not exist. Expected a folder with images at any depth, .jpeg"):
+    with pytest.raises(AvtError, match=r"The folder nowhere does not exist: give `--dataset folder:DIR`"):
         folder(Path("nowhere"))
-    with pytest.raises(AvtError, match=r"a.png is a file. Expected a folder .* give `--dataset folder:DIR`"):
+    with pytest.raises(AvtError, match=r"a.png is a file: give `--dataset folder:DIR`"):
         folder(photos / "a.png")
     with pytest.raises(AvtError, match=r"empty has no images \(1 other files: .txt\). Expected images at any depth, .jpeg"):
         folder(photos / "empty")

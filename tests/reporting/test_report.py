@@ -346,9 +346,13 @@ def test_a_report_replaces_its_own_file_and_no_other() -> None:
 def test_the_command_prints_what_the_function_returns(avt: Callable[..., Any]) -> None:
     made(Path("a"))
     result = avt("report a --json")
-    refused = avt("report nothing")
+    refused, shown = avt("report nothing"), avt("report a").stdout
 
     assert result.code == 0
+    assert {reason: shown.count(reason) for reason in result.json["left_out"].values()} == dict.fromkeys(
+        result.json["left_out"].values(), 1
+    )
+    assert "without decoded pairs, embedding map, first filters, nearest neighbours: " in shown
     assert result.json["bytes"] == Path("a/report.html").stat().st_size
     assert "left_out" in result.json
     assert (refused.code, "nothing is no run folder" in refused.stderr) == (2, True)

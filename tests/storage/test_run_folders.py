@@ -16,6 +16,7 @@ import pytest
 from avtcli.errors import AvtError, RunFailedError
 from avtcli.events import Event, Notice
 from avtcli.runtime.environment import environment_changes
+from avtcli.storage.files import refuse_existing
 from avtcli.storage.metrics_log import MetricsLog
 from avtcli.storage.run_folders import (
     create_run,
@@ -43,6 +44,15 @@ def test_nothing_is_overwritten(tmp_path: Path, what: str) -> None:
 
     with pytest.raises(AvtError, match=r"run exists already and is not overwritten\. Choose another --out"):
         create_run(path, "", {})
+
+
+@pytest.mark.parametrize("place", ["file/out", "file/a/out", "/proc/nowhere/out"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(AvtError, match=rf"{place} cannot be written: .*\. Choose another --out, or see to"):
+        refuse_existing(tmp_path / place)
+    refuse_existing(tmp_path / "new" / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_parent_that_is_a_file_is_explained(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_resumed_setup_has_the_runs_list_of_images(home: Path) -> None:
     assert after.environment["data_fingerprint"] == before.environment["data_fingerprint"]
     assert after.bad_images.reasons == {5: "gone"}
     (photos / "06.png").unlink()
-    with pytest.raises(AvtError, match=r"1 missing, first '06\.png'\. Point --dataset or --data-dir to the same images"):
+    with pytest.raises(AvtError, match=r"1 missing, first '06\.png'\. Restore them, or point --dataset or --data-dir to where"):
         build_training_setup(config, run=run, on_event=lambda event: None)
 
 

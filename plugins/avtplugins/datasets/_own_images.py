@@ -21,6 +21,8 @@ SAMPLE: Final = 200
 """Images that are read to learn what all are like."""
 SAMPLE_SIDE: Final = 640
 """A sampled JPEG may be reduced to this many pixels or more while it is decoded, which is faster."""
+DARK: Final = 32
+"""Images whose values all lie below this have lost most of them, as those of 12 bits in files of 16."""
 WHITE: Final = (255, 255, 255)
 
 Channels = Annotated[Literal["auto", 1, 3], BeforeValidator(lambda value: int(value) if value in ("1", "3") else value)]
@@ -78,7 +80,7 @@ def _mean_of(figures: tuple[float, ...], channels: int) -> tuple[float, ...]:
 
 def _complete(data: ImageData, channels: int | None, mean: Figures, std: Figures, usable: Tensor) -> ImageData:
     """Choose channels, mean and std from a sample of the images `usable`, (n,) int64; see `ImageData.complete`."""
-    split, sides, firsts, squares, grey = data.train, list[int](), list[Tensor](), list[Tensor](), True
+    split, sides, firsts, squares, grey, highest = data.train, list[int](), list[Tensor](), list[Tensor](), True, 0
     assert isinstance(split, EncodedSplit)
     sample = split.decoded(replace(split.how, at_least=SAMPLE_SIDE))
     for i in usable[subset(len(usable), SAMPLE, "sample", len(usable))].tolist():
@@ -87,7 +89,7 @@ def _complete(data: ImageData, channels: int | None, mean: Figures, std: Figures
         except AvtError:  # it is skipped and counted in training
             continue
         sides.append(min(image.shape[1:]))
-        grey = grey and bool((image == image[:1]).all())
+        grey, highest = grey and bool((image == image[:1]).all()), max(highest, int(image.max()))
         pixels = image.double() / 255
         firsts.append(pixels.mean((1, 2)))
         squares.append(pixels.square().mean((1, 2)))
@@ -101,7 +103,9 @@ def _complete(data: ImageData, channels: int | None, mean: Figures, std: Figures
     chosen = {key: value for key, value in {"channels": how.channels, **figures}.items() if given[key] is None}
     kind = "grey" if how.channels == 1 else "RGB"
     described = [kind, *(f"{name} {_text(given[name] or figures[name])}" for name in figures)]
-    note = f"images: {', '.join(described)}, measured on {len(sides)} of them"
+    notes = [f"images: {', '.join(described)}, measured on {len(sides)} of them"]
+    if highest < DARK:
+        notes += [f"images: the highest value is {highest} of 255. Where 16-bit files hold 12 bits, write them times 16"]
     return replace(
         data,
         train=split.decoded(how),
@@ -111,7 +115,7 @@ def _complete(data: ImageData, channels: int | None, mean: Figures, std: Figures
         std=std or figures["std"],
         typical_side=int(median(sides)),
         chosen=chosen,
-        notes=(*data.notes, note),
+        notes=(*data.notes, *notes),
     )
 
 

@@ -45,7 +45,7 @@ def folder(
     if not path.is_dir():
         found = "is a file" if path.exists() else "does not exist"
         lists = f" A list of images: `--dataset files:{path}`." if path.exists() else ""
-        raise AvtError(f"The folder {path} {found}. Expected a folder with {EXPECTED}: give `--dataset folder:DIR`.{lists}")
+        raise AvtError(f"The folder {path} {found}: give `--dataset folder:DIR` with a folder of images.{lists}")
     left_out, how, labelled = Counter[str](), Decoding(orient=orient, background=background), labels == "auto"
     top = list_folder(os.fsencode(path))
     tests = _test_folders(path, top)
