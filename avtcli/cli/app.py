@@ -204,6 +204,7 @@ for _name, (_, _, _help) in COMMANDS.items():
 
 def main() -> None:
     """Run `avt`; one of several processes skips the interpreter's shutdown, in which process-group threads can abort."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a line for each attempt to reach the first process
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError):  # the terminal may be gone

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from avtcli import registry
 from avtcli.cli.completion import complete_recipe, complete_run
 from avtcli.cli.console import reporting, say, say_facts, say_json, say_next
 from avtcli.cli.launch import start_processes
@@ -60,6 +61,8 @@ def pretrain(
     """
     if folder is not None and "dataset" in settings:
         raise AvtError(f"Both the folder {folder} and --dataset were given: give one of them.")
+    if folder is not None and not folder.is_dir() and registry.split_name(str(folder))[0] in registry.names("dataset"):
+        raise AvtError(f"There is no folder {folder}. A data set by name: `--dataset {shlex.quote(str(folder))}`.")
     if folder is not None:
         settings["dataset"] = {"name": f"folder:{folder}"}
     given = merge({**settings, "lr": lr}, options_from_texts(overrides or [], kinds=KINDS))

@@ -53,7 +53,7 @@ def describe_data(data: ImageData) -> list[str]:
 def _classes_without_training(data: ImageData) -> list[str]:
     if data.classes is None or data.test is None or data.train.labels is None or data.test.labels is None:
         return []
-    trained = data.train.labels.unique()
+    trained = torch.unique(data.train.labels)
     untrained = data.test.labels[~torch.isin(data.test.labels, trained) & (data.test.labels >= 0)]
     if not len(untrained):
         return []

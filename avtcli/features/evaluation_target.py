@@ -33,12 +33,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PreparedImages:
-    """A data set with its preprocessing; `size` is (height, width) after resizing and crop."""
+    """A data set with its preprocessing; `size` is (height, width) after resizing and crop, `max_bad` the share left out."""
 
     dataset: Plugin
     data: ImageData
     augment: Augment
     size: Size
+    max_bad: float = PretrainConfig.model_fields["max_bad_fraction"].default
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def measure_usable(parts: Sequence[ImagePart], measure: Callable[[Sequence[Image
     """Measure on images, and if one of them cannot be used again without all of these, which a notice reports.
 
     Raises:
-        AvtError: naming them, if more than 1 % of a part, and more than one, cannot be used.
+        AvtError: naming them, if more than `max_bad` of a part, and more than one, cannot be used.
     """
     try:
         return measure(parts)
@@ -80,8 +81,7 @@ def _leave_out_bad(part: ImagePart, context: Context) -> ImagePart:
     def find(rows: Tensor) -> dict[int, str]:
         return find_bad_images(part.split, rows, prepared.size, shorter=prepared.augment.resize, workers=workers)
 
-    fraction = PretrainConfig.model_fields["max_bad_fraction"].default
-    bad = BadImages(part.split, part.name, used=len(part.indices), max_fraction=fraction)
+    bad = BadImages(part.split, part.name, used=len(part.indices), max_fraction=prepared.max_bad)
     shares = map_shared(context.group, find, part.indices.tensor_split(read_launch().world))
     bad.add({index: reason for found in shares for index, reason in found.items()})
     if bad.reasons:
@@ -183,7 +183,8 @@ def prepare_images(
         )
     augment = augment or _sizes_of(source, data, config.augment if config else Augment(), on_event=on_event)
     augment = with_sizes(data, augment, natural=registry.InputSize(min(spec.size)), measured=True)
-    return PreparedImages(dataset, data, augment, image_size(data, augment))
+    prepared = PreparedImages(dataset, data, augment, image_size(data, augment))
+    return prepared if config is None or given is not None else replace(prepared, max_bad=config.max_bad_fraction)
 
 
 def _sizes_of(source: Weights, data: ImageData, augment: Augment, *, on_event: OnEvent) -> Augment:

@@ -97,6 +97,17 @@ def test_more_than_the_bound_is_an_error_that_names_them_all(line: str, photos: 
     assert "--max-bad-fraction" not in text
 
 
+def test_as_many_images_of_a_run_are_left_out_as_the_run_itself_may_skip(photos: Path, avt: Avt) -> None:
+    for number in (0, 2, 4):
+        (photos / f"train/a/00{number}.png").write_bytes(b"no image")
+    line = f"pretrain {photos} --backbone nin -o backbone.width=0.05 {SMALL} {ON} --batch-size 8 --max-steps 2 --eval-every 0"
+    assert avt(f"{line} --out run --max-bad-fraction 0.1").code == 0
+    result = avt(f"embed run {ON} --out e.npz --json")
+
+    assert (result.code, result.json["count"]) == (0, 53), result.stderr
+    assert "3 of the 40 train images cannot be used and are left out:" in result.stderr
+
+
 def test_a_part_of_bad_images_alone_is_an_error(avt: Avt) -> None:
     for name in ("train/0.png", "train/1.png", "test/0.png"):
         save(Path("few", name), 0)

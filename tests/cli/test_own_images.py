@@ -114,6 +114,7 @@ def test_a_path_in_place_of_a_name_is_answered_by_how_to_write_it(photos: Path, 
         return " ".join(avt(line).stderr.split())
 
     assert "files:" in said("pretrain list.csv").split("A list of images: `--dataset ")[1]
+    assert "There is no folder hf:x. A data set by name: `--dataset hf:x`." in said("pretrain hf:x")
     assert "No dataset is called 'photos'. photos is a folder: write `folder:photos`." in said("pretrain --dataset photos")
     assert "list.csv is a file: where it lists images write `files:list.csv`." in said("pretrain --dataset list.csv")
     checked = avt("data check list.csv --workers 0 --json")

@@ -68,10 +68,17 @@ print(json.dumps(found | {"ports": [port, other]}))
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
     folder = tmp_path_factory.mktemp("alone")
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins")])}
+    launch = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "a.invalid"}
+    command = [sys.executable, "-m", "avtcli", "pretrain", "--device", "cpu", "--out", "run"]
+    lost = subprocess.Popen(command, cwd=folder, env=variables | launch | {"MASTER_PORT": "1"}, stderr=-1, text=True)
     command = [sys.executable, "-c", FORKS]
     ended = subprocess.run(command, cwd=folder, env=variables, stdout=-1, text=True, timeout=300, check=True)
+    assert lost.stderr is not None
+    said = lost.stderr.readline()
+    lost.terminate()
+    said += lost.communicate(timeout=60)[1]
     assert not (folder / "run").exists()
-    return json.loads(ended.stdout)
+    return {**json.loads(ended.stdout), "lost": [lost.returncode, said]}
 
 
 def test_a_process_that_waits_says_so_once_and_gives_up_with_a_way_out(found: dict[str, list]) -> None:
@@ -95,6 +102,10 @@ def test_a_signal_ends_a_process_that_waits(
     found: dict[str, list], name: str, code: int, awaited: str, port: int, last: str
 ) -> None:
     assert found[name] == [code, f"waiting for {awaited} at 127.0.0.1:{found['ports'][port]}\n{last}\n"]
+
+
+def test_of_a_machine_that_is_not_known_one_line_is_said(found: dict[str, list]) -> None:
+    assert found["lost"] == [143, "waiting for process 0 of 2 at a.invalid:1\nStopped by SIGTERM; nothing was written.\n"]
 
 
 def test_of_those_that_wait_for_others_the_first_alone_says_so(found: dict[str, list]) -> None:
