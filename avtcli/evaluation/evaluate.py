@@ -25,6 +25,7 @@ from avtcli.plugin_options import parts_of
 from avtcli.runtime.devices import Context
 from avtcli.runtime.execution import prepare_for_inference
 from avtcli.storage.files import refuse_existing, to_json, write_file
+from avtcli.storage.run_folders import folder_for_results
 
 PICTURE = "evaluate.png"
 
@@ -144,7 +145,7 @@ def _run_to_keep(target: EvaluationTarget, setup: EvaluationSetup, context: Cont
     used, own = (target.prepared.dataset, setup.transform), (config.dataset, config.transform)
     same = [*map(describe_plugin, used)] == [*map(describe_plugin, own)] and target.prepared.augment == config.augment
     if source.path == source.run and same and not setup.calibrate_bn:
-        return source.run
+        return folder_for_results(source.run, context.on_event)
     differ = "its weights, statistics, images or transformations differ"
     context.on_event(Notice(f"not saved in {source.run}: {differ}. Use --out to save"))
     return None

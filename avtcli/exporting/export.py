@@ -19,7 +19,7 @@ from avtcli.events import Notice, OnEvent, Progress, Saved
 from avtcli.exporting.model_card import CARD, model_card
 from avtcli.models.encoder import Encoder
 from avtcli.models.weights import Weights, restore_encoder
-from avtcli.storage.files import new_path, write_file
+from avtcli.storage.files import new_path, refuse_unwritable, write_file
 
 _RUN_ENCODER = """
 import sys, torch
@@ -65,6 +65,7 @@ def export(
     """
     exporter: Exporter = registry.build("exporter", file_format, {})
     out = _output_path(source, exporter, file_format, out)
+    refuse_unwritable(out)
     encoder = restore_encoder(source)
     if layer is not None:
         encoder.check_layers([layer])

@@ -45,6 +45,7 @@ from avtcli.runtime.devices import Context
 from avtcli.runtime.execution import prepare_for_inference
 from avtcli.runtime.processes import check_agreement, failing_together
 from avtcli.storage.files import refuse_existing, to_json, write_file
+from avtcli.storage.run_folders import folder_for_results
 
 FEW_TEST_IMAGES: Final = 200
 """Below this many test images no layer is called the best: few images make most differences."""
@@ -66,7 +67,7 @@ class ProbeResult:
 
 
 def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | None, on_event: OnEvent) -> ProbeResult:
-    """Probe the layers of an encoder, and write the result into the run's probes folder and to `out`, where given.
+    """Probe the layers of an encoder, and write the result into the run's probes folder, if it can be written, and to `out`.
 
     The weights of `run` are opened or by name; none means the newest run, or the backbone that the config names.
 
@@ -84,9 +85,10 @@ def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | 
         parts = [part for own in prepared for part in _choose_parts(own, config)]
     settings = config.model_dump(mode="json", exclude={"data_dir", "init_from"})
     check_agreement(context.group, {**flat_settings(settings), **identify(source, prepared)})
+    kept = folder_for_results(source.run, on_event) if context.is_main else None
     result = measure_usable(parts, lambda usable: _measure(source, config, head, usable, context), context=context)
     layers = result.protocol["layers"]
-    for path in _destinations(source, config, layers, out) if context.is_main else ():
+    for path in _destinations(kept, config, layers, out) if context.is_main else ():
         write_file(path, to_json(asdict(result)))
         on_event(Saved(path))
     return result
@@ -222,11 +224,11 @@ def _build_setup(
     return ProbeSetup(config, head, prepared, *images, wanted=wanted, subsets=subsets, classes=classes, context=context)
 
 
-def _destinations(source: Weights, config: ProbeConfig, layers: list[str], out: Path | None) -> Iterator[Path]:
+def _destinations(run: Path | None, config: ProbeConfig, layers: list[str], out: Path | None) -> Iterator[Path]:
     if out is not None:
         yield out
-    if source.run is not None:
+    if run is not None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         which = "all" if config.layers == ("all",) else "-".join(layers)
         name = "-".join([stamp, which, *config.pool, config.head.name, *(["finetuned"] if config.finetune else [])])
-        yield source.run / "probes" / f"{name}.json"
+        yield run / "probes" / f"{name}.json"

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, Saved, ignore
-from avtcli.storage.files import refuse_existing, write_file
+from avtcli.storage.files import refuse_existing, refuse_unwritable, write_file
 from avtcli.storage.run_folders import find_run, names_newest, newest_run
 
 REPORT: Final = "report.html"
@@ -69,8 +69,7 @@ def write_report(runs: Sequence[Path | None], *, out: Path | None, on_event: OnE
         on_event(Notice(f"using the newest run, {newest_run()}"))
     alone = len({run.resolve() for run in found}) == 1
     path = out or (found[0] / REPORT if alone else Path(REPORT))
-    if out is not None or not alone:
-        refuse_existing(path)
+    (refuse_unwritable if out is None and alone else refuse_existing)(path)
     collected = collect_runs(found, on_event=on_event)
     sections, left_out = build_sections(collected)
     loader = jinja2.PackageLoader("avtcli.reporting")

@@ -154,12 +154,23 @@ def refuse_existing(path: Path, *, flag: str = "--out", advice: str = "") -> Non
     if os.path.lexists(path):
         ways = ", ".join(filter(None, (f"Choose another {flag}", advice, "or move it away")))
         raise AvtError(f"{path} exists already and is not overwritten. {ways}.")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    refuse_unwritable(path, flag=flag)
+
+
+def refuse_unwritable(path: Path, *, flag: str = "--out") -> None:
+    """Raise an `AvtError` if no file can be made in the folder of a path, or in the one that the folder would be made in."""
+    if cause := why_unwritable(path.absolute().parent):
+        raise AvtError(f"{path} cannot be written: {cause}. Choose another {flag}, or see to its folder.")
+
+
+def why_unwritable(folder: Path) -> str | None:
+    """Try to write in a folder, or in the one that it would be made in, and return why not; none if that is possible."""
+    existing = next(place for place in (folder, *folder.parents) if os.path.exists(place))
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=existing):
+            return None
     except OSError as error:
-        raise AvtError(f"{path} cannot be written: {error.strerror}. Choose another {flag}, or see to {folder}.") from error
+        return error.strerror or str(error)
 
 
 @contextlib.contextmanager

@@ -14,8 +14,9 @@ from filelock import FileLock, Timeout
 from avtcli.config.components import flags_of
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.errors import AvtError, InterruptedRunError, one_line
+from avtcli.events import Notice, OnEvent
 from avtcli.input_files import TEXT_BYTES, parse_json_object, read_bytes
-from avtcli.storage.files import disk_errors_explained, has_process_ended, new_path, to_json, write_file
+from avtcli.storage.files import disk_errors_explained, has_process_ended, new_path, to_json, why_unwritable, write_file
 from avtcli.storage.run_data import write_listings
 
 RUNS = Path("runs")
@@ -105,6 +106,15 @@ def _is_of_size(checkpoint: Path) -> bool:
         return bool(manifest) and all(os.stat(checkpoint / name).st_size == manifest[name]["size"] for name in manifest)
     except (AvtError, OSError, LookupError, TypeError, ValueError):
         return False
+
+
+def folder_for_results(run: Path | None, on_event: OnEvent) -> Path | None:
+    """Return a run folder, or none, with a notice, where it cannot be written, as that of somebody else."""
+    cause = None if run is None else why_unwritable(run)
+    if cause is None:
+        return run
+    on_event(Notice(f"not saved in {run}: {cause}. Use --out to save"))
+    return None
 
 
 def create_run(path: Path, config_toml: str, env: dict[str, Any], *, listings: Mapping[str, bytes] | None = None) -> None:

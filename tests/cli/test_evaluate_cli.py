@@ -177,3 +177,17 @@ def test_a_usage_error_is_one_message_and_writes_nothing(avt, run: Path, line: s
     assert result.code == 2
     assert message in result.stderr
     assert sorted(path.name for path in run.iterdir()) == before
+
+
+@pytest.mark.parametrize("line", ["probe {} --head knn --no-baseline --limit-train 100", "evaluate {} --count 20"])
+def test_a_run_that_cannot_be_written_is_measured_all_the_same(
+    avt, tiny_run: Path, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path for path in tiny_run.rglob("*")}
+    monkeypatch.setattr("avtcli.storage.run_folders.why_unwritable", lambda folder: "Read-only file system")
+    result = avt(f"{line.format(tiny_run)} --device cpu --out result.json --json")
+
+    assert result.code == 0, result.stderr
+    assert json.loads(Path("result.json").read_text()) == result.json
+    assert f"not saved in {tiny_run}: Read-only file system. Use --out to save" in result.stderr
+    assert {path for path in tiny_run.rglob("*")} == before

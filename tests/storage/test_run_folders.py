@@ -49,7 +49,7 @@ def test_nothing_is_overwritten(tmp_path: Path, what: str) -> None:
 @pytest.mark.parametrize("place", ["file/out", "file/a/out", "/proc/nowhere/out"])
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(AvtError, match=rf"{place} cannot be written: .*\. Choose another --out, or see to"):
+    with pytest.raises(AvtError, match=rf"{place} cannot be written: .*\. Choose another --out, or see to its folder"):
         refuse_existing(tmp_path / place)
     refuse_existing(tmp_path / "new" / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
