@@ -42,9 +42,14 @@ class BadImages:
         known: those found before, of any split; they are not tried again.
         dataset: the data set that is trained on; none in a measurement, whose command has no option for bad images.
 
+    Attributes:
+        repaired: names of images that could not be used before, and can now.
+
     Raises:
         AvtError: if more are known than may be.
     """
+
+    repaired: frozenset[str] = frozenset()
 
     def __init__(
         self,

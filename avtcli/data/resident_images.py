@@ -13,6 +13,7 @@ from avtcli.data.streaming import StreamedImages
 from avtcli.errors import AvtError
 from avtcli.geometry.cropping import centre_crop, crop_and_flip, resized_size
 from avtcli.runtime.devices import has_room, upload
+from avtcli.storage.run_data import BadImage
 
 EVAL_BATCH_SIZE = 250
 """Images of a batch where nothing is trained."""
@@ -99,6 +100,13 @@ def find_bad_images(split: Split, indices: Tensor, size: Size, *, shorter: int |
         if len(bad.reasons) < len(indices):  # else none can be used
             raise
     return dict(sorted(bad.reasons.items()))
+
+
+def still_bad(split: Split, known: Sequence[BadImage], size: Size, *, shorter: int | None) -> list[BadImage]:
+    """Read images of a split again that could not be used, see `find_bad_images`, and return those that still cannot be."""
+    indices = torch.tensor([i for i, _ in split.find({bad.name for bad in known})], dtype=torch.int64)
+    found = find_bad_images(split, indices, size, shorter=shorter, workers=0)
+    return [BadImage(known[0].split, split.name(i), reason) for i, reason in found.items()]
 
 
 def evaluation_batches(images: Images, batches: Sequence[Tensor], size: Size) -> Iterator[Tensor]:

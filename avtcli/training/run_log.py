@@ -212,4 +212,5 @@ def record_bad_images(setup: TrainingSetup, run: Path, *, on_event: OnEvent) -> 
 def _record(setup: TrainingSetup, run: Path, found: Sequence[BadImage], on_event: OnEvent) -> str:
     for bad in append_bad_images(run, found):
         on_event(Notice(f"skipped: {bad.reason}"))
-    return setup.bad_images.problem([bad.reason for bad in read_bad_images(run)])
+    repaired = setup.bad_images.repaired
+    return setup.bad_images.problem([bad.reason for bad in read_bad_images(run) if bad.name not in repaired])

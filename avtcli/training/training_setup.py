@@ -15,12 +15,12 @@ from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.run_length import RunLength, within_budget
 from avtcli.config.value_text import flat_settings
 from avtcli.contracts import ImageData, Size, TransformFamily
-from avtcli.data.bad_images import BadImages
+from avtcli.data.bad_images import BadImages, most_bad
 from avtcli.data.datasets import build_data, check_data, describe_data, image_size, with_sizes
 from avtcli.data.epoch_table import batch_count, check_shares
 from avtcli.data.held_out import HELD_OUT_COUNT, Partition, contains, limited, partition
 from avtcli.data.images import Images
-from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images
+from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images, still_bad
 from avtcli.data.training_loader import TrainingLoader, ViewSpec
 from avtcli.events import Notice, OnEvent
 from avtcli.geometry.family_building import build_family
@@ -148,6 +148,7 @@ def _build(
         synchronise_batch_norms(net.encoder)
     used = [(kind, part) for kind in plugin_fields(PretrainConfig) for part in sum_parts(kind, getattr(config, kind).name)]
     used += [("tracker", spec) for spec in config.trackers]
+    read = len(indices) + int((~contains(indices, monitored)).sum())
     plugins = [(kind, registry.split_name(spec)[0]) for kind, spec in used]
     environment = describe_environment(
         device=describe_device(accelerator), processes=processes, plugins=plugins, data_fingerprint=data.fingerprint
@@ -166,7 +167,7 @@ def _build(
         monitored,
         steps_per_epoch,
         *_choose_workers(config, data, size, processes),
-        _bad_images(config, data, used=len(indices) + int((~contains(indices, monitored)).sum()), run=run),
+        _bad_images(config, data, size, used=read, run=run, on_event=on_event),
         continues,
         environment,
     )
@@ -214,12 +215,22 @@ def _choose_workers(config: PretrainConfig, data: ImageData, size: Size, process
     return workers, choose_workers(config.workers, data.train, batch_bytes=eval_bytes, reserved=reserved)
 
 
-def _bad_images(config: PretrainConfig, data: ImageData, *, used: int, run: Path | None) -> BadImages:
-    """The images that the run, which reads `used` ones, cannot use; those of a resumed run are known."""
-    known = () if run is None else read_bad_images(run)
-    fraction, skip = config.max_bad_fraction, config.on_bad_image == "skip"
-    own = config.dataset.name
-    return BadImages(data.train, "train", used=used, max_fraction=fraction, skip=skip, known=known, dataset=own)
+def _bad_images(
+    config: PretrainConfig, data: ImageData, size: Size, *, used: int, run: Path | None, on_event: OnEvent
+) -> BadImages:
+    """The images that the run, which reads `used` ones, cannot use; those of a resumed run are known.
+
+    If more are known than may be, they are tried again: the disk was away, or they were repaired.
+    """
+    fraction, split, shorter = config.max_bad_fraction, data.train, config.augment.resize
+    found = [] if run is None else [bad for bad in read_bad_images(run) if bad.split == "train"]
+    known = still_bad(split, found, size, shorter=shorter) if len(found) > most_bad(used, fraction) else found
+    if repaired := {bad.name for bad in found} - {bad.name for bad in known}:
+        on_event(Notice(f"{len(repaired)} images that could not be used before can be used now"))
+    skip, own = config.on_bad_image == "skip", config.dataset.name
+    bad = BadImages(split, "train", used=used, max_fraction=fraction, skip=skip, known=known, dataset=own)
+    bad.repaired = frozenset(repaired)
+    return bad
 
 
 def build_transform(config: PretrainConfig, size: Size) -> TransformFamily:

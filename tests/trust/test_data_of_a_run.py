@@ -115,6 +115,25 @@ def test_images_that_the_run_could_not_use_may_be_gone(home: Path, avt: Avt) -> 
     assert (result.code, "trained on: 1 missing, first '01.png'" in result.stderr) == (2, True)
 
 
+def test_a_run_whose_disk_was_away_goes_on_once_it_is_back(home: Path, avt: Avt) -> None:
+    photos = save_photos(home / "photos")
+    size = "-o backbone.width=0.05 -o augment.crop=32 --batch-size 8 --eval-every 0 --workers 0 --device cpu"
+    assert avt(f"pretrain photos {size} --max-steps 1 --out run").code == 0
+    photos.rename("away")
+    append_bad_images(Path("run"), [BadImage("train", f"0{i}.png", f"0{i}.png cannot be read now") for i in range(4)])
+    photos.mkdir()
+    for path in Path("away").iterdir():
+        (photos / path.name).write_bytes(path.read_bytes() if path.name != "02.png" else b"")
+
+    result = avt("pretrain --resume run --max-steps 3")
+    assert result.code == 0, result.stderr
+    assert "3 images that could not be used before can be used now" in result.stderr
+    for name in ("00.png", "03.png"):
+        (photos / name).write_bytes(b"")
+    result = avt("pretrain --resume run --max-steps 4")
+    assert (result.code, "3 of the 24 train images cannot be used, and at most 1 may" in result.stderr) == (2, True)
+
+
 def test_a_resumed_setup_has_the_runs_list_of_images(home: Path) -> None:
     photos = save_photos(home / "photos")
     run = run_on("photos", home / "run")
