@@ -245,6 +245,6 @@ def compute_features(setup: EmbeddingSetup, out: Mapping[str, Tensor]) -> None:
                 check.count(features := {layer: _reduce(tap, setup.request) for layer, tap in taps.items()})
                 for layer, values in features.items():
                     out[layer][int(rows[0]) : int(rows[-1]) + 1] = values
-                done += world * len(batch)
-                context.on_event(Progress("embedding", min(done, setup.count), setup.count, "images"))
+                done = min(done + world * len(batch), int(rows_of_part[-1]) + 1)
+                context.on_event(Progress("embedding", done, setup.count, "images"))
             check.finish()

@@ -74,6 +74,7 @@ def test_an_embedding_has_a_row_of_each_other_image_with_its_name(more: str, pho
 
     assert found.code == 0, found.stderr
     assert json.loads(found.stdout)["count"] == 54
+    assert not more or found.stderr.count("54/54 images") == 1
     with np.load("found.npz") as one, np.load("expected.npz") as other:
         assert one["names"].tolist() == other["names"].tolist()
         assert one["labels"].tolist() == other["labels"].tolist()
