@@ -69,7 +69,7 @@ def _listed(path: Path, index: Mapping[str, int]) -> Iterator[tuple[str, ListedF
     if missing:
         raise AvtError(
             f"{path} names {count} images, {missing} are no files, the first is {first}. Paths are relative to the list or "
-            f"absolute; a first line with names of columns has {', '.join(COLUMNS)}."
+            f"absolute; a first line with names of columns has {', '.join(COLUMNS)}, separated by commas."
         )
 
 
