@@ -224,7 +224,7 @@ def facts_of(check: DataCheck) -> dict[str, Any]:
             facts[f"{split.split} files"] = ", ".join(f"{count} {kind}" for kind, count in split.modes.items())
         if split.class_images is not None:
             low, middle, high = split.class_images
-            each = f"{low} images each" if low == high else f"{low} to {high} images, median {middle}"
+            each = f"{_count(low)} each" if low == high else f"{low} to {high} images, median {middle}"
             without = f"; {_count(split.unlabelled)} without a label" if split.unlabelled else ""
             facts[f"{split.split} classes"] = f"{split.classes}, {each}{without}"
         if split.bad:

@@ -232,12 +232,12 @@ def test_a_check_of_a_folder_that_is_not_there_says_so(avt: Any) -> None:
 def test_a_check_of_bad_images_alone_lists_them(avt: Any) -> None:
     Path("x").mkdir()
     for number in range(3):
-        Path(f"x/{number}.png").write_bytes(b"no image")
+        Path(f"x/{number}\n.png").write_bytes(b"no image")
     result = avt("data check x --workers 0")
 
     assert result.code == 0
     assert "3 images" in result.stdout.split("train bad")[1].split("\n")[0]
-    assert result.stdout.count("does not decode") == 3
+    assert [line.count(r"\n.png does not decode") for line in result.stdout.splitlines() if line.startswith("bad ")] == [1] * 3
     verdict = result.stdout.split("verdict")[1].split("\n")[0].strip()
     assert verdict == "100.00% of the train images are bad: pretraining stops, as more than 1% are"
     save(Path("x/1.png"), 1)
