@@ -109,11 +109,11 @@ def _by_row(heads: "Sequence[HeadResult]") -> "dict[tuple[Any, ...], list[HeadRe
 
 def _best(result: "ProbeResult") -> int | None:
     """The row of the highest accuracy; none among rows of several data sets or numbers of images, or of few test images."""
-    from avtcli.probing.probe import FEW_TEST_IMAGES
+    from avtcli.data.held_out import FEW_IMAGES
 
     tops = [mean(head.top1 for head in heads) for heads in _by_row(result.results).values()]
     comparable = len({(head.dataset, head.shots) for head in result.results}) == 1
-    comparable = comparable and result.protocol["data"][0]["test_images"] >= FEW_TEST_IMAGES
+    comparable = comparable and result.protocol["data"][0]["test_images"] >= FEW_IMAGES
     return tops.index(max(tops)) if comparable and len(tops) > 1 else None
 
 
@@ -125,7 +125,9 @@ def _protocol(protocol: dict[str, Any]) -> dict[str, object]:
     if chosen is not None:
         names = ", ".join(name for name in chosen if name not in ("held_out", "steps"))
         how.append(f"{names} chosen on {chosen['held_out']:.0%} of the training images")
-    data = [f"{d['dataset']}, {d['train_images']} training and {d['test_images']} test images" for d in protocol["data"]]
+    data = [
+        f"{d['dataset']}, {d['train_images']} training and {d['test_images']} {d['split']} images" for d in protocol["data"]
+    ]
     figures = [*data, protocol["reported"], f"baseline: {baseline['backbone']}" if baseline else ""]
     return {
         "protocol": f"{protocol['recipe'] or 'default'}: {', '.join(filter(None, how))} (all of it: --verbose)",

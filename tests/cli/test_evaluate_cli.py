@@ -59,8 +59,7 @@ def test_the_tables_compare_decoder_and_ridge_with_baselines(avt, run: Path) -> 
     assert lines[:2] == ["run  run, step 9", ""]
     assert lines.pop(2).startswith("Transformation predicted from two views: mean corner error (MACE) in px; MSE and R2 of ")
     assert re.split("  +", lines[2].strip()) == ["MACE px", "right turns", "MACE px at these", "MSE", "R2"]
-    assert sum(" (best)" in line for line in lines[3:11]) == 1
-    assert [re.split("  +", line)[0].removesuffix(" (best)") for line in lines[3:11]] == [
+    assert [re.split("  +", line)[0] for line in lines[3:11]] == [  # of 20 images none is called the best
         *("decoder", *layers, "90-degree rotation oracle", "constant", "identity")
     ]
     mse = [f"{figures['mse_normalised']:.3f}", f"{figures['r2']:.3f}"]

@@ -115,12 +115,12 @@ def test_a_table_too_wide_goes_on_below_its_first_column(room: int) -> None:
 
 
 def test_words_stand_to_the_left_and_figures_to_the_right() -> None:
-    rows = [("nin", "resnet18", "9.5", "1.5x"), ("b", "x", "10.25 ± 1.00", "-")]
+    rows = [("nin", "resnet18", "9.5", "1.5x", "-"), ("b", "x", "10.25 ± 1.00", "-", "-")]
 
-    assert table_lines(("run", "backbone", "loss", "ratio"), rows, best=1, room=None) == [
-        "run       backbone          loss  ratio",
-        "nin       resnet18           9.5   1.5x",
-        "b (best)  x         10.25 ± 1.00      -",
+    assert table_lines(("run", "backbone", "loss", "ratio", "none"), rows, best=1, room=None) == [
+        "run       backbone          loss  ratio  none",
+        "nin       resnet18           9.5   1.5x     -",
+        "b (best)  x         10.25 ± 1.00      -     -",
     ]
 
 
