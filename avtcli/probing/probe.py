@@ -220,7 +220,7 @@ def _build_setup(
         return LabelledImages(images, labels.to(context.device), part, prepared.size)
 
     images = read(train.name, train.split, train.indices), read(test.name, test.split, test.indices)
-    if len(images[0].labels.unique()) < 2:
+    if images[0].labels.min() == images[0].labels.max():
         raise AvtError(
             f"All {len(train.indices)} training images of '{prepared.dataset.name}' are of one class: a probe needs two."
         )
