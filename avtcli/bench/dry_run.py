@@ -72,7 +72,7 @@ def dry_run(config: PretrainConfig, *, run: Path | None, resume: bool, on_event:
     """
     if run is not None and not resume:
         refuse_existing(run)
-    setup = build_training_setup(config, run=run if resume else None, on_event=on_event)
+    setup = build_training_setup(config, run=run, resume=resume, on_event=on_event)
     on_event(describe_run(setup))
     Tracking(setup.config.trackers, setup.group, on_event=on_event)  # whose libraries may be missing
     done = run_in_main(setup.group, lambda: _step_reached(setup, run)) if setup.continues and run is not None else 0

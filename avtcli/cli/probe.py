@@ -124,7 +124,7 @@ def _protocol(protocol: dict[str, Any]) -> dict[str, object]:
     how += ["fine-tuned" if protocol["finetune"] else "", "augmented" if protocol["augmentation"] else "no augmentation"]
     if chosen is not None:
         names = ", ".join(name for name in chosen if name not in ("held_out", "steps"))
-        how.append(f"{names} chosen on {chosen['held_out']:.0%} of the training images")
+        how.append(f"{names} chosen on {' or '.join(map(str, chosen['held_out']))} held-out training images")
     data = [
         f"{d['dataset']}, {d['train_images']} training and {d['test_images']} {d['split']} images" for d in protocol["data"]
     ]

@@ -52,8 +52,6 @@ class ProbeConfig(Frozen):
     """Images per step."""
     rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Peak learning rates to choose from if there is no schedule. Default: `HEAD_RATES`, or `FINETUNE_RATES`."""
-    held_out: float = Field(default=0.1, gt=0, lt=1)
-    """Fraction of the training images that is held out for choices."""
     limit_train: Annotated[int | None, Flag("Data", metavar="N")] = Field(default=None, ge=20)
     """Train on a random subset of N images, the same in every command and for every seed. Default: all."""
     shots: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Flag("Data", metavar="N[,N...]")] = ()

@@ -99,7 +99,7 @@ def open_target(
     with failing_together(context.group):
         places = {name: arguments[name] for name in ("init_from", "data_dir")}
         target = load_target(arguments["run"], **places, context=context, **components)
-    asked = {name: value for name, value in arguments.items() if name not in ("run", "out", *places)}
+    asked = {name: value for name, value in arguments.items() if name not in ("run", *places)}
     check_agreement(context.group, {**asked, **identify(target.source, [target.prepared])})
     return target, context
 

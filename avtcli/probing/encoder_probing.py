@@ -46,7 +46,7 @@ def _head_data(setup: ProbeSetup, train: FeatureReader, test: FeatureReader, fea
     assert isinstance(train, CachedFeatures)
     assert isinstance(test, CachedFeatures)
     flat = [reader.features[feature].movedim(1, -1).flatten(1) for reader in (train, test)]  # as in memory, without a copy
-    rows = split_held_out(subset.rows, train.labels, setup.config.held_out, seed=subset.seed)
+    rows = split_held_out(subset.rows, train.labels, seed=subset.seed)
     return HeadData(flat[0], train.labels, flat[1], test.labels, subset.rows, *rows, setup.classes)
 
 

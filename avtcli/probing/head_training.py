@@ -178,7 +178,7 @@ def choose_and_train(
     training = HeadTraining(setup.head, config, setup.classes, context, f"{task}: head")
     rates: list[float | None] = [None] if config.schedule is not None else [*config.learning_rates]
     best: list[tuple[HeadSpec, float | None]] = [(HeadSpec(feature, rates[len(rates) // 2]), None) for feature in features]
-    fit, held_out = split_held_out(subset.rows, setup.train.labels, config.held_out, seed=subset.seed)
+    fit, held_out = split_held_out(subset.rows, setup.train.labels, seed=subset.seed)
     if len(rates) > 1 and len(held_out):
         specs = [HeadSpec(feature, rate) for feature in features for rate in rates]
         curves = run(replace(training, task=f"{task}: rate"), specs, fit, held_out)

@@ -49,7 +49,7 @@ def describe_probe(
         "std": list(source.spec.std),
         "head": {"name": config.head.name, "description": head.description, **options},
         **({} if closed else _training(config)),
-        "chosen": _chosen(config, candidates, steps=None if closed or config.finetune else LR_SEARCH_STEPS),
+        "chosen": _chosen(setups, candidates, steps=None if closed or config.finetune else LR_SEARCH_STEPS),
         "reported": reported if closed else f"{reported}, last epoch",
         "calibrated": describe_statistics(encoder, images) if config.calibrate_bn else None,
         "baseline": None if baseline is None else {"backbone": _baseline(baseline, images, config), "seed": config.seed},
@@ -79,13 +79,17 @@ def _candidates(setup: ProbeSetup) -> Mapping[str, Sequence[float]]:
     if not isinstance(setup.head, ClosedFormHead):
         return {"rate": setup.config.learning_rates} if setup.config.searches_lr else {}
     subset = max(setup.subsets, key=lambda subset: len(subset.rows))
-    to_fit, _ = split_held_out(subset.rows, setup.train.labels, setup.config.held_out, seed=subset.seed)
+    to_fit, _ = split_held_out(subset.rows, setup.train.labels, seed=subset.seed)
     return setup.head.candidates(len(to_fit), len(subset.rows))
 
 
-def _chosen(config: ProbeConfig, candidates: Mapping[str, Sequence[float]], *, steps: int | None) -> dict[str, Any] | None:
+def _chosen(
+    setups: Sequence[ProbeSetup], candidates: Mapping[str, Sequence[float]], *, steps: int | None
+) -> dict[str, Any] | None:
     several = {name: list(values) for name, values in candidates.items() if len(values) > 1}
-    return {**several, "held_out": config.held_out, "steps": steps} if several else None
+    pairs = ((setup.train.labels, subset) for setup in setups for subset in setup.subsets)
+    counts = {len(split_held_out(subset.rows, labels, seed=subset.seed)[1]) for labels, subset in pairs} - {0}
+    return {**several, "held_out": sorted(counts), "steps": steps} if several and counts else None
 
 
 def describe_start(protocol: Mapping[str, Any], source: Weights, *, device: str) -> tuple[tuple[str, str], ...]:

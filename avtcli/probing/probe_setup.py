@@ -106,13 +106,14 @@ def subset_rows(
     return rows
 
 
-def split_held_out(rows: Tensor, labels: Tensor, share: float, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Split training rows at random into those to fit on and those held out, each sorted.
+def split_held_out(rows: Tensor, labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Split training rows at random into those to fit on and those held out to choose on, each sorted.
 
-    Each class keeps an image to fit on, so nothing is held out of one image a class. The labels are those of all images.
+    A tenth is held out, but 100 at least, or half of fewer than 200: among a few images chance would choose. Each class keeps
+    an image to fit on, so nothing is held out of one image a class. The labels are those of all images.
     """
     order = rows[torch.randperm(len(rows), generator=keyed_generator(seed, "held out"))]
-    count = min(max(1, round(len(order) * share)), len(order) - 2)
+    count = max(round(len(order) / 10), min(100, len(order) // 2))
     fit, held = order[count:], order[:count]
     classes = labels.cpu()[held]
     back = torch.zeros(len(held), dtype=torch.bool)

@@ -91,7 +91,7 @@ def check_agreement(group: ProcessGroup | None, stated: Mapping[str, object]) ->
     Raises:
         AvtError: in all processes.
     """
-    every = gather_lists(group, [dict(stated)])
+    every = gather_lists(group, [{name: str(value) if isinstance(value, Path) else value for name, value in stated.items()}])
     known = sorted({name for own in every for name in own})
     differing = [name for name in known if len({repr(own.get(name)) for own in every}) > 1]
     found = [f"{name} is {_by_process([shown(own.get(name)) for own in every])}" for name in differing]

@@ -82,7 +82,7 @@ def pretrain(
         refuse_existing(run, advice="go on with it by --resume instead of --out" if is_run(run) else "")
     connect(choose_device(config.device), on_event=on_event)  # a signal that comes before the others do ends it at once
     with stopping(on_event) as stop:
-        setup = build_training_setup(config, run=run if resume else None, on_event=on_event)
+        setup = build_training_setup(config, run=run, resume=resume, on_event=on_event)
         on_event(describe_run(setup))
         tracking = Tracking(setup.config.trackers, setup.group, on_event=on_event)
         folder = _run_folder(setup, run, resume=resume)

@@ -103,11 +103,13 @@ class TrainingSetup:
         )
 
 
-def build_training_setup(config: PretrainConfig, *, run: Path | None = None, on_event: OnEvent) -> TrainingSetup:
+def build_training_setup(
+    config: PretrainConfig, *, run: Path | None = None, resume: bool = False, on_event: OnEvent
+) -> TrainingSetup:
     """Build all that a run needs; nothing is written.
 
-    For a resumed run, with its folder `run`, the images are those that it listed, without the ones that it could not use. Where
-    it has a checkpoint, its weights come from that later, so that none are needed here.
+    For a resumed run, with its folder, the images are those that it listed, without the ones that it could not use. Where it
+    has a checkpoint, its weights come from that later, so that none are needed here.
 
     Raises:
         AvtError: for the first thing that is not right in any process, or settings or images that differ among them.
@@ -117,10 +119,10 @@ def build_training_setup(config: PretrainConfig, *, run: Path | None = None, on_
     accelerator = build_accelerator(device, config.precision, on_event=on_event)
     group = build_cpu_group(accelerator)
     with failing_together(group):
-        setup = _build(config, accelerator, group, run=run, on_event=on_event)
+        setup = _build(config, accelerator, group, run=run if resume else None, on_event=on_event)
     settings = setup.config.model_dump(mode="json", exclude={"data_dir"})  # machines may have the same images elsewhere
     images = {"fingerprint of the images": setup.data.fingerprint, "number of images": len(setup.indices)}
-    check_agreement(group, {**flat_settings(settings), **images, "--resume": setup.continues})
+    check_agreement(group, {**flat_settings(settings), **images, "--out": run, "--resume": setup.continues})
     return setup
 
 

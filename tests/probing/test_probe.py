@@ -397,7 +397,7 @@ def test_the_rate_is_chosen_on_held_out_images_and_test_is_seen_once(
     (fit, held, both), (complete, test, chosen) = recorder.calls
     assert fit.reader is held.reader is complete.reader
     assert test.reader is not complete.reader
-    assert (len(fit.rows), len(held.rows)) == (54, 6)
+    assert (len(fit.rows), len(held.rows)) == (30, 30)
     assert sorted([*fit.rows.tolist(), *held.rows.tolist()]) == complete.rows.tolist() == list(range(60))
     assert ([spec.peak for spec in both], [spec.peak for spec in chosen]) == ([0.1, 0.01], [0.01])
     assert (head.val_top1, head.top1, head.top1_best_test_epoch) == (50.0, 50.0, None)
@@ -474,7 +474,7 @@ def test_the_protocol_holds_resolved_settings(source: Weights, monkeypatch: pyte
     ours = run_probe(source, **OURS).protocol
     fixed = run_probe(source, **FIXED, head={"name": "nonlinear", "conv_first": "conv2"}).protocol
 
-    assert ours["chosen"] == {"rate": [0.1, 0.01], "held_out": 0.1, "steps": 200}
+    assert ours["chosen"] == {"rate": [0.1, 0.01], "held_out": [30], "steps": 200}
     assert (ours["schedule"], ours["rates"], ours["augmentation"], ours["samples"]) == (None, [0.1, 0.01], None, 0)
     assert ours["optimizer"]["weight_decay"] == 5e-4
     assert (ours["pool"], ours["pool_size"], ours["head"]["name"]) == (["max"], {"conv2": 4}, "linear")

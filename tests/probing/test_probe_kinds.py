@@ -84,7 +84,7 @@ def test_the_number_of_neighbours_is_the_best_on_held_out_training_images(
 ) -> None:
     (head,) = run_probe(source, **MINI, head={"name": "knn", "k": "1,5,100"}).results
     features, labels = (t.double().numpy() for t in pooled["train"])
-    fit, held = (rows.numpy() for rows in split_held_out(torch.arange(200), pooled["train"][1], 0.1, seed=0))
+    fit, held = (rows.numpy() for rows in split_held_out(torch.arange(200), pooled["train"][1], seed=0))
     scores = {}
     for k in (1, 5, 100):
         oracle = KNeighborsClassifier(
@@ -116,7 +116,7 @@ def test_logistic_regression_is_that_of_scikit_learn_at_the_penalty_that_held_ou
     penalties = (1e-4, 0.03, 3.0)
     (head,) = run_probe(source, **MINI, head={"name": "logistic", "penalties": penalties}).results
     features, labels = (t.double().numpy() for t in pooled["train"])
-    fit, held = (rows.numpy() for rows in split_held_out(torch.arange(200), pooled["train"][1], 0.1, seed=0))
+    fit, held = (rows.numpy() for rows in split_held_out(torch.arange(200), pooled["train"][1], seed=0))
 
     def oracle(rows: Any, penalty: float) -> Pipeline:
         classifier = LogisticRegression(C=1 / (penalty * len(rows)), max_iter=10_000, tol=1e-8)
@@ -138,15 +138,15 @@ def test_more_neighbours_than_images_are_all_of_them(source: Weights) -> None:
     assert head.val_top1 is None
 
 
-@pytest.mark.parametrize(("k", "tried", "used"), [((500,), [200], 200), ((5, 190, 500), [5, 180], None)])
+@pytest.mark.parametrize(("k", "tried", "used"), [((500,), [200], 200), ((5, 90, 500), [5, 90, 100], None)])
 def test_the_protocol_states_the_neighbours_that_there_are(
     source: Weights, k: tuple[int, ...], tried: list[int], used: int | None
 ) -> None:
-    """Of 200 images, 20 are held out where there is a choice."""
+    """Of 200 images, 100 are held out where there is a choice."""
     result = run_probe(source, **MINI, head={"name": "knn", "k": k})
 
     assert result.protocol["head"]["k"] == tried
-    assert result.protocol["chosen"] == (None if used else {"k": tried, "held_out": 0.1, "steps": None})
+    assert result.protocol["chosen"] == (None if used else {"k": tried, "held_out": [100], "steps": None})
     assert result.protocol["used"] == {"k": [used or result.results[0].chosen["k"]]}
 
 
@@ -197,15 +197,23 @@ def test_of_one_image_a_class_nothing_is_chosen_and_the_middle_is_taken(
     result = run_probe(source, **MINI, head=head, shots=(1,), **epochs)
 
     assert [(r.chosen, r.val_top1) for r in result.results] == [(chosen, None)]
+    assert result.protocol["chosen"] is None
+
+
+@pytest.mark.parametrize(("images", "held"), [(4, 2), (10, 5), (199, 99), (200, 100), (1000, 100), (2000, 200)])
+def test_few_images_are_held_out_by_the_hundred(images: int, held: int) -> None:
+    rows = split_held_out(torch.arange(images), torch.zeros(images, dtype=torch.int64), seed=0)
+
+    assert [len(part) for part in rows] == [images - held, held]
 
 
 def test_what_is_held_out_leaves_every_class_an_image_to_fit_on() -> None:
     labels = torch.tensor([0, 0, 0, 1, 1, 2, 3, 3, 3, 3])
-    fit, held = split_held_out(torch.arange(10), labels, 0.6, seed=0)
+    fit, held = split_held_out(torch.arange(10), labels, seed=0)
 
     assert sorted([*fit.tolist(), *held.tolist()]) == list(range(10))
     assert set(labels[fit].tolist()) == {0, 1, 2, 3}
-    assert 3 <= len(held) <= 6
+    assert 3 <= len(held) <= 5
 
 
 # several at once

@@ -90,6 +90,7 @@ LINES = {
     **{f"evaluate{n}": (n, f"evaluate one --count 300 --out evaluate{n}.json --json") for n in (1, 2)},
     "refused": (3, "pretrain --resume two"),
     "rates": (2, f"{NIN}{{rank}} --out rates"),  # 0.00010 and 0.00011
+    "folder": (2, f"{NIN} --out folder{{rank}}"),
     "images": (2, f"{SHORT} --dataset cifar10 --data-dir data{{rank}} --out images"),
     "absent": (3, f"{SHORT} --dataset folder:absent{{rank}} --out absent"),
     "seeds": (2, f"{KNN} --layer conv1,conv2 --seed {{rank}}"),
@@ -247,6 +248,7 @@ def test_features_of_three_processes_are_those_of_one_in_one_file(runs: Runs) ->
     ("name", "differing"),
     [
         ("rates", "schedule.rate is 0.0001 in process 0, 0.00011 in process 1."),
+        ("folder", "--out is 'folder0' in process 0, 'folder1' in process 1."),
         ("images", "fingerprint of the images is '"),
         ("seeds", "seed is 0 in process 0, 1 in process 1."),
     ],
@@ -256,7 +258,7 @@ def test_processes_that_were_started_differently_say_in_what(runs: Runs, name: s
     for _, _, _, _, stderr, _ in runs.ended[name]:
         assert stderr.splitlines()[-1].startswith(f"error: The processes do not do the same: {differing}")
         assert " more differ" not in stderr
-    assert not (runs.folder / name).exists()
+    assert not list(runs.folder.glob(f"{name}*"))
 
 
 def test_a_process_that_cannot_start_ends_the_others(runs: Runs) -> None:
