@@ -307,13 +307,12 @@ def test_the_protocol_of_an_evaluation_takes_two_lines_and_verbose_shows_all(avt
 
 
 def test_the_protocol_of_a_probe_takes_two_lines_and_verbose_shows_all(avt, tiny_run: Path) -> None:
-    line = f"probe {shutil.copytree(tiny_run, 'run')} --limit-train 40 --head knn --layer conv1,conv2"
+    line = f"probe {shutil.copytree(tiny_run, 'run')} --limit-train 100 --shots 2 --head knn --layer conv1,conv2"
     short, full = avt(line).stdout.rstrip().split("\n\n")[-1], avt(f"{line} --verbose").stdout.rstrip().split("\n\n")[-1]
 
     assert [text.split()[0] for text in short.splitlines()] == ["protocol", "figures"]
-    assert all(
-        word in short for word in ("knn", "no augmentation", "k chosen on 10%", "40 training and 1000 test", "test split")
-    )
+    used = "20 of 100 training and 1000 test images"
+    assert all(word in short for word in ("knn", "no augmentation", "held-out training images", used, "test split"))
     assert len(full.splitlines()) > 10
 
 
