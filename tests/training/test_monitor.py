@@ -335,13 +335,14 @@ def test_random_weights_and_an_unlucky_start_are_no_collapse() -> None:
 @pytest.mark.slow
 def test_a_healthy_run_has_no_sign_even_when_judged_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collapse, "SETTLED_STEPS", 50)
-    monkeypatch.setattr(collapse, "SETTLED_PAIRS", 72 * 64)
-    over = {"backbone": {"width": 0.1}, "limit_train": 256, "batch_size": 64, "epochs": 24, "schedule": {"rate": 4e-3}}
+    monkeypatch.setattr(collapse, "SETTLED_PAIRS", 100 * 32)
+    over = {"backbone": {"width": 0.2}, "limit_train": 256, "batch_size": 32, "epochs": 24, "schedule": {"rate": 4e-3}}
+    over["transform"] = {"name": "projective", "target": "coefficients"}  # learnt in fewer steps than turns and offsets
     run = run_tiny(tmp_path / "run", **over, eval_every=6, stop_on_collapse=True)  # a sign would be an error
 
     last = evaluations(run)[-1]
-    assert last["step"] == 96
-    assert last["eval"]["mace_px"] < 0.98 * last["eval"]["constant_mace_px"]
+    assert last["step"] == 192
+    assert last["eval"]["mace_px"] < 0.9 * last["eval"]["constant_mace_px"]
 
 
 def test_adamw_at_a_rate_of_10_is_a_collapse(tmp_path: Path) -> None:
