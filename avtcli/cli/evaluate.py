@@ -90,8 +90,9 @@ def evaluate(
             say(title)
             say_table(*table, best=best if table is fits else None)
             say("")
-    say_facts(_scalars(result))
-    say("")
+    if any((scalars := _scalars(result)).values()):
+        say_facts(scalars)
+        say("")
     say_facts({**_whole_protocol(result), **DEFINITIONS} if verbose else _protocol(result))
 
 

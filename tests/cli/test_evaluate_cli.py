@@ -110,6 +110,7 @@ def test_exported_files_and_backbones_by_name_have_a_ridge_only(avt, run: Path) 
     assert (by_file.code, by_name.code) == (0, 0)
     assert "decoder not evaluated: a.safetensors holds an encoder only" in by_file.stderr
     assert "decoder R2" not in by_file.stdout
+    assert "\n\n\n" not in by_file.stdout
     assert "retrieval  " not in by_file.stdout.split("images  ")[0]
     assert by_name.json["step"] is None
     assert by_name.json["transform"] == "rotation"
