@@ -22,7 +22,7 @@ def compare(
     Shows the settings that differ, the last figures of training, and what `avt probe` and `avt evaluate` stored in the run's
     folder. Runs that differ by their seed alone are one row: mean ± standard deviation; for one run that over the seeds of its
     probe. Of several poolings of a layer the one that held-out training images prefer is shown. A star marks the best figure of
-    a column, if all are of the same data, size and protocol, and it leads by more than the deviation over seeds.
+    a column, if all are of the same data, size and protocol; where there are several seeds, by more than their deviation.
 
     Example: `avt compare runs/*`
     """

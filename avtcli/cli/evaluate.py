@@ -24,7 +24,7 @@ RANKS = {"mrr": "mean reciprocal rank", "hit1": "ranked first", "hit5": "among t
 TITLES = {
     "fits": "Transformation predicted from two views: mean corner error (MACE) in px; MSE and R2 of the normalised target",
     "by class": "The same by class of the image",
-    "calibration": "Calibration: share of targets in the decoder's intervals, before and after a temperature on all variances",
+    "calibration": "Calibration: share of targets in the decoder's intervals without and with a temperature, half of the pairs",
 }
 DEFINITIONS = {
     "views": "centre crop and its transformed version; encoder in eval mode, mean of the code; fresh draws, never a bank",
@@ -69,6 +69,7 @@ def evaluate(
     """
     arguments = locals()
     from avtcli.config.resolution import options_from_texts
+    from avtcli.data.held_out import FEW_IMAGES
     from avtcli.evaluation.evaluate import evaluate_as_asked
 
     start_processes(processes)
@@ -81,15 +82,17 @@ def evaluate(
         return
     say(f"run  {result.run}" if result.step is None else f"run  {result.run}, step {result.step}", "")
     fits = _fits(result)
+    best = _best(fits[1]) if result.count >= FEW_IMAGES else None
     tables = {TITLES["fits"]: fits, **({_parameters_title(result): _parameters(result)} if verbose else {})}
     tables |= {TITLES["by class"]: _by_class(result), TITLES["calibration"]: _calibration(result)}
     for title, table in tables.items():
         if table[1]:
             say(title)
-            say_table(*table, best=_best(fits[1]) if table is fits else None)
+            say_table(*table, best=best if table is fits else None)
             say("")
-    say_facts(_scalars(result))
-    say("")
+    if any((scalars := _scalars(result)).values()):
+        say_facts(scalars)
+        say("")
     say_facts({**_whole_protocol(result), **DEFINITIONS} if verbose else _protocol(result))
 
 

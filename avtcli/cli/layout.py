@@ -95,7 +95,7 @@ def _short_words(column: Sequence[str], limit: int) -> list[str]:
 
 def _is_figures(column: Sequence[str]) -> bool:
     cells = [cell for cell in column[1:] if cell.strip() not in ("", "-")]
-    return bool(cells) and all(_FIGURE.fullmatch(cell) for cell in cells)
+    return all(_FIGURE.fullmatch(cell) for cell in cells)
 
 
 def _narrowest(column: Sequence[str], *, title_only: bool = False) -> int:

@@ -73,7 +73,7 @@ def probe(
     header, rows = _table(result)
     say_table(header, rows, best=_best(result))
     say("")
-    say_facts(result.protocol if verbose else _protocol(result.protocol))
+    say_facts(result.protocol if verbose else _protocol(result))
 
 
 probe.__doc__ = (probe.__doc__ or "").replace("HEADS", ", ".join(HEADS))
@@ -109,29 +109,40 @@ def _by_row(heads: "Sequence[HeadResult]") -> "dict[tuple[Any, ...], list[HeadRe
 
 def _best(result: "ProbeResult") -> int | None:
     """The row of the highest accuracy; none among rows of several data sets or numbers of images, or of few test images."""
-    from avtcli.probing.probe import FEW_TEST_IMAGES
+    from avtcli.data.held_out import FEW_IMAGES
 
     tops = [mean(head.top1 for head in heads) for heads in _by_row(result.results).values()]
     comparable = len({(head.dataset, head.shots) for head in result.results}) == 1
-    comparable = comparable and result.protocol["data"][0]["test_images"] >= FEW_TEST_IMAGES
+    comparable = comparable and result.protocol["data"][0]["test_images"] >= FEW_IMAGES
     return tops.index(max(tops)) if comparable and len(tops) > 1 else None
 
 
-def _protocol(protocol: dict[str, Any]) -> dict[str, object]:
+def _protocol(result: "ProbeResult") -> dict[str, object]:
     """The protocol in two lines."""
+    protocol = result.protocol
     chosen, baseline = protocol["chosen"], protocol["baseline"]
     how = [protocol["head"]["name"], f"{protocol['epochs']} epochs" if "epochs" in protocol else ""]
     how += ["fine-tuned" if protocol["finetune"] else "", "augmented" if protocol["augmentation"] else "no augmentation"]
     if chosen is not None:
         names = ", ".join(name for name in chosen if name not in ("held_out", "steps"))
         how.append(f"{names} chosen on {' or '.join(map(str, chosen['held_out']))} held-out training images")
-    data = [f"{d['dataset']}, {d['train_images']} training and {d['test_images']} test images" for d in protocol["data"]]
-    figures = [*data, protocol["reported"], f"baseline: {baseline['backbone']}" if baseline else ""]
+    figures = [
+        *(_images(result, data) for data in protocol["data"]),
+        protocol["reported"],
+        f"baseline: {baseline['backbone']}" if baseline else "",
+    ]
     return {
         "protocol": f"{protocol['recipe'] or 'default'}: {', '.join(filter(None, how))} (all of it: --verbose)",
         "figures": "; ".join(filter(None, figures)),
         "calibrated": protocol["calibrated"],
     }
+
+
+def _images(result: "ProbeResult", data: dict[str, Any]) -> str:
+    """The images of a data set; of fewer labels, those that heads were trained on too."""
+    used = sorted({head.train_images for head in result.results if head.dataset == data["dataset"]})
+    of = "" if used == [data["train_images"]] else f"{' or '.join(map(str, used))} of "
+    return f"{data['dataset']}, {of}{data['train_images']} training and {data['test_images']} {data['split']} images"
 
 
 def _mean_top(heads: "Sequence[HeadResult]", figure: str) -> str:

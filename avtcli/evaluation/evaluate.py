@@ -7,7 +7,7 @@ from typing import Any
 
 from avtcli.config.resolution import read_components, validate
 from avtcli.evaluation.calibration_picture import draw_calibration
-from avtcli.evaluation.equivariance import DecoderFigures, ImageClasses, baselines_of, measure_decoder
+from avtcli.evaluation.equivariance import DecoderFigures, baselines_of, measure_decoder
 from avtcli.evaluation.evaluation_setup import (
     EvaluationImages,
     EvaluationRequest,
@@ -15,10 +15,17 @@ from avtcli.evaluation.evaluation_setup import (
     build_evaluation_setup,
     choose_images,
     describe_plugin,
+    image_classes,
 )
 from avtcli.evaluation.linear_reading import HELD_OUT, PENALTIES, POOL_SIZE, measure_ridges
 from avtcli.events import Notice, OnEvent, Saved, Started
-from avtcli.features.batch_statistics import calibrate, describe_baseline, describe_statistics, prepare_baseline
+from avtcli.features.batch_statistics import (
+    calibrate,
+    calibrate_decoder,
+    describe_baseline,
+    describe_statistics,
+    prepare_baseline,
+)
 from avtcli.features.evaluation_target import EvaluationTarget, ImagePart, measure_usable, open_target
 from avtcli.models.weights import restore_model
 from avtcli.plugin_options import parts_of
@@ -197,24 +204,16 @@ def _decoder_figures(target: EvaluationTarget, setup: EvaluationSetup, context: 
         context.on_event(Notice("decoder not evaluated: the run's objective has none"))
         return DecoderFigures()
     if setup.calibrate_bn:
-        calibrate(net.encoder, setup.fit.images, setup.fit.size, task="decoder", context=context)
+        calibrate_decoder(net, setup.fit, context=context)
     predicts_classes = net.objective.prediction == "classes"
     return measure_decoder(
         net,
         setup.held_out,
         setup.versions,
-        classes=_image_classes(target, setup),
+        classes=image_classes(target.prepared, setup.images),
         predicts_classes=predicts_classes,
         on_event=context.on_event,
     )
-
-
-def _image_classes(target: EvaluationTarget, setup: EvaluationSetup) -> ImageClasses | None:
-    labels, names = setup.images.parts.split.labels, target.prepared.data.classes
-    if labels is None:
-        return None
-    own = labels[setup.images.held_out]
-    return ImageClasses(own, names or [str(label) for label in range(int(own.max()) + 1)])
 
 
 def _ridge_figures(setup: EvaluationSetup, context: Context) -> list[dict[str, Any]]:

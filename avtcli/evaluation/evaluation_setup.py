@@ -13,7 +13,7 @@ from avtcli.config.resolution import merge, resolve_plugin, validate
 from avtcli.contracts import Size, TransformFamily
 from avtcli.data.held_out import HELD_OUT_COUNT, Partition, limited, partition
 from avtcli.errors import AvtError
-from avtcli.evaluation.equivariance import BANK
+from avtcli.evaluation.equivariance import BANK, ImageClasses
 from avtcli.features.evaluation_target import EvaluationTarget, PreparedImages, read_images
 from avtcli.features.feature_reader import tap_shapes
 from avtcli.features.transformed_pairs import TransformedPairs, sample_pairs
@@ -151,6 +151,15 @@ def choose_images(prepared: PreparedImages, count: int | None) -> EvaluationImag
         raise AvtError(f"--count {count} asks for more images than {found}. Give at most {len(parts.held_out)}.")
     held_out = limited(parts.held_out, min(count or HELD_OUT_COUNT, len(parts.held_out)))
     return EvaluationImages(parts, held_out, limited(parts.train, min(FIT_PAIRS * len(held_out), len(parts.train))))
+
+
+def image_classes(prepared: PreparedImages, images: EvaluationImages) -> ImageClasses | None:
+    """The classes of the held-out images, with numbers for names where the data set has none; none without labels."""
+    labels, names = images.parts.split.labels, prepared.data.classes
+    if labels is None:
+        return None
+    own = labels[images.held_out]
+    return ImageClasses(own, names or [str(label) for label in range(int(own.max()) + 1)])
 
 
 def run_family(source: Weights) -> TransformFamily:

@@ -2,18 +2,20 @@
 
 import math
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from avtcli.contracts import Size
+from avtcli.contracts import Role, Size
 from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, evaluation_batches
 from avtcli.events import Progress
+from avtcli.features.transformed_pairs import TransformedPairs, read_pairs
 from avtcli.models.encoder import Encoder
-from avtcli.models.siamese import batch_norms
+from avtcli.models.siamese import SiameseModel, batch_norms
 from avtcli.runtime.devices import Context
 from avtcli.seeding import subset
 
@@ -65,6 +67,27 @@ def calibrate(encoder: Encoder, images: Images, size: Size, *, task: str, contex
 
     estimate_batch_statistics(encoder, read())
     return encoder
+
+
+def calibrate_decoder(net: SiameseModel, pairs: TransformedPairs, *, context: Context) -> None:
+    """Estimate a decoder's BatchNorm statistics from both views of a seeded draw of `STATISTICS_IMAGES` pairs.
+
+    Originals and transformed images have their own where the network keeps them apart; else both are in one average.
+    """
+    rows = subset(len(pairs.rows), STATISTICS_IMAGES, context.seed, "batch statistics")
+    drawn = replace(pairs, rows=pairs.rows[rows], parameters=pairs.parameters[rows])
+    parts = torch.tensor_split(torch.arange(len(rows)), math.ceil(len(rows) / EVAL_BATCH_SIZE))
+
+    def read(roles: Iterable[Role]) -> Iterator[Tensor]:
+        for x, y in read_pairs(drawn, parts, task="decoder BatchNorm statistics", on_event=context.on_event):
+            yield from (net.standardise(x if role == "original" else y) for role in roles)
+
+    if net.transformed is None:
+        estimate_batch_statistics(net.encoder, read(net.objective.views))
+        return
+    estimate_batch_statistics(net.encoder, read(["original"]))
+    with net.transformed.used():
+        estimate_batch_statistics(net.encoder, read(["transformed"]))
 
 
 def silent_scales(net: nn.Module) -> list[nn.Parameter]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from avtcli.config.components import Plugin
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.config.value_text import flat_settings
 from avtcli.contracts import Split
-from avtcli.data.held_out import limited, partition
+from avtcli.data.held_out import FEW_IMAGES, limited, partition
 from avtcli.data.resident_images import EVAL_BATCH_SIZE
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, Saved, Started
@@ -46,9 +46,6 @@ from avtcli.runtime.execution import prepare_for_inference
 from avtcli.runtime.processes import check_agreement, failing_together
 from avtcli.storage.files import refuse_existing, to_json, write_file
 from avtcli.storage.run_folders import folder_for_results
-
-FEW_TEST_IMAGES: Final = 200
-"""Below this many test images no layer is called the best: few images make most differences."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +101,8 @@ def _measure(source: Weights, config: ProbeConfig, head: Head, parts: Sequence[I
             _build_setup(train, test, config, head, wanted=_wanted(given, layers, config, train.prepared), context=context)
             for train, test in zip(parts[::2], parts[1::2], strict=True)
         ]
-    for few in (len(setup.test.labels) for setup in setups if len(setup.test.labels) < FEW_TEST_IMAGES):
-        on_event(Notice(f"{few} test images: one is {100 / few:.1f} points"))
+    for setup in setups:
+        _report_limits(setup)
     random = build_encoder(source.spec, seed=config.seed).eval()
     compared = config.baseline and not _is_baseline(given, random, config)
     if compared != config.baseline:
@@ -118,6 +115,17 @@ def _measure(source: Weights, config: ProbeConfig, head: Head, parts: Sequence[I
     supervised = _probe_all(setups, random, "supervised", supervised_encoder) if config.supervised else []
     protocol["used"] = describe_used(results) or None
     return ProbeResult(str(source.path), source.step, protocol, results, baseline, supervised)
+
+
+def _report_limits(setup: ProbeSetup) -> None:
+    """Report what keeps the figures of a data set from saying much: few images, or classes that no head can know."""
+    labels, name = setup.test.labels, setup.test.part
+    if (count := len(labels)) < FEW_IMAGES:
+        setup.context.on_event(Notice(f"{count} {name} images: one is {100 / count:.1f} points"))
+    if unknown := int(torch.isin(labels, setup.train.labels, invert=True).sum()):
+        most = 100 * (1 - unknown / count)
+        text = f"{unknown} of {count} {name} images are of classes without training images: top-1 is at most {most:.1f} %"
+        setup.context.on_event(Notice(text))
 
 
 def _choose_parts(prepared: PreparedImages, config: ProbeConfig) -> tuple[ImagePart, ImagePart]:
@@ -214,6 +222,10 @@ def _build_setup(
         return LabelledImages(images, labels.to(context.device), part, prepared.size)
 
     images = read(train.name, train.split, train.indices), read(test.name, test.split, test.indices)
+    if images[0].labels.min() == images[0].labels.max():
+        raise AvtError(
+            f"All {len(train.indices)} training images of '{prepared.dataset.name}' are of one class: a probe needs two."
+        )
     classes = max(len(prepared.data.classes or ()), *(1 + int(part.labels.max()) for part in images))
     draws = [(shots, seed) for shots in config.shots or (None,) for seed in range(config.seed, config.seed + config.seeds)]
     labels = images[0].labels.cpu()

@@ -33,6 +33,7 @@ def describe_probe(
                 "dataset": setup.prepared.dataset.name,
                 "train_images": len(setup.train.labels),
                 "test_images": len(setup.test.labels),
+                "split": setup.test.part,
                 "classes": setup.classes,
             }
             for setup in setups

@@ -23,8 +23,8 @@ OPTIONS: Final = {"schedule.rate": "--lr", "recipe": "--recipe"}
 LONGEST: Final = 40
 """Characters of the names of runs in a row of figures."""
 STAR: Final = (
-    "* the best of its column, by more than the deviation over seeds. None where data, size, transformation, target, loss or "
-    "protocol differ."
+    "* the best of its column; where there are several seeds, by more than their deviation. None where data, size, "
+    "transformation, target, loss or protocol differ."
 )
 
 

@@ -172,7 +172,7 @@ def measure_quality(setup: TrainingSetup, *, untrained: bool = False, on_event: 
         encoder = _baseline(setup, others, on_event=on_event)
     bank, vectors, labels = _codes(setup, encoder, others, task="monitor: codes of training images", on_event=on_event)
     finite, knn_top1 = bool(vectors.isfinite().all()), None
-    if finite and labels is not None:
+    if finite and labels is not None and labels.min() < labels.max():  # of one class all neighbours are right
         asked = limited(monitored, min(QUERY_COUNT, len(monitored)))
         queries, _, answers = _codes(setup, encoder, asked, task="monitor: k-NN queries", on_event=on_event)
         labelled = answers is not None and min(int(labels.min()), int(answers.min())) >= 0  # -1: an image without a label

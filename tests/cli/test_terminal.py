@@ -115,12 +115,12 @@ def test_a_table_too_wide_goes_on_below_its_first_column(room: int) -> None:
 
 
 def test_words_stand_to_the_left_and_figures_to_the_right() -> None:
-    rows = [("nin", "resnet18", "9.5", "1.5x"), ("b", "x", "10.25 ± 1.00", "-")]
+    rows = [("nin", "resnet18", "9.5", "1.5x", "-"), ("b", "x", "10.25 ± 1.00", "-", "-")]
 
-    assert table_lines(("run", "backbone", "loss", "ratio"), rows, best=1, room=None) == [
-        "run       backbone          loss  ratio",
-        "nin       resnet18           9.5   1.5x",
-        "b (best)  x         10.25 ± 1.00      -",
+    assert table_lines(("run", "backbone", "loss", "ratio", "none"), rows, best=1, room=None) == [
+        "run       backbone          loss  ratio  none",
+        "nin       resnet18           9.5   1.5x     -",
+        "b (best)  x         10.25 ± 1.00      -     -",
     ]
 
 
@@ -307,13 +307,12 @@ def test_the_protocol_of_an_evaluation_takes_two_lines_and_verbose_shows_all(avt
 
 
 def test_the_protocol_of_a_probe_takes_two_lines_and_verbose_shows_all(avt, tiny_run: Path) -> None:
-    line = f"probe {shutil.copytree(tiny_run, 'run')} --limit-train 40 --head knn --layer conv1,conv2"
+    line = f"probe {shutil.copytree(tiny_run, 'run')} --limit-train 100 --shots 2 --head knn --layer conv1,conv2"
     short, full = avt(line).stdout.rstrip().split("\n\n")[-1], avt(f"{line} --verbose").stdout.rstrip().split("\n\n")[-1]
 
     assert [text.split()[0] for text in short.splitlines()] == ["protocol", "figures"]
-    assert all(
-        word in short for word in ("knn", "no augmentation", "k chosen on 10%", "40 training and 1000 test", "test split")
-    )
+    used = "20 of 100 training and 1000 test images"
+    assert all(word in short for word in ("knn", "no augmentation", "held-out training images", used, "test split"))
     assert len(full.splitlines()) > 10
 
 

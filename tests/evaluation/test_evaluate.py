@@ -55,7 +55,7 @@ from avtcli.geometry.homography import product
 from avtcli.metrics.reference_predictors import rotations_by_90_deg
 from avtcli.models.encoder import Encoder
 from avtcli.models.model_building import build_encoder
-from avtcli.models.weights import restore_encoder
+from avtcli.models.weights import restore_encoder, restore_model
 from avtcli.runtime.devices import Context
 from avtcli.runtime.execution import prepare_for_inference
 from avtcli.seeding import keyed_generator
@@ -427,7 +427,9 @@ def test_pair_features_are_both_views_maps_pooled_to_four_by_four(exported: Eval
 
 def test_the_random_ridge_measures_an_untrained_encoder(exported: EvaluationTarget, result: EvaluateResult) -> None:
     setup = built(exported, count=60)
-    encoder = with_statistics_of(prepare_for_inference(build_encoder(exported.source.spec, seed=0).eval(), CPU), setup)
+    encoder = with_statistics_of(
+        prepare_for_inference(build_encoder(exported.source.spec, seed=0).eval(), CPU), views_to_fit_on(setup)[0]
+    )
     figures = measure_ridges(encoder, ["conv2"], setup.fit, setup.held_out, name="x", context=Context(CPU))["conv2"]
     (ridge,) = result.ridge
 
@@ -451,21 +453,31 @@ def test_one_pass_gives_every_layer_the_ridge_that_it_has_alone(
     assert [ridge for ridge in several if ridge["layer"] == "conv2"] == result.ridge
 
 
-def with_statistics_of(encoder: Encoder, setup: EvaluationSetup) -> Encoder:
-    """PyTorch's own update, from the images that the ridge is fitted on, in one batch."""
-    (images,) = setup.fit.images.read_batches([torch.arange(len(setup.fit.images))], CropSpec(SIZE))
-    update_bn([encoder.normalise(images)], encoder)
+def with_statistics_of(encoder: Encoder, *batches: Tensor) -> Encoder:
+    """PyTorch's own update, from batches of images."""
+    update_bn([encoder.normalise(images) for images in batches], encoder)
     return encoder.eval()
 
 
-def test_calibrated_figures_are_those_of_the_training_images_statistics(run: Path, result: EvaluateResult) -> None:
+def views_to_fit_on(setup: EvaluationSetup) -> tuple[Tensor, Tensor]:
+    """Both views of the pairs that the ridge is fitted on, in one batch each."""
+    (images,) = setup.fit.images.read_batches([torch.arange(len(setup.fit.images))], CropSpec(SIZE))
+    return to_float(images), setup.family.apply(to_float(images), setup.fit.parameters)
+
+
+def test_calibrated_figures_are_those_of_the_statistics_of_each_view(run: Path, result: EvaluateResult) -> None:
     before = (run / "evaluate.json").read_bytes()
     found, notices = evaluate_noting(open_run(run), calibrate_bn=True)
     setup = built(open_run(run), count=60)
-    net = load_model(run)
-    with_statistics_of(net.encoder, setup)
+    x, y = views_to_fit_on(setup)
+    net, of_transformed = load_model(run), with_statistics_of(load_model(run).encoder, y)
+    with_statistics_of(net.encoder, x)
     figures = measure_ridges(net.encoder, ["conv2"], setup.fit, setup.held_out, name="x", context=Context(CPU))["conv2"]
-    mean, _ = predict(net, setup.held_out, on_event=ignore)
+    (pair,) = read_pairs(setup.held_out, task="", on_event=ignore)
+    codes = [
+        encoder.encode(encoder.normalise(view))[0] for encoder, view in zip((net.encoder, of_transformed), pair, strict=True)
+    ]
+    mean = net.objective.predict(tuple(codes)).mean.detach()
 
     assert found.ridge[0]["r2"] == pytest.approx(figures.fit.r2, rel=1e-3)
     assert found.mse_normalised == pytest.approx(float((mean - setup.held_out.target).square().mean()), rel=1e-4)
@@ -476,6 +488,20 @@ def test_calibrated_figures_are_those_of_the_training_images_statistics(run: Pat
     assert found.protocol["calibrated"] == "BatchNorm statistics of 240 training images"
     assert "its weights, statistics, images or transformations differ" in notices
     assert (run / "evaluate.json").read_bytes() == before
+
+
+def test_a_decoder_of_shared_statistics_is_calibrated_on_both_views(run: Path) -> None:
+    target = open_run(run)
+    assert target.source.config is not None
+    tensors = {name: tensor for name, tensor in target.source.tensors.items() if not name.startswith("transformed.")}
+    spec = target.source.spec.model_copy(update={"bn_statistics": "shared"})
+    target = replace(target, source=replace(target.source, spec=spec, tensors=tensors))
+    found, net, setup = evaluate_small(target, calibrate_bn=True), restore_model(target.source), built(target, count=60)
+    with_statistics_of(net.encoder, *views_to_fit_on(setup))
+    mean, _ = predict(net, setup.held_out, on_event=ignore)
+
+    assert net.transformed is None
+    assert found.mse_normalised == pytest.approx(float((mean - setup.held_out.target).square().mean()), rel=1e-4)
 
 
 def test_pair_features_on_disk_give_the_same_figures(

@@ -482,7 +482,9 @@ def test_the_protocol_holds_resolved_settings(source: Weights, monkeypatch: pyte
     assert [(piece["start"], piece["rate"]) for piece in fixed["schedule"]["pieces"]] == [(0, 0.1), (1, 0.01)]
     assert fixed["augmentation"] == {"crop": "random", "padding": 4, "flip": True}
     assert (fixed["head"]["conv_first"], fixed["pool_size"]) == (["conv2"], None)
-    assert fixed["data"] == [{"dataset": "fashion-mini", "train_images": 60, "test_images": 1000, "classes": 10}]
+    assert fixed["data"] == [
+        {"dataset": "fashion-mini", "train_images": 60, "test_images": 1000, "split": "test", "classes": 10}
+    ]
 
 
 def test_a_probe_of_a_run_is_written_into_it_and_where_asked(tiny_run: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Probes other than trained heads on frozen features: neighbours, ridge, fine-tuning, several data sets, no run."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -149,17 +150,40 @@ def test_the_protocol_states_the_neighbours_that_there_are(
     assert result.protocol["used"] == {"k": [used or result.results[0].chosen["k"]]}
 
 
+def relabel(monkeypatch: pytest.MonkeyPatch, part: str, change: Callable[[Tensor], Tensor]) -> None:
+    """Probes see fashion-mini with the labels of one part changed."""
+    data = build_data(Plugin(name="fashion-mini"), None)
+    split = getattr(data, part)
+    changed = replace(data, **{part: MemorySplit(split.images, change(split.labels), prefix=part)})
+    monkeypatch.setattr(evaluation_target, "build_data", lambda *args, **named: changed)
+
+
 @pytest.mark.parametrize("part", ["train", "test"])
 @pytest.mark.parametrize("head", ["linear", "knn", "logistic", "ridge"])
 def test_images_without_a_label_are_refused(source: Weights, monkeypatch: pytest.MonkeyPatch, part: str, head: str) -> None:
-    data = build_data(Plugin(name="fashion-mini"), None)
-    split = getattr(data, part)
-    labels = split.labels.clone()
-    labels[:7] = -1
-    partly = replace(data, **{part: MemorySplit(split.images, labels, prefix=part)})
-    monkeypatch.setattr(evaluation_target, "build_data", lambda *args, **named: partly)
+    relabel(monkeypatch, part, lambda labels: torch.cat([torch.full((7,), -1), labels[7:]]))
     with pytest.raises(AvtError, match=rf"7 of the \d+ {part} images of 'fashion-mini' have no label \(-1\)"):
         run_probe(source, layers=("conv2",), baseline=False, head=head)
+
+
+@pytest.mark.parametrize("head", ["linear", "knn", "logistic", "ridge"])
+def test_one_class_is_refused(source: Weights, monkeypatch: pytest.MonkeyPatch, head: str) -> None:
+    relabel(monkeypatch, "train", lambda labels: torch.full_like(labels, 3))
+    with pytest.raises(AvtError, match="All 200 training images of 'fashion-mini' are of one class: a probe needs two"):
+        run_probe(source, **MINI, head=head)
+
+
+def test_images_of_classes_that_no_head_knows_are_errors_and_reported(source: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 1 000 test images have 10 classes of 100."""
+    whole = run_probe(source, **MINI, head="knn").results[0]
+    relabel(monkeypatch, "test", lambda labels: torch.where(labels < 3, labels + 10, labels))
+    events: list[Event] = []
+    result = run_probe(source, **MINI, head="knn", on_event=events.append)
+    right = "300 of 1000 test images are of classes without training images: top-1 is at most 70.0 %"
+
+    assert [event.text for event in events if isinstance(event, Notice)] == [right]
+    assert result.results[0].top1 < min(70, whole.top1)
+    assert result.protocol["data"][0]["classes"] == 13
 
 
 @pytest.mark.parametrize(

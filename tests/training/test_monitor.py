@@ -214,6 +214,12 @@ def test_an_image_without_a_label_leaves_the_neighbours_out(setup: TrainingSetup
     assert found.rankme is not None
 
 
+def test_labels_of_one_class_leave_the_neighbours_out(setup: TrainingSetup) -> None:
+    alike = MemorySplit(setup.data.train.images, torch.full_like(setup.data.train.labels, 3), prefix="x")
+
+    assert measure_quality(replace(setup, data=replace(setup.data, train=alike))).knn_top1 is None
+
+
 def test_without_labels_the_other_figures_remain(setup: TrainingSetup) -> None:
     unlabelled = MemorySplit(setup.data.train.images, None, prefix="x")
     found = measure_quality(replace(setup, data=replace(setup.data, train=unlabelled)))

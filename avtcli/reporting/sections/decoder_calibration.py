@@ -12,7 +12,8 @@ from avtcli.reporting.sections.equivariance_figures import stored_evaluation
 
 LEAD = (
     "The share of targets inside of the decoder's central intervals. A calibrated decoder follows the dashed line; above it "
-    "the stated variances are too large, below it too small. The temperature is the factor of all variances that fits best."
+    "the stated variances are too large, below it too small. The temperature is the factor of all variances that fits best "
+    "on half of the pairs; the table is of the other half."
 )
 
 
