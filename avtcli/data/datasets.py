@@ -41,27 +41,13 @@ def build_data(plugin: Plugin, data_dir: str | None, *, on_event: OnEvent = igno
 
 def describe_data(data: ImageData) -> list[str]:
     """Say how the files of a data set were understood, and which were left out."""
-    notes = [*data.notes, *_classes_without_training(data)]
+    notes = list(data.notes)
     if data.left_out:
         ordered = sorted(data.left_out.items(), key=lambda item: (-item[1], item[0]))
         parts = [f"{count} {reason}" for reason, count in ordered[:REASONS]]
         parts += [f"{sum(count for _, count in ordered[REASONS:])} others"] if len(ordered) > REASONS else []
         notes.append(f"left out: {sum(data.left_out.values())} files ({', '.join(parts)})")
     return notes
-
-
-def _classes_without_training(data: ImageData) -> list[str]:
-    if data.classes is None or data.test is None or data.train.labels is None or data.test.labels is None:
-        return []
-    trained = torch.unique(data.train.labels)
-    untrained = data.test.labels[~torch.isin(data.test.labels, trained) & (data.test.labels >= 0)]
-    if not len(untrained):
-        return []
-    first = data.classes[int(untrained.min())]
-    return [
-        f"labels: {len(untrained)} of the {len(data.test)} test images have a label that no training image has (first "
-        f"{first!r}), and count as errors of a probe"
-    ]
 
 
 def splits_of(data: ImageData) -> dict[str, Split]:

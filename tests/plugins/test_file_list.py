@@ -9,7 +9,7 @@ from PIL import Image
 
 from avtcli.config.components import Plugin
 from avtcli.contracts import ImageData
-from avtcli.data.datasets import build_data, describe_data
+from avtcli.data.datasets import build_data
 from avtcli.errors import AvtError
 from avtplugins.datasets.file_list import files
 
@@ -65,14 +65,6 @@ def test_classes_that_are_numbers_are_sorted_by_value_and_an_image_may_have_none
 
     assert data.classes == ("9", "10")
     assert data.train.labels.tolist() == [1, 0, -1]
-
-
-def test_test_images_of_a_class_without_training_images_are_reported() -> None:
-    trained = "in/0.png,ant,train\nin/1.png,bee,train\nin/2.png,bee,test\nin/4.png,,test\n"
-    note = "labels: 1 of the 3 test images have a label that no training image has (first 'cat')"
-
-    assert describe_data(listed(trained + "in/3.png,cat,test\n"))[-1].startswith(note)
-    assert describe_data(listed(trained)) == ["labels: 2 classes", "splits: train and test"]
 
 
 def test_the_fingerprint_follows_what_the_list_says_and_not_its_place(tmp_path: Path) -> None:
