@@ -50,7 +50,7 @@ class PretrainResult:
     mace_px: float | None
     constant_mace_px: float | None
     evaluated_on: str
-    labelled: bool  # whether the images have labels, which a probe needs
+    labelled: bool  # whether the images have labels of several classes, which a probe needs
     recipe: str
     skipped_steps: int
     skipped_images: int
@@ -239,7 +239,7 @@ def _finish(setup: TrainingSetup, run: Path, metrics: MetricsLog, monitor: Monit
             mace_px=mace_px,
             constant_mace_px=constant_mace(setup),
             evaluated_on=setup.evaluated_on,
-            labelled=setup.data.train.labels is not None,
+            labelled=(labels := setup.data.train.labels) is not None and bool((labels != labels[0]).any()),
             recipe=setup.config.recipe,
             skipped_steps=sum("skipped" in line for line in lines),
             skipped_images=len(read_bad_images(run)),
