@@ -125,7 +125,7 @@ def test_a_probe_with_few_test_images_says_what_one_counts_and_calls_no_layer_th
     options = "--backbone nin -o backbone.width=0.05 -o augment.resize=32 -o augment.crop=32 --workers 0 --device cpu"
     result = avt(f"probe {options} --dataset folder:{photos} --layer conv1,conv2 --head knn --no-baseline")
 
-    assert (result.code, "2 test images: one is 50.0 points" in result.stderr) == (0, True), result.stderr
+    assert (result.code, "2 held-out images: one is 50.0 points" in result.stderr) == (0, True), result.stderr
     assert "top-1 %" in result.stdout
     assert "(best)" not in result.stdout
     assert "top-5 %" not in result.stdout  # of two classes

@@ -24,7 +24,7 @@ def begin(init_from: object = None, *, run: Path | None = None, **over: Any) -> 
     """A setup of another seed, and its notices."""
     events: list[Event] = []
     config = tiny_config(seed=9, init_from=None if init_from is None else str(init_from), **over)
-    setup = build_training_setup(config, run=run, on_event=events.append)
+    setup = build_training_setup(config, run=run, resume=run is not None, on_event=events.append)
     return setup, [event.text for event in events if isinstance(event, Notice)]
 
 

@@ -142,14 +142,14 @@ def test_a_resumed_setup_has_the_runs_list_of_images(home: Path) -> None:
     write_listings(run, listings_of(before.data))
     append_bad_images(run, [BadImage("train", "05.png", "gone")])
     (photos / "05.png").unlink()
-    after = build_training_setup(config, run=run, on_event=lambda event: None)
+    after = build_training_setup(config, run=run, resume=True, on_event=lambda event: None)
 
     assert after.indices.tolist() == before.indices.tolist()
     assert after.environment["data_fingerprint"] == before.environment["data_fingerprint"]
     assert after.bad_images.reasons == {5: "gone"}
     (photos / "06.png").unlink()
     with pytest.raises(AvtError, match=r"1 missing, first '06\.png'\. Restore them, or point --dataset or --data-dir to where"):
-        build_training_setup(config, run=run, on_event=lambda event: None)
+        build_training_setup(config, run=run, resume=True, on_event=lambda event: None)
 
 
 def test_a_resumed_run_takes_its_data_set_from_another_place(home: Path) -> None:
