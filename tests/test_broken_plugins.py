@@ -64,7 +64,7 @@ def assert_named(kind: str, stderr: str) -> None:
 def test_every_other_command_works_and_imports_none_of_them(
     avt: Callable[..., Result], hostile: Path, tiny_run: Path, tmp_path: Path, line: str
 ) -> None:
-    result = avt(line.replace("RUN", str(shutil.copytree(tiny_run, tmp_path / "run"))))
+    result = avt(line.replace("RUN", str(shutil.copytree(tiny_run, tmp_path / "given"))))
 
     assert result.code == 0, result.stderr
     assert imported(hostile) == set()
