@@ -37,7 +37,9 @@ def run(name: str, config: BenchConfig = TINY, *, rounds: int = 2) -> BenchResul
     return bench(config, only=[name], rounds=rounds, on_event=ignore)
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "processes" else []) for name in BENCHMARKS]
+)
 def test_each_benchmark_gives_rates_and_ratios(name: str) -> None:
     [found] = run(name).measurements
 

@@ -65,7 +65,7 @@ def test_evaluation_counts_the_pairs_of_the_others(photos: Path, avt: Avt) -> No
     assert found.json["baselines"] == expected.json["baselines"]
 
 
-@pytest.mark.parametrize("more", ["", "--processes 2"])
+@pytest.mark.parametrize("more", ["", pytest.param("--processes 2", marks=pytest.mark.slow)])
 def test_an_embedding_has_a_row_of_each_other_image_with_its_name(more: str, photos: Path, avt: Avt, avt_process: Avt) -> None:
     without = spoil(photos)
     run = avt_process if more else avt

@@ -264,7 +264,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
     return weights(str(run_tiny(tmp_path_factory.mktemp("runs") / "whole", device="cpu", epochs=16)), 48)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_signalled_run_saves_and_resumes_to_the_same_weights(avt, whole: str, number: signal.Signals) -> None:
     process = start("--epochs", "16")
     wait_for("run/metrics.jsonl")

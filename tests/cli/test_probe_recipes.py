@@ -214,7 +214,14 @@ def published_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLISHED if not name.startswith("cifar10")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name.startswith("places205") else [])
+        for name in PUBLISHED
+        if not name.startswith("cifar10")
+    ],
+)
 def test_a_recipe_for_large_images_runs_on_small_data(
     avt: Callable[..., Any], alexnet: Path, published_data: Path, name: str
 ) -> None:

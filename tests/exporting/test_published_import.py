@@ -312,6 +312,7 @@ for folder in map(Path, sys.argv[1:]):
 """
 
 
+@pytest.mark.slow
 def test_an_alexnet_is_imported_in_three_times_its_size_and_gives_the_golden_numbers(tmp_path):
     weights, folders = imagenet_layout(released_state_dict("alexnet")), [tmp_path / "zipped", tmp_path / "older"]
     for folder in folders:

@@ -56,6 +56,7 @@ def steps_of(run: Path) -> list[int]:
     return [line["step"] for line in lines if "loss" in line]
 
 
+@pytest.mark.slow
 def test_a_job_of_slurm_saves_queues_itself_again_and_goes_on_to_the_end(variables: dict[str, str]) -> None:
     variables |= {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NTASKS": "2"}
     run = Path(f"runs/slurm-{os.getpid()}")

@@ -47,6 +47,7 @@ def assert_equal_runs(one: Path, two: Path, figure: str) -> None:
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_simclr_has_the_whole_batch_as_negatives_in_two_processes_which_report_once(
     avt: Callable[..., Result], avt_process: Callable[..., Result]
 ) -> None:
