@@ -85,7 +85,7 @@ def calibrate_decoder(net: SiameseModel, pairs: TransformedPairs, *, context: Co
     if net.transformed is None:
         estimate_batch_statistics(net.encoder, read(net.objective.views))
         return
-    estimate_batch_statistics(net.encoder, read(["original"]))
+    calibrate(net.encoder, pairs.images, pairs.size, task="decoder", context=context)
     with net.transformed.used():
         estimate_batch_statistics(net.encoder, read(["transformed"]))
 

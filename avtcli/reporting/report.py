@@ -69,7 +69,10 @@ def write_report(runs: Sequence[Path | None], *, out: Path | None, on_event: OnE
         on_event(Notice(f"using the newest run, {newest_run()}"))
     alone = len({run.resolve() for run in found}) == 1
     path = out or (found[0] / REPORT if alone else Path(REPORT))
-    (refuse_unwritable if out is None and alone else refuse_existing)(path)
+    if out is None and alone:
+        refuse_unwritable(path)
+    else:
+        refuse_existing(path)
     collected = collect_runs(found, on_event=on_event)
     sections, left_out = build_sections(collected)
     loader = jinja2.PackageLoader("avtcli.reporting")

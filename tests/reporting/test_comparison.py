@@ -37,7 +37,7 @@ def probed(run: Path, name: str, *tops: float, step: int = 4, protocol: Mapping[
     """Store a probe with one result for each top-1, which are of as many seeds."""
     about = {"dataset": "mini", "layer": "conv2", "pool": "max", "head": "knn", "train_images": 100, "shots": None}
     results = [{**about, "seed": seed, "top1": top, "val_top1": 50.0, **over} for seed, top in enumerate(tops)]
-    tested = {"data": [{"test_images": 14}], "reported": "held-out split"}
+    tested = {"data": [{"test_images": 14, "split": "held-out"}], "reported": "held-out split"}
     stated = {"recipe": None, "finetune": False, "calibrated": None, **tested, **(protocol or {})}
     write(run / "probes" / f"{name}.json", {"step": step, "protocol": stated, "results": results})
 

@@ -33,10 +33,10 @@ def _bars(probe: Mapping[str, Any]) -> Bars:
         text = "" if baseline is None else f"{baseline:.1f} % ({top1 - baseline:+.1f})"
         bars.append(Bar(" · ".join(key), top1, f"{top1:.1f} %", baseline, text))
     first, protocol = probe["results"][0], probe["protocol"]
-    recipe, tested = protocol.get("recipe"), protocol["data"][0]["test_images"]
+    recipe, data = protocol.get("recipe"), protocol["data"][0]
     words = [f"{first['head']}{f' ({recipe})' if recipe else ''}", str(first.get("dataset", ""))]
     words += ["" if first.get("shots") else f"{first['train_images']} labelled images"]
-    words += [f"tested on {tested} {'held-out training' if protocol['reported'].startswith('held-out') else 'test'} images"]
+    words += [f"tested on {data['test_images']} {'held-out training' if data['split'] == 'held-out' else 'test'} images"]
     return Bars(" · ".join(filter(None, words)), bars, 100.0, "random weights" if baselines else "", protocol)
 
 
