@@ -167,9 +167,8 @@ def measure_probe(config: BenchConfig) -> Benchmark:
     images, labels, feature = our_images(setup), labels[setup.indices].to(config.device), Feature(layer, "max", 4)
     data = LabelledImages(images, labels, "train", setup.size)
     forwarded = ForwardedImages(encoder, data, [feature], augment=None, samples=0, seed=0)
-    (features,) = extract(forwarded, separate=False, task="features", on_event=ignore)
-    on_device = {names: tensor.to(config.device) for names, tensor in features.items()}
-    reader, rows = CachedFeatures(on_device, labels, device=config.device), torch.arange(len(labels))
+    features = {f: own.to(config.device) for f, own in extract(forwarded, task="features", on_event=ignore).items()}
+    reader, rows = CachedFeatures(features, labels, device=config.device), torch.arange(len(labels))
     probe, specs = ProbeConfig(epochs=1, batch_size=config.probe_batch), [HeadSpec(feature, RATE)]
     kind = resolve_head(probe.head)
     assert isinstance(kind, TrainedHead)

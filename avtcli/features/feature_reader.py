@@ -41,6 +41,10 @@ class Feature:
     pool_size: int
 
 
+Features = Mapping[Feature, Tensor]
+"""Features of some images: float32 tensors (n, *shape), their channels last in memory."""
+
+
 class FeatureReader(ABC):
     """Features of labelled images, by row.
 
@@ -51,15 +55,9 @@ class FeatureReader(ABC):
     shapes: Mapping[Feature, tuple[int, ...]]
     eval_batch: int  # images to read at once where no batch size is asked for
 
-    @property
-    def stacks(self) -> list[tuple[Feature, ...]]:
-        """The features grouped by shape: those of one shape are read as one tensor."""
-        shapes = dict.fromkeys(self.shapes.values())
-        return [tuple(f for f, own in self.shapes.items() if own == shape) for shape in shapes]
-
     @abstractmethod
-    def read_batches(self, batches: Sequence[Tensor], *, epoch_key: tuple[int, int] | None) -> Iterator[list[Tensor]]:
-        """Read batches of rows, (B,) int64 each: a float32 tensor (B, features, *shape) for each of `stacks`, on the device.
+    def read_batches(self, batches: Sequence[Tensor], *, epoch_key: tuple[int, int] | None) -> Iterator[Features]:
+        """Read the features of batches of rows, (B,) int64 each, on the device.
 
         `epoch_key` is (seed, epoch) of the crops, flips and code samples of training; none for evaluation: the centre crop,
         and the same code samples whenever the same batches are read.
@@ -114,7 +112,7 @@ class ForwardedImages(FeatureReader):
 
     def read_batches(
         self, batches: Sequence[Tensor], *, epoch_key: tuple[int, int] | None, first: int = 0
-    ) -> Iterator[list[Tensor]]:
+    ) -> Iterator[Features]:
         """Forward images; see `FeatureReader`. `first` is the number of the first batch among those that are shared out.
 
         Raises:
@@ -134,8 +132,7 @@ class ForwardedImages(FeatureReader):
                 features = {feature: _pooled(taps[feature.layer], feature).float() for feature in self.wanted}
                 if not self.encoder.training:
                     check.count({feature.layer: own for feature, own in features.items()})
-                stacks = [torch.stack([features[name].movedim(1, -1) for name in names], 1) for names in self.stacks]
-            yield [stack.movedim(-1, 2) for stack in stacks]  # channels last in memory
+            yield {feature: own.movedim(1, -1).contiguous().movedim(-1, 1) for feature, own in features.items()}
         check.finish()
 
     def _taps(self, x: Tensor, key: tuple[int | str, ...]) -> dict[str, Tensor]:

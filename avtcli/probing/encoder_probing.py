@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from avtcli.features.cache_storage import CPU, choose_storage, fits_memory
-from avtcli.features.feature_cache import CachedFeatures, Stacks, cache_bytes, extract
-from avtcli.features.feature_reader import Feature, FeatureReader, ForwardedImages
+from avtcli.features.feature_cache import CachedFeatures, cache_bytes, extract
+from avtcli.features.feature_reader import Feature, FeatureReader, Features, ForwardedImages
 from avtcli.features.finite_check import NotFiniteError
 from avtcli.models.encoder import Encoder
 from avtcli.probing.head import ClosedFormHead, HeadData, HeadFigures, TrainedHead
@@ -57,30 +57,31 @@ def _readers(setup: ProbeSetup, encoder: Encoder, name: str) -> Iterator[tuple[F
     if setup.config.augments and not copies:
         if cache_bytes(test) <= CACHED_TEST_BYTES:
             task, on_event, group = f"{name} features, test", setup.context.on_event, setup.context.group
-            (stacks,) = extract(test, separate=False, storage=device, task=task, on_event=on_event, group=group)
-            yield train, CachedFeatures(stacks, test.labels, device=device)
+            features = extract(test, storage=device, task=task, on_event=on_event, group=group)
+            yield train, CachedFeatures(features, test.labels, device=device)
         else:
             yield train, test
         return
     plain = not copies or setup.config.searches_lr  # held-out images are not augmented
     needed = cache_bytes(train) * (plain + copies) + cache_bytes(test)
-    storage, separate = choose_storage(needed, device=device), not _heads_fit_together(setup, train, needed)
+    storage = choose_storage(needed, device=device)
 
-    def read(reader: ForwardedImages, copy: int | None = None) -> list[Stacks]:
+    def read(reader: ForwardedImages, copy: int | None = None) -> Features:
         suffix = "" if copy is None else f", copy {copy + 1} of {copies}"
         task, key = f"{name} features, {reader.data.part}{suffix}", None if copy is None else (setup.config.seed, copy)
         on_event, group = setup.context.on_event, setup.context.group
-        return extract(reader, separate=separate, epoch_key=key, storage=storage, task=task, on_event=on_event, group=group)
+        return extract(reader, epoch_key=key, storage=storage, task=task, on_event=on_event, group=group)
 
-    cached = [*([read(train)] if plain else []), *(read(train, copy) for copy in range(copies))]
-    for test_stacks, *train_stacks in zip(read(test), *cached, strict=True):
-        total = sum(tensor.nbytes for stacks in (test_stacks, *train_stacks) for tensor in stacks.values())
-        placed = [test_stacks, *train_stacks]
+    cached = [*([read(train)] if plain else []), *(read(train, copy) for copy in range(copies)), read(test)]
+    together = _heads_fit_together(setup, train, needed)
+    for wanted in [setup.wanted] if together else [[feature] for feature in setup.wanted]:
+        placed = [{feature: features[feature] for feature in wanted} for features in cached]
+        total = sum(own.nbytes for features in placed for own in features.values())
         if storage == CPU and has_room(device, total):
-            placed = [{names: tensor.to(device) for names, tensor in stacks.items()} for stacks in placed]
+            placed = [{feature: own.to(device) for feature, own in features.items()} for features in placed]
         yield (
-            CachedFeatures(placed[1], train.labels, device=device, copies=placed[1 + plain :]),
-            CachedFeatures(placed[0], test.labels, device=device),
+            CachedFeatures(placed[0], train.labels, device=device, copies=placed[plain:-1]),
+            CachedFeatures(placed[-1], test.labels, device=device),
         )
 
 
@@ -89,7 +90,7 @@ def _heads_fit_together(setup: ProbeSetup, train: FeatureReader, needed: int) ->
         return False
     with torch.device("meta"):
         heads = [setup.head.build(f.layer, shape, setup.classes) for f, shape in train.shapes.items()]
-    tensors = 5  # weights, two moments, gradients, and the scaled weights of linear heads
+    tensors = 5  # weights, two moments, gradients, and the joint weights of linear heads
     weights = 4 * tensors * len(setup.config.learning_rates) * sum(p.numel() for head in heads for p in head.parameters())
     device = setup.context.device
     return has_room(device, needed + weights) and (device.type == "cuda" or fits_memory(needed + weights))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.data.epoch_table import batch_bounds
 from avtcli.events import Progress
-from avtcli.features.feature_reader import Feature, FeatureReader
+from avtcli.features.feature_reader import Feature, FeatureReader, Features
 from avtcli.metrics.accuracy import topk_hits
 from avtcli.probing.head import HeadFigures, TrainedHead
 from avtcli.probing.joint_heads import Heads, HeadSpec, fit_batch, start_heads
@@ -70,8 +70,8 @@ def train_heads(
 ) -> list[Curve]:
     """Train heads side by side, each with its own loss and rate; those on one feature start from the same weights.
 
-    They are evaluated on `test` after each epoch of a schedule, as in the release, else after the last only. Each feature of
-    the reader has the same number of linear heads. `tuned`, its encoder, is trained too, at the first head's rate.
+    They are evaluated on `test` after each epoch of a schedule, as in the release, else after the last only. `tuned`, the
+    reader's encoder, is trained too, at the first head's rate.
 
     Raises:
         AvtError: for a head that does not fit its feature.
@@ -126,19 +126,19 @@ class Fitting:
         self.heads, self.optimizer = heads, optimizer
         self._calls: CapturedCalls[None] = CapturedCalls(device, enabled=captured)
 
-    def step(self, stacks: Sequence[Tensor], labels: Tensor, rates: Tensor, *, full: bool) -> None:
+    def step(self, features: Features, labels: Tensor, rates: Tensor, *, full: bool) -> None:
         """Fit a batch, a full one or the rest of an epoch, at the rate of each parameter group, (groups,); see `fit_batch`."""
 
         def work() -> None:
             values = rates.unbind() if rates.is_cuda else rates.tolist()  # a graph reads its rates from the device
             for group, rate in zip(self.optimizer.param_groups, values, strict=True):
                 group["lr"] = rate
-            fit_batch(self.heads, stacks, labels)
+            fit_batch(self.heads, features, labels)
             self.optimizer.step()
             self.optimizer.zero_grad()
 
         if full:
-            self._calls([*stacks, labels, rates], work)
+            self._calls([*features.values(), labels, rates], work)
         else:
             work()
 
@@ -151,8 +151,8 @@ def _train_epoch(fitting: Fitting, train: RowSubset, training: HeadTraining, *, 
     truth, first, total = labels[upload(order, labels.device)], epoch * len(bounds), config.total_epochs * len(bounds)
     rates = _rates_of_epoch(fitting.optimizer, config, epoch=epoch, steps=len(bounds), device=labels.device)
     batches = train.reader.read_batches([order[start:stop] for start, stop in bounds], epoch_key=(seed, epoch))
-    for index, (stacks, (start, stop)) in enumerate(zip(batches, bounds, strict=True)):
-        fitting.step(stacks, truth[start:stop], rates[index], full=stop - start == config.batch_size)
+    for index, (features, (start, stop)) in enumerate(zip(batches, bounds, strict=True)):
+        fitting.step(features, truth[start:stop], rates[index], full=stop - start == config.batch_size)
         if (first + index) % PROGRESS_STEPS == 0:
             training.context.on_event(Progress(training.task, first + index, total, "steps", detail))
     return len(bounds)
@@ -198,7 +198,7 @@ def score(heads: Heads, test: RowSubset) -> Curve:
     labels, batches = test.reader.labels, torch.split(test.rows, test.reader.eval_batch)
     hits = torch.zeros(2, len(heads.parameters), dtype=torch.int64, device=labels.device)
     truth = torch.split(labels[upload(test.rows, labels.device)], test.reader.eval_batch)
-    for own, stacks in zip(truth, test.reader.read_batches(batches, epoch_key=None), strict=True):
-        logits = torch.stack(heads.logits(stacks, training=False)).mT
+    for own, features in zip(truth, test.reader.read_batches(batches, epoch_key=None), strict=True):
+        logits = torch.stack(heads.logits(features, training=False))
         hits += torch.stack([topk_hits(logits, own, k) for k in (1, min(5, logits.shape[2]))])
     return [(100 * first / len(test.rows), 100 * fifth / len(test.rows)) for first, fifth in hits.T.tolist()]

@@ -37,9 +37,9 @@ def cached(device: torch.device) -> CachedFeatures:
     """Two maps and a vector of images whose class shows in them."""
     generator, labels = torch.Generator().manual_seed(0), torch.arange(COUNT) % 5
     maps = torch.randn(COUNT, 2, 2, 2, 6, generator=generator) + labels.view(-1, 1, 1, 1, 1) / 2
-    vectors = torch.randn(COUNT, 1, 7, generator=generator) - labels.view(-1, 1, 1)
-    stacks = {tuple(FEATURES[:2]): maps.to(device).movedim(-1, 2), tuple(FEATURES[2:]): vectors.to(device)}
-    return CachedFeatures(stacks, labels, device=device)
+    vectors = torch.randn(COUNT, 7, generator=generator) - labels.view(-1, 1)
+    values = (maps[:, 0].movedim(-1, 1), maps[:, 1].movedim(-1, 1), vectors)
+    return CachedFeatures({f: own.to(device) for f, own in zip(FEATURES, values, strict=True)}, labels, device=device)
 
 
 def train(config: ProbeConfig, device: torch.device, on_event: Any = ignore) -> list[Curve]:
@@ -117,10 +117,9 @@ def test_features_cached_on_the_gpu_are_those_cached_on_the_cpu() -> None:
         wanted = [Feature(layer, "max", 4) for layer in ("conv1", "conv2")]
         net = prepare_for_inference(encoder, device)
         reader = ForwardedImages(net, data, wanted, augment=None, samples=0, seed=0)
-        (stacks,) = extract(reader, separate=False, storage=storage, task="x", on_event=ignore)
-        found.append(stacks)
+        found.append(extract(reader, storage=storage, task="x", on_event=ignore))
 
-    for expected, in_memory, on_gpu in zip(*(stacks.values() for stacks in found), strict=True):
+    for expected, in_memory, on_gpu in zip(*(features.values() for features in found), strict=True):
         assert (in_memory.device.type, on_gpu.device.type) == ("cpu", "cuda")
         torch.testing.assert_close(on_gpu.cpu(), in_memory, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(in_memory, expected, rtol=2e-2, atol=2e-2)  # convolutions in TF32, other batches

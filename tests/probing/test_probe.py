@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,21 +77,13 @@ ROWS = torch.tensor([3, 9, 0, 5])
 # where the features come from
 
 
-def read_features(
-    reader: FeatureReader, batches: Sequence[Tensor], *, epoch_key: tuple[int, int] | None
-) -> Iterator[dict[Feature, Tensor]]:
-    """Each feature of each batch for itself."""
-    for batch in reader.read_batches(batches, epoch_key=epoch_key):
-        yield {f: stack[:, i] for names, stack in zip(reader.stacks, batch, strict=True) for i, f in enumerate(names)}
-
-
 def read_conv2(reader: FeatureReader, epoch_key: tuple[int, int] | None) -> Tensor:
-    return next(read_features(reader, [ROWS], epoch_key=epoch_key))[feature("conv2")]
+    return next(reader.read_batches([ROWS], epoch_key=epoch_key))[feature("conv2")]
 
 
 def test_augmented_features_are_those_of_the_cropped_and_flipped_images(source: Weights) -> None:
     reader, encoder = reader_of(source, ["conv1", "conv3"]), restore_encoder(source)
-    (read,) = read_features(reader, [ROWS], epoch_key=(4, 2))
+    (read,) = reader.read_batches([ROWS], epoch_key=(4, 2))
     x = crop_and_flip(pixels()[ROWS], sample_uniforms(4, 2, 12)[ROWS], crop=(32, 32), padding=4)
     with torch.no_grad():
         expected = encoder.features(encoder.normalise(x), ["conv1", "conv3"])
@@ -104,8 +96,7 @@ def test_augmented_features_are_those_of_the_cropped_and_flipped_images(source: 
 def test_each_epoch_and_seed_has_other_crops_and_evaluation_has_none(source: Weights) -> None:
     reader = reader_of(source, ["conv2"])
     read = {key: read_conv2(reader, key) for key in ((0, 0), (0, 1), (1, 0), None)}
-    (stacks,) = extract(reader, separate=False, task="x", on_event=lambda event: None)
-    (kept,) = CachedFeatures(stacks, torch.zeros(12), device=CPU).features.values()
+    (kept,) = extract(reader, task="x", on_event=lambda event: None).values()
     encoder = restore_encoder(source)
 
     assert len({values.sum().item() for values in read.values()}) == 4
@@ -114,24 +105,23 @@ def test_each_epoch_and_seed_has_other_crops_and_evaluation_has_none(source: Wei
         torch.testing.assert_close(kept, encoder(encoder.normalise(pixels())))
 
 
-def test_cached_features_are_those_that_are_read_together_or_separately(source: Weights, tmp_path: Path) -> None:
+def test_cached_features_are_those_of_the_images(source: Weights, tmp_path: Path) -> None:
     reader = reader_of(source, ["conv1", "classifier", "conv2"])
     reader.eval_batch = 5
-    (expected,) = read_features(reader, [ROWS], epoch_key=None)
-    for separate, storage in ((False, CPU), (True, tmp_path)):
-        cached = extract(reader, separate=separate, storage=storage, task="x", on_event=lambda event: None)
-        assert sum(tensor.nbytes for stacks in cached for tensor in stacks.values()) == cache_bytes(reader)
-        for stacks in cached:
-            found = CachedFeatures(stacks, reader.labels, device=CPU)
-            for name, values in next(read_features(found, [ROWS], epoch_key=None)).items():
-                torch.testing.assert_close(values, expected[name])
-                assert found.features[name].movedim(1, -1).is_contiguous()  # flattened without a copy
+    (expected,) = reader.read_batches([ROWS], epoch_key=None)
+    for storage in (CPU, tmp_path):
+        features = extract(reader, storage=storage, task="x", on_event=lambda event: None)
+        assert sum(own.nbytes for own in features.values()) == cache_bytes(reader)
+        (found,) = CachedFeatures(features, reader.labels, device=CPU).read_batches([ROWS], epoch_key=None)
+        for name, values in found.items():
+            torch.testing.assert_close(values, expected[name])
+            assert features[name].movedim(1, -1).is_contiguous()  # flattened without a copy
 
 
 def test_the_code_is_the_mean_of_samples_and_later_layers_see_the_first(source: Weights) -> None:
     reader, encoder = reader_of(source, ["conv1", "conv2", "conv3"], samples=5), restore_encoder(source)
     encoder.noise_scale = reader.encoder.noise_scale = 0.5
-    read = {name.layer: values for name, values in next(read_features(reader, [ROWS], epoch_key=(4, 2))).items()}
+    read = {name.layer: values for name, values in next(reader.read_batches([ROWS], epoch_key=(4, 2))).items()}
     generator = keyed_generator(4, 2, "samples", "train", 0)
     noise = [torch.randn(4, 10, 8, 8, generator=generator) for _ in range(5)]
     x = encoder.normalise(crop_and_flip(pixels()[ROWS], sample_uniforms(4, 2, 12)[ROWS], crop=(32, 32), padding=4))
@@ -170,7 +160,7 @@ def test_one_forward_of_the_encoder_a_batch_gives_all_layers(source: Weights, mo
     reader, calls = reader_of(source, ["conv1", "conv2", "conv3", "conv4"], samples=5), []
     encode = reader.encoder.encode
     monkeypatch.setattr(reader.encoder, "encode", lambda *args: (calls.append(1), encode(*args))[1])
-    list(read_features(reader, [ROWS, ROWS], epoch_key=(0, 0)))
+    list(reader.read_batches([ROWS, ROWS], epoch_key=(0, 0)))
 
     assert len(calls) == 2
 
@@ -252,9 +242,7 @@ SHAPES = {"a": (3, 2, 2), "vector": (5,), "b": (3, 2, 2)}
 def kept(*layers: str, count: int = 33) -> CachedFeatures:
     generators = {name: torch.Generator().manual_seed(seed) for seed, name in enumerate(SHAPES, 1)}
     values = {n: torch.randn(count, *SHAPES[n], generator=generators[n]).movedim(1, -1).contiguous() for n in layers or ("a",)}
-    alike = [[name for name in values if SHAPES[name] == shape] for shape in dict.fromkeys(SHAPES[name] for name in values)]
-    stacks = {tuple(map(feature, names)): torch.stack([values[n] for n in names], 1).movedim(-1, 2) for names in alike}
-    return CachedFeatures(stacks, torch.arange(count) % 4, device=CPU)
+    return CachedFeatures({feature(n): own.movedim(-1, 1) for n, own in values.items()}, torch.arange(count) % 4, device=CPU)
 
 
 def train(
