@@ -68,8 +68,8 @@ def evaluate(
     Example: `avt evaluate --backbone resnet18 -o backbone.pretrained=true --dataset cifar10 --transform rotation`
     """
     arguments = locals()
+    from avtcli.config.components import FEW_IMAGES
     from avtcli.config.resolution import options_from_texts
-    from avtcli.data.held_out import FEW_IMAGES
     from avtcli.evaluation.evaluate import evaluate_as_asked
 
     start_processes(processes)

@@ -109,11 +109,11 @@ def _by_row(heads: "Sequence[HeadResult]") -> "dict[tuple[Any, ...], list[HeadRe
 
 def _best(result: "ProbeResult") -> int | None:
     """The row of the highest accuracy; none among rows of several data sets or numbers of images, or of few test images."""
-    from avtcli.data.held_out import FEW_IMAGES
+    from avtcli.config.components import FEW_IMAGES
 
     tops = [mean(head.top1 for head in heads) for heads in _by_row(result.results).values()]
     comparable = len({(head.dataset, head.shots) for head in result.results}) == 1
-    comparable = comparable and result.protocol["data"][0]["test_images"] >= FEW_IMAGES
+    comparable = comparable and result.results[0].test_images >= FEW_IMAGES
     return tops.index(max(tops)) if comparable and len(tops) > 1 else None
 
 

@@ -11,6 +11,9 @@ from pydantic.fields import FieldInfo
 from avtcli.errors import AvtError
 from avtcli.plugin_options import parts_of
 
+FEW_IMAGES: Final = 200
+"""Measured on fewer images no figure is called the best: few images make most differences."""
+
 Panel = Literal["Probe", "Model", "Data", "Optimisation", "Hardware", "Output"]
 
 

@@ -16,8 +16,6 @@ from avtcli.seeding import subset
 HELD_OUT_SHARE: Final = 0.05
 HELD_OUT_COUNT: Final = 1000
 """The most images that are held out of training, and that a measure of held-out images takes by default."""
-FEW_IMAGES: Final = 200
-"""Below this many held-out images no figure is called the best: few images make most differences."""
 _LEAST: Final = 2  # images of each part
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avtcli.config.components import Plugin
+from avtcli.config.components import FEW_IMAGES, Plugin
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.config.value_text import flat_settings
 from avtcli.contracts import Split
-from avtcli.data.held_out import FEW_IMAGES, limited, partition
+from avtcli.data.held_out import limited, partition
 from avtcli.data.resident_images import EVAL_BATCH_SIZE
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent, Saved, Started

@@ -43,6 +43,7 @@ class HeadResult(HeadFigures):
     pool: str
     head: str
     train_images: int
+    test_images: int
     shots: int | None
     seed: int
 
@@ -74,6 +75,7 @@ class ProbeSetup:
             pool=feature.pool,
             head=self.config.head.name,
             train_images=len(subset.rows),
+            test_images=len(self.test.labels),
             shots=subset.shots,
             seed=subset.seed,
             **asdict(figures),

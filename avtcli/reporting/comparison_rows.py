@@ -5,7 +5,7 @@ from math import hypot
 from pathlib import Path
 from typing import Any, Final
 
-from avtcli.config.components import flags_of
+from avtcli.config.components import FEW_IMAGES, flags_of
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.value_text import value_text
 from avtcli.reporting.comparison import GroupFigure, RunComparison, RunGroup
@@ -24,7 +24,7 @@ LONGEST: Final = 40
 """Characters of the names of runs in a row of figures."""
 STAR: Final = (
     "* the best of its column; where there are several seeds, by more than their deviation. None where data, size, "
-    "transformation, target, loss or protocol differ."
+    f"transformation, target, loss or protocol differ, or of fewer than {FEW_IMAGES} images."
 )
 
 
@@ -85,9 +85,14 @@ def _column(figures: Sequence[tuple[GroupFigure | None, int]]) -> list[str]:
 
 
 def _best(figures: Sequence[GroupFigure]) -> GroupFigure | None:
-    """The figure that leads all others by more than the deviation of the difference; none where some are not comparable."""
-    direction = _better(figures[0])
-    if direction is None or len(figures) < 2 or any(figure.conditions != figures[0].conditions for figure in figures):
+    """The figure that leads all others by more than the deviation of the difference.
+
+    None where some are not comparable, or of few images.
+    """
+    direction, conditions = _better(figures[0]), figures[0].conditions
+    if direction is None or len(figures) < 2 or any(figure.conditions != conditions for figure in figures):
+        return None
+    if conditions.get("test_images", conditions.get("count", FEW_IMAGES)) < FEW_IMAGES:
         return None
     best, *others = sorted(figures, key=lambda figure: figure.mean, reverse=direction == "higher")
     leads = all(abs(_shown(best) - _shown(other)) > hypot(best.std or 0, other.std or 0) for other in others)

@@ -41,8 +41,8 @@ EVALUATION: Final[dict[str, Better]] = {
 }
 """Figures of evaluate.json; a ridge has an r2 too."""
 PROBE_CONDITIONS: Final = (
-    *("dataset", "train_images", "shots", "recipe", "epochs", "finetune", "calibrated", "pool_size", "samples", "resize"),
-    *("crop", "augmentation", "fraction", "options", "optimizer", "schedule", "batch_size", "rates"),
+    *("dataset", "train_images", "test_images", "shots", "recipe", "epochs", "finetune", "calibrated", "pool_size", "samples"),
+    *("resize", "crop", "augmentation", "fraction", "options", "optimizer", "schedule", "batch_size", "rates"),
 )
 EVALUATE_CONDITIONS: Final = ("dataset", "count", "resize", "crop", "transform", "calibrated")
 WITHOUT_TARGET: Final = ("mace_px", "right_turns", "mace_px_right_turn")

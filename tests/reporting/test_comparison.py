@@ -13,6 +13,7 @@ from avtcli.errors import AvtError
 from avtcli.events import Event, Notice, ignore
 from avtcli.reporting.comparison import RunComparison, RunGroup, compare_runs
 from avtcli.reporting.comparison_rows import figure_rows
+from avtcli.reporting.run_summary import EVALUATION
 
 
 def made(folder: Path, *, steps: int = 4, config: str = "", losses: tuple[float | None, ...] = (9, 9, 3, 1)) -> Path:
@@ -35,9 +36,10 @@ def write(path: Path, content: Any) -> None:
 
 def probed(run: Path, name: str, *tops: float, step: int = 4, protocol: Mapping[str, Any] | None = None, **over: Any) -> None:
     """Store a probe with one result for each top-1, which are of as many seeds."""
-    about = {"dataset": "mini", "layer": "conv2", "pool": "max", "head": "knn", "train_images": 100, "shots": None}
+    images = {"dataset": "mini", "train_images": 100, "test_images": 200, "shots": None}
+    about = {**images, "layer": "conv2", "pool": "max", "head": "knn"}
     results = [{**about, "seed": seed, "top1": top, "val_top1": 50.0, **over} for seed, top in enumerate(tops)]
-    tested = {"data": [{"test_images": 14, "split": "held-out"}], "reported": "held-out split"}
+    tested = {"data": [{"test_images": 200, "split": "held-out"}], "reported": "held-out split"}
     stated = {"recipe": None, "finetune": False, "calibrated": None, **tested, **(protocol or {})}
     write(run / "probes" / f"{name}.json", {"step": step, "protocol": stated, "results": results})
 
@@ -144,8 +146,8 @@ def test_a_star_marks_the_better_figure_and_none_of_a_check() -> None:
             log.write(json.dumps({"step": 4, "epoch": 2, "eval": {"rankme": value, "code_std": value}}) + "\n")
         figures = dict.fromkeys(("mace_px", "right_turns", "mace_px_right_turn", "r2", "nll", "accuracy"), value)
         calibration = {"temperature": {"temperature": value, "before": {"calibration_error": value}}}
-        more = {"retrieval": {"mrr": value}, "calibration": calibration, "ridge": [{"layer": "conv2", "r2": value}], "count": 9}
-        write(run / "evaluate.json", {"step": 4, **EVALUATED, **figures, **more})
+        more = {"retrieval": {"mrr": value}, "calibration": calibration, "ridge": [{"layer": "conv2", "r2": value}]}
+        write(run / "evaluate.json", {"step": 4, "count": 200, **EVALUATED, **figures, **more})
     tables = {
         title.split(",")[0].split(":")[0]: (columns, rows)
         for title, columns, rows in figure_rows(compared(Path("a"), Path("b"))[0])
@@ -192,7 +194,7 @@ def test_no_star_for_evaluations_and_probes_under_other_conditions() -> None:
         ("d", {"name": "affine", "target": "corners"}, [24, 24], 4.0),
     ):
         run = made(Path(name), config=f"seed = 0\nlr = {value}\n")
-        figures = {**values, "mace_px": value, "r2": value, "ridge": [{"layer": "x", "r2": value}], "count": 9}
+        figures = {**values, "mace_px": value, "r2": value, "ridge": [{"layer": "x", "r2": value}], "count": 200}
         protocol = {"transform": transform, "crop": crop}
         write(run / "evaluate.json", {"step": 4, "dataset": "mini", "protocol": protocol, **figures})
         probed(run, "p", value, protocol={"crop": crop[0]})
@@ -200,6 +202,17 @@ def test_no_star_for_evaluations_and_probes_under_other_conditions() -> None:
     assert starred("a", "b") == {"mace_px", "conv2 knn"}
     assert starred("a", "c") == {"conv2 knn"}
     assert starred("a", "d") == set()
+
+
+def test_no_star_for_figures_of_few_images() -> None:
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        run = made(Path(name), config=f"seed = 0\nlr = {value}\n")
+        figures = {**dict.fromkeys(EVALUATION), "retrieval": None, "calibration": None, "ridge": [], "mace_px": value}
+        write(run / "evaluate.json", {"step": 4, "count": 199, **EVALUATED, **figures})
+        probed(run, "p", value, test_images=199)
+        probed(run, "q", value, head="linear")
+
+    assert starred("a", "b") == {"conv2 linear"}
 
 
 def test_no_star_for_a_difference_within_the_deviation_over_seeds() -> None:
@@ -218,7 +231,7 @@ def test_a_probe_counts_by_its_seeds_its_newest_file_and_held_out_images() -> No
     (group,) = compared(run)[0].groups
     found = [(figure.mean, figure.std, figure.conditions) for figure in group.figures if figure.section == "probe"]
 
-    shared = {"dataset": "mini", "train_images": 100}
+    shared = {"dataset": "mini", "train_images": 100, "test_images": 200}
     assert found == [(75, pytest.approx(stdev([70, 80])), shared), (60, None, {**shared, "shots": 5})]
 
 

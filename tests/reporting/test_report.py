@@ -308,7 +308,7 @@ def test_the_best_probe_is_a_mean_over_seeds_of_the_pooling_that_held_out_images
     shown = section(root, "headline").words()
 
     assert "mean corner error 12.0 px guessing: 23.7 px" in shown.replace("\N{NO-BREAK SPACE}", " ")
-    assert "tested on 14 held-out training images" in section(root, "probe_tables").words()
+    assert "tested on 200 held-out training images" in section(root, "probe_tables").words()
     assert "best probe: conv2 knn 71.0 % random weights: 32.5 %" in shown.replace("\N{NO-BREAK SPACE}", " ")
 
 
