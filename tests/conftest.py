@@ -82,12 +82,14 @@ def few_held_out_images(monkeypatch: pytest.MonkeyPatch) -> None:
 def exports_load_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load exported files back in this process: that a fresh one loads each format is tested once."""
 
-    def compare(encoder: Encoder, x: torch.Tensor, path: Path, lines: Sequence[str]) -> float:
+    def compare(encoder: Encoder, x: torch.Tensor, path: Path, lines: Sequence[str]) -> tuple[float, float]:
         names: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
         with warnings.catch_warnings(), torch.no_grad():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")  # torch 2.11, in its own code
             exec("\n".join(lines), names)
-            return float((torch.as_tensor(names["encoder"](x)).flatten() - encoder(x).flatten()).abs().max())
+            expected = encoder(x).flatten()
+            found = torch.as_tensor(names["encoder"](x)).flatten()
+            return float((found - expected).abs().max()), float(expected.abs().max())
 
     monkeypatch.setattr(export, "compare_loaded", compare)
 

@@ -51,10 +51,17 @@ def run_of(given: str | Path | None) -> Path | None:
     return path if given is None else Path(LAST) if str(given) == LAST else path_of(find_run(given))
 
 
+def weights_of(given: "str | Path | None") -> Path | None:
+    """Return the path of a run by its folder or name, of a checkpoint or a file; none for none."""
+    from avtcli.storage.run_folders import find_run
+
+    return None if given is None else path_of(find_run(given))
+
+
 def with_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return a function's arguments with `run`, `init_from`, `out` and `data_dir` as the command line has them."""
     data_dir = path_of(arguments["data_dir"])
-    paths = {"run": run_of(arguments["run"]), **{name: path_of(arguments[name]) for name in ("init_from", "out")}}
+    paths = {"run": run_of(arguments["run"]), "init_from": weights_of(arguments["init_from"]), "out": path_of(arguments["out"])}
     return {**arguments, **paths, "data_dir": None if data_dir is None else str(data_dir)}
 
 
@@ -72,6 +79,7 @@ def settings_of(model: "type[BaseModel]", arguments: Mapping[str, Any], *, optio
     from avtcli.config.components import component_kinds, flags_of, read_setting
     from avtcli.config.resolution import merge
 
+    arguments = {**arguments, "init_from": weights_of(arguments["init_from"])}
     names = {field: (flag.name or field).replace("-", "_") for field, flag in flags_of(model).items()}
     settings = {field: read_setting(arguments[name], model.model_fields[field]) for field, name in names.items()}
     given = {field: setting for field, setting in settings.items() if setting is not None}

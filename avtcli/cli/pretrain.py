@@ -16,6 +16,7 @@ from avtcli.config.components import component_kinds
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import merge, options_from_texts, resolve
 from avtcli.config.run_length import describe_seconds
+from avtcli.config.value_text import counted
 from avtcli.errors import AvtError
 from avtcli.runtime.launcher import read_launch
 from avtcli.storage.files import refuse_existing
@@ -121,7 +122,7 @@ def pretrain(
         )
     else:
         skipped = [(result.skipped_steps, "steps that were not finite"), (result.skipped_images, "images, see bad_images.csv")]
-        facts = {"run": result.run, "steps": f"{result.steps} ({result.epochs:g} epochs, {result.seconds:.0f} s)"}
+        facts = {"run": result.run, "steps": f"{result.steps} ({counted(result.epochs, 'epoch')}, {result.seconds:.0f} s)"}
         if result.loss is not None:
             facts["loss"] = f"{result.loss:.4f}"
         if result.mace_px is not None:

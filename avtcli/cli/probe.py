@@ -10,9 +10,10 @@ from avtcli.cli.console import reporting, say, say_facts, say_json, say_table
 from avtcli.cli.launch import start_processes
 from avtcli.cli.options import Json, OutJson, Processes, Run, Verbose, component_options, option
 from avtcli.cli.settings_options import settings_options
-from avtcli.config.components import component_kinds
+from avtcli.config.components import FEW_IMAGES, component_kinds
 from avtcli.config.probe_config import ProbeConfig
 from avtcli.config.resolution import merge, options_from_texts, resolve_probe
+from avtcli.config.value_text import counted
 from avtcli.probing.heads import HEADS
 from avtcli.runtime.launcher import read_launch
 
@@ -109,8 +110,6 @@ def _by_row(heads: "Sequence[HeadResult]") -> "dict[tuple[Any, ...], list[HeadRe
 
 def _best(result: "ProbeResult") -> int | None:
     """The row of the highest accuracy; none among rows of several data sets or numbers of images, or of few test images."""
-    from avtcli.config.components import FEW_IMAGES
-
     tops = [mean(head.top1 for head in heads) for heads in _by_row(result.results).values()]
     comparable = len({(head.dataset, head.shots) for head in result.results}) == 1
     comparable = comparable and result.results[0].test_images >= FEW_IMAGES
@@ -121,7 +120,7 @@ def _protocol(result: "ProbeResult") -> dict[str, object]:
     """The protocol in two lines."""
     protocol = result.protocol
     chosen, baseline = protocol["chosen"], protocol["baseline"]
-    how = [protocol["head"]["name"], f"{protocol['epochs']} epochs" if "epochs" in protocol else ""]
+    how = [protocol["head"]["name"], counted(protocol["epochs"], "epoch") if "epochs" in protocol else ""]
     how += ["fine-tuned" if protocol["finetune"] else "", "augmented" if protocol["augmentation"] else "no augmentation"]
     if chosen is not None:
         names = ", ".join(name for name in chosen if name not in ("held_out", "steps"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 from avtcli.cli.completion import complete_setting
 from avtcli.cli.options import number_or_auto, option
 from avtcli.config.components import Flag, Panel, Plugin, flags_of, read_setting, value_type
+from avtcli.storage.run_folders import find_run
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -31,6 +32,8 @@ def settings_options(model: "type[BaseModel]") -> Callable[[Command], Command]:
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
+            if values.get("init_from") is not None:  # by name too, as a run is
+                values["init_from"] = find_run(values["init_from"])
             given = {name: read_setting(values.pop(name), fields[name]) for name in flags}
             command(**values, **{name: value for name, value in given.items() if value is not None})
 

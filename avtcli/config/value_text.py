@@ -12,6 +12,11 @@ def flat_settings(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+def counted(count: float, noun: str) -> str:
+    """Write a number of things, as in `1 epoch` and `1.5 epochs`."""
+    return f"{value_text(count)} {noun}{'s' * (count != 1)}"
+
+
 def value_text(value: Any) -> str:
     """Write a value, as in `2, 0.5` for a list and `name avt, scale 2` for a mapping; a hyphen for none."""
     if isinstance(value, Mapping):

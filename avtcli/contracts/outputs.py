@@ -17,7 +17,7 @@ class Exporter(ABC):
     library: str = "avtcli"
     """The library that loads the file, by the name that the Hugging Face hub has for it."""
     tolerance: float = 1e-5
-    """Largest absolute difference of features that were loaded back, from arithmetic in another order."""
+    """Largest difference of features that were loaded back, from arithmetic in another order, as a share of the largest one."""
 
     def default_layer(self, encoder: "Encoder") -> str:
         """Return the layer that the loaded module returns where the user names none: the encoder's own, by default."""

@@ -151,11 +151,9 @@ def _run_to_keep(target: EvaluationTarget, setup: EvaluationSetup, context: Cont
         return None
     used, own = (target.prepared.dataset, setup.transform), (config.dataset, config.transform)
     same = [*map(describe_plugin, used)] == [*map(describe_plugin, own)] and target.prepared.augment == config.augment
-    if source.path == source.run and same and not setup.calibrate_bn:
-        return folder_for_results(source.run, context.on_event)
-    differ = "its weights, statistics, images or transformations differ"
-    context.on_event(Notice(f"not saved in {source.run}: {differ}. Use --out to save"))
-    return None
+    own_figures = source.path == source.run and same and not setup.calibrate_bn
+    other = "" if own_figures else "its weights, statistics, images or transformations differ"
+    return folder_for_results(source.run, other=other, on_event=context.on_event)
 
 
 def _report_start(target: EvaluationTarget, setup: EvaluationSetup, context: Context) -> None:

@@ -28,7 +28,7 @@ from avtcli.seeding import keyed_generator, subset
 from avtcli.training.training_setup import build_transform
 
 FIT_PAIRS: Final = 4
-"""Pairs to fit the ridge on, for each held-out pair."""
+"""Pairs to fit the ridge on, for each held-out pair that is asked for, even where fewer are held out."""
 
 
 class EvaluationRequest(Frozen):
@@ -144,13 +144,14 @@ def describe_plugin(plugin: Plugin) -> str:
 
 
 def choose_images(prepared: PreparedImages, count: int | None) -> EvaluationImages:
-    """Choose held-out images, and for each of them up to four training images for the ridge."""
+    """Choose held-out images, and the training images for the ridge; see `FIT_PAIRS`."""
     parts = partition(prepared.data)
     if count is not None and count > len(parts.held_out):
         found = f"the {len(parts.held_out)} of the {parts.name} split of '{prepared.dataset.name}'"
         raise AvtError(f"--count {count} asks for more images than {found}. Give at most {len(parts.held_out)}.")
-    held_out = limited(parts.held_out, min(count or HELD_OUT_COUNT, len(parts.held_out)))
-    return EvaluationImages(parts, held_out, limited(parts.train, min(FIT_PAIRS * len(held_out), len(parts.train))))
+    asked = count or HELD_OUT_COUNT
+    held_out = limited(parts.held_out, min(asked, len(parts.held_out)))
+    return EvaluationImages(parts, held_out, limited(parts.train, min(FIT_PAIRS * asked, len(parts.train))))
 
 
 def image_classes(prepared: PreparedImages, images: EvaluationImages) -> ImageClasses | None:

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,9 @@ def export(
     with new_path(out) as written:
         exporter.write(encoder, written, about)
         on_event(Progress("loading back", 0, 1, "files"))
-        difference = compare_loaded(encoder, x, written, exporter.load_with(written))
+        difference, largest = compare_loaded(encoder, x, written, exporter.load_with(written))
         on_event(Progress("loading back", 1, 1, "files"))
-        if not difference <= exporter.tolerance:
+        if not difference <= exporter.tolerance * largest:
             raise RunFailedError(f"The features of {out}, loaded back, differ by {difference:.1g}: it was deleted.")
         card = model_card(
             source,
@@ -105,7 +106,8 @@ def _gives_code(exporter: Exporter, encoder: Encoder, x: torch.Tensor, path: Pat
     lines = () if output == code else exporter.load_code_with(path, encoder)
     encoder.output = code
     try:
-        return bool(lines) and compare_loaded(encoder, x, path, lines) <= exporter.tolerance
+        difference, largest = compare_loaded(encoder, x, path, lines) if lines else (inf, 1.0)
+        return difference <= exporter.tolerance * largest
     except RunFailedError:
         return False
     finally:
@@ -151,8 +153,11 @@ def _write_card(out: Path, card: bytes, *, on_event: OnEvent) -> Path | None:
     return None
 
 
-def compare_loaded(encoder: Encoder, x: torch.Tensor, path: Path, lines: Sequence[str]) -> float:
-    """Return the largest difference between an encoder's features of x, (B, C, H, W), and those of its file in a new process.
+def compare_loaded(encoder: Encoder, x: torch.Tensor, path: Path, lines: Sequence[str]) -> tuple[float, float]:
+    """Compare an encoder's features of x, (B, C, H, W), with those of its file in a new process.
+
+    Returns:
+        The largest absolute difference, and the largest absolute feature.
 
     Raises:
         RunFailedError: if the lines of Python do not load it there as `encoder`, or its features have another shape.
@@ -169,4 +174,4 @@ def compare_loaded(encoder: Encoder, x: torch.Tensor, path: Path, lines: Sequenc
         if found.squeeze().shape != expected.squeeze().shape:
             shapes = f"{tuple(found.shape)}, expected {tuple(expected.shape)}"
             raise RunFailedError(f"{path} was written and does not load back: its features are {shapes}.")
-        return float((found.flatten() - expected.flatten()).abs().max())
+        return float((found.flatten() - expected.flatten()).abs().max()), float(expected.abs().max())

@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from avtcli import registry
 from avtcli.config.components import Augment, Plugin
-from avtcli.config.model_spec import ModelSpec
 from avtcli.config.pretrain_config import PretrainConfig
 from avtcli.config.resolution import resolve_plugin
 from avtcli.contracts import ImageData, Size, Split
@@ -19,10 +18,8 @@ from avtcli.data.images import Images
 from avtcli.data.resident_images import EVAL_BATCH_SIZE, build_images, find_bad_images
 from avtcli.errors import AvtError, BadImageError
 from avtcli.events import Notice, OnEvent, ignore
-from avtcli.models.initial_weights import load_matching, stored_backbone
-from avtcli.models.model_building import build_encoder
-from avtcli.models.weights import PRETRAINED, Weights, open_weights
-from avtcli.plugin_options import absolute_path
+from avtcli.models.initial_weights import build_weights
+from avtcli.models.weights import Weights, open_weights
 from avtcli.runtime.devices import Context
 from avtcli.runtime.launcher import read_launch
 from avtcli.runtime.processes import check_agreement, failing_together, map_shared
@@ -145,7 +142,8 @@ def load_target(
     data = _open(dataset, data_dir, on_event=context.on_event)
     augment = with_sizes(data, augment or Augment(), natural=registry.input_size(backbone.name), measured=True)
     prepared = PreparedImages(dataset, data, augment, image_size(data, augment))
-    return EvaluationTarget(_build_weights(backbone, init_from, prepared, context), prepared)
+    source = build_weights(backbone, init_from, data=data, size=prepared.size, seed=context.seed, on_event=context.on_event)
+    return EvaluationTarget(source, prepared)
 
 
 def prepare_images(
@@ -175,7 +173,7 @@ def prepare_images(
     data = _open(dataset, data_dir, on_event=on_event)
     if given is None and source.run is not None:
         stored, advice = source.about.get("environment", {}).get("data_fingerprint"), "Give --dataset to use other images."
-        check_data(data, run=source.run, fingerprint=stored, advice=advice)
+        data = check_data(data, run=source.run, fingerprint=stored, advice=advice)
     if data.channels != spec.channels:
         raise AvtError(
             f"The backbone of {source.path} takes images of {spec.channels} channel(s), those of '{dataset.name}' have "
@@ -229,22 +227,3 @@ def _open(dataset: Plugin, data_dir: str | None, *, on_event: OnEvent) -> ImageD
     for note in describe_data(data):
         on_event(Notice(note))
     return data
-
-
-def _build_weights(backbone: Plugin, init_from: str | Path | None, prepared: PreparedImages, context: Context) -> Weights:
-    full = registry.full_name("backbone", backbone.name)
-    if full != backbone.name:
-        context.on_event(Notice(f"no plugin is called '{backbone.name}': using {full}"))
-    backbone, data = resolve_plugin("backbone", backbone), prepared.data
-    spec = ModelSpec(backbone=backbone, channels=data.channels, size=prepared.size, mean=data.mean, std=data.std)
-    stated = backbone.options.get(PRETRAINED)
-    if stated and init_from is not None:
-        raise AvtError(f"Both backbone.{PRETRAINED} and --init-from {init_from} give the weights: leave one of them out.")
-    encoder = build_encoder(spec, seed=context.seed)
-    about: dict[str, Any] = {"weights": "random" if not stated else f"{PRETRAINED}={stated}"}
-    if init_from is not None:
-        path = absolute_path(init_from)
-        left = load_matching(nn.ModuleDict({"encoder": encoder}), path, on_event=context.on_event)
-        about = {"weights": f"init_from={path}", "uninitialised": left}
-    spec = spec.model_copy(update={"backbone": stored_backbone(backbone)})
-    return Weights(Path(full), None, spec, encoder.state_dict(), about)

@@ -91,17 +91,3 @@ def corner_errors(pairs: TransformedPairs, predicted: Tensor) -> Tensor:
     family, size = pairs.family, pairs.size
     decoded = family.in_from_out(family.decode(predicted, size), size)
     return corner_error(family.in_from_out(pairs.parameters, size), decoded, size)
-
-
-def held_out_mace(
-    net: SiameseModel, family: TransformFamily, images: Images, size: Size, *, seed: int, on_event: OnEvent
-) -> float | None:
-    """Measure the mean average corner error, in pixels, on held-out images; none for photometric families.
-
-    The images are cropped to `size`. The network, in eval mode, predicts the target, not a class.
-    """
-    if family.kind == "photometric":
-        return None
-    pairs = sample_pairs(images, family, size, key=(seed, "held out"))
-    mean, _ = predict(net, pairs, task="monitor: corner error", on_event=on_event)
-    return float(corner_errors(pairs, mean).mean())

@@ -1,25 +1,28 @@
-"""A run's weights before the first step: random, published, or those of an earlier run or file."""
+"""The weights that a network begins with: random, published, or those of an earlier run or file."""
 
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import isqrt, prod
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from avtcli import registry
 from avtcli.config.components import Plugin
 from avtcli.config.model_spec import ModelSpec
 from avtcli.config.pretrain_config import PretrainConfig
-from avtcli.contracts import Size, TransformFamily
+from avtcli.config.resolution import resolve_plugin
+from avtcli.contracts import ImageData, Size, TransformFamily
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent
 from avtcli.models.encoder import Encoder
-from avtcli.models.model_building import build_model, check_finite
+from avtcli.models.model_building import build_encoder, build_model, check_finite
 from avtcli.models.siamese import SiameseModel
 from avtcli.models.weights import PRETRAINED, Weights, open_weights
+from avtcli.plugin_options import absolute_path
 from avtcli.storage.run_folders import find_run
 from avtcli.storage.tensor_files import read_tensors
 from avtcli.storage.torch_files import read_torch, tensors_within
@@ -58,6 +61,35 @@ def build_initial(
     if config.init_from is not None:
         load_matching(net, config.init_from, on_event=on_event)
     return net
+
+
+def build_weights(
+    backbone: Plugin, init_from: str | Path | None, *, data: ImageData, size: Size, seed: int, on_event: OnEvent
+) -> Weights:
+    """Build a network by name for images cropped to `size`, to be measured: its weights published, from a file, or random.
+
+    Raises:
+        AvtError: if both are asked for, or the weights cannot be loaded, or none matches.
+    """
+    full = registry.full_name("backbone", backbone.name)
+    if full != backbone.name:
+        on_event(Notice(f"no plugin is called '{backbone.name}': using {full}"))
+    backbone = resolve_plugin("backbone", backbone)
+    spec = ModelSpec(backbone=backbone, channels=data.channels, size=size, mean=data.mean, std=data.std)
+    stated = backbone.options.get(PRETRAINED)
+    if stated and init_from is not None:
+        raise AvtError(f"Both backbone.{PRETRAINED} and --init-from {init_from} give the weights: leave one of them out.")
+    encoder = build_encoder(spec, seed=seed)
+    about: dict[str, Any] = {"weights": f"{PRETRAINED}={stated}" if stated else "random"}
+    if init_from is not None:
+        path = absolute_path(find_run(init_from))
+        left = load_matching(nn.ModuleDict({"encoder": encoder}), path, on_event=on_event)
+        about = {"weights": f"init_from={path}", "uninitialised": left}
+    elif not stated:
+        published = f"-o backbone.{PRETRAINED}=true or " if PRETRAINED in backbone.options else ""
+        on_event(Notice(f"the weights of {full} are random; {published}--init-from FILE gives it others"))
+    spec = spec.model_copy(update={"backbone": stored_backbone(backbone)})
+    return Weights(Path(full), None, spec, encoder.state_dict(), about)
 
 
 def load_matching(net: nn.Module, path: str | Path, *, on_event: OnEvent) -> list[str]:
@@ -129,12 +161,11 @@ def _reached(encoder: Encoder, layers: Sequence[str], size: Size, names: Collect
     return [name for name in names if (name in used if name in parameters else name.rpartition(".")[0] in modules)]
 
 
-def _read(run: Path, *, on_event: OnEvent) -> dict[str, Tensor]:
-    path = find_run(run)
+def _read(path: Path, *, on_event: OnEvent) -> dict[str, Tensor]:
     if not os.path.exists(path):
         raise AvtError(f"There is no run folder, checkpoint or file {path}, which --init-from names.")
     if not os.path.isfile(path):
-        return open_weights(run, on_event=on_event).tensors
+        return open_weights(path, on_event=on_event).tensors
     return read_tensors(path).tensors if path.suffix == ".safetensors" else tensors_within(read_torch(path))
 
 

@@ -82,7 +82,7 @@ def probe(run: Weights | str | Path | None, config: ProbeConfig, *, out: Path | 
         parts = [part for own in prepared for part in _choose_parts(own, config)]
     settings = config.model_dump(mode="json", exclude={"data_dir", "init_from"})
     check_agreement(context.group, {**flat_settings(settings), "--out": out, **identify(source, prepared)})
-    kept = folder_for_results(source.run, on_event) if context.is_main else None
+    kept = folder_for_results(source.run, on_event=on_event) if context.is_main else None
     result = measure_usable(parts, lambda usable: _measure(source, config, head, usable, context), context=context)
     layers = result.protocol["layers"]
     for path in _destinations(kept, config, layers, out) if context.is_main else ():

@@ -1,4 +1,4 @@
-"""What a data set holds: every image is read once, as training reads it, and counted."""
+"""What a data set holds: every image is read once, at its full resolution, and counted."""
 
 import struct
 import time
@@ -15,6 +15,7 @@ from torch import Tensor
 from avtcli import registry
 from avtcli.config.components import Augment, Plugin
 from avtcli.config.resolution import resolve
+from avtcli.config.value_text import counted
 from avtcli.contracts import Size, Split
 from avtcli.data.bad_images import BadImages
 from avtcli.data.datasets import build_data, describe_data, image_size, splits_of, with_sizes
@@ -67,7 +68,8 @@ class DataCheck:
         held_out: training images that are held out, where there is no test split.
         duplicates: images whose pixels are those of another one that was read before.
         duplicate_groups: names of equal images, of at most 20 groups; each is SPLIT/NAME.
-        images_per_second: decoded, resized to `resize` and cropped to `crop` px, on this machine with `workers` processes.
+        images_per_second: decoded at full resolution, resized to `resize` and cropped to `crop` px, on this machine with
+            `workers` processes; training decodes large JPEGs to a smaller size, which is faster.
         epoch_seconds: reading the training images once at this speed.
     """
 
@@ -90,7 +92,7 @@ class DataCheck:
 
 
 class _Inspected(Split):
-    """Reads each image as training does, and gives what there is to say of it in place of its pixels."""
+    """Reads each image at its full resolution, and gives what there is to say of it in place of its pixels."""
 
     images: Tensor | None = None
     labels: Tensor | None = None
@@ -216,7 +218,7 @@ def facts_of(check: DataCheck) -> dict[str, Any]:
     facts: dict[str, Any] = {"data": check.dataset}
     for split in check.splits:
         of = "" if split.checked == split.images else f", {split.checked} checked"
-        facts[split.split] = f"{_count(split.images)}{of}"
+        facts[split.split] = f"{counted(split.images, 'image')}{of}"
         if split.smallest and split.median and split.largest:
             sides = [f"{width}x{height}" for height, width in (split.smallest, split.median, split.largest)]
             facts[f"{split.split} sizes"] = sides[0] if sides[0] == sides[2] else f"{sides[0]} to {sides[2]}, median {sides[1]}"
@@ -224,11 +226,11 @@ def facts_of(check: DataCheck) -> dict[str, Any]:
             facts[f"{split.split} files"] = ", ".join(f"{count} {kind}" for kind, count in split.modes.items())
         if split.class_images is not None:
             low, middle, high = split.class_images
-            each = f"{_count(low)} each" if low == high else f"{low} to {high} images, median {middle}"
-            without = f"; {_count(split.unlabelled)} without a label" if split.unlabelled else ""
+            each = f"{counted(low, 'image')} each" if low == high else f"{low} to {high} images, median {middle}"
+            without = f"; {counted(split.unlabelled, 'image')} without a label" if split.unlabelled else ""
             facts[f"{split.split} classes"] = f"{split.classes}, {each}{without}"
         if split.bad:
-            facts[f"{split.split} bad"] = _count(len(split.bad))
+            facts[f"{split.split} bad"] = counted(len(split.bad), "image")
     done = (("resized", check.resize), ("cropped", check.crop))
     sizes = ", ".join(f"{verb} to {side}" if side else f"not {verb}" for verb, side in done)
     speed = f"{check.images_per_second:.5g} images/s, {sizes}, by {check.workers or 1} process{'es' * (check.workers > 1)}"
@@ -236,14 +238,10 @@ def facts_of(check: DataCheck) -> dict[str, Any]:
         **facts,
         "held out": f"{check.held_out} of the training images" if check.held_out else None,
         "channels": f"{check.channels}, mean {_figures(check.mean)}, std {_figures(check.std)}",
-        "duplicates": _count(check.duplicates) if check.duplicates else "none",
+        "duplicates": counted(check.duplicates, "image") if check.duplicates else "none",
         "speed": speed,
-        "epoch": f"{check.epoch_seconds:.3g} s to read the training images once",
+        "epoch": f"at most {check.epoch_seconds:.3g} s to read the training images once",
     }
-
-
-def _count(images: int) -> str:
-    return f"{images} image{'s' * (images != 1)}"
 
 
 def _figures(figures: tuple[float, ...]) -> str:

@@ -78,7 +78,7 @@ def run_to_resume(name: str | Path | None, given: Mapping[str, Any]) -> Path:
     """Find a run, see `find_run`, to go on with other settings by field; an `AvtError` refuses those that are fixed."""
     run = find_run(name)
     if not is_run(run):
-        raise AvtError(f"There is no run to resume in {run}: it has no folder `checkpoints`.")
+        raise AvtError(f"There is no run to resume in {run}: no folder `checkpoints` is there. `avt runs` lists runs.")
     flags = flags_of(PretrainConfig)
     kept = [key for key, value in given.items() if value is not None and not (key in flags and flags[key].on_resume)]
     fixed = [flags[key].option(key) if key in flags else f"--{key}" for key in kept]
@@ -108,9 +108,9 @@ def _is_of_size(checkpoint: Path) -> bool:
         return False
 
 
-def folder_for_results(run: Path | None, on_event: OnEvent) -> Path | None:
-    """Return a run folder, or none, with a notice, where it cannot be written, as that of somebody else."""
-    cause = None if run is None else why_unwritable(run)
+def folder_for_results(run: Path | None, *, other: str = "", on_event: OnEvent) -> Path | None:
+    """Return a run folder for results; none, with a notice, where they are of something `other`, or it cannot be written."""
+    cause = None if run is None else other or why_unwritable(run)
     if cause is None:
         return run
     on_event(Notice(f"not saved in {run}: {cause}. Use --out to save"))

@@ -13,7 +13,7 @@ from avtcli.errors import AvtError
 from avtcli.events import Event, Notice, OnEvent, ignore
 from avtcli.features.batch_statistics import prepare_baseline
 from avtcli.features.pooling import SIDE, pool_features, read_codes
-from avtcli.features.transformed_pairs import held_out_mace
+from avtcli.features.transformed_pairs import corner_errors, predict, sample_pairs
 from avtcli.metrics.accuracy import topk_percent
 from avtcli.metrics.feature_statistics import column_std, effective_rank
 from avtcli.metrics.knn import nearest, vote
@@ -215,17 +215,26 @@ def _codes(
 
 
 def _decoder_mace(setup: TrainingSetup, *, on_event: OnEvent) -> float | None:
-    if setup.net.objective.prediction != "target":
+    if not _decodes_corners(setup):
         return None
-    images, seed = setup.open_for_evaluation(setup.monitored), setup.config.seed
-    mace_px = held_out_mace(setup.net, setup.family, images, setup.size, seed=seed, on_event=on_event)
-    return mace_px if mace_px is not None and isfinite(mace_px) else None
+    pairs = sample_pairs(setup.open_for_evaluation(setup.monitored), setup.family, setup.size, key=_pairs_key(setup))
+    mean, _ = predict(setup.net, pairs, task="monitor: corner error", on_event=on_event)
+    mace_px = float(corner_errors(pairs, mean)[setup.bad_images.usable(setup.monitored)].mean())
+    return mace_px if isfinite(mace_px) else None
 
 
 def constant_mace(setup: TrainingSetup) -> float | None:
     """Return the corner error in pixels of the distribution's mean on the monitored images' transformations, where defined."""
-    if setup.net.objective.prediction != "target" or setup.family.kind == "photometric":
+    if not _decodes_corners(setup):
         return None
-    parameters = setup.family.sample(len(setup.monitored), setup.size, keyed_generator(setup.config.seed, "held out"))
-    true = setup.family.in_from_out(parameters, setup.size)
+    parameters = setup.family.sample(len(setup.monitored), setup.size, keyed_generator(*_pairs_key(setup)))
+    true = setup.family.in_from_out(parameters[setup.bad_images.usable(setup.monitored)], setup.size)
     return float(corner_error(true, mean_matrix(setup.family, setup.size).expand_as(true), setup.size).mean())
+
+
+def _decodes_corners(setup: TrainingSetup) -> bool:
+    return setup.net.objective.prediction == "target" and setup.family.kind != "photometric"
+
+
+def _pairs_key(setup: TrainingSetup) -> tuple[int | str, ...]:
+    return setup.config.seed, "held out"

@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 
 from avtcli import registry
 from avtcli.config.run_length import describe_seconds
-from avtcli.config.value_text import flat_settings
+from avtcli.config.value_text import counted, flat_settings
 from avtcli.contracts import Tracker
 from avtcli.data.epoch_table import joined_rest
 from avtcli.events import Notice, OnEvent, Progress, Started
@@ -39,7 +39,7 @@ def describe_run(setup: TrainingSetup) -> Started:
     execution |= {"one graph a step": config.capture, "fused optimiser": config.optimizer.fused}
     chosen = [name for name, is_chosen in execution.items() if is_chosen]
     beyond = f"; --max-steps {config.max_steps} changes nothing" if (config.max_steps or 0) > setup.total_steps else ""
-    count, world = len(setup.indices), setup.accelerator.num_processes
+    epochs, count, world = counted(config.total_epochs, "epoch"), len(setup.indices), setup.accelerator.num_processes
     rest = joined_rest(count, config.batch_size, world=world)
     whose = "of all processes" if config.sync_bn else "of each process alone (--sync-bn: of all)"
     joined = f"; the last {rest} images of an epoch join the batch before, as each process needs 2" if rest else ""
@@ -52,7 +52,7 @@ def describe_run(setup: TrainingSetup) -> Started:
         ("task", f"{config.objective.name} on {config.transform.name}"),
         ("device", ", ".join([setup.environment["device"], config.precision, *chosen])),
         ("batch", f"{config.batch_size}{f' over {world} processes' if world > 1 else ''}{norms}"),
-        ("steps", f"{setup.total_steps} ({setup.steps_per_epoch} an epoch, {config.total_epochs} epochs){joined}{beyond}"),
+        ("steps", f"{setup.total_steps} ({setup.steps_per_epoch} an epoch, {epochs}){joined}{beyond}"),
         *([("readers", f"{setup.workers} process{'es' * (setup.workers != 1)}")] if setup.data.train.images is None else []),
         ("seed", str(config.seed)),
     )

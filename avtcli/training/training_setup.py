@@ -75,7 +75,7 @@ class TrainingSetup:
     def evaluated_on(self) -> str:
         """State the images that the run is evaluated on: held-out ones, or training images where it trains on some of them."""
         kind = "training" if contains(self.indices, self.monitored).any() else "held-out"
-        return f"{len(self.monitored)} {kind} images"
+        return f"{int(self.bad_images.usable(self.monitored).sum())} {kind} images"
 
     def open_images(self) -> Images:
         """Open the images to train on, resized."""

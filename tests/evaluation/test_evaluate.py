@@ -548,6 +548,7 @@ def test_without_a_test_split_held_out_images_are_measured_on_and_others_fitted(
     assert set(images.held_out.tolist()) < set(parts.held_out.tolist())
     assert set(parts.held_out.tolist()).isdisjoint(images.fit.tolist())
     assert (len(images.held_out), len(images.fit)) == (60, 240)
+    assert len(choose_images(target.prepared, None).fit) == 2000 - count  # all, though few are held out
     assert (protocol["split"], protocol["split_images"], protocol["train_images"]) == ("held-out", count, 2000 - count)
     with pytest.raises(AvtError, match=rf"--count 2000 asks for more images than the {count} of the held-out split"):
         choose_images(target.prepared, 2000)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from avtcli.exporting import export as export_module
 from tests.support import Result
 
 FOLDER_FORMAT = """
@@ -79,6 +80,16 @@ def test_nothing_is_left_of_a_file_with_other_features_or_on_a_full_disk(
 
     assert (result.code, message in result.stderr) == (1, True), result.stderr
     assert written(Path("below")) == []
+
+
+@pytest.mark.parametrize(("found", "code"), [((1e-3, 1e3), 0), ((1e-7, 1e-3), 1), ((0.0, 0.0), 0)])
+def test_features_are_compared_by_their_own_scale(
+    found: tuple[float, float], code: int, avt: Callable[..., Result], tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest difference and the largest feature, of a format that may be off by a share of 1e-5."""
+    monkeypatch.setattr(export_module, "compare_loaded", lambda *args: found)
+
+    assert avt(f"export {tiny_run} --out out.safetensors").code == code
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_a_fresh_process_loads_timms_folder(avt: Callable[..., Result], timm_run
     result, encoder = avt(f"export {timm_run} --format timm --out folder --json"), load_encoder(timm_run)
     encoder.output = VECTOR_TAP
 
-    assert compare_loaded(encoder, SEVEN, Path("folder"), [result.json["load_with"]]) == 0
+    assert compare_loaded(encoder, SEVEN, Path("folder"), [result.json["load_with"]])[0] == 0
 
 
 @pytest.mark.parametrize("timm_run", ["test_resnet"], indirect=True)

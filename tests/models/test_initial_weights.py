@@ -1,5 +1,6 @@
 """Weights to begin with: what matches is taken and counted, what fits nowhere is refused, a resumed run needs none."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import avtcli
 from avtcli.errors import AvtError
 from avtcli.events import Event, Notice
 from avtcli.exporting.export import export
@@ -131,8 +133,16 @@ def test_published_weights_are_fetched_at_the_beginning_alone(monkeypatch: pytes
 
 
 def test_the_command_takes_a_run(avt, tiny_run: Path) -> None:
-    line = f"pretrain -o backbone.width=0.05 --limit-train 40 --batch-size 16 --max-steps 1 --init-from {tiny_run} --out run"
+    shutil.copytree(tiny_run, "runs/named")
+    Path("named").mkdir()  # its images, say
+    measured = "embed --backbone nin -o backbone.width=0.05 --init-from named --dataset fashion-mini --split test --out e.npz"
+    assert avt(f"{measured} --device cpu").code == 0
+    settings = {"options": {"backbone.width": 0.05}, "limit_train": 40, "batch_size": 16, "max_steps": 1, "device": "cpu"}
+    begun = avtcli.pretrain(init_from="named", **settings)
+    line = "pretrain -o backbone.width=0.05 --limit-train 40 --batch-size 16 --max-steps 1 --init-from named --out run"
     result = avt(line)
 
+    named = f'init_from = "{Path("runs/named").absolute()}"'
+    assert [named in (Path(run) / "config.toml").read_text() for run in (begun.run, "run")] == [True, True]
     assert (result.code, ": the whole backbone (" in result.stderr) == (0, True)
     assert avt(f"pretrain --resume run --init-from {tiny_run}").code == 2

@@ -176,7 +176,12 @@ def test_a_test_folder_without_classes_gives_way_to_one_with_them(tmp_path: Path
     for name in ("train/a/1.png", "train/b/1.png", "val/a/2.png", "val/b/2.png", "test/3.png"):
         save(tmp_path / name)
 
-    assert folder(tmp_path).test.folder.name == "val"
+    (tmp_path / ".hidden.png").touch()
+    data = folder(tmp_path)
+
+    assert data.test.folder.name == "val"
+    assert "not read: test" in data.notes
+    assert data.left_out == {"hidden": 1}
     assert folder(tmp_path, labels="none").test.folder.name == "test"
 
 

@@ -96,6 +96,7 @@ def test_a_single_split_and_images_in_files_are_read(monkeypatch: pytest.MonkeyP
     [
         ([10, 9, 10], datasets.Value("int32"), ("9", "10"), [1, 0, 1]),
         (["dog", None, "ant"], datasets.Value("string"), ("ant", "dog"), [1, -1, 0]),
+        (["None", "cat", None], datasets.Value("string"), ("None", "cat"), [0, 1, -1]),
         ([1, None, 0], datasets.ClassLabel(names=["a", "b"]), ("a", "b"), [1, -1, 0]),
     ],
 )

@@ -39,7 +39,7 @@ def probed(run: Path, name: str, *tops: float, step: int = 4, protocol: Mapping[
     images = {"dataset": "mini", "train_images": 100, "test_images": 200, "shots": None}
     about = {**images, "layer": "conv2", "pool": "max", "head": "knn"}
     results = [{**about, "seed": seed, "top1": top, "val_top1": 50.0, **over} for seed, top in enumerate(tops)]
-    tested = {"data": [{"test_images": 200, "split": "held-out"}], "reported": "held-out split"}
+    tested = {"data": [{"dataset": "mini", "test_images": 200, "split": "held-out"}], "reported": "held-out split"}
     stated = {"recipe": None, "finetune": False, "calibrated": None, **tested, **(protocol or {})}
     write(run / "probes" / f"{name}.json", {"step": step, "protocol": stated, "results": results})
 

@@ -22,8 +22,10 @@ from avtcli.errors import AvtError
 from avtcli.events import Event, Notice, Progress, ignore
 from avtcli.input_files import parse_toml
 from avtcli.reporting import collected_run, comparison, run_summary
+from avtcli.reporting.collected_run import collect_runs
 from avtcli.reporting.report import Report, write_report
 from avtcli.reporting.sections import SECTIONS
+from avtcli.reporting.sections.curves import _steps_per_epoch
 from tests.reporting.browser import CHROMIUM, browser
 from tests.reporting.test_comparison import made, probed, write
 
@@ -310,6 +312,31 @@ def test_the_best_probe_is_a_mean_over_seeds_of_the_pooling_that_held_out_images
     assert "mean corner error 12.0 px guessing: 23.7 px" in shown.replace("\N{NO-BREAK SPACE}", " ")
     assert "tested on 200 held-out training images" in section(root, "probe_tables").words()
     assert "best probe: conv2 knn 71.0 % random weights: 32.5 %" in shown.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_a_probe_on_several_data_sets_has_a_panel_for_each() -> None:
+    run = made(Path("a"))
+    data = [{"dataset": name, "test_images": count, "split": "test"} for name, count in (("mini", 200), ("other", 300))]
+    probed(run, "a", 80.0, protocol={"data": data})
+    path = run / "probes" / "a.json"
+    content = json.loads(path.read_text())
+    write(path, {**content, "results": [*content["results"], {**content["results"][0], "dataset": "other", "top1": 60.0}]})
+    shown = section(page(write_report([run], out=None)), "probe_tables").words()
+
+    assert "mini · 100 labelled images · tested on 200 test images conv2 · max 80.0 %" in shown
+    assert "other · 100 labelled images · tested on 300 test images conv2 · max 60.0 %" in shown
+
+
+@pytest.mark.parametrize("more", [[], [{"step": 5, "epoch": 2, "loss": 1.0}]])
+def test_an_epoch_of_the_curves_has_the_steps_of_the_first(more: list[dict[str, Any]]) -> None:
+    """Evaluations after an epoch carry the number of the next one."""
+    run = made(Path("a"))
+    lines = [{"step": 1, "epoch": 0, "loss": 2.0}, {"step": 2, "epoch": 0, "loss": 2.0}, {"step": 2, "epoch": 1, "eval": {}}]
+    lines += [{"step": step, "epoch": 1, "loss": 2.0} for step in (3, 4)] if more else []
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, *more]))
+    (collected,) = collect_runs([run], on_event=ignore)
+
+    assert _steps_per_epoch(collected) == (2 if more else None)
 
 
 def test_several_runs_are_next_to_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

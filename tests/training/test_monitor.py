@@ -16,6 +16,7 @@ from torch.optim.swa_utils import update_bn
 
 from avtcli.contracts import MemorySplit
 from avtcli.events import Event, Notice, Saved, ignore
+from avtcli.features.transformed_pairs import corner_errors, predict, sample_pairs
 from avtcli.runtime.signals import Stop
 from avtcli.seeding import keyed_generator
 from avtcli.storage.checkpoints import load_newest
@@ -186,6 +187,24 @@ def test_a_decoder_that_predicts_the_mean_has_the_constants_error(setup: Trainin
     found = measure_quality(setup)
 
     assert found.mace_px == pytest.approx(found.constant_mace_px, rel=4e-3)
+
+
+def test_pairs_of_images_that_cannot_be_used_are_left_out(setup: TrainingSetup) -> None:
+    """The corner error is the mean over those that are left, under the transformations that they have anyway."""
+    setup = replace(setup, monitored=torch.arange(20))
+    pairs = sample_pairs(
+        setup.open_for_evaluation(setup.monitored), setup.family, setup.size, key=(setup.config.seed, "held out")
+    )
+    errors = corner_errors(pairs, predict(setup.net, pairs, task="x", on_event=ignore)[0])
+    before = measure_quality(setup)
+    setup.bad_images.allowed = 2
+    setup.bad_images.add({0: "broken", 7: "broken"})
+    after = measure_quality(setup)
+
+    assert before.mace_px == pytest.approx(errors.mean().item())
+    assert after.mace_px == pytest.approx(errors[[i for i in range(20) if i not in (0, 7)]].mean().item())
+    assert after.constant_mace_px != before.constant_mace_px
+    assert setup.evaluated_on.startswith("18 ")
 
 
 def test_the_constants_error_is_that_of_the_published_distribution(setup: TrainingSetup) -> None:

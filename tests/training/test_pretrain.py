@@ -123,7 +123,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path: Path, 
 def test_a_finished_run_resumed_reports_the_same_without_evaluating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_tiny(tmp_path / "run", eval_every=3)
     before = json.loads((run / "result.json").read_text())
-    monkeypatch.setattr(monitor, "held_out_mace", lambda *args, **kwargs: pytest.fail("measured again"))
+    monkeypatch.setattr(monitor, "predict", lambda *args, **kwargs: pytest.fail("measured again"))
     run_tiny(run, resume=True, eval_every=3)
     result = json.loads((run / "result.json").read_text())
 

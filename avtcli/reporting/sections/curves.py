@@ -99,7 +99,7 @@ def _plot(
 
 def _steps_per_epoch(run: CollectedRun) -> int | None:
     """The number of steps of the first epoch; none for a run that has not finished it."""
-    begun = next((line["step"] for line in run.lines if line["epoch"] >= 1), None)
+    begun = next((line["step"] for line in run.lines if "loss" in line and line["epoch"] >= 1), None)
     return None if begun is None or begun < 2 else begun - 1
 
 

@@ -23,18 +23,22 @@ def _probes(run: CollectedRun) -> list[Block]:
     probes = [content for content in run.results.values() if "results" in content and "protocol" in content]
     if not probes:
         raise AvtError(f"no probe of these weights is stored. Probe them with `avt probe {run.summary.run} --layer all`")
-    return [Grid([_bars(probe) for probe in probes])]
+    return [Grid([_bars(probe, data) for probe in probes for data in probe["protocol"]["data"]])]
 
 
-def _bars(probe: Mapping[str, Any]) -> Bars:
-    baselines, bars = _means(probe.get("baseline") or []), []
-    for key, top1 in _means(probe["results"]).items():
+def _bars(probe: Mapping[str, Any], data: Mapping[str, Any]) -> Bars:
+    """The figures of a probe on one of its data sets."""
+    results, random = (
+        [r for r in probe.get(name) or [] if r["dataset"] == data["dataset"]] for name in ("results", "baseline")
+    )
+    baselines, bars = _means(random), []
+    for key, top1 in _means(results).items():
         baseline = baselines.get(key)
         text = "" if baseline is None else f"{baseline:.1f} % ({top1 - baseline:+.1f})"
         bars.append(Bar(" · ".join(key), top1, f"{top1:.1f} %", baseline, text))
-    first, protocol = probe["results"][0], probe["protocol"]
-    recipe, data = protocol.get("recipe"), protocol["data"][0]
-    words = [f"{first['head']}{f' ({recipe})' if recipe else ''}", str(first.get("dataset", ""))]
+    first, protocol = results[0], probe["protocol"]
+    recipe = protocol.get("recipe")
+    words = [f"{first['head']}{f' ({recipe})' if recipe else ''}", data["dataset"]]
     words += ["" if first.get("shots") else f"{first['train_images']} labelled images"]
     words += [f"tested on {data['test_images']} {'held-out training' if data['split'] == 'held-out' else 'test'} images"]
     return Bars(" · ".join(filter(None, words)), bars, 100.0, "random weights" if baselines else "", protocol)

@@ -58,6 +58,11 @@ def folder(
         raise AvtError(f"The folder {root} has no images{others}. Expected {EXPECTED}: give another `--dataset folder:DIR`.")
     test = _test_split(path, tests or [], classes, left_out)
     notes = [] if test is None else [f"splits: train and {test.folder.name}"]
+    if tests is not None:
+        left_out.update(top.left_out)
+        read = {b"train", *([] if test is None else [os.fsencode(test.folder.name)])}
+        unread = sorted({*top.folders} - read)
+        notes += [f"not read: {', '.join(name.decode(errors='backslashreplace') for name in unread)}"] if unread else []
     why = "no two class folders hold all images" if b"/" in listing else "there are no sub-folders with images"
     stated = f"none, as {why}" if labelled else "none (dataset.labels)"
     notes += [f"labels: {stated if classes is None else f'{len(classes)} class folders'}"]

@@ -21,8 +21,8 @@ from avtplugins.datasets._encoded import MAX_BYTES, EncodedSplit
 from avtplugins.datasets._own_images import WHITE, Channels, Colour, Figures, own_images, sorted_classes
 
 TEST: Final = ("test", "validation", "val", "valid")
-LABEL_TYPES: Final = ("bool", "string", "large_string", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 """Names of the test split: the first of them that has labels, if train has any."""
+LABEL_TYPES: Final = ("bool", "string", "large_string", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 EXPECTED: Final = "`hf:DIR` with a data set that save_to_disk wrote, or with .parquet or .arrow files, or `hf:NAME` of the Hub"
 
 
@@ -230,6 +230,6 @@ def _labels(
     values = [value for value in pc.unique(pa.chunked_array([c for own in columns.values() for c in own.chunks])).to_pylist()]
     classes = sorted_classes(str(value) for value in values if value is not None)
     number = {text: i for i, text in enumerate(classes)}
-    numbers = np.array([*(number.get(str(value), -1) for value in values), -1], np.int64)
+    numbers = np.array([*(-1 if value is None else number[str(value)] for value in values), -1], np.int64)
     codes = {part: pc.index_in(own, pa.array(values, own.type)).to_numpy() for part, own in columns.items()}
     return {part: torch.from_numpy(numbers[own]) for part, own in codes.items()}, classes
