@@ -1,6 +1,7 @@
 """Tables of a comparison: settings that differ and figures, a row a group."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import combinations
 from math import hypot
 from pathlib import Path
 from typing import Any, Final
@@ -60,11 +61,11 @@ def figure_rows(result: RunComparison) -> Iterator[tuple[str, list[str], list[li
 
     A star marks the best figure of a column, see `STAR`.
     """
-    figures = [figure for group in result.groups for figure in group.figures]
-    kinds = dict.fromkeys(_kind(figure) for figure in figures)
+    figures, apart = [figure for group in result.groups for figure in group.figures], _apart(result)
+    kinds = dict.fromkeys(_kind(figure, apart) for figure in figures)
     for kind in sorted(kinds, key=lambda kind: [*TITLES].index(kind[0])):  # stable
-        names = list(dict.fromkeys(figure.name for figure in figures if _kind(figure) == kind))
-        found = [(group, {f.name: f for f in group.figures if _kind(f) == kind}) for group in result.groups]
+        names = list(dict.fromkeys(figure.name for figure in figures if _kind(figure, apart) == kind))
+        found = [(group, {f.name: f for f in group.figures if _kind(f, apart) == kind}) for group in result.groups]
         found = [(group, own) for group, own in found if own]
         columns = [_column([(own.get(name), len(group.runs)) for group, own in found]) for name in names]
         rows = [[_name(group, LONGEST), *cells] for (group, _), *cells in zip(found, *columns, strict=True)]
@@ -99,8 +100,18 @@ def _best(figures: Sequence[GroupFigure]) -> GroupFigure | None:
     return best if leads else None
 
 
-def _kind(figure: GroupFigure) -> tuple[Any, ...]:
-    return figure.section, *((name, value) for name, value in figure.conditions.items() if name in APART)
+def _apart(result: RunComparison) -> set[str]:
+    """The conditions that set tables apart: `APART`, and those by which two figures of one name in a group differ."""
+    apart = {*APART}
+    for group in result.groups:
+        for a, b in combinations(group.figures, 2):
+            if a.name == b.name and _kind(a, apart) == _kind(b, apart):
+                apart |= {name for name in {**a.conditions, **b.conditions} if a.conditions.get(name) != b.conditions.get(name)}
+    return apart
+
+
+def _kind(figure: GroupFigure, apart: Collection[str]) -> tuple[Any, ...]:
+    return figure.section, *((name, value) for name, value in figure.conditions.items() if name in apart)
 
 
 def _digits(figure: GroupFigure) -> int:

@@ -136,8 +136,7 @@ def summarize_run(run: Path, *, losses: bool = True, on_event: OnEvent) -> RunSu
                 probes |= _probe_results(content)
         except DAMAGES:
             on_event(Notice(f"{path} has other fields than this version of avt writes. It is left out."))
-    log = MetricsLog(run / "metrics.jsonl")
-    evaluations = losses or settings.get("eval_every") != 0
+    log, evaluations = MetricsLog(run / "metrics.jsonl"), losses or settings.get("eval_every") != 0
     chosen = _chosen_pooling(probes)
     means = {key: fmean(probe.top1) for key, probe in chosen.items()}
     figures = _training_figures(log, ended, losses=losses, evaluations=evaluations) | means | evaluated
@@ -222,8 +221,9 @@ def _chosen_pooling(probes: Mapping[tuple[FigureKey, str], _ProbeFigures]) -> di
 
 
 def _probe_key(protocol: Mapping[str, Any], result: Mapping[str, Any]) -> FigureKey:
-    stated = {**protocol, **result, "calibrated": bool(protocol.get("calibrated")), "options": protocol.get("head")}
-    stated["pool_size"] = (protocol.get("pool_size") or {}).get(result["layer"])
+    options = {name: value for name, value in (protocol.get("head") or {}).items() if name not in ("name", "description")}
+    sides, calibrated = protocol.get("pool_size") or {}, bool(protocol.get("calibrated"))
+    stated = {**protocol, **result, "calibrated": calibrated, "options": options, "pool_size": sides.get(result["layer"])}
     return FigureKey("probe", f"{result['layer']} {result['head']}", _conditions(stated, PROBE_CONDITIONS))
 
 

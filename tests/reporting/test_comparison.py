@@ -204,6 +204,20 @@ def test_no_star_for_evaluations_and_probes_under_other_conditions() -> None:
     assert starred("a", "d") == set()
 
 
+def test_probes_of_one_layer_and_head_with_other_options_stand_apart() -> None:
+    run = made(Path("a"))
+    for name, k, top1 in (("a", [10, 20], 70.0), ("b", [5], 60.0)):
+        probed(run, name, top1, protocol={"head": {"name": "knn", "description": "neighbours", "k": k}})
+    probed(made(Path("b"), config="seed = 0\nlr = 2\n"), "c", 50.0, protocol={"head": {"name": "knn", "k": [5]}})
+    tables = {title: rows for title, names, rows in figure_rows(compared(Path("a"), Path("b"))[0]) if names == ["conv2 knn"]}
+    conditions = "probe: top-1 %, dataset=mini, train_images=100"
+
+    assert {title: [row[1] for row in rows] for title, rows in tables.items()} == {
+        f"{conditions}, options=k 10, 20": ["70.00"],
+        f"{conditions}, options=k 5": ["60.00*", "50.00 "],
+    }
+
+
 def test_no_star_for_figures_of_few_images() -> None:
     for name, value in (("a", 1.0), ("b", 2.0)):
         run = made(Path(name), config=f"seed = 0\nlr = {value}\n")
