@@ -43,6 +43,7 @@ def describe_run(setup: TrainingSetup) -> Started:
     rest = joined_rest(count, config.batch_size, world=world)
     whose = "of all processes" if config.sync_bn else "of each process alone (--sync-bn: of all)"
     joined = f"; the last {rest} images of an epoch join the batch before, as each process needs 2" if rest else ""
+    few = f", of which there are only {count}" if count < config.batch_size else ""
     norms = f", BatchNorm statistics {whose}" if world > 1 and any(batch_norms(setup.net.encoder)) else ""
     facts = (
         ("recipe", config.recipe),
@@ -51,7 +52,7 @@ def describe_run(setup: TrainingSetup) -> Started:
         ("backbone", f"{config.backbone.name}, {parameters:,} parameters with the objective's heads"),
         ("task", f"{config.objective.name} on {config.transform.name}"),
         ("device", ", ".join([setup.environment["device"], config.precision, *chosen])),
-        ("batch", f"{config.batch_size}{f' over {world} processes' if world > 1 else ''}{norms}"),
+        ("batch", f"{config.batch_size}{few}{f' over {world} processes' if world > 1 else ''}{norms}"),
         ("steps", f"{setup.total_steps} ({setup.steps_per_epoch} an epoch, {epochs}){joined}{beyond}"),
         *([("readers", f"{setup.workers} process{'es' * (setup.workers != 1)}")] if setup.data.train.images is None else []),
         ("seed", str(config.seed)),
