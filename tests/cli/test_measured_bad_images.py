@@ -109,6 +109,19 @@ def test_as_many_images_of_a_run_are_left_out_as_the_run_itself_may_skip(photos:
     assert "3 of the 40 train images cannot be used and are left out:" in result.stderr
 
 
+def test_a_bad_file_that_is_deleted_changes_no_draw_of_the_others(photos: Path, avt: Avt) -> None:
+    spoil(photos)
+    line = f"pretrain {photos} --backbone nin -o backbone.width=0.05 {SMALL} {ON} --batch-size 8 --max-steps 2 --eval-every 0"
+    assert avt(f"{line} --out run --max-bad-fraction 0.1").code == 0
+    probe = f"probe run {ON} --head knn --limit-train 25 --no-baseline --json"
+    before = avt(probe)
+    (photos / BAD[0]).unlink()
+    after = avt(probe)
+
+    assert (before.code, after.code) == (0, 0), after.stderr
+    assert after.json["results"] == before.json["results"]
+
+
 def test_a_part_of_bad_images_alone_is_an_error(avt: Avt) -> None:
     for name in ("train/0.png", "train/1.png", "test/0.png"):
         save(Path("few", name), 0)
