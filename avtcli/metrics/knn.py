@@ -1,7 +1,6 @@
 """Exact nearest neighbours and their weighted vote."""
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -9,16 +8,12 @@ from torch import Tensor
 from avtcli.errors import AvtError, ShapeError
 from avtcli.metrics.feature_statistics import require_finite
 
-Metric = Literal["cosine", "euclidean"]
-
 BLOCK_BYTES = 2**26
 """Upper bound of a block of the bank, of the queries and of their similarities each; four of them are alive at once."""
 
 
-def nearest(
-    bank: Tensor, queries: Tensor, k: int, *, rows: Tensor | None = None, metric: Metric = "cosine"
-) -> tuple[Tensor, Tensor]:
-    """Find the k rows of the bank that are most similar to each query, by exhaustive search.
+def nearest(bank: Tensor, queries: Tensor, k: int, *, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Find the k rows of the bank with the largest cosine to each query, by exhaustive search.
 
     The bank is read once, block by block, and may be memory-mapped. Computed in float32, in float64 where both inputs are, on
     the device of the queries.
@@ -28,11 +23,10 @@ def nearest(
         queries: (n, d).
         k: neighbours, 1 to m.
         rows: rows of the bank to search, (m',) int64; neighbours are then indices into `rows`.
-        metric: `cosine`, where a row of zeros has similarity 0, or `euclidean`.
 
     Returns:
-        Similarities (n, k), descending: the cosine, or minus the squared distance; and rows of the bank (n, k), int64. Among
-        equal similarities the smaller row comes first, also at the k-th place.
+        Cosines (n, k), descending, 0 of a row of zeros; and rows of the bank (n, k), int64. Among equal cosines the smaller
+        row comes first, also at the k-th place.
 
     Raises:
         ShapeError: if bank and queries differ in their columns.
@@ -44,7 +38,6 @@ def nearest(
     if not 1 <= k <= count:
         raise AvtError(f"Cannot find {k} neighbours among {count} samples; ask for 1 to {count}.")
     dtype = torch.promote_types(torch.promote_types(bank.dtype, queries.dtype), torch.float32)
-    origin = bank[:1].to(queries.device, dtype)
     bank_step = max(1, BLOCK_BYTES // (dtype.itemsize * bank.shape[1]))
     query_step = max(1, min(bank_step, BLOCK_BYTES // (dtype.itemsize * min(bank_step, count))))
     values = torch.full((len(queries), k), -math.inf, dtype=dtype, device=queries.device)
@@ -52,11 +45,10 @@ def nearest(
     for start in range(0, count, bank_step):
         stop = start + bank_step
         selected = bank[start:stop] if rows is None else bank[rows[start:stop].to(bank.device)]
-        block = _prepared(selected.to(queries.device, dtype), origin, metric)
+        block = _unit(selected.to(queries.device, dtype))
         for first in range(0, len(queries), query_step):
             part = slice(first, first + query_step)
-            similarities = _similarities(_prepared(queries[part].to(dtype), origin, metric), block, metric)
-            candidates = torch.cat([values[part], similarities], 1)  # earlier rows first
+            candidates = torch.cat([values[part], _unit(queries[part].to(dtype)) @ block.T], 1)  # earlier rows first
             columns = _largest(candidates, k)
             values[part] = candidates.gather(1, columns)
             found[part] = torch.where(columns < k, found[part].gather(1, columns.clamp(max=k - 1)), columns - k + start)
@@ -96,18 +88,9 @@ def vote(similarities: Tensor, labels: Tensor, classes: int, *, temperature: flo
     return votes
 
 
-def _prepared(rows: Tensor, origin: Tensor, metric: Metric) -> Tensor:
-    """Unit rows for the cosine; for distances, rows relative to one of them, so that squares lose few digits."""
+def _unit(rows: Tensor) -> Tensor:
     norms = require_finite(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
-    return rows - origin if metric == "euclidean" else rows / torch.where(norms > 0, norms, 1)
-
-
-def _similarities(queries: Tensor, bank: Tensor, metric: Metric) -> Tensor:
-    """(n, d), (m, d) -> (n, m): q b for unit rows, or -|q - b|^2 = 2 q b - |b|^2 - |q|^2, in place."""
-    products = queries @ bank.T
-    if metric == "euclidean":
-        products.mul_(2).sub_(bank.square().sum(1)).sub_(queries.square().sum(1, keepdim=True)).clamp_(max=0)
-    return products
+    return rows / torch.where(norms > 0, norms, 1)
 
 
 def _largest(values: Tensor, k: int) -> Tensor:

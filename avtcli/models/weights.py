@@ -104,8 +104,8 @@ def _read_spec(stated: Any, path: Path) -> ModelSpec:
 def _open_file(path: Path) -> Weights:
     if path.suffix != ".safetensors":
         raise AvtError(
-            f"{path} is no safetensors file, and nothing else is read here. An export in another format: the lines of its model "
-            f"card load it. {GIVE_WITH_NETWORK} A checkpoint of the release: `avt import`."
+            f"{path} is no safetensors file, and nothing else is read here. An export in another format is loaded by the lines "
+            f"of its model card. {GIVE_WITH_NETWORK} A checkpoint of the release: `avt import`."
         )
     file = read_tensors(path)
     if file.about is None or "model" not in file.about:
