@@ -26,8 +26,9 @@ def runs(
     """List runs with their state and best figures.
 
     A run is running, stopped (`avt pretrain --resume` continues it), complete, failed or damaged. MACE and k-NN are those of
-    its last evaluation, the probe is the best of its probes. The newest comes last and is named below; in ./runs it is the run
-    that commands take when none is given. A narrow terminal shows fewer columns, and says which are left out.
+    its last evaluation, the probe is the best of its probes, with the pooling that held-out images prefer. The newest run comes
+    last and is named below; in ./runs it is the one that commands take when none is given. A narrow terminal shows fewer
+    columns, and says which are left out.
 
     Example: `avt runs`
     """

@@ -49,6 +49,8 @@ def find_plugin(spec: str, kind: str | None = None) -> tuple[PluginInfo, str]:
         raise AvtError(f"Several kinds have a plugin called '{name}': {', '.join(kinds)}. Give {flags}.")
     if not kinds:
         hint = nearest(name, sorted({info.name for info in registry.listing()}))
+        if os.path.isfile(os.path.join(name, "pyproject.toml")):
+            hint = f"The package in the folder of this name is not installed yet: `pip install -e {name}`. "
         raise AvtError(f"No plugin is called '{name}'. {hint}`avt plugins list` shows what is installed.")
     full = registry.full_name(kinds[0], spec)
     return registry.info(kinds[0], registry.split_name(full)[0]), full

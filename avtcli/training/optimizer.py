@@ -64,15 +64,15 @@ def rates_at(config: PretrainConfig, step: int, steps_per_epoch: int) -> tuple[f
     return rate, piecewise_rate(schedule.log_var_pieces, epoch) if schedule.log_var_pieces else rate
 
 
-def set_rates(optimizer: torch.optim.Optimizer, config: PretrainConfig, step: int, steps_per_epoch: int) -> tuple[float, float]:
-    """Set the rate of each parameter group for a step, and return both rates."""
+def set_rates(optimizer: torch.optim.Optimizer, config: PretrainConfig, step: int, steps_per_epoch: int) -> float:
+    """Set the rate of each parameter group for a step, and return that of the network."""
     rates = rates_at(config, step, steps_per_epoch)
     for group, rate in zip(optimizer.param_groups, rates, strict=False):
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
-    return rates
+    return rates[0]
 
 
 def rates_to_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:

@@ -193,7 +193,7 @@ def _train(
 
         # one step
         result = trainer.step(step, batch)
-        losses.add({"step": step + 1, "epoch": step // setup.steps_per_epoch, "lr": result.rates[0]}, result)
+        losses.add({"step": step + 1, "epoch": step // setup.steps_per_epoch, "lr": result.rate}, result)
     return _finish(setup, run, metrics, monitor, seconds=seconds_before + time.monotonic() - began)
 
 

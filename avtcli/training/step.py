@@ -99,12 +99,12 @@ class StepResult:
     Attributes:
         figures: on the device, by `names`, means over the samples of all processes: this process's share of them, float32.
         names: "loss", before the step, the parts of the loss, and "skipped": 1 where the step changed nothing, everywhere.
-        rates: learning rates of the network and of the decoder's log-variance layer.
+        rate: learning rate of the network.
     """
 
     figures: Tensor
     names: tuple[str, ...]
-    rates: tuple[float, float]
+    rate: float
 
     @property
     def skipped(self) -> Tensor:
@@ -142,13 +142,13 @@ class Trainer:
     def step(self, step: int, batch: Batch) -> StepResult:
         """Take a step; learning rates, noise and dropout follow from its number, counted from 0."""
         setup, device = self._setup, self._setup.accelerator.device
-        rates = set_rates(self.optimizer, setup.config, step, setup.steps_per_epoch)
+        rate = set_rates(self.optimizer, setup.config, step, setup.steps_per_epoch)
         seed_model(seed_of(setup.config.seed, step, "model", setup.accelerator.process_index), device)
         noise, full = self._noise(step, batch.count), batch.count == setup.config.batch_size
         work = partial(self._work, batch, noise, full=full)
         inputs = [*batch.tensors, *(eps for eps in noise if eps is not None)]
         names, figures = self._captured(inputs, work) if full else work()
-        return StepResult(figures.clone(), names, rates)
+        return StepResult(figures.clone(), names, rate)
 
     def _work(self, batch: Batch, noise: Sequence[Tensor | None], *, full: bool) -> tuple[tuple[str, ...], Tensor]:
         accelerator, count = self._setup.accelerator, batch.count

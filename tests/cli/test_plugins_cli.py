@@ -153,6 +153,12 @@ def test_an_unknown_name_is_refused_with_the_nearest(avt: Callable[..., Result])
     assert "No transform is called 'nin'." in avt("plugins check nin --kind transform").stderr
 
 
+def test_a_package_that_is_not_installed_is_told_so(avt: Callable[..., Result]) -> None:
+    avt("plugins new my-backbone --kind backbone")
+
+    assert "is not installed yet: `pip install -e my-backbone`." in avt("plugins check my-backbone").stderr
+
+
 def test_a_name_of_several_kinds_needs_its_kind(avt: Callable[..., Result], install) -> None:
     install({"avtcli.objectives": {"both": "absent:a"}, "avtcli.datasets": {"both": "absent:b"}})
     result = avt("plugins check both")
