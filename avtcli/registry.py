@@ -100,9 +100,11 @@ def info(kind: str, name: str) -> PluginInfo:
         if kind == "dataset" and os.path.exists(name):
             own = "is a folder: write `folder" if os.path.isdir(name) else "is a file: where it lists images write `files"
             raise AvtError(f"No dataset is called '{name}'. {name} {own}:{name}`.")
-        known = names(kind)
-        hint = nearest(name, [*known, *_variants(kind)])
-        raise AvtError(f"No {kind} is called '{name}'. {hint}Installed: {', '.join(known) or 'none'}.")
+        known, lists = names(kind), provided(f"{kind}_variant")
+        hint = nearest(name, [*known, *(variant for variants in lists.values() for variant in variants)])
+        broken = [entry.name for entry in _entries(f"{kind}_variant") if entry.name not in lists]
+        unlisted = f" The list of {' and '.join(broken)} cannot be read: see `avt doctor`." if broken else ""
+        raise AvtError(f"No {kind} is called '{name}'. {hint}Installed: {', '.join(known) or 'none'}.{unlisted}")
     return matches[0]
 
 

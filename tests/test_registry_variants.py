@@ -40,6 +40,8 @@ def test_a_broken_list_lists_none(install: Install) -> None:
     install("zoo_c", "def variants():\n    raise SystemExit")
 
     assert registry.full_name("dataset", "lions") == "lions"
+    with pytest.raises(AvtError, match=r"No dataset is called 'lions'\. .*\. The list of zoo cannot be read: see `avt doctor`"):
+        registry.build("dataset", "lions", {})
 
 
 def test_an_unknown_name_is_compared_with_the_variants_too(install: Install) -> None:
