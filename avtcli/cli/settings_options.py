@@ -50,13 +50,18 @@ def _parameter(name: str, field: "FieldInfo", flag: Flag) -> inspect.Parameter:
     text = f"{field.description}{_default_text(field.default)}"
     more: dict[str, Any] = _bounds(field) if kind in (int, float) and not flag.auto else {}
     if flag.auto:
-        more["parser"] = number_or_auto
+        more["parser"] = _number_or_kept_auto
     more["autocompletion"] = complete_setting(name, plugin=kind is Plugin)
     if kind is bool:
         declared = f"{declared}/--no-{declared.removeprefix('--')}"
     taken: Any = list[str] if flag.repeat else str if kind is Plugin or get_origin(kind) is tuple else kind
     annotation = Annotated[taken | None, option(text, flag.metavar, flag=declared, panel=flag.panel, **more)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _number_or_kept_auto(text: str) -> int | str:
+    number = number_or_auto(text)
+    return "auto" if number is None else number
 
 
 def _bounds(field: "FieldInfo") -> dict[str, float]:

@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any, Final, Literal, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from avtcli.errors import AvtError
 from avtcli.plugin_options import parts_of
 
+Workers = Annotated[int | None, BeforeValidator(lambda value: None if value == "auto" else value)]
+"""A number of processes; none and `auto` leave it to the machine."""
 FEW_IMAGES: Final = 200
 """Measured on fewer images no figure is called the best: few images make most differences."""
 
@@ -25,7 +27,7 @@ class Flag:
         panel: section of the help.
         name: the flag, without dashes, where it is not the field's name.
         metavar: placeholder of the value.
-        auto: `auto` is accepted and means None.
+        auto: `auto` is accepted, and is a value: it replaces that of a recipe or of a resumed run.
         repeat: a tuple is given by repeating the flag; otherwise by one text with commas.
         on_resume: a resumed run may change the setting, and reports it.
     """

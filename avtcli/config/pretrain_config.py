@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from avtcli.config.components import Augment, Flag, Frozen, Model, Optimizer, Plugin, Schedule
+from avtcli.config.components import Augment, Flag, Frozen, Model, Optimizer, Plugin, Schedule, Workers
 from avtcli.plugin_options import absolute_path
 
 
@@ -31,7 +31,7 @@ class PretrainConfig(Frozen):
     """Replace images that cannot be read, do not decode or are smaller than the crop by others, or stop at the first."""
     max_bad_fraction: Annotated[float, Flag("Data", metavar="X", on_resume=True)] = Field(default=0.01, ge=0, le=1)
     """Stop when more than this fraction of the images is skipped; one image may be, unless it is 0."""
-    workers: Annotated[int | None, Flag("Hardware", metavar="N|auto", auto=True, on_resume=True)] = Field(default=None, ge=0)
+    workers: Annotated[Workers, Flag("Hardware", metavar="N|auto", auto=True, on_resume=True)] = Field(default=None, ge=0)
     """Processes that decode images which do not fit in memory. Default: one fewer than the CPUs, at most 8."""
     init_from: Annotated[str | None, Flag("Model", metavar="RUN|FILE")] = None
     """Initial weights: a run, a checkpoint, a safetensors or torch.save file; matched by name and shape. Default: none."""

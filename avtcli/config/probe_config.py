@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from avtcli.config.components import Augment, Flag, Frozen, Optimizer, Plugin, Schedule
+from avtcli.config.components import Augment, Flag, Frozen, Optimizer, Plugin, Schedule, Workers
 from avtcli.plugin_options import absolute_path
 
 Pool = Literal["max", "avg", "none"]
@@ -74,7 +74,7 @@ class ProbeConfig(Frozen):
     """Labelled images, of several data sets if given with commas. Default: those of the run."""
     data_dir: Annotated[str | None, Flag("Data", metavar="DIR")] = None
     """Folder of the data sets. Default: $AVT_DATA, else ./data."""
-    workers: Annotated[int | None, Flag("Hardware", metavar="N|auto", auto=True)] = Field(default=None, ge=0)
+    workers: Annotated[Workers, Flag("Hardware", metavar="N|auto", auto=True)] = Field(default=None, ge=0)
     """Processes that decode images which do not fit in memory. Default: one fewer than the CPUs, at most 8."""
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Flag("Hardware")] = "auto"
     """Compute device; auto takes CUDA, then MPS, then the CPU."""

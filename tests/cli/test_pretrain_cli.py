@@ -207,8 +207,8 @@ def test_a_complete_checkpoint_is_enough_to_go_on(avt, damage: Callable[[Path], 
 
 
 def test_settings_that_change_on_resumption_are_announced_and_kept(avt) -> None:
-    avt(f"pretrain {TINY} --max-steps 1 --out run")
-    result = avt("pretrain --resume run --max-steps 3 --save-every 5")
+    avt(f"pretrain {TINY} --workers 3 --max-steps 1 --out run")
+    result = avt("pretrain --resume run --workers auto --max-steps 3 --save-every 5")
     longer = avt("pretrain --resume run --epochs 60 --max-steps 999 --dry-run")
     for text in (
         "setting changed: epochs is 60, was None",
@@ -219,6 +219,7 @@ def test_settings_that_change_on_resumption_are_announced_and_kept(avt) -> None:
     for text in ("setting changed: max_steps is 3, was 1", "setting changed: save_every is 5.0, was 10.0"):
         assert text in result.stderr
     assert "save_every = 5.0" in Path("run/config.toml").read_text()
+    assert "workers" not in Path("run/config.toml").read_text()
     before = json.loads(Path("run/env.json").read_text())
     for less in (avt("pretrain --resume run --max-steps 2"), avt("pretrain --resume run --max-steps 2 --dry-run")):
         assert less.code == 2

@@ -58,7 +58,7 @@ def run() -> Any:
     [
         ("", {}),
         ("--count 5 --rate 0.5", {"count": 5, "rate": 0.5}),
-        ("--workers auto", {}),
+        ("--workers auto", {"workers": "auto"}),
         ("--workers 0", {"workers": 0}),
         ("--no-augment", {"augmented": False}),
         ("--layer conv1,conv2", {"layers": ("conv1", "conv2")}),
