@@ -12,6 +12,11 @@ def flat_settings(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+def options_of(described: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the options among what a protocol states of a plugin, without its name and description."""
+    return {name: value for name, value in (described or {}).items() if name not in ("name", "description")}
+
+
 def counted(count: float, noun: str) -> str:
     """Write a number of things, as in `1 epoch` and `1.5 epochs`."""
     return f"{value_text(count)} {noun}{'s' * (count != 1)}"

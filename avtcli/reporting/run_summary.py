@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Final, Literal
 
-from avtcli.config.value_text import flat_settings, value_text
+from avtcli.config.value_text import flat_settings, options_of, value_text
 from avtcli.errors import AvtError
 from avtcli.events import Notice, OnEvent
 from avtcli.input_files import TEXT_BYTES, parse_json_object, parse_toml, read_bytes, read_text
@@ -221,7 +221,7 @@ def _chosen_pooling(probes: Mapping[tuple[FigureKey, str], _ProbeFigures]) -> di
 
 
 def _probe_key(protocol: Mapping[str, Any], result: Mapping[str, Any]) -> FigureKey:
-    options = {name: value for name, value in (protocol.get("head") or {}).items() if name not in ("name", "description")}
+    options = options_of(protocol.get("head"))
     sides, calibrated = protocol.get("pool_size") or {}, bool(protocol.get("calibrated"))
     stated = {**protocol, **result, "calibrated": calibrated, "options": options, "pool_size": sides.get(result["layer"])}
     return FigureKey("probe", f"{result['layer']} {result['head']}", _conditions(stated, PROBE_CONDITIONS))

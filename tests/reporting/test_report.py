@@ -300,8 +300,9 @@ def test_a_probe_without_results_leaves_its_section_out() -> None:
 def test_the_best_probe_is_a_mean_over_seeds_of_the_pooling_that_held_out_images_prefer() -> None:
     run = made(Path("a"))
     probed(run, "a", 10.0, 90.0, layer="conv1")
-    probed(run, "b", 70.0, 72.0, val_top1=60.0)
-    probed(run, "c", 95.0, pool="avg", val_top1=59.0)
+    head = {"head": {"name": "knn", "description": "neighbours", "k": [5, 9]}}
+    probed(run, "b", 70.0, 72.0, val_top1=60.0, protocol=head)
+    probed(run, "c", 95.0, pool="avg", val_top1=59.0, protocol=head)
     path = run / "probes" / "b.json"
     content = json.loads(path.read_text())
     write(path, {**content, "baseline": [{**content["results"][0], "top1": top1} for top1 in (30.0, 35.0)]})
@@ -310,7 +311,7 @@ def test_the_best_probe_is_a_mean_over_seeds_of_the_pooling_that_held_out_images
     shown = section(root, "headline").words()
 
     assert "mean corner error 12.0 px guessing: 23.7 px" in shown.replace("\N{NO-BREAK SPACE}", " ")
-    assert "tested on 200 held-out training images" in section(root, "probe_tables").words()
+    assert "tested on 200 held-out training images · k 5, 9 · mean of 2 seeds" in section(root, "probe_tables").words()
     assert "best probe: conv2 knn 71.0 % random weights: 32.5 %" in shown.replace("\N{NO-BREAK SPACE}", " ")
 
 

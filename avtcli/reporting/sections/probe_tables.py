@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from avtcli.config.value_text import options_of, value_text
 from avtcli.errors import AvtError
 from avtcli.reporting.collected_run import CollectedRun
 from avtcli.reporting.sections._blocks import Bar, Bars, Block, Grid, Section, side_by_side
@@ -41,6 +42,9 @@ def _bars(probe: Mapping[str, Any], data: Mapping[str, Any]) -> Bars:
     words = [f"{first['head']}{f' ({recipe})' if recipe else ''}", data["dataset"]]
     words += ["" if first.get("shots") else f"{first['train_images']} labelled images"]
     words += [f"tested on {data['test_images']} {'held-out training' if data['split'] == 'held-out' else 'test'} images"]
+    options = options_of(protocol.get("head"))
+    seeds = len({result["seed"] for result in results})
+    words += [value_text(options) if options else "", f"mean of {seeds} seeds" if seeds > 1 else ""]
     return Bars(" · ".join(filter(None, words)), bars, 100.0, "random weights" if baselines else "", protocol)
 
 
