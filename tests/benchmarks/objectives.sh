@@ -7,7 +7,7 @@
 #
 #     WIDTH=1 IMAGES=60000 EPOCHS=20 JOBS=4 tests/benchmarks/objectives.sh runs/full --batch-size 512 --no-compile
 #
-# What is there already is not done again.
+# On a CPU without bf16 arithmetic give --precision fp32. What is there already is not done again.
 set -euo pipefail
 export FOLDER=$1 WIDTH=${WIDTH:-0.25} IMAGES=${IMAGES:-10000} EPOCHS=${EPOCHS:-8} LAYERS=${LAYERS:-conv1,conv2,conv3,conv4}
 shift
