@@ -51,7 +51,7 @@ def run_of(given: str | Path | None) -> Path | None:
     return path if given is None else Path(LAST) if str(given) == LAST else path_of(find_run(given))
 
 
-def weights_of(given: "str | Path | None") -> Path | None:
+def weights_of(given: str | Path | None) -> Path | None:
     """Return the path of a run by its folder or name, of a checkpoint or a file; none for none."""
     from avtcli.storage.run_folders import find_run
 

@@ -126,9 +126,9 @@ def pretrain(
         if result.loss is not None:
             facts["loss"] = f"{result.loss:.4f}"
         if result.mace_px is not None:
-            guessing = "" if result.constant_mace_px is None else f"; guessing: {result.constant_mace_px:.2f}"
-            if result.constant_mace_px is not None and result.mace_px >= result.constant_mace_px:
-                guessing += ", which more epochs may beat"
+            guessing, constant = "", result.constant_mace_px
+            if constant is not None:
+                guessing = f"; guessing: {constant:.2f}{', which more epochs may beat' if result.mace_px >= constant else ''}"
             facts["mace_px"] = f"{result.mace_px:.2f}  (mean corner error on {result.evaluated_on}{guessing})"
         if any(count for count, _ in skipped):
             facts["skipped"] = ", ".join(f"{count} {what}" for count, what in skipped if count)

@@ -6,7 +6,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +103,11 @@ def _gives_code(exporter: Exporter, encoder: Encoder, x: torch.Tensor, path: Pat
     """Whether what was written gives the code too, where its output is another layer."""
     output, code = encoder.output, encoder.backbone.code_tap
     lines = () if output == code else exporter.load_code_with(path, encoder)
+    if not lines:
+        return False
     encoder.output = code
     try:
-        difference, largest = compare_loaded(encoder, x, path, lines) if lines else (inf, 1.0)
+        difference, largest = compare_loaded(encoder, x, path, lines)
         return difference <= exporter.tolerance * largest
     except RunFailedError:
         return False

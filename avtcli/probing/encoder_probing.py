@@ -74,7 +74,7 @@ def _readers(setup: ProbeSetup, encoder: Encoder, name: str) -> Iterator[tuple[F
 
     cached = [*([read(train)] if plain else []), *(read(train, copy) for copy in range(copies)), read(test)]
     together = _heads_fit_together(setup, train, needed)
-    for wanted in [setup.wanted] if together else [[feature] for feature in setup.wanted]:
+    for wanted in [[*train.shapes]] if together else [[feature] for feature in train.shapes]:
         placed = [{feature: features[feature] for feature in wanted} for features in cached]
         total = sum(own.nbytes for features in placed for own in features.values())
         if storage == CPU and has_room(device, total):

@@ -107,7 +107,6 @@ def start_heads(
             for layer in (m for m in module.modules() if tuned and isinstance(m, nn.Linear)):
                 layer.reset_parameters()
         modules.append(module.to(reader.labels.device))
-    own = [spec.feature for spec in specs]
-    if tuned or not all(isinstance(module, LinearHead) for module in modules):
-        return SeparateHeads(modules, own)
-    return JointLinearHeads([module for module in modules if isinstance(module, LinearHead)], own)
+    own, linear_heads = [spec.feature for spec in specs], [module for module in modules if isinstance(module, LinearHead)]
+    alone = tuned or len(linear_heads) < len(modules)
+    return SeparateHeads(modules, own) if alone else JointLinearHeads(linear_heads, own)

@@ -41,8 +41,8 @@ def read_torch(path: Path) -> Any:
             ) from error
         cause = ": ".join([type(error).__name__, *str(error).split(". ")[0].splitlines()[:1]])
         raise AvtError(
-            f"{path} is not a checkpoint that torch.save wrote, or is incomplete ({cause}). Give "
-            "one, a file of safetensors, or download it again."
+            f"{path} is not a checkpoint that torch.save wrote, or is incomplete ({cause}). "
+            "Give one, a file of safetensors, or download it again."
         ) from error
 
 
